@@ -1,0 +1,37 @@
+# `make help` lists the targets. PYTHON chooses the interpreter that .venv is made with.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+
+venv: $(STAMP)  ## build .venv, or bring it up to date when pyproject.toml has changed
+
+demo: $(STAMP)  ## run the whole pipeline on the embedded demo set, into runs/demo
+	$(BIN)/tagseg demo --out runs/demo
+
+test: $(STAMP)  ## check format, lint and types, then run the tests (PYTEST_ARGS="-m 'not slow'" for a quick run)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+clean:  ## delete .venv, builds and caches (run folders stay)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv installs in seconds what takes pip minutes. torch comes as the registry has it, with the torchvision of its build.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "tagseg needs Python 3.11 or newer; PYTHON=$(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python -e ".[dev]"
+	@touch $(STAMP)

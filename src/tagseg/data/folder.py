@@ -1,0 +1,276 @@
+"""Reader for folders of images with a tag file (tags.csv, metadata.csv, metadata.jsonl), or one folder per class."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
+from tagseg.data.records import DataError, Dataset, Sample
+from tagseg.settings import DataSettings
+
+TAG_FILES = ("tags.csv", "metadata.csv", "metadata.jsonl")
+"""Tag files that are recognised, the preferred one first."""
+
+SPLITS = {"": "train", "train": "train", "val": "val", "validation": "val", "test": "test"}
+"""Names of splits, as sub-folders and in the split column."""
+
+_IMAGE_COLUMNS = ("image", "file", "file_name", "filename")
+_TAG_COLUMNS = ("tags", "tag", "labels", "label", "classes", "class")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a tag file: `where` names file and row; `tags` is a cell to split, or a list that needs no splitting."""
+
+    where: str
+    image: str
+    tags: str | tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    where: str
+    image: Path
+    tags: tuple[str, ...]
+    split: str
+
+
+def read_folder(root: Path, settings: DataSettings) -> Dataset:
+    """Read a folder with a tag file, or with one sub-folder per class.
+
+    Classes are those of `classes.txt` in its order, else the sorted names.
+
+    Raises:
+        DataError: naming file and row: a missing image, one listed twice or outside the folder, empty or unknown tags.
+    """
+    files = tag_files(root)
+    entries, notes = _listed(root, files) if files else _foldered(root, settings)
+    tests = sum(entry.split == "test" for entry in entries)
+    if tests:
+        notes = [*notes, f"{tests} images of the test split are left out"]
+        entries = [entry for entry in entries if entry.split != "test"]
+    listed = _class_list(root / "classes.txt")
+    classes = listed or tuple(sorted({tag for entry in entries for tag in entry.tags}))
+    numbers = {name: number for number, name in enumerate(classes, start=1)}
+    samples = []
+    for entry in entries:
+        unknown = [tag for tag in entry.tags if tag not in numbers]
+        if unknown:
+            expected = ", ".join(classes)
+            raise DataError(f"{entry.where}: unknown tag {unknown[0]!r}, expected one of classes.txt: {expected}")
+        tags = tuple(sorted(numbers[tag] for tag in entry.tags))
+        samples.append(Sample(_id(root, entry.image), entry.image, tags, "val" if entry.split == "val" else "train"))
+    return Dataset(root, "folder", classes, attach(samples, root, settings), notes=tuple(notes))
+
+
+def tag_files(root: Path) -> list[tuple[Path, str]]:
+    """Return the tag files of a data folder with their split: one at the root, else one per split's sub-folder."""
+    for folders in ([""], [name for name in SPLITS if name]):
+        paths = [[root / folder / name for name in TAG_FILES] for folder in folders]
+        found = [next((path for path in group if path.is_file()), None) for group in paths]
+        files = [(path, SPLITS[folder]) for path, folder in zip(found, folders, strict=True) if path is not None]
+        if files:
+            return files
+    return []
+
+
+def class_folders(root: Path, settings: DataSettings) -> list[tuple[Path, str]]:
+    """Return the class folders of a data folder with their split (also below train, val and test folders)."""
+    extra = [companion(root, settings.masks, "masks", "data.masks")]
+    extra.append(companion(root, settings.saliency, "saliency", "data.saliency"))
+
+    def below(folder: Path) -> list[Path]:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and path not in extra)
+
+    folders = below(root)
+    if [folder.name for folder in folders] == ["images"]:
+        folders = below(folders[0])
+    # A class may be called train: only where all folders are named like splits are they splits.
+    if folders and all(folder.name.lower() in SPLITS for folder in folders):
+        return [(inner, SPLITS[folder.name.lower()]) for folder in folders for inner in below(folder)]
+    return [(folder, "train") for folder in folders]
+
+
+def read_rows(file: Path, split: str = "train") -> list[Row]:
+    """Read a tag file (.csv or .jsonl, UTF-8); `split` is the split of rows that name none.
+
+    Raises:
+        DataError: naming file and row, when the file is not readable or has no columns for image and tags.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error
+    rows = []
+    for number, cells in _json_cells(file, text) if file.suffix == ".jsonl" else _csv_cells(file, text):
+        where = f"{file}, row {number}"
+        named = str(cells.get("split") or "").strip().lower()
+        if named not in SPLITS:
+            raise DataError(f"{where}: split {named!r}, expected train, val, validation or test")
+        tags = next((cells[column] for column in _TAG_COLUMNS if column in cells), None)
+        if not isinstance(tags, list):
+            tags = "" if tags is None else str(tags)
+        else:
+            tags = tuple(dict.fromkeys(name for name in (str(tag).strip() for tag in tags) if name))
+        image = next(str(cells[column]) for column in _IMAGE_COLUMNS if column in cells)
+        rows.append(Row(where, image.strip(), tags, SPLITS[named] if named else split))
+    return rows
+
+
+def split_rows(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    """Return the tags of each row; spaces separate only when no cell of all rows holds a comma, semicolon or bar."""
+    rows = list(rows)
+    spaces = not any(re.search("[,;|]", row.tags) for row in rows if isinstance(row.tags, str))
+    return [split_tags(row.tags, spaces) if isinstance(row.tags, str) else row.tags for row in rows]
+
+
+def split_tags(cell: str, spaces: bool) -> tuple[str, ...]:
+    """Split a cell at commas, semicolons and bars, or at `spaces`; each tag comes once, in its first place."""
+    parts = cell.split() if spaces else re.split("[,;|]", cell)
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def companion(root: Path, given: str, default: str, flag: str) -> Path | None:
+    """Return the folder of masks or saliency maps: `given` (below `root` or as it is), else `default` where it exists.
+
+    Raises:
+        DataError: when `given` does not exist.
+    """
+    if not given:
+        return root / default if default and (root / default).is_dir() else None
+    for folder in (root / given, Path(given)):
+        if folder.is_dir():
+            return folder
+    raise DataError(f"setting {flag}: {given!r} is no folder, expected one below {root} or a path to one")
+
+
+def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks: str = "masks") -> tuple[Sample, ...]:
+    """Return the samples with their masks and saliency maps, found by path or, where it is unique, by name alone.
+
+    `masks` is the folder of masks where the settings name none ("": no folder).
+
+    Raises:
+        DataError: when a folder that the settings name does not exist.
+    """
+    mask_folder = companion(root, settings.masks, masks, "data.masks")
+    saliency_folder = companion(root, settings.saliency, "saliency", "data.saliency")
+    stems = Counter(PurePosixPath(sample.id).name for sample in samples)
+
+    def find(folder: Path | None, sample: Sample, suffixes: tuple[str, ...]) -> Path | None:
+        if folder is None:
+            return None
+        stem = PurePosixPath(sample.id).name
+        below = sample.image.relative_to(root).with_suffix("").as_posix()
+        names = (sample.id, below, stem) if stems[stem] == 1 else (sample.id, below)
+        paths = (folder / f"{name}{suffix}" for name in names for suffix in suffixes)
+        return next((path for path in paths if path.is_file()), None)
+
+    return tuple(
+        dataclasses.replace(
+            sample,
+            mask=find(mask_folder, sample, (".png",)) or sample.mask,
+            saliency=find(saliency_folder, sample, (".png", ".jpg", ".jpeg")),
+        )
+        for sample in samples
+    )
+
+
+def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[_Entry], list[str]]:
+    rows = [(row, file.parent) for file, split in files for row in read_rows(file, split)]
+    entries: list[_Entry] = []
+    first: dict[Path, str] = {}
+    for (row, folder), tags in zip(rows, split_rows(row for row, _ in rows), strict=True):
+        if row.split == "test":
+            # Test images need not be there, and need no tags.
+            entries.append(_Entry(row.where, root / row.image, (), "test"))
+            continue
+        image = find_image(root, (folder, folder / "images"), row.image, row.where)
+        if image in first:
+            raise DataError(f"{row.where}: image {row.image!r} is listed a second time, the first was {first[image]}")
+        first[image] = row.where
+        if not tags and row.split == "train":
+            raise DataError(f"{row.where}: image {row.image!r} has no tags, expected at least one")
+        entries.append(_Entry(row.where, image, tags, row.split))
+    return entries, []
+
+
+def _foldered(root: Path, settings: DataSettings) -> tuple[list[_Entry], list[str]]:
+    entries, notes = [], []
+    for folder, split in class_folders(root, settings):
+        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        if not images:
+            notes.append(f"folder {folder.relative_to(root).as_posix()} holds no images and is left out")
+        for image in images:
+            entries.append(_Entry(f"folder {folder}", inside(root, image, f"folder {folder}"), (folder.name,), split))
+    return entries, notes
+
+
+def _class_list(file: Path) -> tuple[str, ...]:
+    if not file.is_file():
+        return ()
+    try:
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error
+    names: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name in names:
+            raise DataError(f"{file}, row {number}: class {name!r} is there a second time")
+        if name:
+            names.append(name)
+    return tuple(names)
+
+
+def _id(root: Path, image: Path) -> str:
+    below = image.relative_to(root).with_suffix("")
+    return PurePosixPath(*(below.parts[1:] if below.parts[0] == "images" else below.parts)).as_posix()
+
+
+def _csv_cells(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
+    delimiter = next((sign for sign in ",;\t" if sign in text.split("\n", 1)[0]), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        _require_columns(header, f"{file}, row 1", "columns")
+        tags = next(header.index(column) for column in _TAG_COLUMNS if column in header)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) > len(header):
+                if tags != len(header) - 1:
+                    where = f"{file}, row {reader.line_num}"
+                    raise DataError(f"{where}: {len(cells)} cells, expected {len(header)}; put quotes around tags")
+                cells = [*cells[:tags], delimiter.join(cells[tags:])]
+            yield reader.line_num, dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{file}, row {reader.line_num}: no valid CSV ({error})") from error
+
+
+def _json_cells(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}, row {number}: no valid JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{file}, row {number}: got {line[:40]!r}, expected a JSON object")
+        cells = {key.lower(): value for key, value in record.items()}
+        _require_columns(cells, f"{file}, row {number}", "keys")
+        yield number, cells
+
+
+def _require_columns(names: Iterable[str], where: str, kind: str) -> None:
+    names = list(names)
+    for wanted in (_IMAGE_COLUMNS, _TAG_COLUMNS):
+        if not any(column in names for column in wanted):
+            raise DataError(f"{where}: got {kind} {', '.join(names) or 'none'}, expected one of {', '.join(wanted)}")

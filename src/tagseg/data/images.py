@@ -1,0 +1,269 @@
+"""Reading image and mask files: every odd kind of image comes in as RGB, every broken one with a clear message."""
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num, UInt8
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco_rle
+
+from tagseg.data.records import VOID, CocoMask, DataError, Dataset, Sample
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+"""Suffixes of files that are taken for images, in lower case."""
+
+# Named one by one, because Pillow also knows formats that start other programs (EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+
+# What Pillow raises, format by format, on files that are damaged.
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+
+_MAX_MEGAPIXELS = 120.0
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> Image.Image:
+    """Return an image as RGB, turned as its EXIF orientation says, transparent parts on white, 16 bits scaled to 8.
+
+    Raises:
+        DataError: when the file is missing, no image, damaged, or larger than `max_megapixels` (refused undecoded).
+    """
+    try:
+        with _open(path, max_megapixels) as image:
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
+            return _rgb(upright)
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path}: damaged image ({error})") from error
+
+
+def image_size(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> tuple[int, int]:
+    """Decode an image as cheaply as its format allows and return its (height, width) after EXIF orientation, in pixels.
+
+    Raises:
+        DataError: as for `read_image`.
+    """
+    try:
+        with _open(path, max_megapixels) as image:
+            width, height = image.size
+            # The decoder still reads every byte of a JPEG, but computes an eighth of the side.
+            image.draft("L", (width // 8, height // 8))
+            image.load()
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path}: damaged image ({error})") from error
+
+
+def read_mask_file(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
+    """Return the palette indices or grey values of a mask PNG as they are.
+
+    Raises:
+        DataError: when the file is missing, no PNG, damaged, in colour, 16-bit, or not of `size` (height, width).
+    """
+    try:
+        with _open(path, _MAX_MEGAPIXELS if size is None else float("inf"), formats=("PNG",)) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise DataError(
+                    f"{path}: a mask of mode {image.mode}, expected class ids as a palette or 8-bit grey PNG"
+                )
+            if size is not None:
+                _same_size(path, (image.height, image.width), size)
+            return np.array(image).astype(np.uint8)
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path}: damaged mask ({error})") from error
+
+
+def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
+    """Return a sample's true mask in class ids: 0 background, 255 void, 1..C.
+
+    COCO objects are painted large before small; crowds are void where no object lies. `size` is the image's (height,
+    width) in pixels.
+
+    Raises:
+        DataError: when the mask cannot be read, holds ids that are no class, or is not of `size`.
+    """
+    assert sample.mask is not None, f"{sample.id} has no mask"
+    if isinstance(sample.mask, CocoMask):
+        if size is not None:
+            _same_size(sample.image, (sample.mask.height, sample.mask.width), size)
+        return _draw(sample.mask, sample.image)
+    values = read_mask_file(sample.mask, size)
+    ids = dataset.mask_ids if dataset.mask_ids is not None else {i: i for i in range(1, len(dataset.classes) + 1)}
+    known = {**ids, 0: 0, VOID: VOID}
+    unknown = [int(value) for value in np.unique(values) if int(value) not in known]
+    if unknown:
+        raise DataError(
+            f"{sample.mask}: unknown ids {', '.join(map(str, unknown))} in the mask, expected 0, 255 or "
+            + ", ".join(f"{value} ({dataset.classes[ids[value] - 1]})" for value in sorted(ids)[:30])
+        )
+    table = np.zeros(256, np.uint8)
+    table[list(known)] = list(known.values())
+    mask: UInt8[np.ndarray, "h w"] = table[values]
+    return mask
+
+
+def find_image(root: Path, folders: Sequence[Path], name: str, where: str) -> Path:
+    """Return the image `name` (its suffix may be left out) from the first of `folders` that has it.
+
+    Raises:
+        DataError: starting with `where`, when there is no such file or it lies outside `root`, by `..` or by a link.
+    """
+    name = name.replace("\\", "/")
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or PureWindowsPath(name).drive or ".." in pure.parts:
+        raise DataError(f"{where}: image {name!r} leaves the data folder, expected a path below it")
+    suffixes = [""] if pure.suffix.lower() in IMAGE_SUFFIXES else ["", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)]
+    for folder in folders:
+        for suffix in suffixes:
+            path = folder / f"{name}{suffix}"
+            # os.path, unlike Path, answers False for names that no file can have.
+            if os.path.isfile(path):
+                return inside(root, path, where)
+    looked = " and ".join(str(folder) for folder in folders)
+    raise DataError(f"{where}: image {name!r} is missing, expected a file in {looked}")
+
+
+def inside(root: Path, path: Path, where: str) -> Path:
+    """Return `path`, or raise DataError when it lies outside `root` once links are followed."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{where}: {path} is a link that leaves the data folder, expected a file below {root}")
+    return path
+
+
+def _open(path: Path, max_megapixels: float, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+    """Open an image and read its header only."""
+    try:
+        image = Image.open(path, formats=formats)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: not an image, expected {', '.join(formats)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: too large ({error}), expected at most {max_megapixels:g} megapixels") from error
+    megapixels = image.width * image.height / 1e6
+    if megapixels > max_megapixels:
+        image.close()
+        raise DataError(
+            f"{path}: too large, {image.width} x {image.height} pixels are {megapixels:.3g} megapixels, expected "
+            f"at most {max_megapixels:g} (setting data.max-megapixels)"
+        )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8 of a decoded image (formats that turn themselves have dropped it by then)."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DAMAGE:  # a damaged EXIF block is no reason to lose the picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Scale grey values to 0..255: from the range of their type where they fit one, else from their own range."""
+    grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(grey.min()), float(grey.max())
+    if values.dtype.kind == "f" and low >= 0 and high <= 255:
+        top = 1.0 if high <= 1 else 255.0
+    elif low >= 0 and high <= 65535:
+        top = 65535.0
+    else:
+        grey, top = grey - low, high - low or 1.0
+    return np.rint(grey * 255.0 / top).astype(np.uint8)
+
+
+def _same_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -> None:
+    if mask != image:
+        raise DataError(
+            f"{path}: mask of another size, {mask[1]} x {mask[0]} pixels, expected the image's {image[1]} x {image[0]}"
+        )
+
+
+def _draw(mask: CocoMask, image: Path) -> UInt8[np.ndarray, "h w"]:
+    drawn = np.zeros((mask.height, mask.width), np.uint8)
+    objects = []
+    for class_id, segmentation, crowd in mask.segments:
+        try:
+            pixels = _pixels(segmentation, mask.height, mask.width)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+            raise DataError(f"{image}: a segmentation of its COCO annotations cannot be drawn ({error})") from error
+        if crowd:
+            drawn[pixels] = VOID
+        else:
+            objects.append((int(pixels.sum()), class_id, pixels))
+    for _, class_id, pixels in sorted(objects, key=lambda drawn_object: -drawn_object[0]):
+        drawn[pixels] = class_id
+    return drawn
+
+
+def _pixels(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Pixels (bool, h w) of one COCO segmentation: polygons, or a run-length code, plain or compressed."""
+    if isinstance(segmentation, list):
+        # pycocotools takes four numbers for a box; as a polygon they enclose nothing.
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if any(len(polygon) % 2 for polygon in polygons):
+            raise ValueError("a polygon with an odd number of coordinates")
+        if not polygons:
+            return np.zeros((height, width), bool)
+        code = coco_rle.merge(coco_rle.frPyObjects(polygons, height, width))
+    else:
+        if list(segmentation["size"]) != [height, width]:
+            raise ValueError(f"run-length code of size {segmentation['size']}, expected {[height, width]}")
+        counts = segmentation["counts"]
+        counts = counts if isinstance(counts, list) else _run_lengths(counts)
+        # pycocotools writes past the end, or leaves pixels unset, when they do not add up.
+        if any(count < 0 for count in counts) or sum(counts) != height * width:
+            raise ValueError(f"run lengths that do not add up to {height} x {width} pixels")
+        code = coco_rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return np.asarray(coco_rle.decode(code)).astype(bool)
+
+
+def _run_lengths(code: str) -> list[int]:
+    """Run lengths of COCO's compressed code: groups of five bits, lowest first; from the fourth on, differences."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in code:
+        bits = ord(letter) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            value -= (1 << shift) if bits & 0x10 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("a compressed run-length code that breaks off")
+    return counts

@@ -1,0 +1,131 @@
+"""Torch data sets over samples: decode, augment, collate. Randomness depends on (seed, epoch, image) alone, not on workers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from tagseg.data.images import read_image, read_mask_file
+from tagseg.data.records import VOID, Sample
+
+
+class TagImages(Dataset[tuple[Tensor, Tensor]]):
+    """Randomly cropped images with their tags: RGB `3 crop crop` in 0..1 and multi-hot tags `c`."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        classes: int,
+        crop: int,
+        scale: tuple[float, float],
+        jitter: float,
+        max_megapixels: float,
+        seed: int,
+    ) -> None:
+        self.samples, self.classes, self.max_megapixels, self.seed = samples, classes, max_megapixels, seed
+        self.augment = v2.Compose(
+            [v2.RandomResizedCrop(crop, scale=scale, antialias=True), v2.RandomHorizontalFlip(), *colour_jitter(jitter)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 crop crop"], Float[Tensor, "c"]]:
+        sample = self.samples[index]
+        image = read_image(sample.image, self.max_megapixels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + index)
+            image = self.augment(image)
+        tags = torch.zeros(self.classes)
+        tags[[tag - 1 for tag in sample.tags]] = 1
+        return to_tensor(image), tags
+
+
+class Shuffled(Sampler[int]):
+    """A permutation drawn from a seed; a last batch of a single image is left out by `loader`."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.order = torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self.order)
+
+
+def loader(data: Dataset[tuple[Tensor, Tensor]], batch: int, workers: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a shuffled loader of one epoch; the last batch is dropped when it holds a single image (batch norm)."""
+    length = len(data)  # type: ignore[arg-type]
+    return DataLoader(
+        data,
+        batch_size=batch,
+        sampler=Shuffled(length, seed),
+        num_workers=workers,
+        drop_last=length > batch and length % batch == 1,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def colour_jitter(strength: float) -> list[v2.Transform]:
+    """Return the random change of brightness, contrast and saturation, or nothing at strength 0."""
+    return [v2.ColorJitter(strength, strength, strength)] if strength else []
+
+
+def to_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    """Return an RGB picture as floats in 0..1."""
+    return to_bytes(image).float().div_(255)
+
+
+def to_bytes(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """Return an RGB picture as bytes."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch: what is random in it does not depend on the epochs before, so it can be resumed."""
+    return (seed * 9_176_471 + epoch * 7_919 + 12_345) % (2**31)
+
+
+class MaskImages(Dataset[tuple[Tensor, Tensor]]):
+    """Randomly scaled and cropped images with their masks: RGB `3 crop crop` in 0..1 and ids `crop crop` (255 void)."""
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path]],
+        crop: int,
+        scale: tuple[float, float],
+        max_side: int,
+        jitter: float,
+        max_megapixels: float,
+        seed: int,
+    ) -> None:
+        self.pairs, self.scale, self.max_side = pairs, scale, max_side
+        self.max_megapixels, self.seed = max_megapixels, seed
+        fill = {tv_tensors.Image: 127, tv_tensors.Mask: VOID}
+        self.augment = v2.Compose(
+            [v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip(), *colour_jitter(jitter)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 crop crop"], Int64[Tensor, "crop crop"]]:
+        image_file, mask_file = self.pairs[index]
+        image, mask = read_image(image_file, self.max_megapixels), Image.fromarray(read_mask_file(mask_file))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + index)
+            factor = torch.empty(1).uniform_(*self.scale).item() * min(1.0, self.max_side / max(image.size))
+            size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
+            picture = tv_tensors.Image(to_bytes(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)))
+            labels = tv_tensors.Mask(torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))))
+            picture, labels = self.augment(picture, labels)
+        return picture.as_subclass(Tensor).float().div_(255), labels.as_subclass(Tensor).long()

@@ -1,0 +1,95 @@
+"""One door to every layout: recognise the data folder, read it, and check what holds for all layouts."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tagseg.data.coco import instance_files, read_coco
+from tagseg.data.folder import class_folders, read_folder, tag_files
+from tagseg.data.records import MAX_CLASSES, DataError, Dataset, Sample
+from tagseg.data.voc import read_voc, voc_root
+from tagseg.settings import DataSettings
+
+
+def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
+    """Read a data folder of any layout; ids of images that differ in suffix alone keep the suffix.
+
+    Raises:
+        DataError: when no layout fits, a row or file is wrong, a class has too few images, or classes are too many.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder, expected the data folder")
+    root = root.resolve()
+    layout = recognise(root, settings) if settings.layout == "auto" else settings.layout
+    readers: dict[str, Callable[[Path, DataSettings], Dataset]] = {
+        "folder": read_folder,
+        "voc": read_voc,
+        "coco": read_coco,
+    }
+    dataset = readers[layout](root, settings)
+    if not dataset.split("train"):
+        raise DataError(f"{root}: no images for training at all (read as layout {layout})")
+    if len(dataset.classes) > MAX_CLASSES:
+        raise DataError(f"{root}: {len(dataset.classes)} classes, expected at most {MAX_CLASSES}")
+    paths = Counter(sample.image for sample in dataset.samples)
+    twice = next((path for path, times in paths.items() if times > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{root}: image {twice} is listed more than once, expected once in train and validation together"
+        )
+    check_counts(dataset, settings)
+    return dataclasses.replace(dataset, samples=_with_unique_ids(dataset))
+
+
+def recognise(root: Path, settings: DataSettings) -> str:
+    """Return the layout of a data folder: voc, coco or folder.
+
+    Raises:
+        DataError: saying what was looked for, when nothing fits.
+    """
+    if voc_root(root) is not None:
+        return "voc"
+    if any((root / "annotations").glob("instances_*.json")):
+        return "coco"
+    if tag_files(root):
+        return "folder"
+    if any(instance_files(root)):
+        return "coco"
+    if class_folders(root, settings):
+        return "folder"
+    raise DataError(
+        f"{root}: no images in a layout that is known; looked for tags.csv, metadata.csv or metadata.jsonl (also in "
+        "train/ and val/), one folder per class, JPEGImages and ImageSets (VOC), annotations/instances_train*.json or "
+        "a single JSON file (COCO)"
+    )
+
+
+def check_counts(dataset: Dataset, settings: DataSettings) -> None:
+    """Raise DataError naming every class that has fewer training images than `settings.min_images`."""
+    counts = Counter(tag for sample in dataset.split("train") for tag in sample.tags)
+    numbered = enumerate(dataset.classes, start=1)
+    few = [f"{name} has {counts[number]}" for number, name in numbered if counts[number] < settings.min_images]
+    if few:
+        raise DataError(
+            f"{dataset.root}: too few training images: {', '.join(few)}, "
+            f"expected at least {settings.min_images} of each class (setting data.min-images)"
+        )
+
+
+def _with_unique_ids(dataset: Dataset) -> tuple[Sample, ...]:
+    """Where ids are equal, add the suffix; where that is not enough, take the path below the data folder."""
+    samples = dataset.samples
+    renames: tuple[Callable[[Sample], str], ...] = (
+        lambda sample: sample.id + sample.image.suffix,
+        lambda sample: sample.image.relative_to(dataset.root).as_posix(),
+    )
+    for rename in renames:
+        times = Counter(sample.id for sample in samples)
+        if len(times) == len(samples):
+            break
+        samples = tuple(
+            dataclasses.replace(sample, id=rename(sample)) if times[sample.id] > 1 else sample for sample in samples
+        )
+    return samples

@@ -1,0 +1,34 @@
+"""The colours of masks: Pascal VOC's colour map, shared by mask files, pictures and the report."""
+
+from tagseg.data.records import VOID
+
+VOID_COLOUR = (224, 224, 192)
+"""Colour of unsure pixels, as in Pascal VOC's own mask files."""
+
+
+def class_colours(n: int) -> list[tuple[int, int, int]]:
+    """Return the RGB colours (0..255) of ids 0 to `n`: entry `i` is class id `i`, entry 0 the background.
+
+    Pascal VOC's rule: the bits of an id are dealt to red, green and blue in turn, lowest first, and fill each channel
+    from its highest bit down, so that small ids differ most.
+
+    Raises:
+        ValueError: when `n` is not from 0 to 255.
+    """
+    if not 0 <= n <= 255:
+        raise ValueError(f"class colours: got {n} as the last id, expected 0 to 255")
+    return [_colour(index) for index in range(n + 1)]
+
+
+def png_palette() -> list[int]:
+    """Return a palette for PNG masks: 256 colours as 768 numbers (0..255), id 255 (unsure) in `VOID_COLOUR`."""
+    colours = class_colours(255)
+    colours[VOID] = VOID_COLOUR
+    return [channel for colour in colours for channel in colour]
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    channels = [0, 0, 0]
+    for bit in range(8):
+        channels[bit % 3] |= ((index >> bit) & 1) << (7 - bit // 3)
+    return channels[0], channels[1], channels[2]

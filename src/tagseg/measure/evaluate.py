@@ -1,0 +1,128 @@
+"""Scoring a run where true masks exist: pseudo-masks on training images, the segmenter on validation images."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from tagseg.data.images import load_mask, read_image, read_mask_file
+from tagseg.data.prepare import Prepared
+from tagseg.data.records import VOID, Sample
+from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.measure.iou import confusion, iou
+from tagseg.progress import Track, silent
+from tagseg.run import Run, write_atomically
+from tagseg.segment.predict import load_predictor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Pooled mIoU (background included, void left out) over `images` images of a split; `iou[i]` of class id i, None for a
+    class in neither truth nor masks. `unsure_share` is the share of pixels that pseudo-masks leave void: they are scored
+    by their likelier label all the same."""
+
+    miou: float
+    iou: tuple[float | None, ...]
+    images: int
+    split: str
+    unsure_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's figures; None where no true masks exist."""
+
+    classes: tuple[str, ...]
+    pseudo_masks: Scores | None
+    segmenter: Scores | None
+
+    def table(self) -> str:
+        """Return the figures as a Markdown table, in per cent."""
+        columns = [("pseudo-masks", self.pseudo_masks), ("segmenter", self.segmenter)]
+        shown = [(f"{name} ({scores.images} {scores.split} images)", scores) for name, scores in columns if scores]
+        if not shown:
+            return "No true masks in the data set: nothing to score.\n"
+        rows = [
+            "| class | " + " | ".join(name for name, _ in shown) + " |",
+            "|---|" + "---:|" * len(shown),
+            "| **mean IoU** | " + " | ".join(f"**{100 * scores.miou:.1f}**" for _, scores in shown) + " |",
+        ]
+        for i, name in enumerate(self.classes):
+            cells = [scores.iou[i] for _, scores in shown]
+            safe = name.replace("|", "\\|")
+            rows.append(f"| {safe} | " + " | ".join("-" if c is None else f"{100 * c:.1f}" for c in cells) + " |")
+        return "\n".join(rows) + "\n"
+
+
+def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
+    """Score pseudo-masks and segmenter, and predict the validation images and some training images for the report.
+
+    Writes predictions/, evaluation.json and evaluation.md.
+
+    Raises:
+        DataError: when a true mask has another size than its image, or unknown ids.
+    """
+    dataset = prepared.dataset
+    predictor = load_predictor(run, run.settings().device)
+    classes = ("background", *dataset.classes)
+    scored = [sample for sample in dataset.split("train") if sample.mask is not None and sample.scored]
+    validation = [sample for sample in dataset.split("val") if sample.mask is not None and sample.scored]
+    wanted = [*validation, *examples(dataset.split("train"), run.settings().report.examples)]
+    write_classes(run.predictions, dataset.classes)
+    for sample in track(wanted, "predict", len(wanted)):
+        target = mask_file(run.predictions, sample.id)
+        if not target.exists():
+            image = read_image(sample.image, run.settings().data.max_megapixels)
+            write_mask(target, predictor(image))
+    pseudo = _score(prepared, scored, "train", run.decided_masks, track)
+    if pseudo:
+        void = [(read_mask_file(mask_file(run.masks, sample.id)) == VOID).mean() for sample in scored]
+        pseudo = dataclasses.replace(pseudo, unsure_share=float(np.mean(void)))
+    result = Evaluation(classes, pseudo, _score(prepared, validation, "val", run.predictions, track))
+    write_atomically(run.evaluation_file, json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False))
+    write_atomically(run.evaluation_file.with_suffix(".md"), result.table())
+    return result
+
+
+def examples(samples: tuple[Sample, ...], count: int) -> list[Sample]:
+    """Choose up to `count` samples evenly spaced over the list, those with a scored mask before others: no cherry-picking."""
+    pool = [sample for sample in samples if sample.mask is not None and sample.scored] or list(samples)
+    places = np.linspace(0, len(pool) - 1, min(count, len(pool))).round().astype(int) if pool else []
+    return [pool[i] for i in places]
+
+
+def read_evaluation(run: Run) -> Evaluation:
+    """Return a run's figures.
+
+    Raises:
+        RunError: when the run has not been evaluated.
+    """
+    run.require("evaluate")
+    values = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
+    pseudo, segmenter = (
+        Scores(**{**part, "iou": tuple(part["iou"])}) if part else None
+        for part in (values["pseudo_masks"], values["segmenter"])
+    )
+    return Evaluation(tuple(values["classes"]), pseudo, segmenter)
+
+
+def _score(prepared: Prepared, samples: list[Sample], split: str, folder: Path, track: Track) -> Scores | None:
+    if not samples:
+        return None
+    ids = len(prepared.dataset.classes) + 1
+    matrix = np.zeros((ids, ids), np.int64)
+    for truth, predicted in track(_pairs(prepared, samples, folder), f"score {split}", len(samples)):
+        matrix += confusion(truth, predicted, ids)
+    result = iou(matrix)
+    return Scores(result.miou, result.iou, len(samples), split)
+
+
+def _pairs(
+    prepared: Prepared, samples: list[Sample], folder: Path
+) -> Iterable[tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]]:
+    for sample in samples:
+        yield load_mask(sample, prepared.dataset, prepared.sizes[sample.id]), read_mask_file(mask_file(folder, sample.id))

@@ -1,0 +1,91 @@
+"""What both trainings share: the device, the optimiser, the learning rate's schedule, and epochs that can be resumed."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tagseg.checkpoint import load_tensors, optimizer_tensors, restore, restore_optimizer, save_tensors, select
+from tagseg.run import RunError
+
+log = logging.getLogger(__name__)
+
+History = list[dict[str, float]]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: when torch does not know the name or the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from error
+    return device
+
+
+def build_optimizer(
+    pretrained: Iterable[nn.Parameter], new: Iterable[nn.Parameter], lr: float, head_lr: float, weight_decay: float
+) -> torch.optim.SGD:
+    """Return SGD with Nesterov momentum 0.9; new layers learn `head_lr` times faster, biases and norms do not decay."""
+    groups = []
+    for parameters, factor in ((pretrained, 1.0), (new, head_lr)):
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
+        groups.append({"params": [p for p in learning if p.dim() > 1], "factor": factor, "weight_decay": weight_decay})
+        groups.append({"params": [p for p in learning if p.dim() <= 1], "factor": factor, "weight_decay": 0.0})
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=0.9, nesterov=True)
+
+
+def poly(progress: float) -> float:
+    """Return the learning rate's factor at `progress` 0..1 through the training: (1 - progress) ^ 0.9."""
+    return float((1 - progress) ** 0.9)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate to `lr` times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
+
+
+def epochs(
+    folder: Path,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    total: int,
+    one_epoch: Callable[[int], dict[str, float]],
+) -> History:
+    """Run epochs 1 to `total`, saving the state after each; continue behind the last finished one if there is a state.
+
+    `one_epoch(epoch)` trains and returns figures for the history, `loss` among them.
+
+    Raises:
+        RunError: when the saved state is damaged, or the loss stops being a number.
+    """
+    file = folder / "checkpoint.safetensors"
+    history: History = []
+    if file.exists():
+        tensors, about = load_tensors(file)
+        for name, module in modules.items():
+            restore(module, select(tensors, name), file)
+        restore_optimizer(optimizer, tensors)
+        history = about["history"]
+        log.info("continuing behind epoch %d of %d", len(history), total)
+    for epoch in range(len(history) + 1, total + 1):
+        started = time.monotonic()
+        figures = one_epoch(epoch)
+        if not math.isfinite(figures["loss"]):
+            raise RunError(f"{folder}: the loss became {figures['loss']} in epoch {epoch}; lower the learning rate (lr)")
+        history.append({"epoch": epoch, **figures, "seconds": round(time.monotonic() - started, 1)})
+        log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
+        tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+        save_tensors(file, tensors | optimizer_tensors(optimizer), {"history": history})
+    return history

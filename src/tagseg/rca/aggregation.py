@@ -1,0 +1,30 @@
+"""Regional semantic aggregation: every cell gathers context from the prototypes of all classes (RCA, eqs. 6 and 7)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def attend(
+    features: Float[Tensor, "b d h w"],
+    prototypes: Float[Tensor, "e k d"],
+    exists: Bool[Tensor, "e k"],
+    temperature: float,
+) -> Float[Tensor, "b e k h w"]:
+    """Return each cell's attention to the prototypes: `S = softmax_over_prototypes(F Q^T / t)` (RCA, eq. 6).
+
+    Cells and prototypes are compared by cosine. Prototypes that do not exist get nothing; if none does, all is zero.
+    """
+    e, k, _ = prototypes.shape
+    queries, keys = F.normalize(features.float(), dim=1), F.normalize(prototypes.flatten(0, 1), dim=1)
+    scores = torch.einsum("bdhw,md->bmhw", queries, keys) / temperature
+    scores = scores.masked_fill(~exists.flatten()[None, :, None, None], torch.finfo(scores.dtype).min)
+    return (scores.softmax(1) * exists.any()).unflatten(1, (e, k))
+
+
+def aggregate(
+    attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "e k d"]
+) -> Float[Tensor, "b d h w"]:
+    """Return the context each cell gathers, `F' = S Q` (RCA, eq. 7)."""
+    return torch.einsum("bekhw,ekd->bdhw", attention, prototypes)

@@ -1,0 +1,194 @@
+"""Backbones: any timm model with feature maps at stride 8, 16 or 32, and the paper's dilated VGG16."""
+
+import logging
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random"
+TIMM = "timm"
+
+
+class Backbone(nn.Module):
+    """A timm model that turns images into one feature map.
+
+    Attributes:
+        channels: d, channels of the feature map.
+        stride: image pixels per cell.
+        cornered: whether cell (i, j) lies on pixel (stride i, stride j), as with padded odd kernels; else cells tile the
+            image like patches. Decides which sizes fit and how maps are enlarged without a shift.
+        mean, std: normalisation the weights expect, for RGB in 0..1.
+    """
+
+    def __init__(self, name: str, model: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        config = model.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        self.eval()
+        features = self._probe(224)
+        assert features is not None
+        self.channels = features.shape[1]
+        self.stride = round(224 / features.shape[2])
+        if self.stride != stride:
+            raise ValueError(f"backbone {name}: has stride {self.stride}, asked for {stride}; set --train.stride {self.stride}")
+
+        larger = self._probe(225)
+        self.cornered = larger is not None and larger.shape[2] == 224 // self.stride + 1
+
+    @torch.no_grad()
+    def _probe(self, side: int) -> Tensor | None:
+        try:
+            features: Tensor = self(torch.zeros(1, 3, side, side))
+        except AssertionError:  # patches that do not divide the image
+            return None
+        return features
+
+    def fitting_size(self, height: float, width: float) -> tuple[int, int]:
+        """Return the image size nearest to `height` x `width` pixels that cells cover exactly."""
+        extra = int(self.cornered)
+        h, w = (max(round((side - extra) / self.stride), 2) * self.stride + extra for side in (height, width))
+        return h, w
+
+    def enlarge(self, maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
+        """Return maps at `size` pixels (bilinear), each cell where the network saw it."""
+        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=self.cornered)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
+        """Return the feature map of RGB images in 0..1."""
+        features: Tensor = self.model.forward_features((images - self.mean) / self.std)  # type: ignore[operator]
+        if features.dim() == 3:  # tokens of a vision transformer, prefix tokens first
+            prefix: int = getattr(self.model, "num_prefix_tokens", 0)
+            h, w = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])  # type: ignore[union-attr,operator]
+            features = features[:, prefix:].transpose(1, 2).unflatten(2, (h, w))
+        elif getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        return features
+
+
+def build_backbone(name: str, weights: str, stride: int) -> Backbone:
+    """Build a backbone.
+
+    Args:
+        name: a timm model.
+        weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
+        stride: 8, 16 or 32 image pixels per cell.
+
+    Raises:
+        ValueError: when timm does not know the model, it cannot have that stride, or the weights cannot be had.
+    """
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
+        raise ValueError(f"backbone {name!r}: timm has no such model" + (f"; close: {close}" if close else ""))
+    options = weight_options(name, weights)
+    try:
+        if name.split(".")[0].startswith("vgg"):
+            model = _dilate_vgg(timm.create_model(name, num_classes=0, **options), stride)
+        else:
+            model = _create(name, stride, options)
+    except (RuntimeError, OSError) as error:
+        if weights != TIMM:
+            raise
+        raise no_weights(name, error) from error
+    return Backbone(name, model, stride)
+
+
+def weight_options(name: str, weights: str) -> dict[str, object]:
+    """Return timm's create_model options that load `weights`; a file is checked first, so nothing starts random unseen.
+
+    Raises:
+        ValueError: when the file is missing, no safetensors file, or lacks a tensor of the model.
+    """
+    if weights == RANDOM:
+        log.warning("%s starts from random weights (weights = random): it learns everything from your images", name)
+        return {"pretrained": False}
+    if weights == TIMM:
+        return {"pretrained": True}
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in timm.create_model(name, num_classes=0).state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"weights file {weights}: not a safetensors file ({error})") from error
+    wrong = [key for key, shape in expected.items() if found.get(key, shape if "num_batches" in key else None) != shape]
+    if wrong:
+        raise ValueError(
+            f"weights file {weights}: not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing or have "
+            f"another shape, first {wrong[0]}"
+        )
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+
+
+def freeze(model: nn.Module, feature_info: list[dict[str, object]], up_to_stride: int) -> None:
+    """Stop learning in all layers up to the last stage whose stride is at most `up_to_stride` (0: none)."""
+    stages = [str(stage["module"]) for stage in feature_info if int(str(stage["reduction"])) <= up_to_stride]
+    if not stages or (len(stages) == len(feature_info) and len(stages) > 1):
+        return
+    modules = [name for name, _ in model.named_modules()]
+    last = max(i for i, name in enumerate(modules) if f"{name}.".startswith(f"{stages[-1]}."))
+    for name, module in model.named_modules():
+        if modules.index(name) <= last:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Put batch norms in evaluation mode and stop their learning; call again after every `train()`."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+
+
+def _create(name: str, stride: int, options: dict[str, object]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=0, output_stride=stride, **options)
+        return model
+    except (TypeError, NotImplementedError):  # models with a fixed stride, vision transformers above all
+        pass
+    except AssertionError as error:
+        raise ValueError(f"backbone {name}: cannot have stride {stride}; try --train.stride 32 or 16") from error
+    try:
+        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError as error:
+        raise ValueError(f"backbone {name}: takes neither an output stride nor free image sizes; choose another") from error
+    return model
+
+
+def _dilate_vgg(model: nn.Module, stride: int) -> nn.Module:
+    """Dilate a VGG as RCA does: pools beyond `stride` move by 1, convolutions behind them are dilated."""
+    features = model.features
+    assert isinstance(features, nn.Sequential)
+    reached, dilation = 1, 1
+    for index, layer in enumerate(features):
+        if isinstance(layer, nn.MaxPool2d):
+            if reached < stride:
+                reached *= 2
+                continue
+            features[index] = nn.MaxPool2d(3, stride=1, padding=1)
+            dilation = 2
+        elif isinstance(layer, nn.Conv2d) and dilation > 1:
+            layer.dilation = layer.padding = (dilation, dilation)
+    model.pre_logits = nn.Identity()  # 120 million weights of the classifier that feature maps never pass
+    return model
+
+
+def no_weights(name: str, error: Exception) -> ValueError:
+    """Return the error that says how start weights can be had."""
+    return ValueError(
+        f"pretrained weights of {name} cannot be had ({str(error).splitlines()[0][:200]}). Two ways on: connect once so that "
+        f"timm can download them, or give a file with --train.weights FILE.safetensors (timm's names). To train from "
+        f"scratch all the same, say so: --train.weights random"
+    )

@@ -1,0 +1,162 @@
+"""Training the classification network from tags, with the bank's contrast and aggregation."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from tagseg.checkpoint import load_tensors, restore, save_tensors
+from tagseg.data.loading import TagImages, epoch_seed, loader
+from tagseg.data.records import Dataset
+from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr
+from tagseg.progress import Track, silent
+from tagseg.rca.bank import Bank
+from tagseg.rca.contrast import contrast, mixed_contrast
+from tagseg.rca.network import Maps, RcaNetwork, build_network
+from tagseg.rca.regions import mine_regions, pool_regions
+from tagseg.run import write_atomically
+from tagseg.settings import RcaSettings, Settings, TrainSettings
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained classification network: its folder and the figures of every epoch."""
+
+    folder: Path
+    history: History
+
+
+def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent) -> Trained:
+    """Train the classification network on the tags of the training images; resumes behind the last finished epoch.
+
+    Leaves network.safetensors, bank.safetensors, network.json and history.jsonl in `folder`.
+
+    Raises:
+        ValueError: when weights, backbone or device cannot be had.
+    """
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    classes = len(dataset.classes)
+    network = build_network(classes, settings.train, settings.rca).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rca = settings.rca
+    bank = Bank(classes + 1, rca.slots, network.channels, rca.update, rca.momentum).to(device)
+    options = settings.train
+    new = [parameter for layer in network.new_layers() for parameter in layer.parameters()]
+    optimizer = build_optimizer(network.backbone.parameters(), new, options.lr, options.head_lr, options.weight_decay)
+
+    def one_epoch(epoch: int) -> dict[str, float]:
+        return _one_epoch(network, bank, optimizer, dataset, settings, device, epoch, track)
+
+    history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
+    if rca.aggregation and options.epochs > rca.warmup:
+        network.refresh_prototypes(bank, torch.Generator(device).manual_seed(epoch_seed(settings.seed, 0)))
+    _save(folder, network, bank, dataset.classes, settings, history)
+    return Trained(folder, history)
+
+
+def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[str, ...]]:
+    """Restore a trained network (in evaluation mode) and its class names.
+
+    Raises:
+        RunError: when a file is missing or damaged.
+    """
+    tensors, about = load_tensors(folder / "network.safetensors")
+    settings = Settings.from_dict({"train": about["train"], "rca": about["rca"]}, str(folder))
+    network = build_network(len(about["classes"]), settings.train, settings.rca, start=False)
+    restore(network, tensors, folder / "network.safetensors")
+    return network.to(device, memory_format=torch.channels_last).eval(), tuple(about["classes"])  # type: ignore[call-overload]
+
+
+def tag_loss(maps: Float[Tensor, "b c h w"], tags: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+    """Return the multi-label soft margin loss of the maps' means over cells."""
+    return F.multilabel_soft_margin_loss(maps.float().mean((2, 3)), tags)
+
+
+def contrast_loss(
+    maps: Maps, tags: Float[Tensor, "b c"], bank: Bank, rca: RcaSettings, learn: bool, generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """Mine the batch's regions, return their mean contrast with the bank (0 unless `learn`), and write them into it."""
+    regions = mine_regions(
+        maps.coarse, tags.bool(), rca.region_rule, rca.region_threshold, rca.background, rca.background_threshold, rca.confidence
+    )
+    loss = maps.features.new_zeros((), dtype=torch.float32)
+    if len(regions.label) == 0:
+        return loss
+    embeddings = pool_regions(maps.features.float(), regions)
+    if learn:
+        against = (bank.slots.clone(), bank.written, rca.temperature)
+        losses = contrast(embeddings, regions.label, *against)
+        if rca.mix:
+            mixed = mixed_contrast(embeddings, regions.label, regions.image, *against, rca.mix_alpha, generator)
+            losses = torch.cat([losses, mixed])
+        loss = losses.mean()
+    bank.write(embeddings.detach()[regions.confident], regions.label[regions.confident])
+    return loss
+
+
+def _one_epoch(
+    network: RcaNetwork,
+    bank: Bank,
+    optimizer: torch.optim.Optimizer,
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    epoch: int,
+    track: Track,
+) -> dict[str, float]:
+    options, rca = settings.train, settings.rca
+    seed = epoch_seed(settings.seed, epoch)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    samples = dataset.split("train")
+    images = TagImages(
+        samples, len(dataset.classes), options.crop, options.scale, options.jitter, settings.data.max_megapixels, seed
+    )
+    batches = loader(images, options.batch, settings.workers, seed)
+    started = epoch > rca.warmup
+    if rca.aggregation and started:
+        network.refresh_prototypes(bank, torch.Generator(device).manual_seed(seed))
+    network.train()
+    sums: dict[str, float] = {}
+    for i, (pictures, tags) in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches))):
+        set_lr(optimizer, _lr(options, epoch, i / len(batches)))
+        pictures = pictures.to(device, memory_format=torch.channels_last)
+        tags = tags.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            maps = network(pictures)
+        losses = {"tag_refined": tag_loss(maps.refined, tags), "tag_coarse": tag_loss(maps.coarse, tags)}
+        loss = losses["tag_refined"]
+        if rca.aggregation:
+            loss = loss + options.coarse_weight * losses["tag_coarse"]
+        if rca.contrast or rca.aggregation:
+            losses["contrast"] = contrast_loss(maps, tags, bank, rca, rca.contrast and started, generator)
+            loss = loss + rca.contrast_weight * losses["contrast"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for name, value in ({"loss": loss} | losses).items():
+            sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
+    return sums | {"lr": optimizer.param_groups[0]["lr"]}
+
+
+def _lr(options: TrainSettings, epoch: int, through: float) -> float:
+    if options.schedule == "poly":
+        return options.lr * poly((epoch - 1 + through) / options.epochs)
+    return options.lr * 0.1 ** sum(epoch > step for step in options.steps)
+
+
+def _save(
+    folder: Path, network: RcaNetwork, bank: Bank, classes: Sequence[str], settings: Settings, history: History
+) -> None:
+    plain = settings.to_dict()
+    about = {"classes": list(classes), "train": plain["train"], "rca": plain["rca"]}
+    save_tensors(folder / "bank.safetensors", bank.state_dict(), {"classes": list(classes)})
+    save_tensors(folder / "network.safetensors", network.state_dict(), about)
+    write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
+    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)

@@ -1,0 +1,268 @@
+"""The report: one self-contained HTML page about a finished run."""
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from tagseg import __version__
+from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.progress import Track, silent
+from tagseg.report.charts import Chart, draw_chart, read_history, values
+from tagseg.report.pictures import draw_galleries
+from tagseg.run import STAGES, Run, RunError, Stage, write_atomically
+from tagseg.settings import Settings
+
+DUTIES: dict[Stage, str] = {
+    "train": "learn the tags, with the bank of regions",
+    "localise": "maps of the tagged classes over the training images",
+    "masks": "pseudo-masks from the maps",
+    "segment": "learn to segment from the pseudo-masks",
+    "evaluate": "predict, and compare with the true masks",
+    "report": "this page",
+}
+
+SHOWN_PATHS = 50
+"""So many skipped files are listed by name."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report was written."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A headline figure; `value` is empty where it could not be measured and `meaning` says why."""
+
+    label: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A line of the per-class table; None where there is nothing to count or measure. IoU in per cent."""
+
+    name: str
+    colour: str
+    images: int | None
+    pseudo_masks: float | None
+    segmenter: float | None
+
+
+def report(run: Run, track: Track = silent) -> Report:
+    """Write the run's report: a page without any outside reference, of about 8 MB at most by default.
+
+    Raises:
+        RunError: when the run is not evaluated yet, or its files contradict one another.
+        DataError: when an image or a true mask of the data folder cannot be read any more.
+    """
+    run.require("evaluate")
+    with run.stage("report"):
+        write_atomically(run.report_file, render(run, track))
+    return Report(run.report_file)
+
+
+def render(run: Run, track: Track = silent) -> str:
+    """Return the report's HTML."""
+    data, evaluation = _read_json(run.data_file), _read_json(run.evaluation_file)
+    settings, manifest = run.settings(), run.manifest()
+    colours = [_css(colour) for colour in class_colours(len(data["classes"]))]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tagseg.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _source(environment, "report.js")
+    return environment.get_template("report.html.j2").render(
+        title=settings.report.title,
+        # Only this very script may run: a name that slipped through escaping would still be text.
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        style=Markup(_source(environment, "style.css")),
+        figures=_figures(data, evaluation, manifest),
+        class_rows=_class_rows(data, evaluation, colours),
+        measured={part: evaluation[part] for part in ("pseudo_masks", "segmenter")},
+        charts=_charts(run),
+        galleries=draw_galleries(run, data, track),
+        classes=data["classes"],
+        colours=colours,
+        void_colour=_css(VOID_COLOUR),
+        from_scratch="random" in (settings.train.weights, settings.segment.weights),
+        sections=_settings_tables(settings),
+        stages=_stage_rows(manifest),
+        notes=data["notes"],
+        broken=data["broken"][:SHOWN_PATHS],
+        broken_count=len(data["broken"]),
+        version=manifest["tagseg"],
+        writer=__version__,
+        data=manifest["data"],
+        layout=data["layout"],
+        again=f"tagseg fit {shlex.quote(manifest['data'])} --out NEW --settings {shlex.quote(str(run.settings_file))}",
+        predict=f"tagseg predict {shlex.quote(str(run.root))} IMAGES --out DIR",
+    )
+
+
+def per_cent(share: float) -> str:
+    """Return a share (0..1) as per cent with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them, in the two largest units."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes:
+        return f"{minutes} min {whole % 60} s"
+    return f"{whole} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def memory(megabytes: float) -> str:
+    """Return an amount of memory in MB or GB."""
+    return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
+
+
+def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[Figure]:
+    counts = {split: sum(record["split"] == split for record in data["samples"]) for split in ("train", "val")}
+    seconds = sum(float(stage["seconds"]) for stage in manifest["stages"].values())
+    names = data["classes"]
+    return [
+        _score("Pseudo-masks, mIoU", evaluation["pseudo_masks"], "made from the tags alone", "training"),
+        _score("Segmenter, mIoU", evaluation["segmenter"], "predicted without any tag", "validation"),
+        Figure(
+            "Images",
+            f"{sum(counts.values()):,}",
+            f"{counts['train']:,} to learn from, by their tags only, and {counts['val']:,} for validation.",
+        ),
+        Figure(
+            "Classes" if len(names) != 1 else "Class",
+            str(len(names)),
+            f"{_listed(names)}; everything else is background.",
+        ),
+        Figure("Time", duration(seconds), f"All {len(manifest['stages'])} finished stages together, on one machine."),
+    ]
+
+
+def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str) -> Figure:
+    if result is None:
+        return Figure(label, "", f"No {images} image has a true mask to compare with.")
+    place = {"train": "training", "val": "validation"}[result["split"]]
+    present = sum(share is not None for share in result["iou"])
+    unsure = (
+        f" {per_cent(float(result['unsure_share']))} of the pixels were marked unsure."
+        if "unsure_share" in result
+        else ""
+    )
+    return Figure(
+        label,
+        per_cent(float(result["miou"])),
+        f"Overlap of masks {how} with the true masks, averaged over {present} classes (background included), measured "
+        f"on {result['images']:,} {place} images that have true masks.{unsure}",
+    )
+
+
+def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
+    names = ["background", *data["classes"]]
+    found: dict[str, list[float | None]] = {}
+    for part in ("pseudo_masks", "segmenter"):
+        shares = evaluation[part]["iou"] if evaluation[part] else [None] * len(names)
+        if len(shares) != len(names):
+            raise RunError(
+                f"evaluation.json: {part} has {len(shares)} IoUs, expected {len(names)} (background and the classes of "
+                "data.json); run `tagseg evaluate` again"
+            )
+        found[part] = [None if share is None else 100.0 * share for share in shares]
+    tagged = [tag for record in data["samples"] if record["split"] == "train" for tag in record["tags"]]
+    return [
+        ClassRow(name, colours[i], tagged.count(i) if i else None, found["pseudo_masks"][i], found["segmenter"][i])
+        for i, name in enumerate(names)
+    ]
+
+
+def _charts(run: Run) -> list[tuple[Chart, list[dict[str, Any]]]]:
+    network, segmenter = read_history(run.network / "history.jsonl"), read_history(run.segmenter / "history.jsonl")
+    tags = {"all together": "loss", "tags, refined map": "tag_refined", "tags, coarse map": "tag_coarse"}
+    # Until the warm-up is over the contrast is noted as 0, which says nothing about the regions.
+    contrast = [value or None for value in values(network, "contrast")]
+    plans = [
+        ("Classifier: losses", network, {label: values(network, key) for label, key in tags.items()}),
+        ("Classifier: contrast of regions", network, {"contrast": contrast}),
+        ("Segmenter: loss", segmenter, {"loss": values(segmenter, "loss")}),
+    ]
+    charts = []
+    for title, history, series in plans:
+        epochs = [epoch["epoch"] for epoch in history]
+        chart = draw_chart(title, epochs, series)
+        if chart:
+            shown = [line.label for line in chart.lines]
+            rows = [{"epoch": e, "values": [series[label][i] for label in shown]} for i, e in enumerate(epochs)]
+            charts.append((chart, rows))
+    return charts
+
+
+def _settings_tables(settings: Settings) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Tables of (name, value, default where it differs), one a section."""
+    here, usual = settings.to_dict(), Settings().to_dict()
+    loose = {key: value for key, value in here.items() if not isinstance(value, dict)}
+    tables: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"general": (loose, usual)}
+    tables |= {key: (value, usual[key]) for key, value in here.items() if isinstance(value, dict)}
+    return [
+        (name, [(key, _shown(v), "" if v == default[key] else _shown(default[key])) for key, v in table.items()])
+        for name, (table, default) in tables.items()
+    ]
+
+
+def _stage_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    done = manifest["stages"]
+    return [
+        (stage, DUTIES[stage], duration(float(done[stage]["seconds"])), memory(float(done[stage]["peak_mb"])))
+        for stage in STAGES
+        # The page cannot know how long it will have taken to write itself.
+        if stage in done and stage != "report"
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value) if value != "" else "(empty)"
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    return f"rgb({colour[0]} {colour[1]} {colour[2]})"
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0].strip()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: missing; run the stages before the report again") from error
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: damaged ({error}); run the stage that writes it again") from error
+    return found

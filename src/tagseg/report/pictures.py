@@ -1,0 +1,216 @@
+"""The report's rows of pictures: photos as JPEG, maps and masks as see-through PNG, all as data URIs."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
+
+from tagseg.data.images import load_mask, read_image, read_mask_file
+from tagseg.data.read import read_dataset
+from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.masks.palette import class_colours, png_palette
+from tagseg.progress import Track
+from tagseg.run import Run, RunError
+
+T = TypeVar("T")
+
+SIDE = 480
+"""Long side of a picture in the report, in pixels."""
+
+MAP_SIDE = 160
+"""Long side of a map: maps are smooth, and the browser enlarges them smoothly."""
+
+FULL_SIZE_ROWS = 60
+"""More rows than this get smaller pictures, so that the page stays below about 8 MB."""
+
+COLUMNS = {"train": ("image", "map", "pseudo-mask", "prediction", "truth"), "val": ("image", "prediction", "truth")}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One cell of a row: its column, a description, and the data URI of what lies over the photo ("" for nothing)."""
+
+    column: str
+    description: str
+    overlay: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """The pictures of one image, one a column (None where there is none); width and height in pixels."""
+
+    name: str
+    tags: tuple[int, ...]
+    photo: str
+    width: int
+    height: int
+    pictures: tuple[Picture | None, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of one split, the columns that at least one row fills, and how the rows were chosen."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    choice: str
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """Return up to `count` items, evenly spaced over the list, first and last included, in order."""
+    if count >= len(items):
+        return list(items)
+    if count <= 1:
+        return list(items[:count])
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+def draw_galleries(run: Run, data: dict[str, Any], track: Track) -> dict[str, Gallery]:
+    """Return the rows of pictures of the training and the validation images ("train", "val").
+
+    Raises:
+        DataError: when an image or a true mask cannot be read.
+        RunError: when the data folder no longer has an image of the run.
+    """
+    settings = run.settings()
+    count = settings.report.examples
+    chosen = {"train": _choose(run, data, "train", count), "val": _choose(run, data, "val", (count + 1) // 2)}
+    records = [record for rows, _ in chosen.values() for record in rows]
+    # The data folder is read again only for the truth: without it a report needs no more than the images.
+    dataset = read_dataset(run.data_root(), settings.data) if any(record["mask"] for record in records) else None
+    samples = {sample.id: sample for sample in dataset.samples} if dataset else {}
+    side = round(SIDE * min(1.0, (FULL_SIZE_ROWS / max(len(records), 1)) ** 0.5))
+    rows: dict[str, list[Row]] = {"train": [], "val": []}
+    for record in track(records, "drawing the report", len(records)):
+        truth = _truth(record, samples, dataset) if dataset and record["mask"] else None
+        photo = read_image(Path(record["image"]), settings.data.max_megapixels)
+        rows[record["split"]].append(_row(run, record, photo, truth, data["classes"], side))
+    return {split: _gallery(split, drawn, chosen[split][1]) for split, drawn in rows.items()}
+
+
+def describe_mask(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> str:
+    """Say in words which share of a mask each class covers."""
+    ids, counts = np.unique(mask, return_counts=True)
+    parts = []
+    for index, count in sorted(zip(ids.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]):
+        name = (
+            "unsure" if index == VOID else (["background", *classes][index] if index <= len(classes) else f"id {index}")
+        )
+        parts.append(f"{name} {100 * count / mask.size:.0f} %")
+    return ", ".join(parts)
+
+
+def mask_overlay(mask: UInt8[np.ndarray, "h w"], width: int, height: int) -> str:
+    """Return a mask as a PNG data URI of the given size: class colours, background clear, unsure pixels hatched."""
+    small = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    y, x = np.indices(small.shape)
+    # Only the stripes of unsure areas are painted, so that the photo shows between them.
+    small[(small == VOID) & ((x + y) % 6 >= 3)] = 0
+    picture = Image.fromarray(small)
+    picture.putpalette(png_palette())
+    return _data_uri(picture, "png", transparency=0, optimize=True)
+
+
+def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "k"], width: int, height: int) -> str:
+    """Return maps (0..255 of the peak) as one PNG data URI: the colour of the highest map, as dense as it is high."""
+    resized = [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR)) for one in maps]
+    stack = np.stack(resized)
+    colours = np.array(class_colours(255), dtype=np.uint8)[classes]
+    picture = np.concatenate([colours[stack.argmax(0)], stack.max(0)[:, :, None]], axis=2)
+    return _data_uri(Image.fromarray(picture), "png", optimize=True)
+
+
+def _choose(run: Run, data: dict[str, Any], split: str, count: int) -> tuple[list[dict[str, Any]], str]:
+    records = [record for record in data["samples"] if record["split"] == split]
+    noun = "training images" if split == "train" else "validation images"
+    predicted = [record for record in records if _file(run.predictions, record, ".png").exists()]
+    masked = [record for record in records if record["mask"]]
+    # The evaluation predicts evenly spaced images as well: an even choice among them is one over the whole list.
+    chosen = evenly_spaced(predicted or masked or records, count)
+    which = f"the {noun} that have true masks" if chosen and all(record["mask"] for record in chosen) else f"all {noun}"
+    rule = (
+        f"{len(chosen)} of {len(records):,} {noun}, evenly spaced over the list of {which}: nobody picked them, good "
+        "and bad mix."
+    )
+    return chosen, rule
+
+
+def _truth(record: dict[str, Any], samples: dict[str, Sample], dataset: Dataset) -> UInt8[np.ndarray, "h w"]:
+    if record["id"] not in samples:
+        raise RunError(f"{dataset.root}: no longer has the image {record['id']}, which the run was made with")
+    return load_mask(samples[record["id"]], dataset, size=(record["size"][0], record["size"][1]))
+
+
+def _row(
+    run: Run,
+    record: dict[str, Any],
+    photo: Image.Image,
+    truth: UInt8[np.ndarray, "h w"] | None,
+    classes: Sequence[str],
+    side: int,
+) -> Row:
+    scale = min(1.0, side / max(photo.size))
+    width, height = (max(1, round(length * scale)) for length in photo.size)
+    photo = photo.resize((width, height), Image.Resampling.LANCZOS)
+
+    def masked(column: str, mask: UInt8[np.ndarray, "h w"] | None) -> Picture | None:
+        if mask is None:
+            return None
+        text = f"{column.capitalize()} of {record['id']}: {describe_mask(mask, classes)}"
+        return Picture(column, text, mask_overlay(mask, width, height))
+
+    pictures = {
+        "image": Picture("image", f"Image {record['id']}", ""),
+        "map": _map_picture(_file(run.maps, record, ".npz"), record, classes, (width, height)),
+        "pseudo-mask": masked("pseudo-mask", _mask(_file(run.masks, record, ".png"))),
+        "prediction": masked("prediction", _mask(_file(run.predictions, record, ".png"))),
+        "truth": masked("truth", truth),
+    }
+    columns = COLUMNS[record["split"]]
+    tags = tuple(record["tags"])
+    return Row(
+        record["id"], tags, _data_uri(photo, "jpeg", quality=80), width, height, tuple(map(pictures.get, columns))
+    )
+
+
+def _map_picture(path: Path, record: dict[str, Any], classes: Sequence[str], size: tuple[int, int]) -> Picture | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        maps, ids = stored["maps"], stored["classes"]
+    if len(ids) == 0:
+        return None
+    scale = min(1.0, MAP_SIDE / max(size))
+    width, height = (max(1, round(length * scale)) for length in size)
+    names = ", ".join(classes[index - 1] for index in ids)
+    return Picture("map", f"Map of {record['id']}: {names}", map_overlay(maps, ids, width, height))
+
+
+def _gallery(split: str, rows: Sequence[Row], choice: str) -> Gallery:
+    filled = [any(row.pictures[index] for row in rows) for index in range(len(COLUMNS[split]))]
+    kept = [index for index, full in enumerate(filled) if full]
+    trimmed = [
+        Row(row.name, row.tags, row.photo, row.width, row.height, tuple(row.pictures[index] for index in kept))
+        for row in rows
+    ]
+    return Gallery(tuple(COLUMNS[split][index] for index in kept), tuple(trimmed), choice)
+
+
+def _file(folder: Path, record: dict[str, Any], suffix: str) -> Path:
+    return folder / f"{record['id']}{suffix}"
+
+
+def _mask(path: Path) -> UInt8[np.ndarray, "h w"] | None:
+    return read_mask_file(path) if path.exists() else None
+
+
+def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

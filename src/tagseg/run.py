@@ -1,0 +1,279 @@
+"""The run folder: where each stage reads and writes, what is finished, and how files get there whole."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tagseg.settings import Settings, read_toml
+
+Stage = Literal["train", "localise", "masks", "segment", "evaluate", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+SECTIONS: dict[Stage, tuple[str, ...]] = {
+    "train": ("seed", "precision", "data", "train", "rca"),
+    "localise": ("localise",),
+    "masks": ("masks",),
+    "segment": ("segment",),
+    "evaluate": ("report",),
+    "report": (),
+}
+"""The settings each stage depends on, beyond those of the stages before it."""
+
+OUTPUTS: dict[Stage, tuple[str, ...]] = {
+    "train": ("network", "data.json"),
+    "localise": ("maps",),
+    "masks": ("masks", "masks_without_void"),
+    "segment": ("segmenter",),
+    "evaluate": ("predictions", "evaluation.json", "evaluation.md"),
+    "report": ("report.html",),
+}
+"""What each stage leaves in the run folder."""
+
+
+class RunError(ValueError):
+    """The run folder is not in a state that allows what was asked; the message says what to do."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
+    with atomic_path(path) as temporary:
+        if isinstance(content, str):
+            temporary.write_text(content, encoding="utf-8")
+        else:
+            temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix) that is renamed to `path` when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. Paths are properties; `done`, `stage` and `discard` keep the manifest."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.root / "settings.toml"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def data_file(self) -> Path:
+        return self.root / "data.json"
+
+    @property
+    def network(self) -> Path:
+        """Folder of the trained classification network: network.safetensors, network.json, history.jsonl."""
+        return self.root / "network"
+
+    @property
+    def segmenter(self) -> Path:
+        """Folder of the trained segmentation network: network.safetensors, network.json, history.jsonl."""
+        return self.root / "segmenter"
+
+    @property
+    def maps(self) -> Path:
+        return self.root / "maps"
+
+    @property
+    def masks(self) -> Path:
+        return self.root / "masks"
+
+    @property
+    def decided_masks(self) -> Path:
+        """Masks where every pixel is decided, unsure ones too."""
+        return self.root / "masks_without_void"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.root / "report.html"
+
+    def settings(self) -> Settings:
+        """Return the run's resolved settings.
+
+        Raises:
+            RunError: when the folder is no run folder.
+        """
+        self._require()
+        return Settings.from_toml(self.settings_file)
+
+    def data_root(self) -> Path:
+        """Return the data folder the run was made from."""
+        self._require()
+        return Path(self.manifest()["data"])
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest: tagseg's version, the data folder, and per finished stage seconds, peak memory, files."""
+        try:
+            manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._require()
+            raise
+        except json.JSONDecodeError as error:
+            raise RunError(f"{self.manifest_file}: damaged ({error}); start again with another --out") from error
+        return manifest
+
+    def done(self, stage: Stage) -> bool:
+        """Tell whether a stage has finished."""
+        return stage in self.manifest()["stages"]
+
+    def require(self, stage: Stage) -> None:
+        """Raise RunError unless `stage` has finished."""
+        if not self.done(stage):
+            raise RunError(f"{self.root}: stage {stage} has not finished; run `tagseg {stage} {self.root}` first")
+
+    @contextlib.contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Run a stage's body; when it succeeds, note its seconds, peak memory and output checksums in the manifest.
+
+        Seconds add up over interrupted attempts only where the body was entered; peak memory is this process's alone.
+        """
+        started = time.monotonic()
+        _reset_peak_memory()
+        yield
+        seconds, peak = time.monotonic() - started, _peak_memory_mb()
+        manifest = self.manifest()
+        manifest["stages"][name] = {
+            "seconds": round(seconds, 1),
+            "peak_mb": round(peak),
+            "files": {
+                path.relative_to(self.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                for output in OUTPUTS[name]
+                for path in _files(self.root / output)
+            },
+        }
+        write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    def discard(self, first: Stage) -> None:
+        """Delete the outputs of `first` and of every later stage."""
+        manifest = self.manifest()
+        for stage in STAGES[STAGES.index(first) :]:
+            manifest["stages"].pop(stage, None)
+        write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+        for stage in STAGES[STAGES.index(first) :]:
+            for output in OUTPUTS[stage]:
+                path = self.root / output
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _require(self) -> None:
+        if not self.settings_file.exists() or not self.manifest_file.exists():
+            raise RunError(f"{self.root}: not a run folder (no manifest.json); make one with `tagseg fit DATA --out RUN`")
+
+
+def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool = False) -> Run:
+    """Create a run folder, or open an existing one to continue it.
+
+    Raises:
+        RunError: when the folder holds something else, or a run of other data or settings and `force` is not given.
+            With `force` the outputs of the first stage whose settings differ, and of all later ones, are deleted.
+    """
+    from tagseg import __version__
+
+    run = Run(Path(root))
+    data = Path(data).resolve()
+    if not run.manifest_file.exists():
+        if not data.is_dir():
+            raise RunError(f"{data}: no such data folder")
+        if run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir())):
+            raise RunError(f"{run.root}: exists and is not a run folder; choose another --out")
+        write_atomically(run.settings_file, settings.to_toml())
+        manifest = {"tagseg": __version__, "data": str(data), "stages": {}}
+        write_atomically(run.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+        return run
+    if Path(run.manifest()["data"]) != data:
+        raise RunError(f"{run.root}: a run of other data ({run.data_root()}), asked for {data}; choose another --out")
+    change_settings(run, settings, force)
+    return run
+
+
+def change_settings(run: Run, settings: Settings, force: bool) -> None:
+    """Store `settings` in the run; a change that touches started stages needs `force` and discards them.
+
+    Raises:
+        RunError: naming the settings that differ, when `force` is not given.
+    """
+    old, new = read_toml(run.settings_file), settings.to_dict()
+    for stage in STAGES:
+        changed = [line for section in SECTIONS[stage] for line in _differences(section, old.get(section), new[section])]
+        if changed and _started(run, stage):
+            if not force:
+                raise RunError(
+                    f"{run.root}: made with other settings ({'; '.join(changed)}). Use the run's own settings, another "
+                    f"--out, or --force to redo it from stage {stage}"
+                )
+            run.discard(stage)
+            break
+    write_atomically(run.settings_file, settings.to_toml())
+
+
+def _started(run: Run, stage: Stage) -> bool:
+    return any((run.root / output).exists() for output in OUTPUTS[stage])
+
+
+def _differences(name: str, old: Any, new: Any) -> list[str]:
+    if isinstance(new, dict):
+        old = old or {}
+        return [line for key in new for line in _differences(f"{name}.{key}", old.get(key), new[key])]
+    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".writing-"))
+    return [path] if path.exists() else []
+
+
+def _reset_peak_memory() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Peak resident memory of this process since the last reset, in MB (0 where the system does not tell)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,444 @@
+"""Every setting of tagseg, one frozen dataclass a stage; docstrings under the fields are the command line's help.
+
+Precedence: defaults < a TOML file < flags. The resolved settings are written into the run folder.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from cyclopts import Group, Parameter
+
+
+def _panel(title: str, order: int) -> Parameter:
+    return Parameter(group=Group(title, sort_key=order))
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"setting {name}: got {value!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How a data folder is read."""
+
+    layout: Literal["auto", "folder", "voc", "coco"] = "auto"
+    """Layout of the data folder; auto recognises it."""
+
+    train_list: str = ""
+    """VOC: the list of training images (name in ImageSets/Segmentation, or ImageSets/Main). Empty: train_aug, trainaug or
+    train, whichever exists first."""
+
+    val_list: str = ""
+    """VOC: the list of validation images. Empty: val, if it exists."""
+
+    masks: str = ""
+    """Folder of true masks named like the images, used for evaluation only. Empty: `masks` in the data folder, if there."""
+
+    saliency: str = ""
+    """Folder of saliency maps named like the images. Empty: `saliency` in the data folder, if there."""
+
+    min_images: int = 5
+    """A class with fewer training images than this is an error."""
+
+    max_broken: float = 0.05
+    """Unreadable images are skipped and listed; above this share of the training images the run fails."""
+
+    max_megapixels: float = 120.0
+    """Larger images are refused before they are decoded (decompression bombs)."""
+
+    def __post_init__(self) -> None:
+        _check(self.min_images >= 1, "data.min-images", self.min_images, "at least 1")
+        _check(0 <= self.max_broken < 1, "data.max-broken", self.max_broken, "a share from 0 to 1")
+        _check(self.max_megapixels > 0, "data.max-megapixels", self.max_megapixels, "more than 0")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The classification network that yields the class activation maps, and how it is trained."""
+
+    backbone: str = "mobilenetv2_100"
+    """Any timm model with feature maps (resnet50, convnext_tiny, vgg16, ...). vgg16 is dilated as in the paper."""
+
+    weights: str = "timm"
+    """Start weights: timm (downloaded once), a .safetensors FILE with timm's names, or random (from scratch)."""
+
+    stride: Literal[8, 16, 32] = 16
+    """Image pixels per feature-map cell. 8 is finer and two to three times slower."""
+
+    freeze_stride: int = 4
+    """Backbone stages up to this stride keep their start weights (0: all are trained)."""
+
+    freeze_batch_norm: bool = True
+    """Keep the batch norms' statistics and weights as they came."""
+
+    neck: int = 256
+    """Channels of the features the bank works on: a 1x1 convolution with ReLU after the backbone (0: the backbone's own)."""
+
+    head_convs: int = 0
+    """3x3 convolutions before the coarse map (the paper has 3)."""
+
+    epochs: int = 5
+    """Passes over the training images."""
+
+    batch: int = 16
+    """Images in a step."""
+
+    crop: int = 225
+    """Side of the square training crop in pixels."""
+
+    scale: tuple[float, float] = (0.35, 1.0)
+    """Share of the image's area that a random crop covers, from, to."""
+
+    jitter: float = 0.3
+    """Strength of the random change of brightness, contrast and saturation (0: off)."""
+
+    lr: float = 0.01
+    """Learning rate of the backbone."""
+
+    head_lr: float = 10.0
+    """New layers learn this many times faster."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty on weights (not on biases and norms)."""
+
+    schedule: Literal["poly", "steps"] = "poly"
+    """Learning rate: falls to zero along a power of 0.9, or is divided by 10 at `steps`."""
+
+    steps: tuple[int, ...] = (5, 10)
+    """Epochs at which the `steps` schedule divides the learning rate by 10."""
+
+    coarse_weight: float = 0.4
+    """Weight of the coarse map's tag loss beside the refined map's."""
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _check(self.batch >= 1, "train.batch", self.batch, "at least 1")
+        _check(self.crop >= 32, "train.crop", self.crop, "at least 32 pixels")
+        _check(self.neck >= 0, "train.neck", self.neck, "0 or more channels")
+        _check(0 < self.scale[0] <= self.scale[1] <= 1, "train.scale", self.scale, "two shares, 0 < from <= to <= 1")
+        _check(self.lr > 0, "train.lr", self.lr, "more than 0")
+        _check(bool(self.weights), "train.weights", self.weights, "timm, random or a .safetensors file")
+
+
+@dataclass(frozen=True)
+class RcaSettings:
+    """Regional semantic contrast and aggregation: the memory bank and its two uses."""
+
+    contrast: bool = True
+    """Contrast regions with the bank while learning."""
+
+    contrast_weight: float = 0.1
+    """Weight of the contrast in the loss."""
+
+    temperature: float = 0.1
+    """Temperature of the contrast."""
+
+    mix: bool = True
+    """Also contrast regions mixed with a region of another image."""
+
+    mix_alpha: float = 8.0
+    """Mixing share is drawn from Beta(alpha, alpha)."""
+
+    warmup: int = 1
+    """Epochs before contrast and aggregation start; the bank is filled meanwhile."""
+
+    region_rule: Literal["peak", "softmax-mean"] = "peak"
+    """Cells of a region: above a share of the map's peak, or the paper's (softmax over classes above its mean)."""
+
+    region_threshold: float = 0.3
+    """Share of the map's peak for the peak rule."""
+
+    background: bool = True
+    """Keep background regions in the bank as well: cells where every tagged map is low."""
+
+    background_threshold: float = 0.1
+    """A cell is background when every tagged map is below this share of its peak."""
+
+    confidence: float = 0.7
+    """A region enters the bank only when its tag's probability is above this."""
+
+    slots: int = 500
+    """Regions the bank holds per class."""
+
+    update: Literal["fifo", "blend"] = "fifo"
+    """A full bank replaces its oldest region, or blends the new one into it."""
+
+    momentum: float = 0.99
+    """Share of the old region kept when blending."""
+
+    aggregation: bool = True
+    """Refine the maps with context aggregated from the bank's prototypes, learning and predicting."""
+
+    prototypes: int = 10
+    """Prototypes per class (k-means over the class's slots)."""
+
+    attention_temperature: float = 0.1
+    """Temperature of the softmax over prototypes."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "attention_temperature", "mix_alpha"):
+            _check(getattr(self, name) > 0, f"rca.{name.replace('_', '-')}", getattr(self, name), "more than 0")
+        for name in ("region_threshold", "background_threshold", "confidence", "momentum"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"rca.{name.replace('_', '-')}", value, "from 0 to below 1")
+        _check(self.slots >= 1, "rca.slots", self.slots, "at least 1")
+        _check(1 <= self.prototypes <= self.slots, "rca.prototypes", self.prototypes, "1 to rca.slots")
+
+
+@dataclass(frozen=True)
+class LocaliseSettings:
+    """Maps of the tagged classes over the training images."""
+
+    scales: tuple[float, ...] = (0.75, 1.0, 1.5)
+    """Image scales whose maps are averaged."""
+
+    flip: bool = True
+    """Also average over the mirrored image."""
+
+    max_side: int = 320
+    """Larger images are reduced to this long side before the scales are applied: about 1.4 x train.crop, so that objects
+    have the size the network learned."""
+
+    maps: Literal["refined", "coarse"] = "refined"
+    """Which map to keep; coarse is the plain class activation map."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.scales) > 0 and min(self.scales) > 0, "localise.scales", self.scales, "positive numbers")
+        _check(self.max_side >= 64, "localise.max-side", self.max_side, "at least 64 pixels")
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """From maps to masks."""
+
+    background: Literal["otsu", "threshold", "power"] = "otsu"
+    """Background rule. otsu: the cut that splits each map's own histogram best; threshold: a constant; power: the
+    background's score is (1 - highest map) ^ power."""
+
+    threshold: float = 0.4
+    """Share of the map's peak below which a pixel is background, for the threshold rule."""
+
+    power: float = 2.0
+    """Exponent of the power rule."""
+
+    unsure: float = 0.05
+    """Half width of the band around the background's cut, and the lead that the best class needs over the second: pixels
+    inside become 255."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.threshold < 1, "masks.threshold", self.threshold, "between 0 and 1")
+        _check(self.power > 0, "masks.power", self.power, "more than 0")
+        _check(0 <= self.unsure < 0.5, "masks.unsure", self.unsure, "from 0 to below 0.5")
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """The segmentation network trained on the pseudo-masks."""
+
+    encoder: str = ""
+    """timm encoder of the DeepLabV3+. Empty: the classifier's backbone."""
+
+    weights: str = ""
+    """Start weights, as for train.weights. Empty: the same as the classifier's."""
+
+    stride: Literal[8, 16] = 16
+    """Output stride of the encoder."""
+
+    epochs: int = 6
+    """Passes over the training images."""
+
+    batch: int = 16
+    """Images in a step."""
+
+    crop: int = 224
+    """Side of the square training crop in pixels, a multiple of 16."""
+
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Random scale of a training image before the crop, from, to."""
+
+    jitter: float = 0.3
+    """Strength of the random colour change (0: off)."""
+
+    lr: float = 0.01
+    """Learning rate of the encoder."""
+
+    head_lr: float = 10.0
+    """New layers learn this many times faster."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty on weights."""
+
+    freeze_stride: int = 4
+    """Encoder stages up to this stride keep their start weights (0: all are trained)."""
+
+    freeze_batch_norm: bool = True
+    """Keep the encoder's batch norms as they came."""
+
+    predict_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
+    """Image scales whose class probabilities are averaged when predicting."""
+
+    predict_flip: bool = True
+    """Also average over the mirrored image when predicting."""
+
+    max_side: int = 512
+    """Larger images are reduced to this long side, learning and predicting; masks have the image's own size."""
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "segment.epochs", self.epochs, "at least 1")
+        _check(self.batch >= 2, "segment.batch", self.batch, "at least 2 (the decoder has batch norm)")
+        _check(self.crop >= 32 and self.crop % 16 == 0, "segment.crop", self.crop, "a multiple of 16, at least 32 pixels")
+        _check(self.max_side >= 64, "segment.max-side", self.max_side, "at least 64 pixels")
+        _check(0 < self.scale[0] <= self.scale[1], "segment.scale", self.scale, "two factors, 0 < from <= to")
+        _check(len(self.predict_scales) > 0 and min(self.predict_scales) > 0, "segment.predict-scales",
+               self.predict_scales, "positive numbers")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """The report page."""
+
+    examples: int = 24
+    """Rows of pictures in the report; the segmenter predicts these training images too."""
+
+    title: str = "tagseg report"
+    """Title of the page."""
+
+    def __post_init__(self) -> None:
+        _check(self.examples >= 0, "report.examples", self.examples, "0 or more")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps. auto takes a GPU when there is one."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the networks' forward and backward pass."""
+
+    workers: int = 2
+    """Processes that read images (0: none beside the main one)."""
+
+    data: Annotated[DataSettings, _panel("Data", 1)] = field(default_factory=DataSettings)
+    train: Annotated[TrainSettings, _panel("Classification network", 2)] = field(default_factory=TrainSettings)
+    rca: Annotated[RcaSettings, _panel("Memory bank, contrast, aggregation", 3)] = field(default_factory=RcaSettings)
+    localise: Annotated[LocaliseSettings, _panel("Maps", 4)] = field(default_factory=LocaliseSettings)
+    masks: Annotated[MaskSettings, _panel("Masks", 5)] = field(default_factory=MaskSettings)
+    segment: Annotated[SegmentSettings, _panel("Segmentation network", 6)] = field(default_factory=SegmentSettings)
+    report: Annotated[ReportSettings, _panel("Report", 7)] = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        _check(self.workers >= 0, "workers", self.workers, "0 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as nested plain values (tuples become lists)."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML text that `Settings.from_toml` reads back."""
+        values = self.to_dict()
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+        for section, table in values.items():
+            if isinstance(table, dict):
+                lines += ["", f"[{section}]"] + [f"{key} = {_toml(value)}" for key, value in table.items()]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "settings") -> "Settings":
+        """Build settings from nested plain values; what is absent keeps its default.
+
+        Raises:
+            ValueError: on an unknown name or a value of the wrong type, naming `source` and the setting.
+        """
+        built = _build(cls, values, source, "")
+        assert isinstance(built, cls)
+        return built
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Settings":
+        """Read settings from a TOML file.
+
+        Raises:
+            ValueError: when the file cannot be read, is not TOML, or holds an unknown or wrong setting.
+        """
+        return cls.from_dict(read_toml(path), str(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return a TOML file's tables.
+
+    Raises:
+        ValueError: when the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the settings file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML file ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    arguments = {}
+    for raw, value in values.items():
+        name = raw.replace("-", "_")
+        if name not in hints:
+            known = ", ".join(sorted(hints))
+            raise ValueError(f"{source}: unknown setting {prefix}{raw}; known here: {known}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: {prefix}{raw} is a table of settings, got {value!r}")
+            arguments[name] = _build(hint, value, source, f"{prefix}{raw}.")  # type: ignore[arg-type]
+        else:
+            arguments[name] = _typed(hint, value, f"{source}: setting {prefix}{raw}")
+    return cls(**arguments)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    choices = getattr(hint, "__args__", ())
+    origin = getattr(hint, "__origin__", None)
+    if origin is Literal:
+        if value not in choices or isinstance(value, bool):
+            raise ValueError(f"{where}: got {value!r}, expected one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where}: got {value!r}, expected a list")
+        variadic = choices[-1] is Ellipsis
+        if not variadic and len(value) != len(choices):
+            raise ValueError(f"{where}: got {len(value)} values, expected {len(choices)}")
+        return tuple(_typed(choices[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ValueError(f"{where}: got {value!r}, expected {hint.__name__}")
+    return value

@@ -1,0 +1,165 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tagseg.data.coco import instance_files, read_coco
+from tagseg.data.images import load_mask
+from tagseg.data.read import read_dataset
+from tagseg.data.records import CocoMask, DataError
+from tagseg.settings import DataSettings
+
+SETTINGS = DataSettings(min_images=1)
+SQUARE = [[0, 0, 2, 0, 2, 2, 0, 2]]
+
+
+def content() -> dict[str, Any]:
+    """Images 1 to 3; 1 has a dog and a crowd of cats, 2 two cats, 3 nothing; no bird anywhere."""
+    return {
+        "categories": [{"id": 17, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "bird"}],
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 4, "width": 6} for i in (1, 2, 3)],
+        "annotations": [
+            {"image_id": 1, "category_id": 5, "segmentation": SQUARE, "iscrowd": 0},
+            {"image_id": 1, "category_id": 17, "segmentation": {"size": [4, 6], "counts": [12, 12]}, "iscrowd": 1},
+            {"image_id": 2, "category_id": 17, "segmentation": SQUARE, "iscrowd": 0},
+            {"image_id": 2, "category_id": 17, "segmentation": SQUARE},
+        ],
+    }
+
+
+def write(file: Path, folder: Path, data: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data))
+    for number in (1, 2, 3):
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (6, 4)).save(folder / f"{number}.jpg")
+
+
+def test_tags_classes_masks_and_notes(tmp_path: Path) -> None:
+    val = content()
+    val["annotations"] = [
+        {"image_id": 2, "category_id": 9, "segmentation": SQUARE},
+        {"image_id": 2, "category_id": 17, "segmentation": [[2, 2, 4, 2, 4, 4, 2, 4]]},
+    ]
+    write(tmp_path / "annotations/instances_train2017.json", tmp_path / "train2017", content())
+    write(tmp_path / "annotations/instances_val2017.json", tmp_path / "images/val2017", val)
+    dataset = read_coco(tmp_path, SETTINGS)
+    assert dataset.classes == ("dog", "cat") and dataset.mask_ids is None
+    assert [(sample.id, sample.split, sample.tags) for sample in dataset.samples] == [
+        ("1", "train", (1,)),
+        ("2", "train", (2,)),
+        ("1", "val", ()),
+        ("2", "val", (2,)),
+        ("3", "val", ()),
+    ]
+    assert dataset.samples[0].image == tmp_path / "train2017/1.jpg"
+    assert dataset.samples[2].image == tmp_path / "images/val2017/1.jpg"
+    assert dataset.notes == (
+        "1 of 3 categories occur on no training image and are left out",
+        "1 training images without annotations are left out",
+    )
+    first = np.zeros((4, 6), int)
+    first[:2, :2], first[:, 3:] = 1, 255
+    assert load_mask(dataset.samples[0], dataset, (4, 6)).tolist() == first.tolist()
+    # The bird is no class: it is background.
+    second = np.zeros((4, 6), int)
+    second[2:, 2:4] = 2
+    assert load_mask(dataset.samples[3], dataset, (4, 6)).tolist() == second.tolist()
+
+
+def test_equal_names_in_two_folders_get_different_ids(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write(tmp_path / f"annotations/instances_{split}2014.json", tmp_path / f"{split}2014", content())
+    ids = [sample.id for sample in read_dataset(tmp_path, SETTINGS).samples]
+    assert ids == [*(f"train2014/{i}.jpg" for i in (1, 2)), *(f"val2014/{i}.jpg" for i in (1, 2)), "3"]
+
+
+@pytest.mark.parametrize("file", ["labels.json", "annotations/all.json", "instances_train.json"])
+@pytest.mark.parametrize("folder", ["images", ""])
+def test_one_json_file_anywhere(file: str, folder: str, tmp_path: Path) -> None:
+    write(tmp_path / file, tmp_path / folder, content())
+    dataset = read_dataset(tmp_path, SETTINGS)
+    assert dataset.layout == "coco" and [sample.id for sample in dataset.samples] == ["1", "2"]
+
+
+def test_boxes_alone_give_tags_but_no_mask(tmp_path: Path) -> None:
+    data = content()
+    data["annotations"][0]["segmentation"] = []
+    write(tmp_path / "a.json", tmp_path, data)
+    samples = read_coco(tmp_path, SETTINGS).samples
+    assert samples[0].tags == (1,) and samples[0].mask is None
+    assert isinstance(samples[1].mask, CocoMask)
+
+
+def changed(**changes: Any) -> str:
+    """The file's text with entries replaced: `images__0__file_name` is content["images"][0]["file_name"]."""
+    data = content()
+    for path, value in changes.items():
+        *parents, last = (int(step) if step.isdigit() else step for step in path.split("__"))
+        target: Any = data
+        for step in parents:
+            target = target[step]
+        if value is None:
+            del target[last]
+        else:
+            target[last] = value
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
+        ("[]", "got a list, expected an object with images"),
+        (changed(categories=None), "no list 'categories'"),
+        (changed(images={}), "no list 'images'"),
+        (changed(annotations__2__category_id=None), r"annotations\[2\]: got none for 'category_id', expected .* int"),
+        (changed(images__1__height="4"), r"images\[1\]: got '4' for 'height', expected a value of type int"),
+        (changed(images__0=7), r"images\[0\]: got none for 'id'"),
+        (changed(images__1__id=1), r"images\[1\]: id 1 is there a second time"),
+        (changed(annotations__1__image_id=8), r"annotations\[1\]: unknown image_id 8"),
+        (changed(annotations__1__category_id=8), r"annotations\[1\]: unknown category_id 8"),
+        (changed(categories__0__name="dog"), "two categories have the same name"),
+        (changed(images__0__file_name="gone.jpg"), r"image 1: image 'gone\.jpg' is missing"),
+        (changed(images__0__file_name="../x.jpg"), r"image 1: image '\.\./x\.jpg' leaves the data folder"),
+    ],
+)
+def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "annotations/instances_train.json", tmp_path / "train", content())
+    (tmp_path / "annotations/instances_train.json").write_text(text)
+    with pytest.raises(DataError, match=rf"instances_train\.json.*{message}"):
+        read_coco(tmp_path, SETTINGS)
+
+
+def test_ambiguous_or_no_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got none for train, expected one file annotations/instances_train\*\.json"):
+        read_coco(tmp_path, SETTINGS)
+    for year in ("2014", "2017"):
+        write(tmp_path / f"annotations/instances_train{year}.json", tmp_path / f"train{year}", content())
+    with pytest.raises(DataError, match=r"got annotations/instances_train2014\.json, .*2017\.json for train"):
+        read_coco(tmp_path, SETTINGS)
+    assert [len(files) for files in instance_files(tmp_path)] == [2, 0]
+
+
+def test_categories_of_both_splits_must_agree(tmp_path: Path) -> None:
+    write(tmp_path / "annotations/instances_train.json", tmp_path / "train", content())
+    write(tmp_path / "annotations/instances_val.json", tmp_path / "val", json.loads(changed(categories__0__name="cow")))
+    with pytest.raises(DataError, match=r"instances_val\.json: its categories are not those of instances_train\.json"):
+        read_coco(tmp_path, SETTINGS)
+
+
+def test_real_coco(shared_data: Path) -> None:
+    dataset = read_dataset(shared_data / "data/coco_mini", SETTINGS)
+    train, val = dataset.split("train"), dataset.split("val")
+    assert dataset.layout == "coco" and dataset.classes[:2] == ("person", "bicycle") and len(dataset.classes) == 49
+    assert (len(train), len(val)) == (49, 50)
+    for sample in dataset.samples[::7]:
+        with Image.open(sample.image) as image:
+            mask = load_mask(sample, dataset, (image.height, image.width))
+        assert set(np.unique(mask).tolist()) <= {0, 255, *sample.tags}
+    with pytest.raises(DataError, match=r"too few training images: .*expected at least 5"):
+        read_dataset(shared_data / "data/coco_mini")

@@ -1,0 +1,227 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tagseg.data.folder import Row, attach, read_folder, read_rows, split_rows, split_tags
+from tagseg.data.records import DataError
+from tagseg.settings import DataSettings
+
+SETTINGS = DataSettings(min_images=1)
+
+
+def images(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3)).save(root / name)
+    return root
+
+
+def tagged(root: Path) -> dict[str, tuple[str, ...]]:
+    dataset = read_folder(root, SETTINGS)
+    return {sample.id: tuple(dataset.classes[tag - 1] for tag in sample.tags) for sample in dataset.samples}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("image,tags\na.png,cat dog\nb.png,dog\n", {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("\ufeffFile_Name,Labels\r\na.png,dog;cat\r\n\r\nb.png,dog\r\n", {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("tags,filename\ncat|traffic light,a.png\ntraffic light,b.png\n", {"a": ("cat", "traffic light")}),
+        ('image,tags\na.png,"cat, dog"\nb.png, dog \n', {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("image,tags\na.png,cat,dog\nb.png,dog\n", {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("image;tags\na.png;cat dog\nb.png;dog\n", {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("image\ttags\na.png\tcat,dog\nb.png\tdog\n", {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("image,tags\na.png,cat dog cat\nb.png,dog\n", {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("image,tags\na.png,Bär 猫\nb.png,猫\n", {"a": ("Bär", "猫"), "b": ("猫",)}),
+    ],
+)
+def test_tags_csv(text: str, expected: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "images/b.png")
+    (tmp_path / "tags.csv").write_bytes(text.encode())
+    result = tagged(tmp_path)
+    assert set(result) == {"a", "b"}
+    assert {**result, **expected} == result
+
+
+def test_split_column_and_test_rows(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    rows = "a.png,cat,train\nb.png,dog,VAL\nc.png,,validation\nd.png,dog,\ngone.png,,test\n"
+    (tmp_path / "tags.csv").write_text("image,tags,split\n" + rows)
+    dataset = read_folder(tmp_path, SETTINGS)
+    assert [(sample.id, sample.split, sample.tags) for sample in dataset.samples] == [
+        ("a", "train", (1,)),
+        ("b", "val", (2,)),
+        ("c", "val", ()),
+        ("d", "train", (2,)),
+    ]
+    assert dataset.notes == ("1 images of the test split are left out",)
+
+
+def test_metadata_files_in_split_folders(tmp_path: Path) -> None:
+    images(tmp_path, "train/a.png", "train/sub/b.png", "validation/c.png", "test/d.png")
+    lines = [{"file_name": "a.png", "labels": ["traffic light", "cat"]}, {"file_name": "sub/b.png", "labels": "cat"}]
+    (tmp_path / "train/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "validation/metadata.csv").write_text("file_name,label\nc.png,cat\n")
+    (tmp_path / "test/metadata.csv").write_text("file_name,label\nd.png,cat\n")
+    dataset = read_folder(tmp_path, SETTINGS)
+    assert dataset.classes == ("cat", "traffic light")
+    assert [(sample.id, sample.split, sample.tags) for sample in dataset.samples] == [
+        ("train/a", "train", (1, 2)),
+        ("train/sub/b", "train", (1,)),
+        ("validation/c", "val", (1,)),
+    ]
+
+
+def test_a_separator_anywhere_keeps_spaces_everywhere(tmp_path: Path) -> None:
+    images(tmp_path, "train/a.png", "val/b.png")
+    (tmp_path / "train/metadata.csv").write_text("file_name,tags\na.png,traffic light;cat\n")
+    (tmp_path / "val/metadata.csv").write_text("file_name,tags\nb.png,traffic light\n")
+    assert tagged(tmp_path) == {"train/a": ("cat", "traffic light"), "val/b": ("traffic light",)}
+
+
+def test_class_file_fixes_the_order(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "tags.csv").write_text("image,tags\na.png,cat dog\n")
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog\r\n\r\ncat\r\n")
+    assert read_folder(tmp_path, SETTINGS).classes == ("dog", "cat")
+    (tmp_path / "classes.txt").write_text("dog\ncat\ndog\n")
+    with pytest.raises(DataError, match=r"classes\.txt, row 3: class 'dog' is there a second time"):
+        read_folder(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("base", ["", "images/"])
+def test_one_folder_per_class(base: str, tmp_path: Path) -> None:
+    images(tmp_path, f"{base}cat/1.png", f"{base}cat/deep/2.png", f"{base}train/1.png")
+    (tmp_path / base / "empty").mkdir()
+    (tmp_path / base / "cat/notes.txt").write_text("no image")
+    assert tagged(tmp_path) == {"cat/1": ("cat",), "cat/deep/2": ("cat",), "train/1": ("train",)}
+    assert read_folder(tmp_path, SETTINGS).notes == (f"folder {base}empty holds no images and is left out",)
+
+
+def test_class_folders_below_split_folders(tmp_path: Path) -> None:
+    images(tmp_path, "train/cat/1.png", "val/cat/1.png", "test/cat/1.png", "masks/train/cat/1.png")
+    dataset = read_folder(tmp_path, SETTINGS)
+    assert [(sample.id, sample.split) for sample in dataset.samples] == [("train/cat/1", "train"), ("val/cat/1", "val")]
+    assert [sample.mask is not None for sample in dataset.samples] == [True, False]
+
+
+def test_masks_and_saliency_are_found_by_path_or_unique_name(tmp_path: Path) -> None:
+    images(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png", "dog/3.png")
+    images(tmp_path, "masks/cat/1.png", "masks/1.png", "masks/2.png", "saliency/dog/3.jpg")
+    samples = {sample.id: sample for sample in read_folder(tmp_path, SETTINGS).samples}
+    assert samples["cat/1"].mask == tmp_path / "masks/cat/1.png"
+    assert samples["cat/2"].mask == tmp_path / "masks/2.png"
+    # 1.png is the name of two images: it may not stand for either.
+    assert samples["dog/1"].mask is None
+    assert samples["dog/3"].saliency == tmp_path / "saliency/dog/3.jpg"
+
+
+def test_mask_folder_from_the_settings(tmp_path: Path) -> None:
+    images(tmp_path, "data/cat/1.png", "truth/1.png", "data/inner/1.png")
+    for masks, found in ((str(tmp_path / "truth"), "truth/1.png"), ("inner", "data/inner/1.png")):
+        settings = DataSettings(masks=masks)
+        dataset = read_folder(tmp_path / "data", settings)
+        sample = attach(dataset.samples[:1], tmp_path / "data", settings)[0]
+        assert sample.mask == tmp_path / found
+    for name in ("masks", "saliency"):
+        with pytest.raises(DataError, match=rf"setting data\.{name}: 'nowhere' is no folder, expected one below"):
+            read_folder(tmp_path / "data", DataSettings(**{name: "nowhere"}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("image,tags\na.png,cat\nb.png,cat\n", r"tags\.csv, row 3: image 'b\.png' is missing"),
+        ("image,tags\na.png, \n", r"tags\.csv, row 2: image 'a\.png' has no tags"),
+        ("image,tags\na.png\n", r"tags\.csv, row 2: image 'a\.png' has no tags"),
+        (
+            "image,tags\n\na.png,cat,horse\n",
+            r"tags\.csv, row 3: unknown tag 'horse', expected one of classes\.txt: cat",
+        ),
+        ("image,tags\n../a.png,cat\n", r"tags\.csv, row 2: image '\.\./a\.png' leaves the data folder"),
+        ("image,tags\n/etc/passwd,cat\n", r"tags\.csv, row 2: image '/etc/passwd' leaves the data folder"),
+        ("image,tags\nlink.png,cat\n", r"tags\.csv, row 2: .*link\.png is a link that leaves the data folder"),
+        ("image,tags\na.png,cat\na.png,cat\n", r"tags\.csv, row 3: image 'a\.png' is listed a second time.*row 2"),
+        ("picture,tags\na.png,cat\n", r"tags\.csv, row 1: got columns picture, tags, expected one of image, file"),
+        ("image,words\na.png,cat\n", r"tags\.csv, row 1: got columns image, words, expected one of tags"),
+        ("", r"tags\.csv, row 1: got columns none"),
+        ("image,tags,split\na.png,cat,dev\n", r"tags\.csv, row 2: split 'dev', expected train, val"),
+        ("image,tags,split\na.png,cat,dog,train\n", r"tags\.csv, row 2: 4 cells, expected 3; put quotes"),
+    ],
+)
+def test_bad_rows_are_named(rows: str, message: str, tmp_path: Path) -> None:
+    root = images(tmp_path / "data", "a.png")
+    images(tmp_path, "outside.png")
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    (root / "classes.txt").write_text("cat\n")
+    (root / "tags.csv").write_text(rows)
+    with pytest.raises(DataError, match=message):
+        read_folder(root, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"row 2: no valid JSON"),
+        ("[" * 100_000, r"row 2: no valid JSON"),
+        ("[1]", r"row 2: got '\[1\]', expected a JSON object"),
+        ('{"file_name": "a.png"}', r"row 2: got keys file_name, expected one of tags"),
+        ('{"file_name": "a.png", "tags": null}', r"row 2: image 'a\.png' has no tags"),
+        ('{"file_name": "a.png", "tags": []}', r"row 2: image 'a\.png' has no tags"),
+    ],
+)
+def test_bad_json_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text("\n" + line)
+    with pytest.raises(DataError, match=r"metadata\.jsonl, " + message):
+        read_folder(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["tags.csv", "classes.txt"])
+def test_files_that_are_not_utf8(name: str, tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "tags.csv").write_text("image,tags\na.png,cat\n")
+    (tmp_path / name).write_bytes(b"image,tags\n\xff\xfe,cat")
+    with pytest.raises(DataError, match=rf"{name}: cannot be read .*expected UTF-8"):
+        read_folder(tmp_path, SETTINGS)
+
+
+def test_class_folder_that_links_outside(tmp_path: Path) -> None:
+    images(tmp_path, "data/cat/1.png", "elsewhere/1.png")
+    (tmp_path / "data/dog").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"folder .*dog: .* leaves the data folder"):
+        read_folder(tmp_path / "data", SETTINGS)
+
+
+def test_rows_keep_a_list_of_tags_whole(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"File_Name": "a.png", "Tags": [" a, b ", 3, "", "a, b"]}')
+    rows = read_rows(tmp_path / "metadata.jsonl", "val")
+    assert rows[0].tags == ("a, b", "3") and rows[0].split == "val"
+    assert split_rows(rows) == [("a, b", "3")]
+
+
+NAMES = st.lists(st.text(st.characters(categories=("L", "N")), min_size=1), min_size=1, unique=True)
+
+
+@given(NAMES, st.sampled_from([" ", ";", "|", ",", " ; ", ", ", "  "]))
+def test_joined_tags_come_apart_again(names: list[str], separator: str) -> None:
+    cell = separator.join(names)
+    assert split_rows([Row("row 2", "a.png", cell, "train")]) == [tuple(names)]
+
+
+@given(NAMES, st.sampled_from(";|,"))
+def test_names_with_spaces_survive_other_separators(names: list[str], separator: str) -> None:
+    spaced = [f"{name} x" for name in names]
+    rows = [Row("row 2", "a.png", separator.join(["first one", *spaced]), "train"), Row("row 3", "b.png", "a b", "val")]
+    assert split_rows(rows) == [tuple(dict.fromkeys(["first one", *spaced])), ("a b",)]
+
+
+@given(st.text(), st.booleans())
+def test_split_tags_are_clean_and_single(cell: str, spaces: bool) -> None:
+    tags = split_tags(cell, spaces)
+    assert len(set(tags)) == len(tags)
+    assert all(tag and tag == tag.strip() and tag in cell for tag in tags)

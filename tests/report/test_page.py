@@ -1,0 +1,220 @@
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from tagseg.report.page import duration, memory, report
+from tagseg.run import RunError
+from tagseg.settings import DataSettings, ReportSettings, Settings, TrainSettings
+
+HOSTILE_CLASS = "<script>alert(1)</script>"
+HOSTILE_FILE = '"><img src=x onerror=alert(2)>'
+HOSTILE_TEXT = "</title></style><script>document.title='taken'</script>{{ 7 * 7 }}"
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+class Page(HTMLParser):
+    """The page as a browser reads it: elements with their attributes, and the text outside style and script."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self._hidden = [], "", False
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._hidden = tag in ("style", "script")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        self.text += "" if self._hidden else data
+
+    def all(self, tag, **attributes):
+        attributes = {key.rstrip("_"): value for key, value in attributes.items()}
+        return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
+
+
+def page_of(run):
+    return Page(report(run).path.read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_the_figures(tmp_path, make_run):
+    run = make_run(tmp_path)
+    page = page_of(run)
+    for text in ("48.7 %", "51.2 %", "3.1 % of the pixels", "4 training images that have true masks", "cat, dog"):
+        assert text in page.text
+    assert "2 validation images that have true masks" in page.text
+    assert "4 to learn from, by their tags only, and 2 for validation" in page.text
+    assert "1 min 1 s" in page.text and "2.0 GB" in page.text and "100 MB" in page.text
+    assert "4 min 7 s" in page.text, "the time of all stages"
+    assert f"tagseg predict {run.root} IMAGES --out DIR" in page.text
+    assert "from scratch" not in page.text
+    assert run.done("report")
+
+
+def test_absent_classes_are_dashes_and_bars_have_their_iou(tmp_path, make_run):
+    page = page_of(make_run(tmp_path))
+    assert len([a for a in page.all("abbr") if "absent" in a.get("title", "")]) == 2, "dog, in both columns"
+    shares = [attributes["style"] for attributes in page.all("span", class_="bar one")]
+    assert shares == ["--share: 90.0%", "--share: 25.0%", "--share: 48.7%"]
+
+
+def test_rows_show_every_kind_of_picture_with_a_description(tmp_path, make_run):
+    page = page_of(make_run(tmp_path))
+    labels = [attributes["aria-label"] for attributes in page.all("svg", class_="picture")]
+    assert len(labels) == 4 * 5 + 2 * 3
+    assert "Image img1" in labels and "Map of img1: cat" in labels
+    assert "Pseudo-mask of img1: background 79 %, cat 17 %, unsure 4 %" in labels
+    assert "Prediction of img1: background 83 %, cat 17 %" in labels
+    assert "Truth of img1: background 75 %, cat 25 %" in labels
+    assert (
+        "4 of 4 training images, evenly spaced over the list of the training images that have true masks" in page.text
+    )
+
+
+def test_nothing_is_fetched_from_elsewhere(tmp_path, make_run):
+    html = report(make_run(tmp_path)).path.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|//cdn", html)
+    assert not re.search(r"""\b(?:src|href|srcset|action)\s*=\s*(?!"(?:data:image/(?:png|jpeg);base64,|\#))""", html)
+    assert set(re.findall(r"url\((.)", html)) == {"#"}
+    assert "default-src 'none'" in html
+
+
+def test_hostile_names_stay_text(tmp_path, make_run):
+    run = make_run(tmp_path, classes=(HOSTILE_CLASS, "dog"), first_name=HOSTILE_FILE)
+    settings = dataclasses.replace(run.settings(), report=ReportSettings(title=HOSTILE_TEXT))
+    run.settings_file.write_text(settings.to_toml())
+    change(run.data_file, notes=[HOSTILE_TEXT], broken=[[HOSTILE_FILE, HOSTILE_TEXT]])
+    page = page_of(run)
+    assert len(page.all("script")) == 1, "the page's own"
+    assert page.all("img") == []
+    assert [a for _, a in page.elements if any(name.startswith("on") for name in a)] == []
+    assert page.text.count(HOSTILE_CLASS) >= 3 and HOSTILE_FILE in page.text
+    assert page.text.count(HOSTILE_TEXT) >= 3, "title, note and reason, with nothing expanded"
+    assert any(HOSTILE_FILE in attributes["aria-label"] for attributes in page.all("svg", class_="picture"))
+
+
+def test_without_truth_it_says_so_instead_of_showing_figures(tmp_path, make_run):
+    page = page_of(make_run(tmp_path, truth=False))
+    assert "No training image has a true mask" in page.text and "This data set has no true masks" in page.text
+    assert page.all("span", class_="bar one") == [] and "IoU per class" not in page.text
+    assert "truth" not in [word for a in page.all("svg", class_="picture") for word in a["aria-label"].lower().split()]
+    assert "Training images" in page.text and len(page.all("svg", class_="picture")) == 4 * 4 + 2 * 2
+
+
+def test_without_validation_images_the_segmenter_is_not_measured(tmp_path, make_run):
+    page = page_of(make_run(tmp_path, val=0))
+    assert "No validation image has a true mask" in page.text and "48.7 %" in page.text
+    assert page.all("span", class_="bar two") == [] and "Validation images" not in page.text
+
+
+def test_one_class(tmp_path, make_run):
+    page = page_of(make_run(tmp_path, classes=("cat",)))
+    assert "cat; everything else is background" in page.text
+    assert len(page.all("span", class_="bar one")) == 2, "background and mean: the class itself is absent"
+
+
+def test_contrast_is_drawn_only_when_it_took_place(tmp_path, make_run):
+    page = page_of(make_run(tmp_path / "with"))
+    labels = [a["aria-label"] for a in page.all("svg", role="img") if "over epochs" in a["aria-label"]]
+    assert labels[1] == "Classifier: contrast of regions over epochs. contrast: 3.25 in the last epoch. "
+    assert labels[2] == "Segmenter: loss over epochs. loss: 0.875 in the last epoch. "
+    page = page_of(make_run(tmp_path / "without", contrast=False))
+    assert "Classifier: losses" in page.text and "contrast of regions" not in page.text
+
+
+def test_missing_predictions_histories_and_rows_leave_a_whole_page(tmp_path, make_run):
+    run = make_run(tmp_path)
+    for folder in (run.predictions, run.network, run.segmenter):
+        shutil.rmtree(folder)
+    page = page_of(run)
+    assert "Learning" not in page.text
+    assert not any(a["aria-label"].startswith("Prediction") for a in page.all("svg", class_="picture"))
+    settings = dataclasses.replace(run.settings(), report=ReportSettings(examples=0))
+    run.settings_file.write_text(settings.to_toml())
+    page = page_of(run)
+    assert page.all("svg", class_="picture") == [] and "Pictures" not in page.text
+
+
+def test_training_from_scratch_is_said_aloud(tmp_path, make_run):
+    settings = Settings(data=DataSettings(min_images=1), train=TrainSettings(weights="random"))
+    page = page_of(make_run(tmp_path, settings=settings))
+    assert "Trained from scratch" in page.text and "(default timm)" in page.text
+
+
+def test_a_run_that_is_not_evaluated_or_contradicts_itself_is_refused(tmp_path, make_run):
+    run = make_run(tmp_path)
+    data = json.loads(run.data_file.read_text())
+    change(run.data_file, classes=["cat", "dog", "cow"])
+    with pytest.raises(RunError, match=r"pseudo_masks has 3 IoUs, expected 4"):
+        report(run)
+    data["samples"][0]["id"] = "vanished"
+    run.data_file.write_text(json.dumps(data))
+    shutil.copy(run.predictions / "img1.png", run.predictions / "vanished.png")
+    with pytest.raises(RunError, match="no longer has the image vanished"):
+        report(run)
+    change(run.manifest_file, stages={})
+    with pytest.raises(RunError, match="stage evaluate has not finished"):
+        report(run)
+    assert not run.report_file.exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.6, "9.6 s"), (59.4, "59 s"), (61.0, "1 min 1 s"), (7384.0, "2 h 3 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_memory_switches_to_gigabytes():
+    assert (memory(1023.0), memory(1536.0)) == ("1023 MB", "1.5 GB")
+
+
+def dom_in_chromium(page, profile):
+    """The document after the browser has run its scripts."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium or chromium-browser on this machine")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=3000 --dump-dom"
+    command = [browser, *flags.split(), f"--user-data-dir={profile}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return Page(done.stdout)
+
+
+def test_in_a_browser_hostile_names_do_not_run_and_the_controls_work(tmp_path, make_run):
+    run = make_run(tmp_path, classes=(HOSTILE_CLASS, "dog"), first_name=HOSTILE_FILE)
+    settings = dataclasses.replace(run.settings(), report=ReportSettings(title="Tags & " + HOSTILE_TEXT))
+    run.settings_file.write_text(settings.to_toml())
+    path = report(run).path
+    page = dom_in_chromium(path, tmp_path / "profile")
+    assert len(page.all("script")) == 1 and page.all("img") == []
+    assert "Tags & </title>" in page.text and not page.text.startswith("taken")
+    # The script ran, so the policy's checksum is that of the script.
+    assert len(page.all("button", class_="zoom")) == len(page.all("svg", class_="picture")) == 26
+    assert all("hidden" not in a for a in page.all("button", id="theme") + page.all("label", id="slider"))
+    assert page.all("html", style="--overlay: 0.65;")
+    html = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))
+    clicks = """<script>
+      document.querySelectorAll(".zoom")[1].click();
+      document.getElementById("viewer").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+      const slider = document.getElementById("opacity");
+      slider.value = 20; slider.dispatchEvent(new Event("input"));
+      document.documentElement.dataset.theme = "light"; document.getElementById("theme").click();
+    </script></body>"""
+    driven = tmp_path / "driven.html"
+    driven.write_text(html.replace("</body>", clicks), encoding="utf-8")
+    page = dom_in_chromium(driven, tmp_path / "profile")
+    assert page.all("html", style="--overlay: 0.2;") and page.all("html", **{"data-theme": "dark"})
+    assert "open" in page.all("dialog", id="viewer")[0]
+    assert f"Pseudo-mask of {HOSTILE_FILE}: background 79 %" in page.text
