@@ -3,7 +3,6 @@
 import os
 import random
 from pathlib import Path
-from typing import runtime_checkable
 
 import hypothesis
 import numpy as np
@@ -19,11 +18,6 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 # From here on the types and shapes in tagseg's signatures are checked at every call.
 install_import_hook("tagseg", "beartype.beartype")
-
-from tagseg.progress import Track  # noqa: E402  (after the hook)
-
-# beartype asks isinstance(track, Track), which a plain protocol refuses.
-runtime_checkable(Track)
 
 hypothesis.settings.register_profile("tagseg", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tagseg")

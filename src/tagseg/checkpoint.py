@@ -49,7 +49,9 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return an optimizer's per-parameter state as flat tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": value for i, entry in state.items() for key, value in entry.items() if value is not None}
+    return {
+        f"optimizer.{i}.{key}": value for i, entry in state.items() for key, value in entry.items() if value is not None
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

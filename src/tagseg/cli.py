@@ -70,7 +70,9 @@ MAIN = Group("Main commands", sort_key=1)
 
 @app.command(group=MAIN, sort_key=0)
 def fit(
-    data: Annotated[Path, Parameter(name="DATA", help="Folder of tagged images (tags.csv, metadata.csv, VOC, COCO, ...).")],
+    data: Annotated[
+        Path, Parameter(name="DATA", help="Folder of tagged images (tags.csv, metadata.csv, VOC, COCO, ...).")
+    ],
     /,
     *,
     out: Annotated[Path, Parameter(help="Run folder; an existing one is continued.")],
@@ -117,10 +119,16 @@ def _stage_command(stage: Stage, summary: str, example: str) -> None:
     app.command(command, name=stage, group=STAGES, sort_key=ORDER.index(stage))
 
 
-_stage_command("train", "Train the classification network from the tags.", "tagseg train runs/a --train.epochs 8 --force")
+_stage_command(
+    "train", "Train the classification network from the tags.", "tagseg train runs/a --train.epochs 8 --force"
+)
 _stage_command("localise", "Compute the maps of the training images' tags.", "tagseg localise runs/a")
 _stage_command("masks", "Turn maps into pseudo-masks.", "tagseg masks runs/a --masks.background power --force")
-_stage_command("segment", "Train the segmentation network on the pseudo-masks.", "tagseg segment runs/a --segment.epochs 12 --force")
+_stage_command(
+    "segment",
+    "Train the segmentation network on the pseudo-masks.",
+    "tagseg segment runs/a --segment.epochs 12 --force",
+)
 _stage_command("evaluate", "Score pseudo-masks and segmenter where true masks exist.", "tagseg evaluate runs/a")
 _stage_command("report", "Write the report page.", "tagseg report runs/a --force")
 
@@ -162,7 +170,7 @@ def inspect(
 ) -> None:
     """Show what tagseg sees in a data folder, and what may go wrong with it.
 
-        tagseg inspect photos/
+    tagseg inspect photos/
     """
     import dataclasses
 
@@ -182,8 +190,8 @@ def demo(
 ) -> None:
     """Draw a small data set and run everything on it; needs no data, no network, no GPU.
 
-        tagseg demo
-        tagseg demo --out /tmp/demo --seed 1
+    tagseg demo
+    tagseg demo --out /tmp/demo --seed 1
     """
     from tagseg.demo import run_demo
 
@@ -221,10 +229,14 @@ def show_inspection(found: Any, min_images: int) -> None:
     for note in found.notes:
         say(f"Note: {note}")
     warnings = [
-        f"{a} never appears without {b}: tags cannot tell them apart. Add images of {a} alone." for a, b in found.never_apart
+        f"{a} never appears without {b}: tags cannot tell them apart. Add images of {a} alone."
+        for a, b in found.never_apart
     ]
     rare = [(name, n[i]) for i, name in enumerate(found.classes) if (n := found.per_class["train"])[i] < min_images]
-    warnings += [f"{name} has {n} training images, fewer than --data.min-images {min_images}: fit will refuse." for name, n in rare]
+    warnings += [
+        f"{name} has {n} training images, fewer than --data.min-images {min_images}: fit will refuse."
+        for name, n in rare
+    ]
     warnings += [f"broken file, will be skipped: {path} ({reason})" for path, reason in found.broken]
     warnings += [f"same content: {', '.join(group)}" for group in found.duplicates]
     for line in warnings:

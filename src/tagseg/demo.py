@@ -21,7 +21,8 @@ def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
         rca=RcaSettings(warmup=4, slots=200),
         localise=LocaliseSettings(max_side=128),
         segment=SegmentSettings(
-            weights="random", freeze_stride=0, freeze_batch_norm=False, epochs=20, crop=128, max_side=128, lr=0.05, head_lr=1.0
+            weights="random", freeze_stride=0, freeze_batch_norm=False, epochs=20, crop=128, max_side=128, lr=0.05,
+            head_lr=1.0,
         ),
         report=ReportSettings(title="tagseg demo"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What both trainings share: the device, the optimiser, the learning rate's schedule, and epochs that can be resumed."""
+"""What both trainings share: device, optimiser, the learning rate's schedule, and epochs that can be resumed."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tagseg.checkpoint import load_tensors, optimizer_tensors, restore, restore_optimizer, save_tensors, select
+from tagseg.rca.backbone import RANDOM
 from tagseg.run import RunError
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from error
+        raise ValueError(
+            f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from error
     return device
 
 
@@ -43,6 +46,12 @@ def build_optimizer(
         groups.append({"params": [p for p in learning if p.dim() > 1], "factor": factor, "weight_decay": weight_decay})
         groups.append({"params": [p for p in learning if p.dim() <= 1], "factor": factor, "weight_decay": 0.0})
     return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=0.9, nesterov=True)
+
+
+def warn_if_random(name: str, weights: str) -> None:
+    """Say aloud that a network starts without pretrained weights."""
+    if weights == RANDOM:
+        log.warning("%s starts from random weights (weights = random): it learns everything from your images", name)
 
 
 def poly(progress: float) -> float:
@@ -83,9 +92,13 @@ def epochs(
         started = time.monotonic()
         figures = one_epoch(epoch)
         if not math.isfinite(figures["loss"]):
-            raise RunError(f"{folder}: the loss became {figures['loss']} in epoch {epoch}; lower the learning rate (lr)")
+            raise RunError(
+                f"{folder}: the loss became {figures['loss']} in epoch {epoch}; lower the learning rate (lr)"
+            )
         history.append({"epoch": epoch, **figures, "seconds": round(time.monotonic() - started, 1)})
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
-        tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+        tensors = {
+            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        }
         save_tensors(file, tensors | optimizer_tensors(optimizer), {"history": history})
     return history

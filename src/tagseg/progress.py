@@ -20,7 +20,14 @@ def silent(items: Iterable[T], title: str, total: int) -> Iterator[T]:
 
 def bars(items: Iterable[T], title: str, total: int) -> Iterator[T]:
     """Draw a bar with time gone and time left on the terminal; elsewhere a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:<28}"),

@@ -138,7 +138,7 @@ class Run:
         return Path(self.manifest()["data"])
 
     def manifest(self) -> dict[str, Any]:
-        """Return the manifest: tagseg's version, the data folder, and per finished stage seconds, peak memory, files."""
+        """Return the manifest: tagseg's version, the data folder; per finished stage seconds, peak memory, files."""
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -195,7 +195,9 @@ class Run:
 
     def _require(self) -> None:
         if not self.settings_file.exists() or not self.manifest_file.exists():
-            raise RunError(f"{self.root}: not a run folder (no manifest.json); make one with `tagseg fit DATA --out RUN`")
+            raise RunError(
+                f"{self.root}: not a run folder (no manifest.json); make one with `tagseg fit DATA --out RUN`"
+            )
 
 
 def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool = False) -> Run:
@@ -232,7 +234,9 @@ def change_settings(run: Run, settings: Settings, force: bool) -> None:
     """
     old, new = read_toml(run.settings_file), settings.to_dict()
     for stage in STAGES:
-        changed = [line for section in SECTIONS[stage] for line in _differences(section, old.get(section), new[section])]
+        changed = [
+            line for section in SECTIONS[stage] for line in _differences(section, old.get(section), new[section])
+        ]
         if changed and _started(run, stage):
             if not force:
                 raise RunError(

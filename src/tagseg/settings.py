@@ -7,7 +7,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -29,14 +29,14 @@ class DataSettings:
     """Layout of the data folder; auto recognises it."""
 
     train_list: str = ""
-    """VOC: the list of training images (name in ImageSets/Segmentation, or ImageSets/Main). Empty: train_aug, trainaug or
-    train, whichever exists first."""
+    """VOC: the list of training images (a name in ImageSets/Segmentation or ImageSets/Main). Empty: train_aug, trainaug
+    or train, whichever exists first."""
 
     val_list: str = ""
     """VOC: the list of validation images. Empty: val, if it exists."""
 
     masks: str = ""
-    """Folder of true masks named like the images, used for evaluation only. Empty: `masks` in the data folder, if there."""
+    """Folder of true masks named like the images, for evaluation only. Empty: `masks` in the data folder, if there."""
 
     saliency: str = ""
     """Folder of saliency maps named like the images. Empty: `saliency` in the data folder, if there."""
@@ -76,7 +76,7 @@ class TrainSettings:
     """Keep the batch norms' statistics and weights as they came."""
 
     neck: int = 256
-    """Channels of the features the bank works on: a 1x1 convolution with ReLU after the backbone (0: the backbone's own)."""
+    """Channels of the features the bank works on: a 1x1 convolution with ReLU after the backbone (0: its own)."""
 
     head_convs: int = 0
     """3x3 convolutions before the coarse map (the paper has 3)."""
@@ -200,8 +200,8 @@ class LocaliseSettings:
     """Also average over the mirrored image."""
 
     max_side: int = 320
-    """Larger images are reduced to this long side before the scales are applied: about 1.4 x train.crop, so that objects
-    have the size the network learned."""
+    """Larger images are reduced to this long side before the scales are applied: about 1.4 x train.crop, so that
+    objects have the size the network learned."""
 
     maps: Literal["refined", "coarse"] = "refined"
     """Which map to keep; coarse is the plain class activation map."""
@@ -226,8 +226,8 @@ class MaskSettings:
     """Exponent of the power rule."""
 
     unsure: float = 0.05
-    """Half width of the band around the background's cut, and the lead that the best class needs over the second: pixels
-    inside become 255."""
+    """Half width of the band around the background's cut, and the lead that the best class needs over the second:
+    pixels inside become 255."""
 
     def __post_init__(self) -> None:
         _check(0 < self.threshold < 1, "masks.threshold", self.threshold, "between 0 and 1")
@@ -290,7 +290,9 @@ class SegmentSettings:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "segment.epochs", self.epochs, "at least 1")
         _check(self.batch >= 2, "segment.batch", self.batch, "at least 2 (the decoder has batch norm)")
-        _check(self.crop >= 32 and self.crop % 16 == 0, "segment.crop", self.crop, "a multiple of 16, at least 32 pixels")
+        _check(
+            self.crop >= 32 and self.crop % 16 == 0, "segment.crop", self.crop, "a multiple of 16, at least 32 pixels"
+        )
         _check(self.max_side >= 64, "segment.max-side", self.max_side, "at least 64 pixels")
         _check(0 < self.scale[0] <= self.scale[1], "segment.scale", self.scale, "two factors, 0 < from <= to")
         _check(len(self.predict_scales) > 0 and min(self.predict_scales) > 0, "segment.predict-scales",
@@ -424,8 +426,8 @@ def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    choices = getattr(hint, "__args__", ())
-    origin = getattr(hint, "__origin__", None)
+    choices: tuple[Any, ...] = get_args(hint)
+    origin = get_origin(hint)
     if origin is Literal:
         if value not in choices or isinstance(value, bool):
             raise ValueError(f"{where}: got {value!r}, expected one of {', '.join(map(str, choices))}")

@@ -99,7 +99,7 @@ def draw_demo(
             name = f"{index + 1:04}"
             picture, mask = draw_scene(tags, side, (seed, index))
             picture.save(work / "images" / f"{name}.jpg", quality=92, subsampling=0)
-            palette_mask = Image.fromarray(mask, mode="P")
+            palette_mask = Image.fromarray(mask)
             palette_mask.putpalette(PALETTE)
             palette_mask.save(work / "masks" / f"{name}.png")
             rows.append((f"images/{name}.jpg", " ".join(tags), split))

@@ -1,4 +1,5 @@
-"""Torch data sets over samples: decode, augment, collate. Randomness depends on (seed, epoch, image) alone, not on workers."""
+"""Torch data sets over samples: decode, augment, collate. Randomness depends on (seed, epoch, image) alone, not on
+workers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,9 @@ class Shuffled(Sampler[int]):
         return iter(self.order)
 
 
-def loader(data: Dataset[tuple[Tensor, Tensor]], batch: int, workers: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
+def loader(
+    data: Dataset[tuple[Tensor, Tensor]], batch: int, workers: int, seed: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
     """Return a shuffled loader of one epoch; the last batch is dropped when it holds a single image (batch norm)."""
     length = len(data)  # type: ignore[arg-type]
     return DataLoader(

@@ -1,4 +1,4 @@
-"""The data set as a run uses it: read, checked once, broken images left out, and the same again when a stage is rerun."""
+"""The data set as a run uses it: read, checked once, broken images left out, and the same again for later stages."""
 
 import dataclasses
 import json
@@ -67,7 +67,9 @@ def _again(run: Run, dataset: Dataset) -> Prepared:
     dataset = dataclasses.replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.id in sizes))
     then = [{key: row[key] for key in ("id", "tags", "split")} for row in about["samples"]]
     if list(dataset.classes) != about["classes"] or [_identity(sample) for sample in dataset.samples] != then:
-        raise RunError(f"{run.root}: the images or tags in {dataset.root} have changed since this run began; start another --out")
+        raise RunError(
+            f"{run.root}: the images or tags in {dataset.root} have changed since this run began; start another --out"
+        )
     return Prepared(dataset, sizes)
 
 

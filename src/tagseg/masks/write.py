@@ -57,7 +57,9 @@ def masks_from_maps(
 
 def enlarge(maps: UInt8[np.ndarray, "k h w"], size: tuple[int, int]) -> Float[np.ndarray, "k H W"]:
     """Return maps at `size` (height, width), bilinear, as shares of the peak 0..1."""
-    large = [Image.fromarray(values.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR) for values in maps]
+    large = [
+        Image.fromarray(values.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR) for values in maps
+    ]
     return np.stack([np.asarray(values) for values in large]) / 255 if large else np.zeros((0, *size), np.float32)
 
 

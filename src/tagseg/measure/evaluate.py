@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,12 +19,14 @@ from tagseg.progress import Track, silent
 from tagseg.run import Run, write_atomically
 from tagseg.segment.predict import load_predictor
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Pooled mIoU (background included, void left out) over `images` images of a split; `iou[i]` of class id i, None for a
-    class in neither truth nor masks. `unsure_share` is the share of pixels that pseudo-masks leave void: they are scored
-    by their likelier label all the same."""
+    """Pooled mIoU (background included, void left out) over `images` images of a split; `iou[i]` of class id i, None
+    for a class in neither truth nor masks. `unsure_share` is the share of pixels that pseudo-masks leave void: they
+    are scored by their likelier label all the same."""
 
     miou: float
     iou: tuple[float | None, ...]
@@ -89,10 +92,19 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
 
 
 def examples(samples: tuple[Sample, ...], count: int) -> list[Sample]:
-    """Choose up to `count` samples evenly spaced over the list, those with a scored mask before others: no cherry-picking."""
+    """Choose up to `count` samples evenly spaced over the list, those with a scored mask before others: no cherry-
+    picking."""
     pool = [sample for sample in samples if sample.mask is not None and sample.scored] or list(samples)
-    places = np.linspace(0, len(pool) - 1, min(count, len(pool))).round().astype(int) if pool else []
-    return [pool[i] for i in places]
+    return evenly_spaced(pool, count)
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """Return up to `count` items, evenly spaced over the list, first and last included, in order."""
+    if count >= len(items):
+        return list(items)
+    if count <= 1:
+        return list(items[:count])
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
 def read_evaluation(run: Run) -> Evaluation:
@@ -125,4 +137,7 @@ def _pairs(
     prepared: Prepared, samples: list[Sample], folder: Path
 ) -> Iterable[tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]]:
     for sample in samples:
-        yield load_mask(sample, prepared.dataset, prepared.sizes[sample.id]), read_mask_file(mask_file(folder, sample.id))
+        yield (
+            load_mask(sample, prepared.dataset, prepared.sizes[sample.id]),
+            read_mask_file(mask_file(folder, sample.id)),
+        )

@@ -10,7 +10,7 @@ from tagseg.data.records import VOID
 
 @dataclass(frozen=True)
 class Iou:
-    """Pooled IoU: `iou[i]` of id i (0 background), None for a class in neither truth nor prediction; `miou` their mean."""
+    """Pooled IoU: `iou[i]` of id i (0 background), None for an id in neither truth nor prediction; `miou` their mean."""
 
     miou: float
     iou: tuple[float | None, ...]
@@ -19,7 +19,8 @@ class Iou:
 def confusion(
     truth: UInt8[np.ndarray, "h w"], predicted: UInt8[np.ndarray, "h w"], ids: int
 ) -> Int[np.ndarray, "ids ids"]:
-    """Count pixels by true id (rows) and predicted id (columns), ids 0..ids-1; pixels that are void in `truth` are left out.
+    """Count pixels by true id (rows) and predicted id (columns), ids 0..ids-1; pixels that are void in `truth` are
+    left out.
 
     Raises:
         ValueError: when the sizes differ or an id is out of range (a prediction must decide every pixel that counts).
@@ -35,7 +36,8 @@ def confusion(
 
 
 def iou(matrix: Int[np.ndarray, "ids ids"]) -> Iou:
-    """Return IoU from a confusion matrix summed over images: intersection / union per id, and the mean over ids present.
+    """Return IoU from a confusion matrix summed over images: intersection / union per id, and the mean over ids
+    present.
 
     >>> iou(np.array([[3, 1], [0, 4]])).iou
     (0.75, 0.8)

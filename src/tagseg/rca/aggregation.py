@@ -20,11 +20,10 @@ def attend(
     queries, keys = F.normalize(features.float(), dim=1), F.normalize(prototypes.flatten(0, 1), dim=1)
     scores = torch.einsum("bdhw,md->bmhw", queries, keys) / temperature
     scores = scores.masked_fill(~exists.flatten()[None, :, None, None], torch.finfo(scores.dtype).min)
-    return (scores.softmax(1) * exists.any()).unflatten(1, (e, k))
+    shares: Tensor = scores.softmax(1) * exists.any()
+    return shares.reshape(len(features), e, k, *features.shape[2:])
 
 
-def aggregate(
-    attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "e k d"]
-) -> Float[Tensor, "b d h w"]:
+def aggregate(attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "e k d"]) -> Float[Tensor, "b d h w"]:
     """Return the context each cell gathers, `F' = S Q` (RCA, eq. 7)."""
     return torch.einsum("bekhw,ekd->bdhw", attention, prototypes)

@@ -1,7 +1,7 @@
 """Backbones: any timm model with feature maps at stride 8, 16 or 32, and the paper's dilated VGG16."""
 
-import logging
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-
-log = logging.getLogger(__name__)
 
 RANDOM = "random"
 TIMM = "timm"
@@ -22,16 +20,20 @@ class Backbone(nn.Module):
     Attributes:
         channels: d, channels of the feature map.
         stride: image pixels per cell.
-        cornered: whether cell (i, j) lies on pixel (stride i, stride j), as with padded odd kernels; else cells tile the
+        cornered: whether cell (i, j) lies on pixel (stride i, stride j), as with padded odd kernels; else cells tile
+        the
             image like patches. Decides which sizes fit and how maps are enlarged without a shift.
         mean, std: normalisation the weights expect, for RGB in 0..1.
     """
+
+    mean: Float[Tensor, "1 3 1 1"]
+    std: Float[Tensor, "1 3 1 1"]
 
     def __init__(self, name: str, model: nn.Module, stride: int) -> None:
         super().__init__()
         self.name = name
         self.model = model
-        config = model.pretrained_cfg
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
@@ -40,7 +42,9 @@ class Backbone(nn.Module):
         self.channels = features.shape[1]
         self.stride = round(224 / features.shape[2])
         if self.stride != stride:
-            raise ValueError(f"backbone {name}: has stride {self.stride}, asked for {stride}; set --train.stride {self.stride}")
+            raise ValueError(
+                f"backbone {name}: has stride {self.stride}, asked for {stride}; set --train.stride {self.stride}"
+            )
 
         larger = self._probe(225)
         self.cornered = larger is not None and larger.shape[2] == 224 // self.stride + 1
@@ -102,14 +106,13 @@ def build_backbone(name: str, weights: str, stride: int) -> Backbone:
     return Backbone(name, model, stride)
 
 
-def weight_options(name: str, weights: str) -> dict[str, object]:
+def weight_options(name: str, weights: str) -> dict[str, Any]:
     """Return timm's create_model options that load `weights`; a file is checked first, so nothing starts random unseen.
 
     Raises:
         ValueError: when the file is missing, no safetensors file, or lacks a tensor of the model.
     """
     if weights == RANDOM:
-        log.warning("%s starts from random weights (weights = random): it learns everything from your images", name)
         return {"pretrained": False}
     if weights == TIMM:
         return {"pretrained": True}
@@ -117,7 +120,9 @@ def weight_options(name: str, weights: str) -> dict[str, object]:
     if not path.is_file():
         raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
     with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in timm.create_model(name, num_classes=0).state_dict().items()}
+        expected = {
+            key: tuple(value.shape) for key, value in timm.create_model(name, num_classes=0).state_dict().items()
+        }
     try:
         with safe_open(path, framework="pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -126,15 +131,15 @@ def weight_options(name: str, weights: str) -> dict[str, object]:
     wrong = [key for key, shape in expected.items() if found.get(key, shape if "num_batches" in key else None) != shape]
     if wrong:
         raise ValueError(
-            f"weights file {weights}: not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing or have "
-            f"another shape, first {wrong[0]}"
+            f"weights file {weights}: not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing or "
+            f"have another shape, first {wrong[0]}"
         )
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
 
 
-def freeze(model: nn.Module, feature_info: list[dict[str, object]], up_to_stride: int) -> None:
+def freeze(model: nn.Module, feature_info: list[dict[str, Any]], up_to_stride: int) -> None:
     """Stop learning in all layers up to the last stage whose stride is at most `up_to_stride` (0: none)."""
-    stages = [str(stage["module"]) for stage in feature_info if int(str(stage["reduction"])) <= up_to_stride]
+    stages = [stage["module"] for stage in feature_info if stage["reduction"] <= up_to_stride]
     if not stages or (len(stages) == len(feature_info) and len(stages) > 1):
         return
     modules = [name for name, _ in model.named_modules()]
@@ -152,7 +157,7 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval().requires_grad_(False)
 
 
-def _create(name: str, stride: int, options: dict[str, object]) -> nn.Module:
+def _create(name: str, stride: int, options: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, num_classes=0, output_stride=stride, **options)
         return model
@@ -163,7 +168,9 @@ def _create(name: str, stride: int, options: dict[str, object]) -> nn.Module:
     try:
         model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
     except TypeError as error:
-        raise ValueError(f"backbone {name}: takes neither an output stride nor free image sizes; choose another") from error
+        raise ValueError(
+            f"backbone {name}: takes neither an output stride nor free image sizes; choose another"
+        ) from error
     return model
 
 
@@ -188,7 +195,7 @@ def _dilate_vgg(model: nn.Module, stride: int) -> nn.Module:
 def no_weights(name: str, error: Exception) -> ValueError:
     """Return the error that says how start weights can be had."""
     return ValueError(
-        f"pretrained weights of {name} cannot be had ({str(error).splitlines()[0][:200]}). Two ways on: connect once so that "
-        f"timm can download them, or give a file with --train.weights FILE.safetensors (timm's names). To train from "
+        f"pretrained weights of {name} cannot be had ({str(error).splitlines()[0][:200]}). Two ways on: connect once so "
+        f"that timm can download them, or give a file with --train.weights FILE.safetensors (timm's names). To train from "
         f"scratch all the same, say so: --train.weights random"
     )

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class Bank(nn.Module):
     """Up to `slots` unit-length region embeddings per entry; entry 0 is background, 1..C the classes.
 
-    Only written slots exist: `filled` counts them per entry, so nothing is ever taken from noise. A free slot is written
-    whole. A full entry replaces its oldest slot (`fifo`) or blends the new embedding into it (`blend`, RCA's rule).
-    All state lies in buffers, so `state_dict` saves and restores the bank exactly.
+    Only written slots exist: `filled` counts them per entry, so nothing is ever taken from noise. A free slot is
+    written whole. A full entry replaces its oldest slot (`fifo`) or blends the new embedding into it (`blend`, RCA's
+    rule). All state lies in buffers, so `state_dict` saves and restores the bank exactly.
     """
 
     slots: Float[Tensor, "e s d"]
@@ -63,7 +63,8 @@ def kmeans(
     """Cluster each entry's valid points into up to k centres, all entries at once (k-means++ start, Lloyd's steps).
 
     Returns:
-        The centres, and which of them exist: an entry has as many as it has distinct points, at most k, none without points.
+        The centres, and which of them exist: an entry has as many as it has distinct points, at most k, none without
+        points.
     """
     entries, _, d = points.shape
     points = points.masked_fill(~valid[..., None], 0)

@@ -16,8 +16,8 @@ def contrast(
     """Return each region's InfoNCE loss against the bank (RCA, eq. 3).
 
     The mean over all written slots m+ of the region's own entry of
-    `-log(e^{f.m+/t} / (e^{f.m+/t} + sum over all other entries' written slots e^{f.m-/t}))`, all vectors of unit length.
-    Zero where the own entry, or every other entry, holds nothing.
+    `-log(e^{f.m+/t} / (e^{f.m+/t} + sum over all other entries' written slots e^{f.m-/t}))`, all vectors of unit
+    length. Zero where the own entry, or every other entry, holds nothing.
     """
     logits = torch.einsum("nd,esd->nes", F.normalize(regions.float(), dim=1), slots) / temperature
     own = F.one_hot(labels, slots.shape[0]).bool()[..., None]
@@ -51,7 +51,8 @@ def mixed_contrast(
 ) -> Float[Tensor, "m"]:
     """Return the contrast of mixed regions, `f = l f_i + (1 - l) f_j`, loss `l L_i + (1 - l) L_j` (RCA, eqs. 4 and 5).
 
-    Each region is mixed with a random region of another image; `l ~ Beta(alpha, alpha)`. Regions of a batch of one image
+    Each region is mixed with a random region of another image; `l ~ Beta(alpha, alpha)`. Regions of a batch of one
+    image
     have no partner: the result is empty then. `generator` is a CPU generator, so that devices draw alike.
     """
     first, second = draw_partners(images, generator)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tagseg.rca.aggregation import aggregate, attend
-from tagseg.rca.backbone import Backbone, build_backbone, freeze, freeze_batch_norm
+from tagseg.rca.backbone import RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.settings import RcaSettings, TrainSettings
 
@@ -83,19 +83,6 @@ def build_network(classes: int, train: TrainSettings, rca: RcaSettings, start: b
     Raises:
         ValueError: as `build_backbone`.
     """
-    if start:
-        return RcaNetwork(build_backbone(train.backbone, train.weights, train.stride), classes, train, rca)
-    with torch.random.fork_rng(devices=[]):
-        return RcaNetwork(_empty_backbone(train), classes, train, rca)
-
-
-def _empty_backbone(train: TrainSettings) -> Backbone:
-    import logging
-
-    logger = logging.getLogger("tagseg.rca.backbone")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # random only until the trained weights are loaded: no warning
-    try:
-        return build_backbone(train.backbone, "random", train.stride)
-    finally:
-        logger.setLevel(level)
+    return RcaNetwork(
+        build_backbone(train.backbone, train.weights if start else RANDOM, train.stride), classes, train, rca
+    )

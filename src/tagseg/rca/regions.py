@@ -30,10 +30,11 @@ def mine_regions(
 ) -> Regions:
     """Return a region for every tag of every image, and one of background per image.
 
-    A class region holds the cells above `threshold` of the map's peak (rule `peak`), or those whose softmax over classes
-    is above its own mean over cells (rule `softmax-mean`, as in RCA's code). The background region holds the cells where
-    every tagged map is below `background_threshold` of its peak. Empty regions are left out. A class region is confident
-    when its tag's probability (sigmoid of the map's mean) exceeds `confidence`; background when all tags of its image are.
+    A class region holds the cells above `threshold` of the map's peak (rule `peak`), or those whose softmax over
+    classes is above its own mean over cells (rule `softmax-mean`, as in RCA's code). The background region holds the
+    cells where every tagged map is below `background_threshold` of its peak. Empty regions are left out. A class
+    region is confident when its tag's probability (sigmoid of the map's mean) exceeds `confidence`; background when
+    all tags of its image are.
     """
     maps = maps.float()
     image, column = tags.nonzero(as_tuple=True)
@@ -50,7 +51,9 @@ def mine_regions(
     if background:
         b, _, h, w = maps.shape
         highest = share.new_zeros(b, h, w).scatter_reduce(0, image[:, None, None].expand_as(share), share, "amax")
-        unsure = torch.zeros(b, dtype=torch.bool, device=maps.device).index_put((image[~confident],), maps.new_tensor(True).bool())
+        unsure = torch.zeros(b, dtype=torch.bool, device=maps.device).index_put(
+            (image[~confident],), maps.new_tensor(True).bool()
+        )
         image = torch.cat([image, torch.arange(b, device=maps.device)])
         label = torch.cat([label, label.new_zeros(b)])
         cells = torch.cat([cells, highest < background_threshold])

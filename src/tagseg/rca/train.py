@@ -13,7 +13,7 @@ from torch import Tensor
 from tagseg.checkpoint import load_tensors, restore, save_tensors
 from tagseg.data.loading import TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
-from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr
+from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
@@ -42,6 +42,7 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     classes = len(dataset.classes)
+    warn_if_random(settings.train.backbone, settings.train.weights)
     network = build_network(classes, settings.train, settings.rca).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rca = settings.rca
     bank = Bank(classes + 1, rca.slots, network.channels, rca.update, rca.momentum).to(device)
@@ -82,7 +83,13 @@ def contrast_loss(
 ) -> Float[Tensor, ""]:
     """Mine the batch's regions, return their mean contrast with the bank (0 unless `learn`), and write them into it."""
     regions = mine_regions(
-        maps.coarse, tags.bool(), rca.region_rule, rca.region_threshold, rca.background, rca.background_threshold, rca.confidence
+        maps.coarse,
+        tags.bool(),
+        rca.region_rule,
+        rca.region_threshold,
+        rca.background,
+        rca.background_threshold,
+        rca.confidence,
     )
     loss = maps.features.new_zeros((), dtype=torch.float32)
     if len(regions.label) == 0:

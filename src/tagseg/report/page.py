@@ -68,8 +68,7 @@ def report(run: Run, track: Track = silent) -> Report:
         DataError: when an image or a true mask of the data folder cannot be read any more.
     """
     run.require("evaluate")
-    with run.stage("report"):
-        write_atomically(run.report_file, render(run, track))
+    write_atomically(run.report_file, render(run, track))
     return Report(run.report_file)
 
 
@@ -163,8 +162,8 @@ def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str) 
     place = {"train": "training", "val": "validation"}[result["split"]]
     present = sum(share is not None for share in result["iou"])
     unsure = (
-        f" {per_cent(float(result['unsure_share']))} of the pixels were marked unsure."
-        if "unsure_share" in result
+        f" {per_cent(float(result['unsure_share']))} of the pixels are marked unsure; they count by their likelier one."
+        if result.get("unsure_share") is not None
         else ""
     )
     return Figure(

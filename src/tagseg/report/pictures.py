@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -15,10 +15,9 @@ from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.masks.palette import class_colours, png_palette
+from tagseg.measure.evaluate import evenly_spaced
 from tagseg.progress import Track
 from tagseg.run import Run, RunError
-
-T = TypeVar("T")
 
 SIDE = 480
 """Long side of a picture in the report, in pixels."""
@@ -60,15 +59,6 @@ class Gallery:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     choice: str
-
-
-def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """Return up to `count` items, evenly spaced over the list, first and last included, in order."""
-    if count >= len(items):
-        return list(items)
-    if count <= 1:
-        return list(items[:count])
-    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
 def draw_galleries(run: Run, data: dict[str, Any], track: Track) -> dict[str, Gallery]:

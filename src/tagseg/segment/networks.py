@@ -16,6 +16,9 @@ CELL = 16
 class Segmenter(nn.Module):
     """A DeepLabV3+ that takes RGB in 0..1 and returns class scores at image size; id 0 is background."""
 
+    mean: Float[Tensor, "1 3 1 1"]
+    std: Float[Tensor, "1 3 1 1"]
+
     def __init__(self, encoder: str, ids: int, stride: int, weights: str, freezing: tuple[int, bool]) -> None:
         super().__init__()
         options = weight_options(encoder, weights)
@@ -29,8 +32,11 @@ class Segmenter(nn.Module):
                 raise
             raise no_weights(encoder, error) from error
         except (AssertionError, TypeError, NotImplementedError) as error:
-            raise ValueError(f"encoder {encoder}: cannot have output stride {stride}; choose another --segment.encoder") from error
+            raise ValueError(
+                f"encoder {encoder}: cannot have output stride {stride}; choose another --segment.encoder"
+            ) from error
         config = timm.get_pretrained_cfg(encoder)
+        assert config is not None  # or the model could not have been built
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         up_to_stride, self.frozen_norms = freezing
@@ -59,8 +65,7 @@ class Segmenter(nn.Module):
 
 def empty_segmenter(encoder: str, ids: int, stride: int) -> Segmenter:
     """Return a segmenter whose weights are about to be loaded."""
-    with torch.random.fork_rng(devices=[]):
-        return Segmenter(encoder, ids, stride, RANDOM, (0, True))
+    return Segmenter(encoder, ids, stride, RANDOM, (0, True))
 
 
 @torch.no_grad()

@@ -40,7 +40,9 @@ class Predictor:
         """Return the mask of an RGB image at its own size."""
         device = next(self.network.parameters()).device
         reduce = min(1.0, self.max_side / max(image.size))
-        small = image.resize((max(round(image.width * reduce), 1), max(round(image.height * reduce), 1)), reducing_gap=2.0)
+        small = image.resize(
+            (max(round(image.width * reduce), 1), max(round(image.height * reduce), 1)), reducing_gap=2.0
+        )
         seen = probabilities(self.network, to_tensor(small).to(device), self.scales, self.flip)
         if small.size != image.size:
             seen = F.interpolate(seen[None], image.size[::-1], mode="bilinear", align_corners=False)[0]
@@ -50,7 +52,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` wrote: the folder, the ids of the images in it, and the images that could not be read, with why."""
+    """What `predict` wrote: the folder, the ids of the images in it, and the unreadable images, each with its reason."""
 
     folder: Path
     ids: tuple[str, ...]
@@ -104,7 +106,9 @@ def predict(
     out = Path(out)
     present = [name for name in found if mask_file(out, name).exists()]
     if present and not force:
-        raise DataError(f"{mask_file(out, present[0])}: exists ({len(present)} masks do); choose another --out or --force")
+        raise DataError(
+            f"{mask_file(out, present[0])}: exists ({len(present)} masks do); choose another --out or --force"
+        )
     write_classes(out, predictor.classes[1:])
     skipped = []
     for name, path in track(found.items(), "predict", len(found)):
@@ -126,7 +130,8 @@ def predict(
 
 
 def find_images(wanted: Sequence[str | Path]) -> dict[str, Path]:
-    """Return images by the name their outputs get: the path below the given folder, without suffix where that is unique.
+    """Return images by the name their outputs get: the path below the given folder, without suffix where that is
+    unique.
 
     Raises:
         DataError: when a path does not exist or nothing is found.
@@ -135,7 +140,9 @@ def find_images(wanted: Sequence[str | Path]) -> dict[str, Path]:
     for item in wanted:
         path = Path(item)
         if path.is_dir():
-            below = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            below = (
+                file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
             files.update((file, path) for file in below)
         elif path.is_file():
             files[path] = path.parent

@@ -13,7 +13,7 @@ from tagseg.checkpoint import save_tensors
 from tagseg.data.loading import MaskImages, epoch_seed, loader
 from tagseg.data.records import VOID, Dataset
 from tagseg.masks.write import mask_file
-from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr
+from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
 from tagseg.run import write_atomically
 from tagseg.segment.networks import Segmenter
@@ -43,6 +43,7 @@ def train_segmenter(
     options = settings.segment
     encoder, weights = options.encoder or settings.train.backbone, options.weights or settings.train.weights
     ids = len(dataset.classes) + 1
+    warn_if_random(encoder, weights)
     freezing = (options.freeze_stride, options.freeze_batch_norm)
     network = Segmenter(encoder, ids, options.stride, weights, freezing).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(
