@@ -13,8 +13,8 @@ from jaxtyping import install_import_hook
 # Hugging Face's client reads this when it is imported, child processes inherit it: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Tensors in tests are tiny: more threads than this only get in one another's way.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Tensors in tests are tiny: more threads only get in one another's way.
+torch.set_num_threads(1)
 
 # From here on the types and shapes in tagseg's signatures are checked at every call.
 install_import_hook("tagseg", "beartype.beartype")

@@ -48,7 +48,10 @@ def _settings_files(app: App, commands: tuple[str, ...], arguments: ArgumentColl
         if place:
             values = read_toml(place)
             Settings.from_dict(values, place)  # our message names the file and the setting
-            Dict(values, source=place, use_commands_as_keys=False)(app, commands, arguments)
+            # Below the command's name, or cyclopts drops the sections that are named like commands: train, masks, ...
+            for command in reversed(commands):
+                values = {command: values}
+            Dict(values, source=place)(app, commands, arguments)
 
 
 app = App(

@@ -9,20 +9,20 @@ from tagseg.settings import LocaliseSettings, RcaSettings, ReportSettings, Segme
 
 
 def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
-    """Return the demo's settings: a small ResNet from scratch at 128 pixels, batch norms learning, more epochs."""
+    """Return the demo's settings: a tiny ResNet from scratch on 128-pixel pictures, for more epochs."""
     return Settings(
         seed=seed,
         device=device,
         workers=0,
         train=TrainSettings(
-            backbone="resnet10t", weights="random", stride=8, freeze_stride=0, freeze_batch_norm=False, neck=128,
-            epochs=20, batch=16, crop=129, scale=(0.4, 1.0), lr=0.05, head_lr=1.0,
+            backbone="test_resnet", weights="random", stride=16, freeze_stride=0, freeze_batch_norm=False, neck=128,
+            epochs=60, crop=113, scale=(0.5, 1.0), optimiser="adamw", lr=0.002, head_lr=1.0, weight_decay=0.05,
         ),
-        rca=RcaSettings(warmup=4, slots=200),
+        rca=RcaSettings(warmup=15, slots=200),
         localise=LocaliseSettings(max_side=128),
         segment=SegmentSettings(
-            weights="random", freeze_stride=0, freeze_batch_norm=False, epochs=20, crop=128, max_side=128, lr=0.05,
-            head_lr=1.0,
+            freeze_stride=0, freeze_batch_norm=False, epochs=40, crop=128, max_side=128, optimiser="adamw", lr=0.002,
+            head_lr=1.0, weight_decay=0.05,
         ),
         report=ReportSettings(title="tagseg demo"),
     )  # fmt: skip

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from tagseg.run import RunError
 
 log = logging.getLogger(__name__)
 
-History = list[dict[str, float]]
+History = list[dict[str, int | float]]
 
 
 def choose_device(name: str) -> torch.device:
@@ -37,15 +38,24 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_optimizer(
-    pretrained: Iterable[nn.Parameter], new: Iterable[nn.Parameter], lr: float, head_lr: float, weight_decay: float
-) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum 0.9; new layers learn `head_lr` times faster, biases and norms do not decay."""
+    pretrained: Iterable[nn.Parameter],
+    new: Iterable[nn.Parameter],
+    lr: float,
+    head_lr: float,
+    weight_decay: float,
+    kind: Literal["sgd", "adamw"] = "sgd",
+) -> torch.optim.Optimizer:
+    """Return SGD with Nesterov momentum 0.9, or AdamW; new layers learn `head_lr` times faster, biases and norms do
+    not decay."""
     groups = []
     for parameters, factor in ((pretrained, 1.0), (new, head_lr)):
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         groups.append({"params": [p for p in learning if p.dim() > 1], "factor": factor, "weight_decay": weight_decay})
         groups.append({"params": [p for p in learning if p.dim() <= 1], "factor": factor, "weight_decay": 0.0})
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=0.9, nesterov=True)
+    groups = [group for group in groups if group["params"]]
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 
 
 def warn_if_random(name: str, weights: str) -> None:

@@ -74,7 +74,7 @@ def run_stage(
     """
     run = Run(Path(root))
     if settings is not None:
-        change_settings(run, settings, force)
+        change_settings(run, settings, force, stage)
     if run.done(stage):
         if not force:
             raise RunError(f"{run.root}: stage {stage} is done; --force does it again (and undoes the later stages)")

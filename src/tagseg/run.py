@@ -139,12 +139,12 @@ class Run:
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest: tagseg's version, the data folder; per finished stage seconds, peak memory, files."""
+        self._require()
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self._require()
-            raise
-        except json.JSONDecodeError as error:
+            if not isinstance(manifest, dict) or not {"data", "stages"} <= manifest.keys():
+                raise ValueError("data or stages are missing")
+        except ValueError as error:
             raise RunError(f"{self.manifest_file}: damaged ({error}); start again with another --out") from error
         return manifest
 
@@ -194,10 +194,11 @@ class Run:
                     path.unlink(missing_ok=True)
 
     def _require(self) -> None:
-        if not self.settings_file.exists() or not self.manifest_file.exists():
-            raise RunError(
-                f"{self.root}: not a run folder (no manifest.json); make one with `tagseg fit DATA --out RUN`"
-            )
+        for file in (self.manifest_file, self.settings_file):
+            if not file.exists():
+                raise RunError(
+                    f"{self.root}: not a run folder (no {file.name}); make one with `tagseg fit DATA --out RUN`"
+                )
 
 
 def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool = False) -> Run:
@@ -226,19 +227,26 @@ def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool
     return run
 
 
-def change_settings(run: Run, settings: Settings, force: bool) -> None:
+def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "train") -> None:
     """Store `settings` in the run; a change that touches started stages needs `force` and discards them.
 
     Raises:
-        RunError: naming the settings that differ, when `force` is not given.
+        RunError: naming the settings that differ, when `force` is not given, or when a stage before `first` (the one
+            that will run next) would have to be done again.
     """
+    run._require()
     old, new = read_toml(run.settings_file), settings.to_dict()
     for stage in STAGES:
         changed = [
             line for section in SECTIONS[stage] for line in _differences(section, old.get(section), new[section])
         ]
-        if changed and _started(run, stage):
-            if not force:
+        if changed and STAGES.index(stage) < STAGES.index(first):
+            raise RunError(
+                f"{run.root}: made with other settings ({'; '.join(changed)}), which stage {first} does not change. "
+                f"Use the run's own settings, or start with `tagseg {stage} {run.root} --force`"
+            )
+        if changed:
+            if not force and any(_started(run, later) for later in STAGES[STAGES.index(stage) :]):
                 raise RunError(
                     f"{run.root}: made with other settings ({'; '.join(changed)}). Use the run's own settings, another "
                     f"--out, or --force to redo it from stage {stage}"
@@ -249,7 +257,8 @@ def change_settings(run: Run, settings: Settings, force: bool) -> None:
 
 
 def _started(run: Run, stage: Stage) -> bool:
-    return any((run.root / output).exists() for output in OUTPUTS[stage])
+    # A list of the images alone is nothing to lose: a training that could not begin leaves it behind.
+    return any((run.root / output).exists() for output in OUTPUTS[stage] if output != run.data_file.name)
 
 
 def _differences(name: str, old: Any, new: Any) -> list[str]:

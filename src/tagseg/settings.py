@@ -4,6 +4,7 @@ Precedence: defaults < a TOML file < flags. The resolved settings are written in
 """
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ def _panel(title: str, order: int) -> Parameter:
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not holds or any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ValueError(f"setting {name}: got {value!r}, expected {expected}")
 
 
@@ -96,7 +98,10 @@ class TrainSettings:
     jitter: float = 0.3
     """Strength of the random change of brightness, contrast and saturation (0: off)."""
 
-    lr: float = 0.01
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """sgd (Nesterov momentum 0.9, as in the paper) for pretrained weights; adamw learns faster from scratch."""
+
+    lr: float = 0.002
     """Learning rate of the backbone."""
 
     head_lr: float = 10.0
@@ -120,8 +125,10 @@ class TrainSettings:
         _check(self.crop >= 32, "train.crop", self.crop, "at least 32 pixels")
         _check(self.neck >= 0, "train.neck", self.neck, "0 or more channels")
         _check(0 < self.scale[0] <= self.scale[1] <= 1, "train.scale", self.scale, "two shares, 0 < from <= to <= 1")
-        _check(self.lr > 0, "train.lr", self.lr, "more than 0")
         _check(bool(self.weights), "train.weights", self.weights, "timm, random or a .safetensors file")
+        _check_learning("train", self)
+        _check(self.head_convs >= 0, "train.head-convs", self.head_convs, "0 or more")
+        _check(self.coarse_weight >= 0, "train.coarse-weight", self.coarse_weight, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,8 @@ class RcaSettings:
         for name in ("region_threshold", "background_threshold", "confidence", "momentum"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"rca.{name.replace('_', '-')}", value, "from 0 to below 1")
+        for name in ("contrast_weight", "warmup"):
+            _check(getattr(self, name) >= 0, f"rca.{name.replace('_', '-')}", getattr(self, name), "0 or more")
         _check(self.slots >= 1, "rca.slots", self.slots, "at least 1")
         _check(1 <= self.prototypes <= self.slots, "rca.prototypes", self.prototypes, "1 to rca.slots")
 
@@ -263,7 +272,10 @@ class SegmentSettings:
     jitter: float = 0.3
     """Strength of the random colour change (0: off)."""
 
-    lr: float = 0.01
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """As train.optimiser."""
+
+    lr: float = 0.002
     """Learning rate of the encoder."""
 
     head_lr: float = 10.0
@@ -294,6 +306,7 @@ class SegmentSettings:
             self.crop >= 32 and self.crop % 16 == 0, "segment.crop", self.crop, "a multiple of 16, at least 32 pixels"
         )
         _check(self.max_side >= 64, "segment.max-side", self.max_side, "at least 64 pixels")
+        _check_learning("segment", self)
         _check(0 < self.scale[0] <= self.scale[1], "segment.scale", self.scale, "two factors, 0 < from <= to")
         _check(len(self.predict_scales) > 0 and min(self.predict_scales) > 0, "segment.predict-scales",
                self.predict_scales, "positive numbers")  # fmt: skip
@@ -390,6 +403,15 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a TOML file ({error})") from error
 
 
+def _check_learning(section: str, settings: TrainSettings | SegmentSettings) -> None:
+    for name in ("lr", "head_lr"):
+        value = getattr(settings, name)
+        _check(value > 0, f"{section}.{name.replace('_', '-')}", value, "more than 0")
+    for name in ("weight_decay", "jitter", "freeze_stride"):
+        value = getattr(settings, name)
+        _check(value >= 0, f"{section}.{name.replace('_', '-')}", value, "0 or more")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
@@ -422,7 +444,10 @@ def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
             arguments[name] = _build(hint, value, source, f"{prefix}{raw}.")  # type: ignore[arg-type]
         else:
             arguments[name] = _typed(hint, value, f"{source}: setting {prefix}{raw}")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

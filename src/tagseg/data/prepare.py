@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tagseg.data.check import check_images, healthy
+from tagseg.data.check import below, check_images, healthy
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset
 from tagseg.progress import Track, silent
@@ -64,7 +64,9 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
 def _again(run: Run, dataset: Dataset) -> Prepared:
     about = json.loads(run.data_file.read_text(encoding="utf-8"))
     sizes = {row["id"]: (row["size"][0], row["size"][1]) for row in about["samples"]}
-    dataset = dataclasses.replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.id in sizes))
+    broken = {path for path, _ in about["broken"]}
+    whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
+    dataset = dataclasses.replace(dataset, samples=whole)
     then = [{key: row[key] for key in ("id", "tags", "split")} for row in about["samples"]]
     if list(dataset.classes) != about["classes"] or [_identity(sample) for sample in dataset.samples] != then:
         raise RunError(

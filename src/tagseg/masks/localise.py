@@ -51,7 +51,7 @@ def localise_image(
     device = network.prototypes.device
     width, height = image.size
     reduce = min(1.0, settings.max_side / max(width, height))
-    size = round(height * reduce), round(width * reduce)
+    size = max(round(height * reduce), 1), max(round(width * reduce), 1)
     columns = [tag - 1 for tag in tags]
     total = torch.zeros(len(tags), *size, device=device)
     for scale in settings.scales:

@@ -72,7 +72,6 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
     dataset = prepared.dataset
     predictor = load_predictor(run, run.settings().device)
     classes = ("background", *dataset.classes)
-    scored = [sample for sample in dataset.split("train") if sample.mask is not None and sample.scored]
     validation = [sample for sample in dataset.split("val") if sample.mask is not None and sample.scored]
     wanted = [*validation, *examples(dataset.split("train"), run.settings().report.examples)]
     write_classes(run.predictions, dataset.classes)
@@ -81,19 +80,31 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
         if not target.exists():
             image = read_image(sample.image, run.settings().data.max_megapixels)
             write_mask(target, predictor(image))
-    pseudo = _score(prepared, scored, "train", run.decided_masks, track)
-    if pseudo:
-        void = [(read_mask_file(mask_file(run.masks, sample.id)) == VOID).mean() for sample in scored]
-        pseudo = dataclasses.replace(pseudo, unsure_share=float(np.mean(void)))
+    pseudo = score_pseudo_masks(prepared, run, track)
     result = Evaluation(classes, pseudo, _score(prepared, validation, "val", run.predictions, track))
     write_atomically(run.evaluation_file, json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False))
     write_atomically(run.evaluation_file.with_suffix(".md"), result.table())
     return result
 
 
+def score_pseudo_masks(prepared: Prepared, run: Run, track: Track = silent) -> Scores | None:
+    """Score the pseudo-masks of the training images whose true masks count for it; None where there are none.
+
+    Unsure pixels are scored by their likelier label: leaving them out would flatter.
+
+    Raises:
+        DataError: when a true mask has another size than its image, or unknown ids.
+    """
+    scored = [sample for sample in prepared.dataset.split("train") if sample.mask is not None and sample.scored]
+    scores = _score(prepared, scored, "train", run.decided_masks, track)
+    if scores is None:
+        return None
+    void = [(read_mask_file(mask_file(run.masks, sample.id)) == VOID).mean() for sample in scored]
+    return dataclasses.replace(scores, unsure_share=float(np.mean(void)))
+
+
 def examples(samples: tuple[Sample, ...], count: int) -> list[Sample]:
-    """Choose up to `count` samples evenly spaced over the list, those with a scored mask before others: no cherry-
-    picking."""
+    """Choose up to `count` samples, evenly spaced over those with a scored mask (over all if there are none)."""
     pool = [sample for sample in samples if sample.mask is not None and sample.scored] or list(samples)
     return evenly_spaced(pool, count)
 

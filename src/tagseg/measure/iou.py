@@ -10,14 +10,14 @@ from tagseg.data.records import VOID
 
 @dataclass(frozen=True)
 class Iou:
-    """Pooled IoU: `iou[i]` of id i (0 background), None for an id in neither truth nor prediction; `miou` their mean."""
+    """Pooled IoU: `iou[i]` of id i (0 background), None for an id in neither truth nor masks; `miou` their mean."""
 
     miou: float
     iou: tuple[float | None, ...]
 
 
 def confusion(
-    truth: UInt8[np.ndarray, "h w"], predicted: UInt8[np.ndarray, "h w"], ids: int
+    truth: UInt8[np.ndarray, "h w"], predicted: UInt8[np.ndarray, "h2 w2"], ids: int
 ) -> Int[np.ndarray, "ids ids"]:
     """Count pixels by true id (rows) and predicted id (columns), ids 0..ids-1; pixels that are void in `truth` are
     left out.

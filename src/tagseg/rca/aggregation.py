@@ -17,7 +17,8 @@ def attend(
     Cells and prototypes are compared by cosine. Prototypes that do not exist get nothing; if none does, all is zero.
     """
     e, k, _ = prototypes.shape
-    queries, keys = F.normalize(features.float(), dim=1), F.normalize(prototypes.flatten(0, 1), dim=1)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    queries, keys = F.normalize(features, dim=1), F.normalize(prototypes.flatten(0, 1), dim=1)
     scores = torch.einsum("bdhw,md->bmhw", queries, keys) / temperature
     scores = scores.masked_fill(~exists.flatten()[None, :, None, None], torch.finfo(scores.dtype).min)
     shares: Tensor = scores.softmax(1) * exists.any()

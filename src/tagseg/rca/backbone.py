@@ -21,8 +21,7 @@ class Backbone(nn.Module):
         channels: d, channels of the feature map.
         stride: image pixels per cell.
         cornered: whether cell (i, j) lies on pixel (stride i, stride j), as with padded odd kernels; else cells tile
-        the
-            image like patches. Decides which sizes fit and how maps are enlarged without a shift.
+            the image like patches. Decides which sizes fit and how maps are enlarged without a shift.
         mean, std: normalisation the weights expect, for RGB in 0..1.
     """
 
@@ -93,6 +92,10 @@ def build_backbone(name: str, weights: str, stride: int) -> Backbone:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
         raise ValueError(f"backbone {name!r}: timm has no such model" + (f"; close: {close}" if close else ""))
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the part behind the dot
+        raise ValueError(f"backbone {name!r}: timm has no such model ({error})") from error
     options = weight_options(name, weights)
     try:
         if name.split(".")[0].startswith("vgg"):
@@ -119,6 +122,8 @@ def weight_options(name: str, weights: str) -> dict[str, Any]:
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
+    if path.suffix != ".safetensors":  # timm would unpickle it
+        raise ValueError(f"weights file {weights}: not a safetensors file (its name must end in .safetensors)")
     with torch.device("meta"):
         expected = {
             key: tuple(value.shape) for key, value in timm.create_model(name, num_classes=0).state_dict().items()
@@ -140,7 +145,7 @@ def weight_options(name: str, weights: str) -> dict[str, Any]:
 def freeze(model: nn.Module, feature_info: list[dict[str, Any]], up_to_stride: int) -> None:
     """Stop learning in all layers up to the last stage whose stride is at most `up_to_stride` (0: none)."""
     stages = [stage["module"] for stage in feature_info if stage["reduction"] <= up_to_stride]
-    if not stages or (len(stages) == len(feature_info) and len(stages) > 1):
+    if not stages:
         return
     modules = [name for name, _ in model.named_modules()]
     last = max(i for i, name in enumerate(modules) if f"{name}.".startswith(f"{stages[-1]}."))
@@ -194,8 +199,9 @@ def _dilate_vgg(model: nn.Module, stride: int) -> nn.Module:
 
 def no_weights(name: str, error: Exception) -> ValueError:
     """Return the error that says how start weights can be had."""
+    reason = str(error).splitlines()[0][:200]
     return ValueError(
-        f"pretrained weights of {name} cannot be had ({str(error).splitlines()[0][:200]}). Two ways on: connect once so "
-        f"that timm can download them, or give a file with --train.weights FILE.safetensors (timm's names). To train from "
-        f"scratch all the same, say so: --train.weights random"
+        f"pretrained weights of {name} cannot be had ({reason}). Two ways on: connect once so that timm can download "
+        f"them, or give a file with --train.weights FILE.safetensors (timm's names). To train from scratch all the "
+        f"same, say so: --train.weights random"
     )

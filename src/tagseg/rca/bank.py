@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+TRIALS = 8
+"""Candidates for every starting centre of k-means: with one, two centres often start in the same cluster and stay."""
+
 
 class Bank(nn.Module):
     """Up to `slots` unit-length region embeddings per entry; entry 0 is background, 1..C the classes.
@@ -33,8 +36,13 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def write(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> None:
-        """Write embeddings (any length, normalised here) into their labels' entries, in order; no loop over regions."""
+        """Write embeddings (any length, normalised here) into their labels' entries, in order; no loop over regions.
+
+        Embeddings without a direction (all zero, or not finite) are left out.
+        """
         entries, capacity, _ = self.slots.shape
+        directed = embeddings.any(1) & embeddings.isfinite().all(1)
+        embeddings, labels = embeddings[directed], labels[directed]
         mine = F.one_hot(labels, entries)
         order = (mine.cumsum(0) - 1).gather(1, labels[:, None]).squeeze(1)
         count = mine.sum(0)
@@ -60,7 +68,7 @@ def kmeans(
     generator: torch.Generator | None = None,
     iterations: int = 20,
 ) -> tuple[Float[Tensor, "e k d"], Bool[Tensor, "e k"]]:
-    """Cluster each entry's valid points into up to k centres, all entries at once (k-means++ start, Lloyd's steps).
+    """Cluster each entry's valid points into up to k centres, all entries at once (greedy k-means++, Lloyd's steps).
 
     Returns:
         The centres, and which of them exist: an entry has as many as it has distinct points, at most k, none without
@@ -70,14 +78,18 @@ def kmeans(
     points = points.masked_fill(~valid[..., None], 0)
     centres = points.new_zeros(entries, k, d)
     exists = torch.zeros(entries, k, dtype=torch.bool, device=points.device)
+    rows = torch.arange(entries, device=points.device)
     nearest = valid.to(points.dtype)  # the first centre: any valid point
     for i in range(k):
         exists[:, i] = nearest.sum(1) > 0
-        draw = torch.multinomial(nearest + (~exists[:, i, None]).to(nearest.dtype), 1, generator=generator)
-        centres[:, i] = points.gather(1, draw[..., None].expand(-1, 1, d)).squeeze(1)
-        distance = (points - centres[:, i, None]).square().sum(-1)
-        distance = distance.where(distance > 1e-10, 0) * valid
-        nearest = distance if i == 0 else torch.minimum(nearest, distance)
+        chances = nearest + (~exists[:, i, None]).to(nearest.dtype)
+        draws = torch.multinomial(chances, TRIALS, replacement=True, generator=generator)
+        candidates = points.gather(1, draws[..., None].expand(-1, -1, d))
+        distance = torch.cdist(points, candidates, compute_mode="donot_use_mm_for_euclid_dist").square()
+        distance = distance.where(distance > 1e-10, 0) * valid[..., None]
+        left = distance if i == 0 else torch.minimum(nearest[..., None], distance)
+        best = left.sum(1).argmin(1)
+        centres[:, i], nearest = candidates[rows, best], left[rows, :, best]
     for _ in range(iterations):
         squared = torch.cdist(points, centres, compute_mode="use_mm_for_euclid_dist").square()
         owner = squared.masked_fill(~exists[:, None], torch.inf).argmin(-1)

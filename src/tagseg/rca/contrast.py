@@ -19,7 +19,8 @@ def contrast(
     `-log(e^{f.m+/t} / (e^{f.m+/t} + sum over all other entries' written slots e^{f.m-/t}))`, all vectors of unit
     length. Zero where the own entry, or every other entry, holds nothing.
     """
-    logits = torch.einsum("nd,esd->nes", F.normalize(regions.float(), dim=1), slots) / temperature
+    regions = regions.to(torch.promote_types(regions.dtype, torch.float32))
+    logits = torch.einsum("nd,esd->nes", F.normalize(regions, dim=1), slots) / temperature
     own = F.one_hot(labels, slots.shape[0]).bool()[..., None]
     negatives = logits.masked_fill(own | ~written, -torch.inf).flatten(1).logsumexp(1)
     positives = logits[torch.arange(len(labels), device=labels.device), labels]
@@ -52,8 +53,7 @@ def mixed_contrast(
     """Return the contrast of mixed regions, `f = l f_i + (1 - l) f_j`, loss `l L_i + (1 - l) L_j` (RCA, eqs. 4 and 5).
 
     Each region is mixed with a random region of another image; `l ~ Beta(alpha, alpha)`. Regions of a batch of one
-    image
-    have no partner: the result is empty then. `generator` is a CPU generator, so that devices draw alike.
+    image have no partner: the result is empty then. `generator` is a CPU generator, so that devices draw alike.
     """
     first, second = draw_partners(images, generator)
     share = _beta(alpha, len(first), generator).to(regions)

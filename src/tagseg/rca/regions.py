@@ -64,6 +64,8 @@ def mine_regions(
 
 def pool_regions(features: Float[Tensor, "b d h w"], regions: Regions) -> Float[Tensor, "n d"]:
     """Return each region's mean feature, `sum(M F) / sum(M)` (RCA, eq. 2). Every region must hold a cell."""
+    # In half precision the sum over many cells would be rounded.
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     weights = regions.cells.flatten(1).to(features.dtype)
     weights = weights / weights.sum(1, keepdim=True)
     return torch.einsum("ndp,np->nd", features.flatten(2)[regions.image], weights)

@@ -48,7 +48,8 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     bank = Bank(classes + 1, rca.slots, network.channels, rca.update, rca.momentum).to(device)
     options = settings.train
     new = [parameter for layer in network.new_layers() for parameter in layer.parameters()]
-    optimizer = build_optimizer(network.backbone.parameters(), new, options.lr, options.head_lr, options.weight_decay)
+    rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser)
+    optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
 
     def one_epoch(epoch: int) -> dict[str, float]:
         return _one_epoch(network, bank, optimizer, dataset, settings, device, epoch, track)

@@ -21,6 +21,8 @@ class Segmenter(nn.Module):
 
     def __init__(self, encoder: str, ids: int, stride: int, weights: str, freezing: tuple[int, bool]) -> None:
         super().__init__()
+        if not timm.is_model(encoder):
+            raise ValueError(f"encoder {encoder!r}: timm has no such model; choose another --segment.encoder")
         options = weight_options(encoder, weights)
         pretrained = True if options.pop("pretrained") else None
         try:
@@ -31,7 +33,7 @@ class Segmenter(nn.Module):
             if weights != TIMM:
                 raise
             raise no_weights(encoder, error) from error
-        except (AssertionError, TypeError, NotImplementedError) as error:
+        except (AssertionError, TypeError, NotImplementedError, ValueError) as error:
             raise ValueError(
                 f"encoder {encoder}: cannot have output stride {stride}; choose another --segment.encoder"
             ) from error

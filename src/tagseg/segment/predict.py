@@ -52,7 +52,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` wrote: the folder, the ids of the images in it, and the unreadable images, each with its reason."""
+    """What `predict` wrote: the folder, the ids of the images in it, and the unreadable images with their reasons."""
 
     folder: Path
     ids: tuple[str, ...]

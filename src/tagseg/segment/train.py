@@ -46,9 +46,8 @@ def train_segmenter(
     warn_if_random(encoder, weights)
     freezing = (options.freeze_stride, options.freeze_batch_norm)
     network = Segmenter(encoder, ids, options.stride, weights, freezing).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(
-        network.encoder_parameters(), network.new_parameters(), options.lr, options.head_lr, options.weight_decay
-    )
+    rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser)
+    optimizer = build_optimizer(network.encoder_parameters(), network.new_parameters(), *rates)
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
 
     def one_epoch(epoch: int) -> dict[str, float]:

@@ -1,0 +1,236 @@
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tagseg.checkpoint import load_tensors
+from tagseg.data.loading import epoch_seed
+from tagseg.data.records import Dataset, Sample
+from tagseg.progress import T
+from tagseg.rca import train as module
+from tagseg.rca.bank import Bank
+from tagseg.rca.contrast import contrast, mixed_contrast
+from tagseg.rca.network import Maps
+from tagseg.rca.regions import mine_regions, pool_regions
+from tagseg.rca.train import contrast_loss, load_network, tag_loss, train
+from tagseg.run import RunError
+from tagseg.settings import RcaSettings, Settings, TrainSettings
+
+SETTINGS = Settings(
+    device="cpu",
+    workers=0,
+    train=TrainSettings(
+        backbone="test_resnet", weights="random", neck=8, epochs=2, batch=4, crop=33, freeze_stride=0, lr=0.01
+    ),
+    rca=RcaSettings(slots=6, prototypes=2, confidence=0.0),
+)
+
+
+def changed(settings: Settings = SETTINGS, train: dict[str, object] | None = None, **rca: object) -> Settings:
+    return dataclasses.replace(
+        settings,
+        train=dataclasses.replace(settings.train, **(train or {})),
+        rca=dataclasses.replace(settings.rca, **rca),
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Nine noisy pictures of two classes, red and green, the last one of both."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for i in range(9):
+        tags = (1, 2) if i == 8 else (1 + i % 2,)
+        picture = torch.rand(56, 64, 3, generator=generator) * 0.5
+        for tag in tags:
+            picture[10:40, 20 * tag : 20 * tag + 20, tag - 1] += 0.5
+        Image.fromarray((picture * 255).byte().numpy()).save(folder / f"{i}.png")
+        samples.append(Sample(str(i), folder / f"{i}.png", tags))
+    return Dataset(folder, "folder", ("red", "green"), tuple(samples))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(dataset, SETTINGS, tmp_path_factory.mktemp("undisturbed") / "network").folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a training leaves, but for the seconds in its history."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "history.jsonl"}
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_training_leaves_its_files(dataset: Dataset, undisturbed: Path) -> None:
+    assert sorted(files(undisturbed)) == ["bank.safetensors", "network.json", "network.safetensors"]
+    about = json.loads((undisturbed / "network.json").read_text())
+    assert about["classes"] == ["red", "green"] and about["rca"]["slots"] == 6
+    assert [row["epoch"] for row in figures(undisturbed)] == [1, 2]
+    for row in figures(undisturbed):
+        assert all(math.isfinite(value) for value in row.values())
+        total = row["tag_refined"] + 0.4 * row["tag_coarse"] + 0.1 * row["contrast"]
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+    first, second = figures(undisturbed)
+    assert first["contrast"] == 0 < second["contrast"]  # the first epoch warms up, the bank fills meanwhile
+    bank, _ = load_tensors(undisturbed / "bank.safetensors")
+    network, classes = load_network(undisturbed, torch.device("cpu"))
+    assert classes == dataset.classes
+    assert bank["filled"].tolist()[1:] == [6, 6]
+    assert network.exists.any(1).tolist() == (bank["filled"] > 0).tolist()
+
+
+def test_same_seed_gives_identical_tensors(dataset: Dataset, undisturbed: Path, tmp_path: Path) -> None:
+    torch.rand(7)  # whatever was drawn before does not matter
+    again = train(dataset, SETTINGS, tmp_path / "network").folder
+    assert files(again) == files(undisturbed)
+    assert figures(again) == figures(undisturbed)
+
+
+def test_another_seed_gives_another_network(dataset: Dataset, undisturbed: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(changed(train={"epochs": 1}), seed=1)
+    folder = train(dataset, settings, tmp_path / "network").folder
+    assert figures(folder)[0]["loss"] != figures(undisturbed)[0]["loss"]
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["before a step", "inside the epoch"])
+def test_interrupted_training_continues_to_the_same_bytes(
+    steps: int, dataset: Dataset, undisturbed: Path, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def interrupted(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        seen.append(title)
+        for i, item in enumerate(items):
+            if title == "train, epoch 2/2" and i == steps:
+                raise KeyboardInterrupt
+            yield item
+
+    folder = tmp_path / "network"
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, SETTINGS, folder, interrupted)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.safetensors"]
+
+    def watched(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        seen.append(title)
+        assert total == 2  # the ninth picture alone would be a batch of one
+        return iter(items)
+
+    train(dataset, SETTINGS, folder, watched)
+    assert seen == ["train, epoch 1/2", "train, epoch 2/2", "train, epoch 2/2"]
+    assert files(folder) == files(undisturbed)
+    assert figures(folder) == figures(undisturbed)
+
+
+def test_workers_do_not_change_the_result(dataset: Dataset, undisturbed: Path, tmp_path: Path) -> None:
+    folder = train(dataset, dataclasses.replace(SETTINGS, workers=2), tmp_path / "network").folder
+    assert files(folder) == files(undisturbed)
+
+
+def test_training_learns_from_tags(dataset: Dataset, tmp_path: Path) -> None:
+    settings = changed(train={"epochs": 4, "freeze_batch_norm": False, "lr": 0.05, "scale": (0.9, 1.0), "jitter": 0.0})
+    losses = [row["tag_refined"] for row in train(dataset, settings, tmp_path / "network").history]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("rca", "names"),
+    [
+        ({"contrast": False, "aggregation": False}, {"tag_refined", "tag_coarse"}),
+        ({"contrast": True, "aggregation": False, "warmup": 0}, {"tag_refined", "tag_coarse", "contrast"}),
+    ],
+)
+def test_parts_can_be_left_out(rca: dict[str, object], names: set[str], dataset: Dataset, tmp_path: Path) -> None:
+    [row] = train(dataset, changed(train={"epochs": 1}, **rca), tmp_path / "network").history
+    assert set(row) - {"epoch", "loss", "lr", "seconds"} == names
+    assert row["tag_refined"] == row["tag_coarse"]
+    assert row["loss"] == pytest.approx(row["tag_refined"] + 0.1 * row.get("contrast", 0.0), rel=1e-5)
+    assert row.get("contrast", 1.0) > 0  # already in the first epoch: the second batch finds a bank
+
+
+def test_a_loss_that_is_no_number_stops_with_a_message(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"network: the loss became (nan|inf) in epoch 1; lower the learning rate"):
+        train(dataset, changed(train={"lr": 1e20}), tmp_path / "network")
+    assert not (tmp_path / "network" / "network.safetensors").exists()
+
+
+def test_poly_schedule_by_hand() -> None:
+    options = TrainSettings(epochs=4, lr=0.1)
+    assert module._lr(options, 1, 0.0) == pytest.approx(0.1)
+    assert module._lr(options, 2, 0.0) == pytest.approx(0.1 * 0.75**0.9)
+    assert module._lr(options, 3, 0.5) == pytest.approx(0.1 * 0.375**0.9)
+    assert module._lr(options, 4, 0.99) < 0.001
+
+
+def test_steps_schedule_by_hand() -> None:
+    options = TrainSettings(epochs=30, lr=0.1, schedule="steps", steps=(5, 10))
+    rates = {epoch: module._lr(options, epoch, 0.5) for epoch in (1, 5, 6, 10, 11, 30)}
+    assert rates == pytest.approx({1: 0.1, 5: 0.1, 6: 0.01, 10: 0.01, 11: 0.001, 30: 0.001})
+
+
+def test_tag_loss_by_hand() -> None:
+    maps = torch.tensor([[[[1.0, 3.0]], [[-1.0, 0.0]]]])  # means 2 and -0.5
+    loss = tag_loss(maps, torch.tensor([[1.0, 0.0]]))
+    expected = -(math.log(1 / (1 + math.exp(-2))) + math.log(1 - 1 / (1 + math.exp(0.5)))) / 2
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_seeds_of_epochs_differ() -> None:
+    drawn = [epoch_seed(seed, epoch) for seed in range(20) for epoch in range(50)]
+    assert len(set(drawn)) == len(drawn)
+
+
+def random_maps(b: int = 3) -> tuple[Maps, Tensor]:
+    coarse = torch.randn(b, 2, 3, 3) * 3
+    features = torch.rand(b, 8, 3, 3).requires_grad_(True)
+    tags = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])[:b]
+    return Maps(features, coarse, coarse, None), tags
+
+
+def test_contrast_loss_is_the_mean_of_plain_and_mixed_regions_against_the_bank_before() -> None:
+    maps, tags = random_maps()
+    rca = RcaSettings(slots=4, prototypes=1, confidence=0.0)
+    bank = Bank(3, 4, 8)
+    bank.write(torch.rand(6, 8), torch.tensor([0, 1, 1, 2, 2, 2]))
+    slots, written = bank.slots.clone(), bank.written.clone()
+    loss = contrast_loss(maps, tags, bank, rca, True, torch.Generator().manual_seed(3))
+    regions = mine_regions(maps.coarse, tags.bool(), confidence=0.0)
+    pooled = pool_regions(maps.features, regions)
+    plain = contrast(pooled, regions.label, slots, written, 0.1)
+    generator = torch.Generator().manual_seed(3)
+    mixed = mixed_contrast(pooled, regions.label, regions.image, slots, written, 0.1, 8.0, generator)
+    torch.testing.assert_close(loss, torch.cat([plain, mixed]).mean())
+    # And it can still be differentiated although the bank has been written to.
+    loss.backward()
+    assert maps.features.grad is not None and maps.features.grad.any()
+    assert not torch.equal(bank.slots, slots)
+
+
+def test_only_confident_regions_enter_the_bank() -> None:
+    maps, tags = random_maps()
+    coarse = torch.full_like(maps.coarse, 0.2)
+    coarse[:, 0, 0, 0] = 20.0  # the first class is sure, the second (probability 0.55) is not
+    bank = Bank(3, 4, 8)
+    loss = contrast_loss(
+        Maps(maps.features, coarse, coarse, None),
+        tags,
+        bank,
+        RcaSettings(slots=4, prototypes=1),
+        False,
+        torch.Generator(),
+    )
+    assert loss.item() == 0
+    assert bank.filled.tolist() == [1, 2, 0]  # background where all tags are sure: in the second image alone
+    assert maps.features.grad is None
+    expected = F.normalize(maps.features[:2, :, 0, 0], dim=1)
+    torch.testing.assert_close(bank.slots[1, :2], expected.detach())

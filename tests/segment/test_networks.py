@@ -1,0 +1,125 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tagseg.segment.networks import Segmenter, empty_segmenter, probabilities
+
+FREE = (0, False)
+
+
+@pytest.fixture(scope="module")
+def network() -> Segmenter:
+    torch.manual_seed(0)
+    return empty_segmenter("test_resnet", 4, 16).eval()
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("size", [(32, 32), (48, 80)])
+def test_scores_have_the_images_size(stride: int, size: tuple[int, int]) -> None:
+    network = empty_segmenter("test_resnet", 5, stride).eval()
+    with torch.no_grad():
+        assert network(torch.rand(2, 3, *size)).shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (33, 47), (1, 60), (60, 1), (1, 1)])
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.25)])
+def test_probabilities_sum_to_one_at_any_size(
+    size: tuple[int, int], scales: tuple[float, ...], network: Segmenter
+) -> None:
+    seen = probabilities(network, torch.rand(3, *size), scales, flip=True)
+    assert seen.shape == (4, *size) and seen.min() >= 0
+    assert torch.allclose(seen.sum(0), torch.ones(size), atol=1e-5)
+
+
+def test_probabilities_of_one_scale_are_the_networks_softmax(network: Segmenter) -> None:
+    picture = torch.rand(3, 32, 48)
+    with torch.no_grad():
+        expected = network(picture[None]).softmax(1)[0]
+    assert torch.allclose(probabilities(network, picture, (1.0,), flip=False), expected, atol=1e-5)
+
+
+def test_probabilities_of_a_mirrored_image_are_mirrored(network: Segmenter) -> None:
+    picture = torch.rand(3, 32, 48)
+    straight, mirrored = (probabilities(network, p, (1.0, 1.5), flip=True) for p in (picture, picture.flip(-1)))
+    assert torch.allclose(mirrored.flip(-1), straight, atol=1e-5) and not torch.allclose(mirrored, straight, atol=5e-5)
+
+
+def test_encoder_and_new_parameters_are_all_parameters(network: Segmenter) -> None:
+    split = [*network.encoder_parameters(), *network.new_parameters()]
+    assert {id(p) for p in split} == {id(p) for p in network.parameters()} and len(split) == len({id(p) for p in split})
+
+
+def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_frozen_norms_are_those_of_the_encoder() -> None:
+    network = Segmenter("test_resnet", 3, 16, "random", (0, True)).train()
+    assert not any(norm.training or norm.weight.requires_grad for norm in norms(network.net.encoder))
+    assert norms(network.net.decoder) and all(norm.training for norm in norms(network.net.decoder))
+    free = Segmenter("test_resnet", 3, 16, "random", FREE).train()
+    assert all(norm.training and norm.weight.requires_grad for norm in norms(free.net.encoder))
+
+
+def test_early_stages_are_frozen_up_to_a_stride() -> None:
+    def learning(stride: int) -> set[str]:
+        network = Segmenter("test_resnet", 3, 16, "random", (stride, False))
+        return {name for name, p in network.net.encoder.named_parameters() if p.requires_grad}
+
+    everything, late, latest = learning(0), learning(4), learning(8)
+    assert latest < late < everything
+    assert not any("layer1" in name for name in late) and any("layer2" in name for name in late)
+
+
+def test_input_is_normalised_as_the_encoder_expects(network: Segmenter) -> None:
+    seen = []
+    handle = network.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(network.mean.expand(1, 3, 32, 32))
+    handle.remove()
+    assert seen[0].abs().max() < 1e-6 and not any(name in ("mean", "std") for name in network.state_dict())
+
+
+def test_start_weights_from_a_file(tmp_path: Path) -> None:
+    encoder = empty_segmenter("test_resnet", 3, 16).net.encoder.model
+    weights = {f"{name}": torch.full_like(value, 0.5) for name, value in encoder.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"half\.safetensors: not weights of test_resnet: \d+ of \d+ tensors are missing"
+    ):
+        save_file({"conv1.0.weight": weights["conv1.0.weight"]}, tmp_path / "half.safetensors")
+        Segmenter("test_resnet", 3, 16, str(tmp_path / "half.safetensors"), FREE)
+    save_file(weights, tmp_path / "start.safetensors")
+    network = Segmenter("test_resnet", 3, 16, str(tmp_path / "start.safetensors"), FREE)
+    assert all((p == 0.5).all() for p in network.net.encoder.parameters())
+    assert not all((p == 0.5).all() for p in network.net.decoder.parameters())
+
+
+def test_missing_weights_name_both_ways() -> None:
+    with pytest.raises(
+        ValueError, match=r"weights of mobilenetv2_100 cannot be had .*connect once.*--train\.weights FILE"
+    ):
+        Segmenter("mobilenetv2_100", 3, 16, "timm", FREE)
+
+
+def test_an_encoder_that_cannot_be_dilated_is_named() -> None:
+    with pytest.raises(ValueError, match=r"encoder test_vit: cannot .*choose another --segment\.encoder"):
+        Segmenter("test_vit", 3, 16, "random", FREE)
+
+
+def test_an_unknown_encoder_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"encoder 'no_such_net': timm has no such model; choose another --segment\.encoder"
+    ):
+        Segmenter("no_such_net", 3, 16, "random", FREE)
+
+
+def test_start_is_reproducible() -> None:
+    torch.manual_seed(3)
+    one = empty_segmenter("test_resnet", 3, 16).state_dict()
+    torch.manual_seed(3)
+    two = empty_segmenter("test_resnet", 3, 16).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one) and math.isfinite(sum(v.sum() for v in one.values()))

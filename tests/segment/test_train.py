@@ -1,0 +1,155 @@
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tagseg.checkpoint import load_tensors
+from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.masks.write import write_mask
+from tagseg.run import RunError
+from tagseg.segment.train import mask_loss, train_segmenter
+from tagseg.settings import SegmentSettings, Settings, TrainSettings
+
+SETTINGS = Settings(
+    device="cpu",
+    workers=0,
+    train=TrainSettings(backbone="test_resnet", weights="random"),
+    segment=SegmentSettings(
+        epochs=3, batch=3, crop=32, max_side=64, lr=0.05, head_lr=1.0, freeze_stride=0, freeze_batch_norm=False
+    ),
+)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Return six images, each half background and half class 1, 2 or void, with their masks in `masks`."""
+    samples = []
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 60, (40, 48, 3), np.uint8)
+        mask = np.zeros((40, 48), np.uint8)
+        pixels[:, 24:, i % 3] += 180
+        mask[:, 24:] = (1, 2, VOID)[i % 3]
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        write_mask(tmp_path / "masks" / f"{i}.png", mask)
+        samples.append(Sample(str(i), tmp_path / f"{i}.png", (1,)))
+    return Dataset(tmp_path, "folder", ("red", "green|grün"), tuple(samples))
+
+
+def fit(dataset: Dataset, folder: Path, settings: Settings = SETTINGS, **more: Any) -> dict[str, bytes]:
+    train_segmenter(dataset, dataset.root / "masks", settings, folder, **more)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_network_is_left_with_what_it_takes_to_use_it(dataset: Dataset, tmp_path: Path) -> None:
+    left = fit(dataset, tmp_path / "net")
+    assert set(left) == {"network.safetensors", "network.json", "history.jsonl"}
+    _, about = load_tensors(tmp_path / "net" / "network.safetensors")
+    assert json.loads(left["network.json"]) == about
+    assert about["classes"] == ["background", "red", "green|grün"] and about["encoder"] == "test_resnet"
+    assert about["predict_scales"] == [0.75, 1.0, 1.25] and about["max_side"] == 64 and about["stride"] == 16
+    history = [json.loads(line) for line in left["history.jsonl"].splitlines()]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert all(np.isfinite(row["loss"]) and row["seconds"] >= 0 for row in history)
+    assert history[0]["lr"] > history[1]["lr"] > history[2]["lr"] > 0
+
+
+def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
+    longer = dataclasses.replace(SETTINGS.segment, epochs=8)
+    history = train_segmenter(
+        dataset, dataset.root / "masks", dataclasses.replace(SETTINGS, segment=longer), tmp_path / "net"
+    ).history
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_bytes(dataset: Dataset, tmp_path: Path) -> None:
+    one, two, other = (
+        fit(dataset, tmp_path / name, dataclasses.replace(SETTINGS, seed=seed))["network.safetensors"]
+        for name, seed in (("one", 4), ("two", 4), ("other", 5))
+    )
+    assert one == two != other
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_an_interrupted_training_ends_as_an_undisturbed_one(finished: int, dataset: Dataset, tmp_path: Path) -> None:
+    def interrupted(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+        for i, item in enumerate(items):
+            if i == 1 and title == f"segment, epoch {finished + 1}/3":
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(dataset, tmp_path / "net", track=interrupted)
+    assert (tmp_path / "net" / "checkpoint.safetensors").exists() == (finished > 0)
+    torch.manual_seed(99)  # what was drawn before must not matter
+    continued, undisturbed = fit(dataset, tmp_path / "net"), fit(dataset, tmp_path / "undisturbed")
+    assert continued["network.safetensors"] == undisturbed["network.safetensors"]
+    rows = [
+        [{**json.loads(line), "seconds": 0} for line in left["history.jsonl"].splitlines()]
+        for left in (continued, undisturbed)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(RunError, match=r"net/checkpoint\.safetensors: missing or damaged"):
+        fit(dataset, tmp_path / "net")
+
+
+def test_the_number_of_workers_does_not_matter(dataset: Dataset, tmp_path: Path) -> None:
+    once = dataclasses.replace(SETTINGS, segment=dataclasses.replace(SETTINGS.segment, epochs=1))
+    one, two = (
+        fit(dataset, tmp_path / str(workers), dataclasses.replace(once, workers=workers))["network.safetensors"]
+        for workers in (0, 1)
+    )
+    assert one == two
+
+
+def test_encoder_and_weights_may_differ_from_the_classifiers(dataset: Dataset, tmp_path: Path) -> None:
+    settings = dataclasses.replace(
+        SETTINGS,
+        train=TrainSettings(backbone="test_vit", weights="timm"),
+        segment=dataclasses.replace(SETTINGS.segment, epochs=1, encoder="test_resnet", weights="random"),
+    )
+    assert json.loads(fit(dataset, tmp_path / "net", settings)["network.json"])["encoder"] == "test_resnet"
+
+
+def test_a_random_start_is_said_aloud(dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    once = dataclasses.replace(SETTINGS, segment=dataclasses.replace(SETTINGS.segment, epochs=1))
+    fit(dataset, tmp_path / "net", once)
+    assert "test_resnet starts from random weights (weights = random)" in caplog.text
+
+
+def test_void_counts_for_nothing() -> None:
+    scores = torch.randn(2, 3, 4, 5)
+    masks = torch.randint(0, 3, (2, 4, 5))
+    masks[0, :2], masks[1, :, 3] = VOID, VOID
+    losses = [
+        -scores[b, :, y, x].log_softmax(0)[masks[b, y, x]]
+        for b in range(2)
+        for y in range(4)
+        for x in range(5)
+        if masks[b, y, x] != VOID
+    ]
+    assert torch.allclose(mask_loss(scores, masks), torch.stack(losses).mean())
+    changed = torch.where(masks[:, None] == VOID, torch.randn_like(scores), scores)
+    assert torch.equal(mask_loss(changed, masks), mask_loss(scores, masks))
+
+
+def test_loss_by_hand() -> None:
+    scores = torch.tensor([[[[0.0, 9.0]], [[np.log(3.0), -9.0]]]])
+    assert mask_loss(scores, torch.tensor([[[1, VOID]]])).item() == pytest.approx(np.log(4 / 3))
+
+
+def test_void_alone_is_no_loss_and_no_gradient() -> None:
+    scores = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = mask_loss(scores, torch.full((1, 2, 2), VOID))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0 and scores.grad is not None and not scores.grad.any()

@@ -1,0 +1,300 @@
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import tagseg
+from tagseg.checkpoint import load_tensors
+from tagseg.data.images import read_mask_file
+from tagseg.data.records import VOID, DataError
+from tagseg.masks.write import write_mask
+from tagseg.measure.evaluate import read_evaluation
+from tagseg.pipeline import Fitted, fit, run_stage
+from tagseg.run import OUTPUTS, STAGES, Run, RunError, Stage
+from tagseg.settings import (
+    DataSettings,
+    LocaliseSettings,
+    MaskSettings,
+    RcaSettings,
+    ReportSettings,
+    SegmentSettings,
+    Settings,
+    TrainSettings,
+)
+
+SOURCE = Path(tagseg.__file__).parents[1]
+SETTINGS = Settings(
+    device="cpu",
+    workers=0,
+    data=DataSettings(min_images=2),
+    train=TrainSettings(backbone="test_resnet", weights="random", freeze_stride=0, neck=16, epochs=2, batch=4, crop=33),
+    rca=RcaSettings(slots=8, prototypes=2, confidence=0.0),
+    localise=LocaliseSettings(scales=(1.0,), max_side=64),
+    masks=MaskSettings(unsure=0.005),
+    segment=SegmentSettings(epochs=2, batch=4, crop=32, max_side=64, predict_scales=(1.0,)),
+    report=ReportSettings(examples=3),
+)
+
+
+def draw(data: Path) -> Path:
+    """Draw 12 training and 2 validation images of red and blue discs, with their true masks; returns the folder."""
+    rows = ["image,tags,split"]
+    (data / "images").mkdir(parents=True)
+    for i in range(14):
+        grey = np.random.default_rng(i).integers(90, 160, (48, 64, 3), np.uint8)
+        image, mask = Image.fromarray(grey), Image.new("L", (64, 48))
+        tags = (("red",), ("blue",), ("red", "blue"))[i % 3]
+        for number, name in enumerate(tags):
+            disc = (4 + 28 * number, 8 + i, 28 + 28 * number, 32 + i)
+            ImageDraw.Draw(image).ellipse(disc, fill=name)
+            ImageDraw.Draw(mask).ellipse(disc, fill={"blue": 1, "red": 2}[name])
+        image.save(data / "images" / f"photo {i:02}.png")
+        write_mask(data / "masks" / f"photo {i:02}.png", np.array(mask))
+        rows.append(f"photo {i:02}.png,{' '.join(tags)},{'val' if i > 11 else 'train'}")
+    (data / "tags.csv").write_text("\n".join(rows) + "\n")
+    return data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("pipeline") / "data")
+
+
+@pytest.fixture(scope="module")
+def original(data: Path) -> Fitted:
+    fitted = fit(data, data.parent / "run", SETTINGS)
+    assert fitted is not None
+    return fitted
+
+
+@pytest.fixture
+def finished(original: Fitted, tmp_path: Path) -> Run:
+    """Return a copy of the finished run, to be spoiled."""
+    return Run(shutil.copytree(original.run, tmp_path / "run"))
+
+
+def times(root: Path) -> dict[str, int]:
+    return {path.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+
+def test_fit_leaves_everything(original: Fitted, data: Path) -> None:
+    names = {f"photo {i:02}" for i in range(14)}
+    training = {name for name in names if name < "photo 12"}
+    expected = {"settings.toml", "manifest.json", "data.json", "evaluation.json", "evaluation.md", "report.html"}
+    expected |= {
+        f"{net}/{file}" for net in ("network", "segmenter") for file in ("network.safetensors", "network.json")
+    }
+    expected |= {"network/bank.safetensors", "network/history.jsonl", "segmenter/history.jsonl"}
+    expected |= {f"maps/{name}.npz" for name in training}
+    expected |= {f"{folder}/{name}.png" for folder in ("masks", "masks_without_void") for name in training}
+    expected |= {f"{folder}/classes.json" for folder in ("masks", "masks_without_void", "predictions")}
+    found = set(times(original.run))
+    assert found - {name for name in found if name.startswith("predictions/photo")} == expected
+    # Both validation images, and three training images for the report.
+    predicted = {Path(name).stem for name in found if name.startswith("predictions/photo")}
+    assert names - training < predicted and len(predicted) == 5
+    assert original.masks == original.run / "masks" and original.report == original.run / "report.html"
+
+
+def test_masks_hold_the_tags_of_their_image_and_nothing_else(original: Fitted) -> None:
+    for i in range(12):
+        tags = {0: {2}, 1: {1}, 2: {1, 2}}[i % 3]
+        mask = read_mask_file(original.masks / f"photo {i:02}.png", (48, 64))
+        decided = read_mask_file(original.run / "masks_without_void" / f"photo {i:02}.png", (48, 64))
+        assert set(np.unique(mask)) <= {0, VOID} | tags and set(np.unique(decided)) <= {0} | tags
+        assert (mask[mask != VOID] == decided[mask != VOID]).all()
+
+
+def test_the_figures_are_those_of_the_run(original: Fitted) -> None:
+    assert original.evaluation == read_evaluation(Run(original.run))
+    assert original.evaluation.classes == ("background", "blue", "red")
+    pseudo, segmenter = original.evaluation.pseudo_masks, original.evaluation.segmenter
+    assert pseudo is not None and segmenter is not None and (pseudo.images, segmenter.images) == (12, 2)
+    assert 0 < pseudo.miou < 1 and 0 <= segmenter.miou < 1
+
+
+def test_every_stage_is_in_the_manifest(original: Fitted, data: Path) -> None:
+    manifest = Run(original.run).manifest()
+    assert tuple(manifest["stages"]) == STAGES and manifest["data"] == str(data)
+    assert all(stage["seconds"] >= 0 and stage["files"] for stage in manifest["stages"].values())
+    listed = {name for stage in manifest["stages"].values() for name in stage["files"]}
+    assert listed == set(times(original.run)) - {"settings.toml", "manifest.json"}
+    assert Run(original.run).settings() == SETTINGS
+
+
+def test_fit_again_does_nothing(finished: Run, original: Fitted, data: Path) -> None:
+    before = times(finished.root)
+    again = fit(data, finished.root, SETTINGS)
+    assert again == Fitted(finished.root, finished.masks, original.evaluation, finished.report_file)
+    after = times(finished.root)
+    assert [name for name in after if after[name] != before.get(name)] == ["settings.toml"]
+    # Without settings those of the run are taken, not the defaults.
+    fit(data, finished.root)
+    assert finished.settings() == SETTINGS and times(finished.root).keys() == before.keys()
+
+
+def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitted, data: Path) -> None:
+    finished.discard("masks")
+    before = times(finished.root)
+    assert fit(data, finished.root, until="masks") is None
+    assert tuple(finished.manifest()["stages"]) == STAGES[:3] and not finished.segmenter.exists()
+    rewritten = {name for name, time in times(finished.root).items() if before.get(name) != time}
+    assert {name.split("/")[0] for name in rewritten} == {
+        "masks",
+        "masks_without_void",
+        "manifest.json",
+        "settings.toml",
+    }
+    for name, digest in Run(original.run).manifest()["stages"]["masks"]["files"].items():
+        assert finished.manifest()["stages"]["masks"]["files"][name] == digest
+
+
+CHILD = """
+import sys, time
+from tagseg.pipeline import fit
+from tagseg.settings import Settings
+
+def slowly(items, title, total):
+    for item in items:
+        time.sleep(0.1)
+        yield item
+
+fit(sys.argv[1], sys.argv[2], Settings.from_toml(sys.argv[3]), track=slowly)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_after_a_kill_the_training_continues_behind_the_last_epoch(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, epochs=5))
+    (tmp_path / "s.toml").write_text(settings.to_toml())
+    # Sums are rounded differently by another number of threads.
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    run = Run(tmp_path / "run")
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, data, run.root, tmp_path / "s.toml"], env=environment, stderr=subprocess.DEVNULL
+    )
+    checkpoint, deadline = run.network / "checkpoint.safetensors", time.monotonic() + 100
+    while not checkpoint.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.15)  # into the next epoch
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    epochs = len(load_tensors(checkpoint)[1]["history"])
+    assert 1 <= epochs < 5 and not run.done("train")
+    with caplog.at_level("INFO", "tagseg"):
+        fit(data, run.root, until="train")
+    assert f"continuing behind epoch {epochs} of 5" in caplog.text and f"epoch {epochs}:" not in caplog.text
+    fit(data, tmp_path / "undisturbed", settings, until="train")
+    for name in ("network.safetensors", "bank.safetensors", "network.json"):
+        assert (run.network / name).read_bytes() == (tmp_path / "undisturbed/network" / name).read_bytes()
+    assert not list(run.network.glob("checkpoint*"))
+
+
+def test_data_that_changed_is_refused(tmp_path: Path) -> None:
+    data = draw(tmp_path / "data")
+    fit(data, tmp_path / "run", SETTINGS, until="train")
+    with (data / "tags.csv").open("a") as file:
+        Image.new("RGB", (20, 20)).save(data / "images" / "new.png")
+        file.write("new.png,red,train\n")
+    with pytest.raises(
+        RunError, match=r"the images or tags in .*data have changed since this run began; start another"
+    ):
+        fit(data, tmp_path / "run", SETTINGS)
+    assert not Run(tmp_path / "run").done("localise")
+
+
+def test_bad_data_is_named_and_can_be_mended(tmp_path: Path) -> None:
+    data = draw(tmp_path / "data")
+    tags = (data / "tags.csv").read_text()
+    (data / "tags.csv").write_text(tags + "gone.png,red,train\n")
+    with pytest.raises(DataError, match=r"tags\.csv, row 16: image 'gone\.png' is missing"):
+        fit(data, tmp_path / "run", SETTINGS, until="train")
+    (data / "tags.csv").write_text(tags)
+    fit(data, tmp_path / "run", SETTINGS, until="train")
+    assert Run(tmp_path / "run").done("train")
+
+
+def test_weights_that_cannot_be_had_can_be_replaced(data: Path, tmp_path: Path) -> None:
+    hub = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, weights="timm"))
+    with pytest.raises(ValueError, match=r"pretrained weights of test_resnet cannot be had .*connect once.*FILE"):
+        fit(data, tmp_path / "run", hub, until="train")
+    fit(data, tmp_path / "run", SETTINGS, until="train")
+    assert Run(tmp_path / "run").done("train")
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_stage_needs_the_one_before(stage: Stage, finished: Run) -> None:
+    before = STAGES[STAGES.index(stage) - 1]
+    finished.discard(before)
+    with pytest.raises(RunError, match=f"stage {before} has not finished; run `tagseg {before} .*run` first"):
+        run_stage(finished.root, stage)
+    assert not finished.done(stage)
+
+
+def test_a_finished_stage_needs_force_and_undoes_the_later_ones(finished: Run) -> None:
+    before = times(finished.root)
+    with pytest.raises(RunError, match="stage segment is done; --force does it again"):
+        run_stage(finished.root, "segment")
+    assert times(finished.root) == before
+    network = (finished.segmenter / "network.safetensors").read_bytes()
+    assert run_stage(finished.root, "segment", force=True) == finished
+    assert (finished.segmenter / "network.safetensors").read_bytes() == network
+    assert tuple(finished.manifest()["stages"]) == STAGES[:4]
+    assert not any((finished.root / name).exists() for stage in STAGES[4:] for name in OUTPUTS[stage])
+    assert all(
+        times(finished.root)[name] == time for name, time in before.items() if name.startswith(("maps", "masks"))
+    )
+
+
+def test_a_stage_with_other_settings(finished: Run) -> None:
+    other = dataclasses.replace(SETTINGS, masks=MaskSettings(background="threshold", threshold=0.6))
+    with pytest.raises(RunError, match=r"masks\.background was 'otsu', now 'threshold'"):
+        run_stage(finished.root, "masks", other)
+    run_stage(finished.root, "masks", other, force=True)
+    assert finished.settings() == other and tuple(finished.manifest()["stages"]) == STAGES[:3]
+
+
+def test_a_stage_with_settings_of_an_earlier_one_undoes_nothing(finished: Run) -> None:
+    other = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, epochs=9))
+    with pytest.raises(RunError, match=r"train\.epochs was 2, now 9.*start with `tagseg train"):
+        run_stage(finished.root, "masks", other, force=True)
+    assert finished.done("report") and finished.settings() == SETTINGS
+
+
+def test_a_stage_of_no_run(tmp_path: Path) -> None:
+    for settings in (None, SETTINGS):
+        with pytest.raises(RunError, match="not a run folder"):
+            run_stage(tmp_path, "masks", settings, force=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_three_lines_of_python(original: Fitted, data: Path, tmp_path: Path) -> None:
+    fitted = tagseg.fit(data, original.run)
+    assert fitted == original
+    done = tagseg.predict(original.run, data / "images", tmp_path / "masks", device="cpu")
+    assert len(done.ids) == 14 and json.loads((tmp_path / "masks/classes.json").read_text())["2"] == "red"
+
+
+def test_the_package_exports_its_functions_when_they_are_used() -> None:
+    assert tagseg.fit is fit and tagseg.run_stage is run_stage and tagseg.Settings is Settings
+    assert set(tagseg.__all__) <= set(dir(tagseg))
+    assert all(getattr(tagseg, name).__doc__ for name in tagseg.__all__)
+    with pytest.raises(AttributeError, match="module 'tagseg' has no attribute 'no_such_thing'"):
+        _ = tagseg.no_such_thing
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, tagseg; assert 'torch' not in sys.modules; tagseg.Settings; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(SOURCE)}, check=True)
