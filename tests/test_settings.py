@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tagseg import settings as module
 from tagseg.cli import app
-from tagseg.settings import Settings, read_toml
+from tagseg.settings import Settings, map_kind, read_toml
 
 HINTS = typing.get_type_hints(Settings)
 SECTIONS = {name: kind for name, kind in HINTS.items() if dataclasses.is_dataclass(kind)}
@@ -132,6 +132,8 @@ def test_settings_survive_a_toml_file(tmp_path_factory: pytest.TempPathFactory, 
         rca["slots"] = rca["prototypes"]
     elif "slots" in rca:
         rca["prototypes"] = rca["slots"]
+    if values.get("localise", {}).get("maps") == "posterior":  # needs what the bank knows of background
+        values["rca"] = {**rca, "aggregation": True, "background": True}
     built = Settings.from_dict(values)
     file = tmp_path_factory.getbasetemp() / "settings.toml"
     file.write_text(built.to_toml(), encoding="utf-8")
@@ -198,3 +200,21 @@ def test_the_help_of_fit_shows_every_setting_with_its_docstring(
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("switch", ["aggregation", "background"])
+def test_posterior_maps_need_aggregation_and_background(switch: str) -> None:
+    with pytest.raises(ValueError, match=r"localise\.maps: got 'posterior'"):
+        Settings.from_dict({"localise": {"maps": "posterior"}, "rca": {switch: False}})
+
+
+def test_auto_takes_posterior_maps_with_a_constant_cut_and_otsu_for_all_others() -> None:
+    full = Settings()
+    assert map_kind(full.localise, full.rca) == "posterior"
+    assert full.mask_rule().background == "threshold"
+    plain = Settings.from_dict({"rca": {"aggregation": False}})
+    assert map_kind(plain.localise, plain.rca) == "refined"
+    assert plain.mask_rule().background == "otsu"
+    chosen = Settings.from_dict({"localise": {"maps": "coarse"}, "masks": {"background": "power"}})
+    assert map_kind(chosen.localise, chosen.rca) == "coarse"
+    assert chosen.mask_rule() == chosen.masks

@@ -212,8 +212,10 @@ class LocaliseSettings:
     """Larger images are reduced to this long side before the scales are applied: about 1.4 x train.crop, so that
     objects have the size the network learned."""
 
-    maps: Literal["refined", "coarse"] = "refined"
-    """Which map to keep; coarse is the plain class activation map."""
+    maps: Literal["auto", "posterior", "refined", "coarse"] = "auto"
+    """Which map to keep. posterior: the share of each cell's attention that goes to the class's prototypes, not to
+    background's; refined: the map after aggregation; coarse: the plain class activation map. auto: posterior, or
+    refined where the bank knows no background."""
 
     def __post_init__(self) -> None:
         _check(len(self.scales) > 0 and min(self.scales) > 0, "localise.scales", self.scales, "positive numbers")
@@ -224,11 +226,11 @@ class LocaliseSettings:
 class MaskSettings:
     """From maps to masks."""
 
-    background: Literal["otsu", "threshold", "power"] = "otsu"
+    background: Literal["auto", "otsu", "threshold", "power"] = "auto"
     """Background rule. otsu: the cut that splits each map's own histogram best; threshold: a constant; power: the
-    background's score is (1 - highest map) ^ power."""
+    background's score is (1 - highest map) ^ power. auto: threshold for posterior maps, otsu for the others."""
 
-    threshold: float = 0.4
+    threshold: float = 0.65
     """Share of the map's peak below which a pixel is background, for the threshold rule."""
 
     power: float = 2.0
@@ -353,6 +355,16 @@ class Settings:
     def __post_init__(self) -> None:
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
         _check(self.workers >= 0, "workers", self.workers, "0 or more")
+        known = self.rca.aggregation and self.rca.background
+        _check(known or self.localise.maps != "posterior", "localise.maps", self.localise.maps,
+               "refined, coarse or auto: posterior needs rca.aggregation and rca.background")  # fmt: skip
+
+    def mask_rule(self) -> MaskSettings:
+        """Return the mask settings with the background rule that auto stands for."""
+        if self.masks.background != "auto":
+            return self.masks
+        rule: Literal["threshold", "otsu"] = "threshold" if map_kind(self.localise, self.rca) == "posterior" else "otsu"
+        return dataclasses.replace(self.masks, background=rule)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values (tuples become lists)."""
@@ -387,6 +399,13 @@ class Settings:
             ValueError: when the file cannot be read, is not TOML, or holds an unknown or wrong setting.
         """
         return cls.from_dict(read_toml(path), str(path))
+
+
+def map_kind(localise: LocaliseSettings, rca: RcaSettings) -> Literal["posterior", "refined", "coarse"]:
+    """Return the kind of maps that `localise.maps` stands for."""
+    if localise.maps != "auto":
+        return localise.maps
+    return "posterior" if rca.aggregation and rca.background else "refined"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

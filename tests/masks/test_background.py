@@ -58,7 +58,7 @@ def test_only_otsu_looks_at_the_map() -> None:
     maps = np.array([[0, 0], [240, 255]], np.uint8), np.array([[0, 20], [40, 255]], np.uint8)
     assert {cut(values, MaskSettings(background="threshold", threshold=0.3)) for values in maps} == {0.3}
     assert len({cut(values, MaskSettings(background="power")) for values in maps}) == 1
-    assert cut(maps[0], MaskSettings()) == otsu(maps[0]) != cut(maps[1], MaskSettings())
+    assert cut(maps[0], MaskSettings("otsu")) == otsu(maps[0]) != cut(maps[1], MaskSettings("otsu"))
 
 
 def decide_slowly(maps: np.ndarray, classes: tuple[int, ...], cuts: list[float], unsure: float) -> tuple[list, list]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tagseg.rca.aggregation import aggregate, attend
+from tagseg.rca.aggregation import aggregate, attend, posterior
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 9999)
@@ -143,3 +143,21 @@ def test_half_precision_features_are_compared_in_single(dtype: torch.dtype) -> N
     attention = attend(half, prototypes, exists, 0.1)
     assert attention.dtype == torch.float32
     assert torch.equal(attention, attend(half.float(), prototypes, exists, 0.1))
+
+
+def test_posterior_is_the_share_of_attention_among_the_tags_and_background() -> None:
+    attention = torch.rand(2, 4, 3, 2, 5, generator=torch.Generator().manual_seed(1))
+    ids = (1, 3)
+    found = posterior(attention, ids)
+    assert found.shape == (2, 2, 2, 5)
+    for b in range(2):
+        for h in range(2):
+            for w in range(5):
+                total = sum(float(attention[b, e, k, h, w]) for e in (0, *ids) for k in range(3))
+                for m, e in enumerate(ids):
+                    share = sum(float(attention[b, e, k, h, w]) for k in range(3)) / total
+                    assert float(found[b, m, h, w]) == pytest.approx(share, rel=1e-5)
+
+
+def test_posterior_without_any_prototype_is_zero() -> None:
+    assert posterior(torch.zeros(1, 3, 2, 2, 2), (1, 2)).eq(0).all()

@@ -12,12 +12,14 @@ def cut(values: UInt8[np.ndarray, "h w"], settings: MaskSettings) -> float:
 
     `otsu`: the cut with the largest variance between the two sides of the map's own histogram (Otsu 1979).
     `threshold`: a constant. `power`: where the map equals the background score (1 - map) ^ power (Ahn and Kwak 2018).
+    `auto` must have been resolved (see `Settings.mask_rule`).
     """
     if settings.background == "threshold":
         return settings.threshold
     if settings.background == "power":
         shares = np.linspace(0, 1, 1001)
         return float(shares[np.argmax(shares >= (1 - shares) ** settings.power)])
+    assert settings.background == "otsu", settings.background
     return otsu(values)
 
 

@@ -1,6 +1,7 @@
 """Multi-scale class activation maps of the tagged classes."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, silent
-from tagseg.rca.network import RcaNetwork
+from tagseg.rca.aggregation import posterior
+from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.train import load_network
 from tagseg.run import Run, atomic_path
-from tagseg.settings import LocaliseSettings
+from tagseg.settings import LocaliseSettings, map_kind
 
 MAP_STRIDE = 4
 """Image pixels per cell of a stored map."""
@@ -52,19 +54,36 @@ def localise_image(
     width, height = image.size
     reduce = min(1.0, settings.max_side / max(width, height))
     size = max(round(height * reduce), 1), max(round(width * reduce), 1)
-    columns = [tag - 1 for tag in tags]
+    kind = map_kind(settings, network.rca)
     total = torch.zeros(len(tags), *size, device=device)
     for scale in settings.scales:
         h, w = network.backbone.fitting_size(height * reduce * scale, width * reduce * scale)
         picture = to_tensor(image.resize((w, h), Image.Resampling.BILINEAR))[None].to(device)
         for mirrored in (False, True) if settings.flip else (False,):
-            maps = network(picture.flip(-1) if mirrored else picture)
-            chosen = (maps.refined if settings.maps == "refined" else maps.coarse)[:, columns]
-            enlarged = network.backbone.enlarge(F.relu(chosen), size)[0]
+            chosen = tag_maps(network, network(picture.flip(-1) if mirrored else picture), tags, kind)
+            enlarged = network.backbone.enlarge(chosen, size)[0]
             total += enlarged.flip(-1) if mirrored else enlarged
     total = F.adaptive_avg_pool2d(total, (-(-size[0] // MAP_STRIDE), -(-size[1] // MAP_STRIDE)))
     peaks = total.amax((1, 2), keepdim=True)
     return (total / peaks.clamp_min(1e-6)).cpu()
+
+
+def tag_maps(
+    network: RcaNetwork, maps: Maps, tags: tuple[int, ...], kind: Literal["posterior", "refined", "coarse"]
+) -> Float[Tensor, "b k h w"]:
+    """Return the tags' maps of one kind, none below 0 (see `LocaliseSettings.maps`).
+
+    A class the bank holds nothing of has no posterior: its refined map stands in.
+    """
+    columns = [tag - 1 for tag in tags]
+    if kind == "coarse":
+        return F.relu(maps.coarse[:, columns])
+    refined = F.relu(maps.refined[:, columns])
+    if kind == "refined" or maps.attention is None:
+        return refined
+    held = network.exists.any(1)
+    usable = held[list(tags)] & held[0]
+    return torch.where(usable[:, None, None], posterior(maps.attention, tags), refined)
 
 
 def map_file(run: Run, sample_id: str) -> Path:

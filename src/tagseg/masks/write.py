@@ -29,7 +29,7 @@ class Masks:
 
 def make_masks(prepared: Prepared, run: Run, track: Track = silent) -> Masks:
     """Write every training image's pseudo-mask; images whose masks are there already are skipped."""
-    settings = run.settings().masks
+    settings = run.settings().mask_rule()
     samples = prepared.dataset.split("train")
     for folder in (run.masks, run.decided_masks):
         write_classes(folder, prepared.dataset.classes)

@@ -1,5 +1,7 @@
 """Regional semantic aggregation: every cell gathers context from the prototypes of all classes (RCA, eqs. 6 and 7)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -23,6 +25,16 @@ def attend(
     scores = scores.masked_fill(~exists.flatten()[None, :, None, None], torch.finfo(scores.dtype).min)
     shares: Tensor = scores.softmax(1) * exists.any()
     return shares.reshape(len(features), e, k, *features.shape[2:])
+
+
+def posterior(attention: Float[Tensor, "b e k h w"], ids: Sequence[int]) -> Float[Tensor, "b m h w"]:
+    """Return the share of each cell's attention that goes to each of the class ids `ids`, among these and background.
+
+    With attention a softmax over prototypes this is the probability that the cell is of the class, given that the image
+    shows nothing but the classes `ids` and background. 0 where none of them has a prototype.
+    """
+    entries = attention[:, [0, *ids]].sum(2)
+    return entries[:, 1:] / entries.sum(1, keepdim=True).clamp_min(torch.finfo(entries.dtype).tiny)
 
 
 def aggregate(attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "e k d"]) -> Float[Tensor, "b d h w"]:

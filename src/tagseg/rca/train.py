@@ -55,7 +55,7 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         return _one_epoch(network, bank, optimizer, dataset, settings, device, epoch, track)
 
     history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
-    if rca.aggregation and options.epochs > rca.warmup:
+    if rca.aggregation:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(epoch_seed(settings.seed, 0)))
     _save(folder, network, bank, dataset.classes, settings, history)
     return Trained(folder, history)
