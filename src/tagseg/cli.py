@@ -265,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("tagseg").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
     try:
         app(sys.argv[1:] if argv is None else list(argv))
     except KeyboardInterrupt:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset, Sample
-from tagseg.masks.localise import localise, localise_image, map_file, read_maps, write_maps
+from tagseg.masks.localise import localise, localise_image, map_file, read_maps, tag_maps, write_maps
+from tagseg.rca.aggregation import posterior
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import train
 from tagseg.run import Run, RunError, open_run
@@ -162,3 +163,21 @@ def test_localising_needs_a_network(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tmp_path, Settings(device="cpu"))
     with pytest.raises(RunError, match=r"network\.safetensors: missing or damaged"):
         localise(Dataset(tmp_path, "folder", ("cat",), ()), run)
+
+
+@torch.no_grad()
+def test_a_class_that_the_bank_knows_gets_its_posterior_and_any_other_its_refined_map() -> None:
+    torch.manual_seed(0)
+    network = build_network(3, TRAIN, RCA).eval()
+    network.prototypes.copy_(torch.rand(network.prototypes.shape))
+    network.exists.fill_(True)
+    network.exists[2] = False
+    maps = network(to_tensor(noise(65, 65))[None])
+    assert maps.attention is not None
+    found = tag_maps(network, maps, (1, 2), "posterior")
+    assert torch.equal(found[:, 0], posterior(maps.attention, (1, 2))[:, 0])
+    assert torch.equal(found[:, 1], maps.refined[:, 1].relu())
+    assert torch.equal(tag_maps(network, maps, (2,), "coarse"), maps.coarse[:, 1:2].relu())
+    assert torch.equal(tag_maps(network, maps, (3,), "refined"), maps.refined[:, 2:].relu())
+    network.exists[0] = False  # without background every class would have all the attention
+    assert torch.equal(tag_maps(network, maps, (1,), "posterior"), maps.refined[:, :1].relu())
