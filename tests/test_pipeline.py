@@ -260,7 +260,7 @@ def test_a_finished_stage_needs_force_and_undoes_the_later_ones(finished: Run) -
 
 def test_a_stage_with_other_settings(finished: Run) -> None:
     other = dataclasses.replace(SETTINGS, masks=MaskSettings(background="threshold", threshold=0.6))
-    with pytest.raises(RunError, match=r"masks\.background was 'otsu', now 'threshold'"):
+    with pytest.raises(RunError, match=r"masks\.background was 'auto', now 'threshold'"):
         run_stage(finished.root, "masks", other)
     run_stage(finished.root, "masks", other, force=True)
     assert finished.settings() == other and tuple(finished.manifest()["stages"]) == STAGES[:3]
