@@ -21,7 +21,7 @@ def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
         rca=RcaSettings(warmup=15, slots=200),
         localise=LocaliseSettings(max_side=128),
         segment=SegmentSettings(
-            freeze_stride=0, freeze_batch_norm=False, epochs=40, crop=128, max_side=128, optimiser="adamw", lr=0.002,
+            freeze_stride=0, freeze_batch_norm=False, epochs=25, crop=128, max_side=128, optimiser="adamw", lr=0.002,
             head_lr=1.0, weight_decay=0.05,
         ),
         report=ReportSettings(title="tagseg demo"),
