@@ -1,4 +1,6 @@
-from pathlib import Path
+from pathlib from collections.abc import Iterable
+
+import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -46,6 +48,14 @@ def batches(seed: int, sizes: list[int], entries: int, d: int = 4) -> list[tuple
     ]
 
 
+def assert_equals_the_loop(bank: Bank, slow: list[SlowEntry], written: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for embeddings, labels in written:
+        bank.write(embeddings, labels)
+        for embedding, label in zip(embeddings, labels.tolist(), strict=True):
+            slow[label].write(embedding)
+        assert_holds(bank, slow)
+
+
 @few
 @given(
     seed=st.integers(0, 9999),
@@ -57,11 +67,7 @@ def test_first_in_first_out_equals_the_loop(seed: int, sizes: list[int], entries
     """Also with a full entry, wrap-around inside a batch, the same class twice and more regions than slots."""
     bank = Bank(entries, slots, 4)
     slow = [SlowEntry(slots, "fifo", 0) for _ in range(entries)]
-    for embeddings, labels in batches(seed, sizes, entries):
-        bank.write(embeddings, labels)
-        for embedding, label in zip(embeddings, labels.tolist(), strict=True):
-            slow[label].write(embedding)
-        assert_holds(bank, slow)
+    assert_equals_the_loop(bank, slow, batches(seed, sizes, entries))
 
 
 @few
@@ -69,11 +75,7 @@ def test_first_in_first_out_equals_the_loop(seed: int, sizes: list[int], entries
 def test_blending_equals_the_loop(seed: int, sizes: list[int], entries: int) -> None:
     bank = Bank(entries, 4, 4, "blend", 0.9)
     slow = [SlowEntry(4, "blend", 0.9) for _ in range(entries)]
-    for embeddings, labels in batches(seed, sizes, entries):
-        bank.write(embeddings, labels)
-        for embedding, label in zip(embeddings, labels.tolist(), strict=True):
-            slow[label].write(embedding)
-        assert_holds(bank, slow)
+    assert_equals_the_loop(bank, slow, batches(seed, sizes, entries))
 
 
 @few

@@ -59,6 +59,7 @@ def test_the_page_holds_the_figures(tmp_path, make_run):
     assert "4 min 7 s" in page.text, "the time of all stages"
     assert f"tagseg predict {run.root} IMAGES --out DIR" in page.text
     assert "from scratch" not in page.text
+    assert run.report_file.exists()
 
 
 def test_absent_classes_are_dashes_and_bars_have_their_iou(tmp_path, make_run):
