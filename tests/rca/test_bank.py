@@ -1,6 +1,5 @@
-from pathlib from collections.abc import Iterable
-
-import Path
+from collections.abc import Iterable
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
