@@ -135,6 +135,10 @@ class TrainSettings:
 class RcaSettings:
     """Regional semantic contrast and aggregation: the memory bank and its two uses."""
 
+    layer: str = "auto"
+    """Features the bank works on. auto: the backbone's block before the last; last: the features of the coarse map, as
+    in the paper; or the name of one of the backbone's modules."""
+
     contrast: bool = True
     """Contrast regions with the bank while learning."""
 
@@ -153,8 +157,9 @@ class RcaSettings:
     warmup: int = 1
     """Epochs before contrast and aggregation start; the bank is filled meanwhile."""
 
-    region_rule: Literal["peak", "softmax-mean"] = "peak"
-    """Cells of a region: above a share of the map's peak, or the paper's (softmax over classes above its mean)."""
+    region_rule: Literal["posterior", "peak", "softmax-mean"] = "posterior"
+    """Cells of a region. peak: above a share of the map's peak; softmax-mean: the paper's, softmax over classes above its
+    mean; posterior: as peak until there are prototypes, then the cells that attend to the class by more than half."""
 
     region_threshold: float = 0.3
     """Share of the map's peak for the peak rule."""

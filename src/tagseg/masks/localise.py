@@ -83,7 +83,10 @@ def tag_maps(
         return refined
     held = network.exists.any(1)
     usable = held[list(tags)] & held[0]
-    return torch.where(usable[:, None, None], posterior(maps.attention, tags), refined)
+    present = torch.zeros(1, network.exists.shape[0] - 1, dtype=torch.bool, device=maps.coarse.device)
+    present[:, columns] = True
+    shares = posterior(maps.attention, present.expand(len(maps.coarse), -1))[:, list(tags)]
+    return torch.where(usable[:, None, None], shares, refined)
 
 
 def map_file(run: Run, sample_id: str) -> Path:

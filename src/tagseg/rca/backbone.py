@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 RANDOM = "random"
 TIMM = "timm"
+LAST = "last"
+AUTO = "auto"
 
 
 class Backbone(nn.Module):
-    """A timm model that turns images into one feature map.
+    """A timm model that turns images into a feature map, and hands out an earlier layer's output beside it.
 
     Attributes:
-        channels: d, channels of the feature map.
+        channels: channels of the feature map.
+        earlier_channels: channels of the earlier layer's output.
         stride: image pixels per cell.
         cornered: whether cell (i, j) lies on pixel (stride i, stride j), as with padded odd kernels; else cells tile
             the image like patches. Decides which sizes fit and how maps are enlarged without a shift.
@@ -28,17 +31,21 @@ class Backbone(nn.Module):
     mean: Float[Tensor, "1 3 1 1"]
     std: Float[Tensor, "1 3 1 1"]
 
-    def __init__(self, name: str, model: nn.Module, stride: int) -> None:
+    def __init__(self, name: str, model: nn.Module, stride: int, layer: str = LAST) -> None:
         super().__init__()
         self.name = name
         self.model = model
+        self._earlier: Tensor | None = None
+        if layer != LAST:
+            _find_layer(name, model, layer).register_forward_hook(self._keep)
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
-        features = self._probe(224)
-        assert features is not None
-        self.channels = features.shape[1]
+        probed = self._probe(224)
+        assert probed is not None
+        features, earlier = probed
+        self.channels, self.earlier_channels = features.shape[1], earlier.shape[1]
         self.stride = round(224 / features.shape[2])
         if self.stride != stride:
             raise ValueError(
@@ -46,15 +53,14 @@ class Backbone(nn.Module):
             )
 
         larger = self._probe(225)
-        self.cornered = larger is not None and larger.shape[2] == 224 // self.stride + 1
+        self.cornered = larger is not None and larger[0].shape[2] == 224 // self.stride + 1
 
     @torch.no_grad()
-    def _probe(self, side: int) -> Tensor | None:
+    def _probe(self, side: int) -> tuple[Tensor, Tensor] | None:
         try:
-            features: Tensor = self(torch.zeros(1, 3, side, side))
+            return self.with_earlier(torch.zeros(1, 3, side, side))
         except AssertionError:  # patches that do not divide the image
             return None
-        return features
 
     def fitting_size(self, height: float, width: float) -> tuple[int, int]:
         """Return the image size nearest to `height` x `width` pixels that cells cover exactly."""
@@ -68,7 +74,23 @@ class Backbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
         """Return the feature map of RGB images in 0..1."""
-        features: Tensor = self.model.forward_features((images - self.mean) / self.std)  # type: ignore[operator]
+        return self.with_earlier(images)[0]
+
+    def with_earlier(self, images: Float[Tensor, "b 3 H W"]) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b m h w"]]:
+        """Return the feature map and the earlier layer's output in the same cells (the same map for `last`)."""
+        self._earlier = None
+        features = self._as_map(self.model.forward_features((images - self.mean) / self.std), images)  # type: ignore[operator]
+        if self._earlier is None:
+            return features, features
+        earlier, self._earlier = self._as_map(self._earlier, images), None
+        if earlier.shape[2:] != features.shape[2:]:
+            earlier = F.interpolate(earlier, features.shape[2:], mode="bilinear", align_corners=self.cornered)
+        return features, earlier
+
+    def _keep(self, module: nn.Module, given: Any, output: Tensor) -> None:
+        self._earlier = output
+
+    def _as_map(self, features: Tensor, images: Tensor) -> Tensor:
         if features.dim() == 3:  # tokens of a vision transformer, prefix tokens first
             prefix: int = getattr(self.model, "num_prefix_tokens", 0)
             h, w = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])  # type: ignore[union-attr,operator]
@@ -78,13 +100,14 @@ class Backbone(nn.Module):
         return features
 
 
-def build_backbone(name: str, weights: str, stride: int) -> Backbone:
+def build_backbone(name: str, weights: str, stride: int, layer: str = LAST) -> Backbone:
     """Build a backbone.
 
     Args:
         name: a timm model.
         weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
         stride: 8, 16 or 32 image pixels per cell.
+        layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or the name of one of the model's modules.
 
     Raises:
         ValueError: when timm does not know the model, it cannot have that stride, or the weights cannot be had.
@@ -106,7 +129,36 @@ def build_backbone(name: str, weights: str, stride: int) -> Backbone:
         if weights != TIMM:
             raise
         raise no_weights(name, error) from error
-    return Backbone(name, model, stride)
+    return Backbone(name, model, stride, layer)
+
+
+def earlier_layer(model: nn.Module) -> str:
+    """Return the name of the block before the last one of a timm model.
+
+    What the last block makes of an image is shaped by the classes; the block before it still tells objects from what
+    surrounds them, which is what regions are compared by.
+    """
+    info: list[dict[str, Any]] = model.feature_info  # type: ignore[assignment]
+    last = info[-1]["module"]
+    stage = model.get_submodule(last)
+    inner = f"{last}.blocks" if hasattr(stage, "blocks") else last
+    blocks = model.get_submodule(inner)
+    if isinstance(blocks, nn.Sequential) and len(blocks) > 1:
+        return f"{inner}.{[name for name, _ in blocks.named_children()][-2]}"
+    parent, _, own = last.rpartition(".")
+    siblings = [name for name, _ in model.get_submodule(parent).named_children()]
+    if isinstance(stage, (nn.MaxPool2d, nn.ReLU)):  # VGG: behind the last but one convolution and its ReLU
+        convolutions = [name for name in siblings if isinstance(model.get_submodule(f"{parent}.{name}"), nn.Conv2d)]
+        own = convolutions[-1]
+    return f"{parent}.{siblings[siblings.index(own) - 1]}".lstrip(".")
+
+
+def _find_layer(name: str, model: nn.Module, layer: str) -> nn.Module:
+    try:
+        return model.get_submodule(earlier_layer(model) if layer == AUTO else layer)
+    except AttributeError as error:
+        known = ", ".join(module for module, _ in model.named_modules() if module and module.count(".") < 2)
+        raise ValueError(f"backbone {name}: has no layer {layer!r} (--rca.layer); known: {known[:600]}") from error
 
 
 def weight_options(name: str, weights: str) -> dict[str, Any]:

@@ -7,15 +7,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tagseg.rca.aggregation import aggregate, attend
-from tagseg.rca.backbone import RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
+from tagseg.rca.backbone import LAST, RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.settings import RcaSettings, TrainSettings
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network sees in a batch: features F, coarse map P, refined map O (P again without aggregation) and the
-    attention S of every cell to the prototypes (None without aggregation)."""
+    """What the network sees in a batch: the features F that the bank holds, the coarse map P, the refined map O (P again
+    without aggregation) and the attention S of every cell to the prototypes (None without aggregation)."""
 
     features: Float[Tensor, "b d h w"]
     coarse: Float[Tensor, "b c h w"]
@@ -34,7 +34,7 @@ class RcaNetwork(nn.Module):
         self.train_settings, self.rca = train, rca
         self.backbone = backbone
         channels = train.neck or backbone.channels
-        self.channels = channels
+        self.channels = channels if rca.layer == LAST else backbone.earlier_channels
         neck = nn.Sequential(nn.Conv2d(backbone.channels, channels, 1), nn.ReLU(inplace=True))
         self.neck = neck if train.neck else nn.Identity()
         convs: list[nn.Module] = []
@@ -42,8 +42,8 @@ class RcaNetwork(nn.Module):
             convs += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
         self.coarse_head = nn.Sequential(*convs, nn.Conv2d(channels, classes, 1))
         if rca.aggregation:
-            self.refined_head = nn.Conv2d(2 * channels, classes, 1)
-        self.register_buffer("prototypes", torch.zeros(classes + 1, rca.prototypes, channels))
+            self.refined_head = nn.Conv2d(self.channels + channels, classes, 1)
+        self.register_buffer("prototypes", torch.zeros(classes + 1, rca.prototypes, self.channels))
         self.register_buffer("exists", torch.zeros(classes + 1, rca.prototypes, dtype=torch.bool))
         freeze(backbone.model, backbone.model.feature_info, train.freeze_stride)  # type: ignore[arg-type]
 
@@ -56,13 +56,16 @@ class RcaNetwork(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Maps:
         """Return the maps of RGB images in 0..1."""
-        features = self.neck(self.backbone(images))
-        coarse = self.coarse_head(features)
+        last, features = self.backbone.with_earlier(images)
+        last = self.neck(last)
+        if self.rca.layer == LAST:
+            features = last
+        coarse = self.coarse_head(last)
         if not self.rca.aggregation:
             return Maps(features, coarse, coarse, None)
         attention = attend(features, self.prototypes, self.exists, self.rca.attention_temperature)
-        context = aggregate(attention, self.prototypes).to(features.dtype)
-        refined = self.refined_head(torch.cat([context, features], 1))
+        context = aggregate(attention, self.prototypes).to(last.dtype)
+        refined = self.refined_head(torch.cat([context, last], 1))
         return Maps(features, coarse, refined, attention)
 
     @torch.no_grad()
@@ -83,6 +86,5 @@ def build_network(classes: int, train: TrainSettings, rca: RcaSettings, start: b
     Raises:
         ValueError: as `build_backbone`.
     """
-    return RcaNetwork(
-        build_backbone(train.backbone, train.weights if start else RANDOM, train.stride), classes, train, rca
-    )
+    weights = train.weights if start else RANDOM
+    return RcaNetwork(build_backbone(train.backbone, weights, train.stride, rca.layer), classes, train, rca)

@@ -27,12 +27,15 @@ def mine_regions(
     background: bool = True,
     background_threshold: float = 0.1,
     confidence: float = 0.7,
+    shares: Float[Tensor, "b e h w"] | None = None,
 ) -> Regions:
     """Return a region for every tag of every image, and one of background per image.
 
     A class region holds the cells above `threshold` of the map's peak (rule `peak`), or those whose softmax over
     classes is above its own mean over cells (rule `softmax-mean`, as in RCA's code). The background region holds the
-    cells where every tagged map is below `background_threshold` of its peak. Empty regions are left out. A class
+    cells where every tagged map is below `background_threshold` of its peak. With rule `posterior`, where `shares` (see
+    `aggregation.posterior`) are given, a region holds the cells of which it has more than half; an image with a class
+    without prototypes falls back on the peak. Empty regions are left out. A class
     region is confident when its tag's probability (sigmoid of the map's mean) exceeds `confidence`; background when
     all tags of its image are.
     """
@@ -46,6 +49,11 @@ def mine_regions(
         cells = probability > probability.mean((1, 2), keepdim=True)
     else:
         cells = share > threshold
+    known = torch.zeros(len(maps), dtype=torch.bool, device=maps.device)
+    if rule == "posterior" and shares is not None:
+        blank = shares[:, 1:].flatten(2).amax(2) == 0
+        known = ~(blank & tags).any(1) & (shares[:, 0].flatten(1).amax(1) > 0)
+        cells = torch.where(known[image, None, None], shares[image, column + 1] > 0.5, cells)
     confident = tagged.mean((1, 2)).sigmoid() > confidence
     label = column + 1
     if background:
@@ -56,7 +64,10 @@ def mine_regions(
         )
         image = torch.cat([image, torch.arange(b, device=maps.device)])
         label = torch.cat([label, label.new_zeros(b)])
-        cells = torch.cat([cells, highest < background_threshold])
+        low = highest < background_threshold
+        if shares is not None:
+            low = torch.where(known[:, None, None], shares[:, 0] > 0.5, low)
+        cells = torch.cat([cells, low])
         confident = torch.cat([confident, ~unsure & tags.any(1)])
     present = cells.any(-1).any(-1)
     return Regions(image[present], label[present], cells[present], confident[present])

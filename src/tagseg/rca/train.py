@@ -15,6 +15,7 @@ from tagseg.data.loading import TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
 from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
+from tagseg.rca.aggregation import posterior
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
@@ -91,6 +92,7 @@ def contrast_loss(
         rca.background,
         rca.background_threshold,
         rca.confidence,
+        None if maps.attention is None else posterior(maps.attention, tags.bool()),
     )
     loss = maps.features.new_zeros((), dtype=torch.float32)
     if len(regions.label) == 0:
