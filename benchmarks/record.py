@@ -14,7 +14,7 @@ PACKAGES = ("tagseg", "torch", "torchvision", "timm", "segmentation-models-pytor
 
 def record(name: str, seeds: list[int], figures: dict[str, Any], table: str) -> Path:
     """Write a benchmark's figures; `table` is the Markdown made from them."""
-    about = {
+    about: dict[str, Any] = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {_processor()}, {_memory_gb()} GB, {platform.system()}",
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},

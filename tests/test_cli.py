@@ -14,7 +14,7 @@ from tagseg.cli import main
 from tagseg.run import STAGES, Run
 from tagseg.settings import Settings
 
-COMMANDS = ("fit", "predict", "inspect", "demo", *STAGES)
+COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", *STAGES)
 SMALL = """\
 device = "cpu"
 workers = 0
@@ -180,6 +180,8 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["predict", "run", "nothing.jpg", "--out", "new"], "nothing.jpg: no such image, folder or pattern"),
         (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device tpu: not available here"),
         (["train", "run"], "stage train is done; --force does it again"),
+        (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
+        (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
         (["breakfast"], "breakfast"),
     ],
 )  # fmt: skip
@@ -229,6 +231,22 @@ def test_predict_writes_masks_and_lists_what_it_skipped(finished: Path, tmp_path
         "predict", finished, tmp_path / "new [blue].jpg", "--out", tmp_path / "out", "--device", "cpu"
     )
     assert status == 2 and "exists (1 masks do)" in error
+
+
+def test_ablate_prints_the_table_and_where_it_lies(home: Path, tmp_path: Path, call: Call) -> None:
+    data = shutil.copytree(home / "photos", tmp_path / "photos")
+    (tmp_path / "masks").mkdir()
+    for i in range(3):
+        Image.new("L", (40, 32), i).save(tmp_path / "masks" / f"{i}.png")
+    out, small = tmp_path / "out", ("--settings", home / "small.toml", "--data.masks", tmp_path / "masks")
+    status, text, error = call("ablate", data, "--out", out, "--seeds", "1", "--arms", "cam,both", *small)
+    assert status == 0, error
+    assert "| both | " in text and f"Table and picture: {out / 'ablation.md'}, {out / 'ablation.svg'}" in text
+    assert {path.name for path in out.glob("*_*")} == {"cam_0", "both_0"}
+    # The folder's settings are kept, as those of a run are.
+    status, text, error = call("ablate", data, "--out", out, "--seeds", "1", "--arms", "cam", "--first-seed", "4")
+    assert status == 0 and "| cam | " in text and "| 0, 4 |" in text, error
+    assert Run(out / "cam_4").settings().train.backbone == "test_resnet"
 
 
 def test_inspect_shows_counts_the_table_and_warnings(home: Path, call: Call) -> None:

@@ -205,6 +205,38 @@ def demo(
     say(f"Report: {fitted.report}")
 
 
+@app.command(group=MAIN, sort_key=4)
+def ablate(
+    data: Annotated[Path, Parameter(name="DATA", help="Folder of tagged images, some with true masks to score with.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the runs and of the table; an existing one is continued.")],
+    seeds: Annotated[int, Parameter(help="How many seeds every arm is trained with.")] = 3,
+    first_seed: Annotated[int | None, Parameter(help="The first of them; --seed where it is not given.")] = None,
+    arms: Annotated[str, Parameter(help="Arms to train, with commas between.")] = "cam,contrast,aggregation,both",
+    settings_file: SettingsFile = None,
+    force: Force = False,
+    settings: Options = Settings(),
+) -> None:
+    """Train with and without contrast and aggregation, same seeds, and compare the masks with true ones.
+
+    Writes a table and a picture after every run. Run it again to continue after an interruption.
+    Several shells may share a folder: give each its own arms.
+
+        tagseg ablate VOC2012/ --out runs/ablation --seeds 3
+        tagseg ablate photos/ --out runs/ablation --arms cam,both --first-seed 3 --seeds 2
+    """
+    import dataclasses
+
+    from tagseg.ablate import ablate
+
+    if first_seed is not None:
+        settings = dataclasses.replace(settings, seed=first_seed)
+    done = ablate(data, out, settings, seeds, bars, arms.split(","), force)
+    say(done.table())
+    say(f"Table and picture: {out / 'ablation.md'}, {out / 'ablation.svg'}")
+
+
 def show_inspection(found: Any, min_images: int) -> None:
     """Print an Inspection as tables and warnings."""
     say(f"Layout {found.layout}: " + ", ".join(

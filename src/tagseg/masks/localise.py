@@ -1,5 +1,6 @@
 """Multi-scale class activation maps of the tagged classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tagseg.data.images import read_image
 from tagseg.data.loading import to_tensor
-from tagseg.data.records import Dataset
+from tagseg.data.records import Dataset, Sample
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, silent
 from tagseg.rca.aggregation import posterior
@@ -25,15 +26,16 @@ MAP_STRIDE = 4
 """Image pixels per cell of a stored map."""
 
 
-def localise(dataset: Dataset, run: Run, track: Track = silent) -> Path:
+def localise(dataset: Dataset, run: Run, track: Track = silent, samples: Sequence[Sample] | None = None) -> Path:
     """Store the maps of every training image's tags in `run.maps`, an .npz each (see `write_maps`); returns the folder.
 
-    Images whose maps are there already are skipped, so an interrupted stage continues.
+    Images whose maps are there already are skipped, so an interrupted stage continues. With `samples` only theirs are
+    made: an ablation needs no more than the images that are scored.
     """
     settings = run.settings()
     device = choose_device(settings.device)
     network, _ = load_network(run.network, device)
-    samples = dataset.split("train")
+    samples = dataset.split("train") if samples is None else samples
     for sample in track(samples, "localise", len(samples)):
         target = map_file(run, sample.id)
         if not target.exists():

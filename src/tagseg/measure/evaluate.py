@@ -5,14 +5,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.prepare import Prepared
-from tagseg.data.records import VOID, Sample
+from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.masks.write import mask_file, write_classes, write_mask
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
@@ -72,7 +72,7 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
     dataset = prepared.dataset
     predictor = load_predictor(run, run.settings().device)
     classes = ("background", *dataset.classes)
-    validation = [sample for sample in dataset.split("val") if sample.mask is not None and sample.scored]
+    validation = scored_samples(dataset, "val")
     wanted = [*validation, *examples(dataset.split("train"), run.settings().report.examples)]
     write_classes(run.predictions, dataset.classes)
     for sample in track(wanted, "predict", len(wanted)):
@@ -95,12 +95,17 @@ def score_pseudo_masks(prepared: Prepared, run: Run, track: Track = silent) -> S
     Raises:
         DataError: when a true mask has another size than its image, or unknown ids.
     """
-    scored = [sample for sample in prepared.dataset.split("train") if sample.mask is not None and sample.scored]
+    scored = scored_samples(prepared.dataset, "train")
     scores = _score(prepared, scored, "train", run.decided_masks, track)
     if scores is None:
         return None
     void = [(read_mask_file(mask_file(run.masks, sample.id)) == VOID).mean() for sample in scored]
     return dataclasses.replace(scores, unsure_share=float(np.mean(void)))
+
+
+def scored_samples(dataset: Dataset, split: Literal["train", "val"]) -> list[Sample]:
+    """Return the samples of a split that are scored: those whose true mask counts."""
+    return [sample for sample in dataset.split(split) if sample.mask is not None and sample.scored]
 
 
 def examples(samples: tuple[Sample, ...], count: int) -> list[Sample]:

@@ -1,0 +1,46 @@
+"""What contrast and aggregation are worth on voc_animals: pseudo-masks of each arm, over seeds.
+
+    python benchmarks/ablation_voc_animals.py                all four arms, seeds 0 to 2; run again to continue
+    python benchmarks/ablation_voc_animals.py --arms cam     one of them (several shells: several at a time)
+    python benchmarks/ablation_voc_animals.py --backbone resnet18 --backbone-weights FILE
+
+Settings lie in voc_animals.toml; arms differ in rca.contrast and rca.aggregation alone, and share their runs with
+voc_animals.py. Nothing is tuned on the masks that are scored.
+"""
+
+import argparse
+from typing import Any
+
+import animals
+from record import RESULTS, record
+
+from tagseg.ablate import ablate
+from tagseg.measure.ablation import ARMS, Ablation
+from tagseg.progress import bars
+from tagseg.report.ablation import draw_ablation
+
+
+def main() -> None:
+    """Run the arms asked for, and write the results when all four are finished."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arms", default=",".join(ARMS), help="with commas between")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--force", action="store_true", help="redo what was made with other settings")
+    options = animals.parse(parser)
+    settings, arms = animals.settings(options), options.arms.split(",")
+    found = ablate(options.data, options.out, settings, options.seeds, bars, arms, options.force)
+    print(found.table())
+    if found.arms == ARMS and not found.missing:
+        write_results(found, animals.name("ablation_voc_animals", options.backbone))
+
+
+def write_results(found: Ablation, results: str) -> None:
+    """Write the figures, their table and the picture."""
+    figures: dict[str, Any] = {arm: found.miou(arm).to_dict() for arm in found.arms}
+    seeds = sorted({score.seed for score in found.scores})
+    (RESULTS / f"{results}.svg").write_text(draw_ablation(found), encoding="utf-8")
+    print(record(results, seeds, figures, f"![Gain of each arm]({results}.svg)\n\n{found.table()}"))
+
+
+if __name__ == "__main__":
+    main()
