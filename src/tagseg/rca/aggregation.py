@@ -1,10 +1,8 @@
 """Regional semantic aggregation: every cell gathers context from the prototypes of all classes (RCA, eqs. 6 and 7)."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -27,14 +25,19 @@ def attend(
     return shares.reshape(len(features), e, k, *features.shape[2:])
 
 
-def posterior(attention: Float[Tensor, "b e k h w"], ids: Sequence[int]) -> Float[Tensor, "b m h w"]:
-    """Return the share of each cell's attention that goes to each of the class ids `ids`, among these and background.
+def posterior(
+    attention: Float[Tensor, "b e k h w"], image: Int[Tensor, "n"], tag: Int[Tensor, "n"]
+) -> Float[Tensor, "n h w"]:
+    """Return, for n pairs of an image and one of its tags, the share of each cell's attention that goes to the tag's
+    class, among the image's tags and background.
 
     With attention a softmax over prototypes this is the probability that the cell is of the class, given that the image
-    shows nothing but the classes `ids` and background. 0 where none of them has a prototype.
+    shows nothing but its tags and background. 0 where none of them has a prototype.
     """
-    entries = attention[:, [0, *ids]].sum(2)
-    return entries[:, 1:] / entries.sum(1, keepdim=True).clamp_min(torch.finfo(entries.dtype).tiny)
+    entries = attention.sum(2)
+    own = entries[image, tag]
+    known = entries[:, 0].index_add(0, image, own)
+    return own / known[image].clamp_min(torch.finfo(entries.dtype).tiny)
 
 
 def aggregate(attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "e k d"]) -> Float[Tensor, "b d h w"]:
