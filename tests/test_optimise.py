@@ -48,6 +48,14 @@ def test_new_layers_learn_faster_and_biases_do_not_decay() -> None:
     assert all(group["nesterov"] and group["momentum"] == 0.9 for group in optimizer.param_groups)
 
 
+def test_biases_and_norms_may_learn_faster_than_their_layer() -> None:
+    old, new = nn.Linear(3, 2), nn.Conv2d(2, 2, 1)
+    optimizer = build_optimizer(old.parameters(), new.parameters(), 0.1, 10.0, 0.5, bias_lr=2.0)
+    set_lr(optimizer, 0.1)
+    found = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert found == pytest.approx({id(old.weight): 0.1, id(old.bias): 0.2, id(new.weight): 1.0, id(new.bias): 2.0})
+
+
 def test_a_step_by_hand() -> None:
     """Nesterov: the first step moves by lr (g + 0.9 g), the weight with its decay, the bias without."""
     layer = nn.Linear(1, 1)

@@ -26,6 +26,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("train.scale", (0.0, 1.0)), ("train.scale", (0.9, 0.5)), ("train.scale", (0.5, 1.1)), ("train.weights", "")],
     *[("train.lr", 0.0), ("train.lr", math.nan), ("train.lr", math.inf), ("train.head-lr", 0.0)],
     *[("train.weight-decay", -1.0), ("train.jitter", -0.1), ("train.freeze-stride", -1), ("train.coarse-weight", -1.0)],
+    *[("train.saliency-weight", -0.1), ("train.bias-lr", 0.0)],
     *[("rca.temperature", 0.0), ("rca.attention-temperature", -1.0), ("rca.mix-alpha", 0.0)],
     *[("rca.region-threshold", 1.0), ("rca.background-threshold", -0.1), ("rca.confidence", 1.0)],
     *[("rca.momentum", 1.0), ("rca.slots", 0), ("rca.prototypes", 0), ("rca.prototypes", 501)],
@@ -132,7 +133,7 @@ def test_settings_survive_a_toml_file(tmp_path_factory: pytest.TempPathFactory, 
         rca["slots"] = rca["prototypes"]
     elif "slots" in rca:
         rca["prototypes"] = rca["slots"]
-    if values.get("localise", {}).get("maps") == "posterior":  # needs what the bank knows of background
+    if values.get("localise", {}).get("kind") == "posterior":  # needs what the bank knows of background
         values["rca"] = {**rca, "aggregation": True, "background": True}
     built = Settings.from_dict(values)
     file = tmp_path_factory.getbasetemp() / "settings.toml"
@@ -204,8 +205,8 @@ def test_settings_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("switch", ["aggregation", "background"])
 def test_posterior_maps_need_aggregation_and_background(switch: str) -> None:
-    with pytest.raises(ValueError, match=r"localise\.maps: got 'posterior'"):
-        Settings.from_dict({"localise": {"maps": "posterior"}, "rca": {switch: False}})
+    with pytest.raises(ValueError, match=r"localise\.kind: got 'posterior'"):
+        Settings.from_dict({"localise": {"kind": "posterior"}, "rca": {switch: False}})
 
 
 def test_auto_takes_posterior_maps_with_a_constant_cut_and_otsu_for_all_others() -> None:
@@ -215,6 +216,27 @@ def test_auto_takes_posterior_maps_with_a_constant_cut_and_otsu_for_all_others()
     plain = Settings.from_dict({"rca": {"aggregation": False}})
     assert map_kind(plain.localise, plain.rca) == "refined"
     assert plain.mask_rule().background == "otsu"
-    chosen = Settings.from_dict({"localise": {"maps": "coarse"}, "masks": {"background": "power"}})
+    chosen = Settings.from_dict({"localise": {"kind": "coarse"}, "masks": {"background": "power"}})
     assert map_kind(chosen.localise, chosen.rca) == "coarse"
     assert chosen.mask_rule() == chosen.masks
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "fits"), [(1, 0, False), (2, 0, True), (3, 3, False), (4, 3, True)])
+def test_accumulating_needs_an_epoch_behind_the_warm_up(epochs: int, warmup: int, fits: bool) -> None:
+    values = {"maps": "oaa", "train": {"epochs": epochs}, "rca": {"warmup": warmup}}
+    if fits:
+        assert Settings.from_dict(values).warm_epochs() == max(warmup, 1)
+        return
+    with pytest.raises(
+        ValueError, match=r"setting maps: got 'oaa', expected train\.epochs above [13]: oaa accumulates"
+    ):
+        Settings.from_dict(values)
+
+
+def test_accumulated_maps_and_those_taught_by_saliency_are_cut_by_otsu() -> None:
+    oaa, eps = (Settings.from_dict({"maps": maps}) for maps in ("oaa", "eps"))
+    assert oaa.mask_rule().background == eps.mask_rule().background == "otsu"
+    assert map_kind(eps.localise, eps.rca, "eps") == "refined"
+    asked = Settings.from_dict({"maps": "eps", "localise": {"kind": "posterior"}})
+    assert map_kind(asked.localise, asked.rca, "eps") == "posterior"
+    assert asked.mask_rule().background == "threshold"

@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from tagseg import __version__
+from tagseg.presets import Preset, preset_values
 from tagseg.progress import bars
 from tagseg.run import STAGES as ORDER
 from tagseg.run import Stage
@@ -32,26 +33,30 @@ Start here:
     tagseg fit photos/ --out runs/a    masks, network, report
     tagseg predict runs/a new/ --out masks/
 
-All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win.
+All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win. The paper's own
+come with --preset paper-voc or paper-coco; a TOML file and flags win over them.
 """
 
 
 def _settings_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill settings that have no flag from --settings FILE, then from the run folder, and check them."""
+    """Fill settings that have no flag from --settings FILE, --preset, then from the run folder, and check them."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
-    places = [given.get("--settings")]
+    places = []
+    if "--settings" in given:
+        places.append((given["--settings"], read_toml(given["--settings"])))
+    if "--preset" in given:
+        places.append((f"preset {given['--preset']}", preset_values(given["--preset"])))
     run = given.get("RUN") or given.get("--out")
     if run and "--seed" in {argument.name for argument in arguments}:
         saved = Path(run) / "settings.toml"
-        places.append(str(saved) if saved.exists() else None)
-    for place in places:
-        if place:
-            values = read_toml(place)
-            Settings.from_dict(values, place)  # our message names the file and the setting
-            # Below the command's name, or cyclopts drops the sections that are named like commands: train, masks, ...
-            for command in reversed(commands):
-                values = {command: values}
-            Dict(values, source=place)(app, commands, arguments)
+        if saved.exists():
+            places.append((str(saved), read_toml(saved)))
+    for place, values in places:
+        Settings.from_dict(values, place)  # our message names the file and the setting
+        # Below the command's name, or cyclopts drops the sections that are named like commands: train, masks, ...
+        for command in reversed(commands):
+            values = {command: values}
+        Dict(values, source=place)(app, commands, arguments)
 
 
 app = App(
@@ -80,6 +85,7 @@ def fit(
     *,
     out: Annotated[Path, Parameter(help="Run folder; an existing one is continued.")],
     until: Annotated[Stage, Parameter(help="Last stage to run.")] = "report",
+    preset: Annotated[Preset | None, Parameter(help="The paper's settings; a TOML file and flags win over it.")] = None,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
@@ -90,6 +96,7 @@ def fit(
 
         tagseg fit photos/ --out runs/a
         tagseg fit VOC2012/ --out runs/voc --train.backbone resnet50
+        tagseg fit VOC2012/ --out runs/paper --preset paper-voc --train.batch 4
         tagseg fit photos/ --out runs/a --settings my.toml --train.epochs 9
     """
     from tagseg.pipeline import fit

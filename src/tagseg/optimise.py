@@ -44,14 +44,16 @@ def build_optimizer(
     head_lr: float,
     weight_decay: float,
     kind: Literal["sgd", "adamw"] = "sgd",
+    bias_lr: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Return SGD with Nesterov momentum 0.9, or AdamW; new layers learn `head_lr` times faster, biases and norms do
-    not decay."""
+    """Return SGD with Nesterov momentum 0.9, or AdamW; new layers learn `head_lr` times faster, biases and norms
+    `bias_lr` times faster than their layer's weights, and without decay."""
     groups = []
     for parameters, factor in ((pretrained, 1.0), (new, head_lr)):
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         groups.append({"params": [p for p in learning if p.dim() > 1], "factor": factor, "weight_decay": weight_decay})
-        groups.append({"params": [p for p in learning if p.dim() <= 1], "factor": factor, "weight_decay": 0.0})
+        flat = [p for p in learning if p.dim() <= 1]
+        groups.append({"params": flat, "factor": factor * bias_lr, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr)

@@ -18,7 +18,7 @@ Stage = Literal["train", "localise", "masks", "segment", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 SECTIONS: dict[Stage, tuple[str, ...]] = {
-    "train": ("seed", "precision", "data", "train", "rca"),
+    "train": ("seed", "precision", "maps", "data", "train", "rca"),
     "localise": ("localise",),
     "masks": ("masks",),
     "segment": ("segment",),
@@ -90,7 +90,8 @@ class Run:
 
     @property
     def network(self) -> Path:
-        """Folder of the trained classification network: network.safetensors, network.json, history.jsonl."""
+        """Folder of the trained classification network: network.safetensors, network.json, history.jsonl, and with
+        maps = oaa accumulated.npy and accumulated.json."""
         return self.root / "network"
 
     @property
@@ -172,7 +173,7 @@ class Run:
             "seconds": round(seconds, 1),
             "peak_mb": round(peak),
             "files": {
-                path.relative_to(self.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                path.relative_to(self.root).as_posix(): _checksum(path)
                 for output in OUTPUTS[name]
                 for path in _files(self.root / output)
             },
@@ -266,6 +267,11 @@ def _differences(name: str, old: Any, new: Any) -> list[str]:
         old = old or {}
         return [line for key in new for line in _differences(f"{name}.{key}", old.get(key), new[key])]
     return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(path: Path) -> list[Path]:

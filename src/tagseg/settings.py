@@ -1,6 +1,6 @@
 """Every setting of tagseg, one frozen dataclass a stage; docstrings under the fields are the command line's help.
 
-Precedence: defaults < a TOML file < flags. The resolved settings are written into the run folder.
+Precedence: defaults < a preset < a TOML file < flags. The resolved settings are written into the run folder.
 """
 
 import dataclasses
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
+
+Baseline = Literal["cam", "oaa", "eps"]
+MapKind = Literal["posterior", "refined", "coarse"]
 
 
 def _panel(title: str, order: int) -> Parameter:
@@ -107,6 +110,9 @@ class TrainSettings:
     head_lr: float = 10.0
     """New layers learn this many times faster."""
 
+    bias_lr: float = 1.0
+    """Biases and norms learn this many times faster than the weights of their layer (the paper: 2)."""
+
     weight_decay: float = 5e-4
     """L2 penalty on weights (not on biases and norms)."""
 
@@ -117,7 +123,10 @@ class TrainSettings:
     """Epochs at which the `steps` schedule divides the learning rate by 10."""
 
     coarse_weight: float = 0.4
-    """Weight of the coarse map's tag loss beside the refined map's."""
+    """Weight of the coarse map's losses beside the refined map's."""
+
+    saliency_weight: float = 1.0
+    """Weight of the saliency loss beside the tag loss (maps = eps)."""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
@@ -128,7 +137,9 @@ class TrainSettings:
         _check(bool(self.weights), "train.weights", self.weights, "timm, random or a .safetensors file")
         _check_learning("train", self)
         _check(self.head_convs >= 0, "train.head-convs", self.head_convs, "0 or more")
-        _check(self.coarse_weight >= 0, "train.coarse-weight", self.coarse_weight, "0 or more")
+        for name in ("coarse_weight", "saliency_weight"):
+            _check(getattr(self, name) >= 0, f"train.{name.replace('_', '-')}", getattr(self, name), "0 or more")
+        _check(self.bias_lr > 0, "train.bias-lr", self.bias_lr, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -217,10 +228,11 @@ class LocaliseSettings:
     """Larger images are reduced to this long side before the scales are applied: about 1.4 x train.crop, so that
     objects have the size the network learned."""
 
-    maps: Literal["auto", "posterior", "refined", "coarse"] = "auto"
+    kind: Literal["auto", "posterior", "refined", "coarse"] = "auto"
     """Which map to keep. posterior: the share of each cell's attention that goes to the class's prototypes, not to
     background's; refined: the map after aggregation; coarse: the plain class activation map. auto: posterior, or
-    refined where the bank knows no background."""
+    refined where the bank knows no background and with maps = eps, whose refined and coarse maps are the class's
+    probability among the image's tags and the background channel."""
 
     def __post_init__(self) -> None:
         _check(len(self.scales) > 0 and min(self.scales) > 0, "localise.scales", self.scales, "positive numbers")
@@ -233,10 +245,12 @@ class MaskSettings:
 
     background: Literal["auto", "otsu", "threshold", "power"] = "auto"
     """Background rule. otsu: the cut that splits each map's own histogram best; threshold: a constant; power: the
-    background's score is (1 - highest map) ^ power. auto: threshold for posterior maps, otsu for the others."""
+    background's score is (1 - highest map) ^ power. auto: threshold for posterior maps, otsu for all others (those of
+    maps = oaa too)."""
 
-    threshold: float = 0.65
-    """Share of the map's peak below which a pixel is background, for the threshold rule."""
+    threshold: float = 0.5
+    """Below this a pixel is background, for the threshold rule: the probability of the class for posterior maps (0.5: the
+    class against background), else the share of the map's peak."""
 
     power: float = 2.0
     """Exponent of the power rule."""
@@ -349,6 +363,11 @@ class Settings:
     workers: int = 2
     """Processes that read images (0: none beside the main one)."""
 
+    maps: Baseline = "cam"
+    """Where maps come from. cam: the trained network, image by image; oaa: the maximum of an image's maps over the
+    epochs of training (OAA, ICCV 2019); eps: the network, taught by saliency maps too (EPS, CVPR 2021; needs
+    data.saliency)."""
+
     data: Annotated[DataSettings, _panel("Data", 1)] = field(default_factory=DataSettings)
     train: Annotated[TrainSettings, _panel("Classification network", 2)] = field(default_factory=TrainSettings)
     rca: Annotated[RcaSettings, _panel("Memory bank, contrast, aggregation", 3)] = field(default_factory=RcaSettings)
@@ -361,15 +380,21 @@ class Settings:
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
         _check(self.workers >= 0, "workers", self.workers, "0 or more")
         known = self.rca.aggregation and self.rca.background
-        _check(known or self.localise.maps != "posterior", "localise.maps", self.localise.maps,
+        _check(known or self.localise.kind != "posterior", "localise.kind", self.localise.kind,
                "refined, coarse or auto: posterior needs rca.aggregation and rca.background")  # fmt: skip
+        _check(self.maps != "oaa" or self.train.epochs > self.warm_epochs(), "maps", self.maps,
+               f"train.epochs above {self.warm_epochs()}: oaa accumulates behind rca.warmup (at least 1)")  # fmt: skip
+
+    def warm_epochs(self) -> int:
+        """Return after how many epochs maps are good enough to be accumulated (maps = oaa)."""
+        return max(self.rca.warmup, 1)
 
     def mask_rule(self) -> MaskSettings:
         """Return the mask settings with the background rule that auto stands for."""
         if self.masks.background != "auto":
             return self.masks
-        rule: Literal["threshold", "otsu"] = "threshold" if map_kind(self.localise, self.rca) == "posterior" else "otsu"
-        return dataclasses.replace(self.masks, background=rule)
+        posterior = self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
+        return dataclasses.replace(self.masks, background="threshold" if posterior else "otsu")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values (tuples become lists)."""
@@ -406,11 +431,11 @@ class Settings:
         return cls.from_dict(read_toml(path), str(path))
 
 
-def map_kind(localise: LocaliseSettings, rca: RcaSettings) -> Literal["posterior", "refined", "coarse"]:
-    """Return the kind of maps that `localise.maps` stands for."""
-    if localise.maps != "auto":
-        return localise.maps
-    return "posterior" if rca.aggregation and rca.background else "refined"
+def map_kind(localise: LocaliseSettings, rca: RcaSettings, maps: Baseline = "cam") -> MapKind:
+    """Return the kind of maps that `localise.kind` stands for."""
+    if localise.kind != "auto":
+        return localise.kind
+    return "posterior" if rca.aggregation and rca.background and maps != "eps" else "refined"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_rle
 
-from tagseg.data.images import find_image, image_size, inside, load_mask, read_image, read_mask_file
+from tagseg.data.images import find_image, image_size, inside, load_mask, read_image, read_mask_file, read_saliency
 from tagseg.data.records import CocoMask, DataError, Dataset, Sample
 
 GREY_16 = np.array([[0, 32768, 65535]], np.uint16)
@@ -273,3 +273,16 @@ def test_find_image_stays_in_the_folder(tmp_path: Path) -> None:
             find_image(root, folders, name, "row 2")
     with pytest.raises(DataError, match=r"folder x: .* leaves the data folder"):
         inside(root, root / "link.png", "folder x")
+
+
+def test_saliency_maps_are_grey_and_of_the_images_size(tmp_path: Path) -> None:
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(read_saliency(tmp_path / "a.png", (6, 8))), values)
+    Image.fromarray(np.stack([values] * 3, 2)).save(tmp_path / "colour.png")
+    assert np.array_equal(np.asarray(read_saliency(tmp_path / "colour.png", (6, 8))), values)
+    large = read_saliency(tmp_path / "a.png", (12, 24))
+    assert large.size == (24, 12) and large.mode == "L"
+    assert np.asarray(large)[0, 0] == 0 and np.asarray(large)[-1, -1] == 235
+    with pytest.raises(DataError, match=r"b\.png: no such file"):
+        read_saliency(tmp_path / "b.png", (6, 8))

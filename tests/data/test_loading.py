@@ -48,11 +48,11 @@ def mask_images(
 def test_tags_become_many_hot(samples: list[Sample]) -> None:
     data = tag_images(samples)
     assert len(data) == 5
-    assert [data[i][1].tolist() for i in range(5)] == [[1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 1]]
+    assert [data[i].tags.tolist() for i in range(5)] == [[1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 1]]
 
 
 def test_crops_are_floats_from_0_to_1(samples: list[Sample]) -> None:
-    image, _ = tag_images(samples)[0]
+    image = tag_images(samples)[0].picture
     assert image.shape == (3, 24, 24) and image.dtype == torch.float32
     assert image.min() >= 0 and 0.5 < image.max() <= 1
 
@@ -76,8 +76,8 @@ def test_two_copies_of_an_image_are_augmented_apart(samples: list[Sample]) -> No
 def test_workers_give_the_same_batches(samples: list[Sample]) -> None:
     batches = {n: list(loader(tag_images(samples), 2, n, 7)) for n in (0, 2)}
     assert len(batches[0]) == len(batches[2]) == 2
-    for (image, tags), (other, other_tags) in zip(batches[0], batches[2], strict=True):
-        assert torch.equal(image, other) and torch.equal(tags, other_tags)
+    for crop, other in zip(batches[0], batches[2], strict=True):
+        assert all(torch.equal(one, two) for one, two in zip(crop, other, strict=True))
 
 
 def test_no_colour_change_at_strength_zero(samples: list[Sample]) -> None:
@@ -94,7 +94,7 @@ def test_no_colour_change_at_strength_zero(samples: list[Sample]) -> None:
 @given(length=st.integers(1, 20), batch=st.integers(1, 6), seed=st.integers(0, 99))
 def test_a_last_batch_of_one_is_dropped_and_nothing_else(length: int, batch: int, seed: int) -> None:
     data = TensorDataset(torch.arange(length), torch.arange(length))
-    batches = [numbers.tolist() for numbers, _ in loader(data, batch, 0, seed)]  # type: ignore[arg-type]
+    batches = [numbers.tolist() for numbers, _ in loader(data, batch, 0, seed)]
     seen = [number for numbers in batches for number in numbers]
     assert len(set(seen)) == len(seen)
     lonely = batch > 1 and length > batch and length % batch == 1
@@ -153,3 +153,34 @@ def test_mask_augmentation_depends_on_seed_and_image_alone(pairs: list[tuple[Pat
     (one, mask), (two, again) = data[1], data[1]
     assert torch.equal(one, two) and torch.equal(mask, again)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_crop_says_where_it_comes_from(samples: list[Sample]) -> None:
+    data = tag_images(samples, seed=1, jitter=0.0)
+    mirrored = set()
+    for i in range(5):
+        crop = data[i]
+        assert crop.sample == i and crop.saliency.numel() == 0
+        top, left, height, width = (crop.box * torch.tensor([30, 40, 30, 40])).round().int().tolist()
+        assert 0 <= top < top + height <= 30 and 0 <= left < left + width <= 40
+        image = Image.open(samples[i].image).crop((left, top, left + width, top + height))
+        again = to_tensor(image.resize((24, 24), Image.Resampling.BILINEAR))
+        mirrored.add(bool(crop.mirrored))
+        assert torch.equal(again.flip(-1) if crop.mirrored else again, crop.picture)
+    assert mirrored == {False, True}
+
+
+def test_saliency_follows_its_picture(samples: list[Sample], tmp_path: Path) -> None:
+    grey = []
+    for sample in samples:
+        values = np.random.default_rng(7).integers(0, 256, (30, 40), np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{sample.id}-saliency.png")
+        Image.fromarray(np.stack([values] * 3, 2)).save(tmp_path / f"{sample.id}.png")
+        image = tmp_path / f"{sample.id}.png"
+        grey.append(Sample(sample.id, image, sample.tags, saliency=tmp_path / f"{sample.id}-saliency.png"))
+    data = TagImages(grey, 3, 24, (0.3, 1.0), 0.0, 100.0, 1, saliency=True)
+    for i in range(5):
+        assert data[i].saliency.shape == (24, 24)
+        assert torch.equal(data[i].saliency, data[i].picture[0])
+    (first, *_) = loader(data, 3, 0, 0)
+    assert first.saliency.shape == (3, 24, 24) and first.box.shape == (3, 4) and first.mirrored.dtype == torch.bool

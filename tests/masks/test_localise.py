@@ -9,8 +9,7 @@ from PIL import Image
 
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset, Sample
-from tagseg.masks.localise import localise, localise_image, map_file, read_maps, tag_maps, write_maps
-from tagseg.rca.aggregation import posterior
+from tagseg.masks.localise import localise, localise_image, map_file, read_maps, write_maps
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import train
 from tagseg.run import Run, RunError, open_run
@@ -70,9 +69,9 @@ def test_a_map_that_is_nowhere_positive_stays_zero(network: RcaNetwork) -> None:
     assert not localise_image(silent, noise(40, 40), (1, 2), SETTINGS).any()
 
 
-@pytest.mark.parametrize("maps", ["refined", "coarse"])
-def test_a_mirrored_image_has_mirrored_maps(maps: str, network: RcaNetwork) -> None:
-    settings = dataclasses.replace(SETTINGS, maps=maps)
+@pytest.mark.parametrize("kind", ["refined", "coarse"])
+def test_a_mirrored_image_has_mirrored_maps(kind: str, network: RcaNetwork) -> None:
+    settings = dataclasses.replace(SETTINGS, kind=kind)
     image = noise(72, 48)
     straight = localise_image(network, image, (1, 2, 3), settings)
     mirrored = localise_image(network, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (1, 2, 3), settings)
@@ -89,7 +88,7 @@ def test_maps_stand_in_the_order_of_the_tags(network: RcaNetwork) -> None:
 
 def test_one_scale_without_flip_is_the_networks_own_map(network: RcaNetwork) -> None:
     image = noise(65, 49)  # fits the cells: no resizing
-    settings = LocaliseSettings(scales=(1.0,), flip=False, max_side=96, maps="coarse")
+    settings = LocaliseSettings(scales=(1.0,), flip=False, max_side=96, kind="coarse")
     assert network.backbone.fitting_size(49.0, 65.0) == (49, 65)
     with torch.no_grad():
         coarse = torch.relu(network(to_tensor(image)[None]).coarse)
@@ -102,8 +101,8 @@ def test_one_scale_without_flip_is_the_networks_own_map(network: RcaNetwork) -> 
 def test_coarse_and_refined_maps_differ(network: RcaNetwork) -> None:
     image = noise(64, 48)
     refined, coarse = (
-        localise_image(network, image, (1, 2, 3), dataclasses.replace(SETTINGS, maps=maps))
-        for maps in ("refined", "coarse")
+        localise_image(network, image, (1, 2, 3), dataclasses.replace(SETTINGS, kind=kind))
+        for kind in ("refined", "coarse")
     )
     assert not torch.allclose(refined, coarse, atol=0.05)
 
@@ -163,21 +162,3 @@ def test_localising_needs_a_network(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tmp_path, Settings(device="cpu"))
     with pytest.raises(RunError, match=r"network\.safetensors: missing or damaged"):
         localise(Dataset(tmp_path, "folder", ("cat",), ()), run)
-
-
-@torch.no_grad()
-def test_a_class_that_the_bank_knows_gets_its_posterior_and_any_other_its_refined_map() -> None:
-    torch.manual_seed(0)
-    network = build_network(3, TRAIN, RCA).eval()
-    network.prototypes.copy_(torch.rand(network.prototypes.shape))
-    network.exists.fill_(True)
-    network.exists[2] = False
-    maps = network(to_tensor(noise(65, 65))[None])
-    assert maps.attention is not None
-    found = tag_maps(network, maps, (1, 2), "posterior")
-    assert torch.equal(found[:, 0], posterior(maps.attention, (1, 2))[:, 0])
-    assert torch.equal(found[:, 1], maps.refined[:, 1].relu())
-    assert torch.equal(tag_maps(network, maps, (2,), "coarse"), maps.coarse[:, 1:2].relu())
-    assert torch.equal(tag_maps(network, maps, (3,), "refined"), maps.refined[:, 2:].relu())
-    network.exists[0] = False  # without background every class would have all the attention
-    assert torch.equal(tag_maps(network, maps, (1,), "posterior"), maps.refined[:, :1].relu())

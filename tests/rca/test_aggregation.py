@@ -147,17 +147,17 @@ def test_half_precision_features_are_compared_in_single(dtype: torch.dtype) -> N
 
 def test_posterior_is_the_share_of_attention_among_the_tags_and_background() -> None:
     attention = torch.rand(2, 4, 3, 2, 5, generator=torch.Generator().manual_seed(1))
-    ids = (1, 3)
-    found = posterior(attention, ids)
-    assert found.shape == (2, 2, 2, 5)
-    for b in range(2):
+    ids = [(1, 3), (2,)]  # of the first and of the second image
+    pairs = [(0, 1), (1, 2), (0, 3)]
+    found = posterior(attention, *torch.tensor(pairs).T)
+    assert found.shape == (3, 2, 5)
+    for n, (b, e) in enumerate(pairs):
         for h in range(2):
             for w in range(5):
-                total = sum(float(attention[b, e, k, h, w]) for e in (0, *ids) for k in range(3))
-                for m, e in enumerate(ids):
-                    share = sum(float(attention[b, e, k, h, w]) for k in range(3)) / total
-                    assert float(found[b, m, h, w]) == pytest.approx(share, rel=1e-5)
+                total = sum(float(attention[b, other, k, h, w]) for other in (0, *ids[b]) for k in range(3))
+                share = sum(float(attention[b, e, k, h, w]) for k in range(3)) / total
+                assert float(found[n, h, w]) == pytest.approx(share, rel=1e-5)
 
 
 def test_posterior_without_any_prototype_is_zero() -> None:
-    assert posterior(torch.zeros(1, 3, 2, 2, 2), (1, 2)).eq(0).all()
+    assert posterior(torch.zeros(1, 3, 2, 2, 2), torch.tensor([0, 0]), torch.tensor([1, 2])).eq(0).all()

@@ -206,6 +206,9 @@ def test_cells_are_enlarged_to_where_they_lie(dilated_vgg: Backbone) -> None:
     torch.testing.assert_close(on_pixels[..., ::16, ::16], maps)  # cell (i, j) on pixel (16 i, 16 j)
     assert cornered.enlarge(maps.half(), (33, 49)).dtype == torch.float32
     # A tile's middle lies between its pixels 3 and 4, so pixel p is at (p - 3.5) / 8 on a ramp of cells.
+    assert torch.equal(cornered.reduce(on_pixels[:, 0], (3, 4)), maps[:, 0])  # and back
+    pixels = torch.arange(32.0).expand(1, 24, 32)
+    assert dilated_vgg.reduce(pixels, (3, 4)).tolist() == [[[3.5, 11.5, 19.5, 27.5]] * 3]
     ramp = dilated_vgg.enlarge(torch.arange(4.0).expand(1, 1, 3, 4), (24, 32))[0, 0, 0]
     expected = ((torch.arange(32) - 3.5) / 8).clamp(0, 3)
     torch.testing.assert_close(ramp, expected)

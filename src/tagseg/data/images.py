@@ -97,6 +97,16 @@ def read_mask_file(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.
         raise DataError(f"{path}: damaged mask ({error})") from error
 
 
+def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = _MAX_MEGAPIXELS) -> Image.Image:
+    """Return a saliency map as grey values (0 background, 255 salient), enlarged or reduced to `size` (height, width).
+
+    Raises:
+        DataError: as for `read_image`.
+    """
+    grey = read_image(path, max_megapixels).convert("L")
+    return grey if grey.size == size[::-1] else grey.resize(size[::-1], Image.Resampling.BILINEAR)
+
+
 def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
     """Return a sample's true mask in class ids: 0 background, 255 void, 1..C.
 

@@ -3,22 +3,41 @@ workers."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tagseg.data.images import read_image, read_mask_file
+from tagseg.data.images import read_image, read_mask_file, read_saliency
 from tagseg.data.records import VOID, Sample
 
+T = TypeVar("T")
 
-class TagImages(Dataset[tuple[Tensor, Tensor]]):
-    """Randomly cropped images with their tags: RGB `3 crop crop` in 0..1 and multi-hot tags `c`."""
+
+class Crop(NamedTuple):
+    """A randomly cropped image, or a batch of them (dimensions `...` in front).
+
+    picture: RGB in 0..1. tags: multi-hot. sample: its number. box: the crop's top, left, height and width as shares of
+    the whole image's. mirrored: whether left and right were swapped behind the crop. saliency: 0..1, crop and mirror as
+    the picture's; without saliency it has no pixels.
+    """
+
+    picture: Float[Tensor, "... 3 H W"]
+    tags: Float[Tensor, "... c"]
+    sample: Int[Tensor, "..."]
+    box: Float[Tensor, "... 4"]
+    mirrored: Bool[Tensor, "..."]
+    saliency: Float[Tensor, "... y x"]
+
+
+class TagImages(Dataset[Crop]):
+    """Randomly cropped images with their tags and, where `saliency` asks for them, their saliency maps."""
 
     def __init__(
         self,
@@ -29,24 +48,41 @@ class TagImages(Dataset[tuple[Tensor, Tensor]]):
         jitter: float,
         max_megapixels: float,
         seed: int,
+        saliency: bool = False,
     ) -> None:
         self.samples, self.classes, self.max_megapixels, self.seed = samples, classes, max_megapixels, seed
-        self.augment = v2.Compose(
-            [v2.RandomResizedCrop(crop, scale=scale, antialias=True), v2.RandomHorizontalFlip(), *colour_jitter(jitter)]
-        )
+        self.crop = v2.RandomResizedCrop(crop, scale=scale, antialias=True)
+        self.recolour = colour_jitter(jitter)
+        self.saliency = saliency
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 crop crop"], Float[Tensor, "c"]]:
+    def __getitem__(self, index: int) -> Crop:
         sample = self.samples[index]
         image = read_image(sample.image, self.max_megapixels)
+        width, height = image.size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + index)
-            image = self.augment(image)
+            place = self.crop.make_params([image])
+            mirrored = torch.rand(1) < 0.5
+            picture = self._cut(image, place, mirrored)
+            for recolour in self.recolour:
+                picture = recolour(picture)
         tags = torch.zeros(self.classes)
         tags[[tag - 1 for tag in sample.tags]] = 1
-        return to_tensor(image), tags
+        box = torch.tensor([place["top"], place["left"], place["height"], place["width"]])
+        saliency = torch.zeros(0, 0)
+        if self.saliency:
+            assert sample.saliency is not None, f"{sample.id} has no saliency map"
+            whole = read_saliency(sample.saliency, (height, width), self.max_megapixels)
+            saliency = torch.from_numpy(np.array(self._cut(whole, place, mirrored))).float() / 255
+        shares = box / torch.tensor([height, width, height, width])
+        return Crop(to_tensor(picture), tags, torch.tensor(index), shares, mirrored[0], saliency)
+
+    def _cut(self, image: Image.Image, place: dict[str, int], mirrored: Tensor) -> Image.Image:
+        cropped: Image.Image = self.crop.transform(image, place)
+        return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else cropped
 
 
 class Shuffled(Sampler[int]):
@@ -62,9 +98,7 @@ class Shuffled(Sampler[int]):
         return iter(self.order)
 
 
-def loader(
-    data: Dataset[tuple[Tensor, Tensor]], batch: int, workers: int, seed: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+def loader(data: Dataset[T], batch: int, workers: int, seed: int) -> DataLoader[T]:
     """Return a shuffled loader of one epoch; the last batch is dropped when it holds a single image (batch norm)."""
     length = len(data)  # type: ignore[arg-type]
     return DataLoader(

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -25,17 +25,19 @@ def attend(
     return shares.reshape(len(features), e, k, *features.shape[2:])
 
 
-def posterior(attention: Float[Tensor, "b e k h w"], tags: Bool[Tensor, "b c"]) -> Float[Tensor, "b e h w"]:
-    """Return the share of each cell's attention that goes to background (entry 0) and to each class, among the image's
-    tags and background.
+def posterior(
+    attention: Float[Tensor, "b e k h w"], image: Int[Tensor, "n"], tag: Int[Tensor, "n"]
+) -> Float[Tensor, "n h w"]:
+    """Return, for n pairs of an image and one of its tags, the share of each cell's attention that goes to the tag's
+    class, among the image's tags and background.
 
     With attention a softmax over prototypes this is the probability that the cell is of the class, given that the image
-    shows nothing but its tags and background. 0 for other classes, and everywhere where no entry has a prototype.
+    shows nothing but its tags and background. 0 where none of them has a prototype.
     """
     entries = attention.sum(2)
-    possible = F.pad(tags, (1, 0), value=True)
-    entries = entries * possible[:, :, None, None]
-    return entries / entries.sum(1, keepdim=True).clamp_min(torch.finfo(entries.dtype).tiny)
+    own = entries[image, tag]
+    known = entries[:, 0].index_add(0, image, own)
+    return own / known[image].clamp_min(torch.finfo(entries.dtype).tiny)
 
 
 def aggregate(attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "e k d"]) -> Float[Tensor, "b d h w"]:

@@ -72,6 +72,10 @@ class Backbone(nn.Module):
         """Return maps at `size` pixels (bilinear), each cell where the network saw it."""
         return F.interpolate(maps.float(), size, mode="bilinear", align_corners=self.cornered)
 
+    def reduce(self, pixels: Float[Tensor, "b H W"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+        """Return what lies where the network has its `size` (height, width) cells (bilinear); `enlarge` goes back."""
+        return F.interpolate(pixels[:, None], size, mode="bilinear", align_corners=self.cornered)[:, 0]
+
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
         """Return the feature map of RGB images in 0..1."""
         return self.with_earlier(images)[0]

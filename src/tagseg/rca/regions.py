@@ -27,19 +27,21 @@ def mine_regions(
     background: bool = True,
     background_threshold: float = 0.1,
     confidence: float = 0.7,
-    shares: Float[Tensor, "b e h w"] | None = None,
+    shares: Float[Tensor, "m h w"] | None = None,
 ) -> Regions:
     """Return a region for every tag of every image, and one of background per image.
 
     A class region holds the cells above `threshold` of the map's peak (rule `peak`), or those whose softmax over
     classes is above its own mean over cells (rule `softmax-mean`, as in RCA's code). The background region holds the
-    cells where every tagged map is below `background_threshold` of its peak. With rule `posterior`, where `shares` (see
-    `aggregation.posterior`) are given, a region holds the cells of which it has more than half; an image with a class
-    without prototypes falls back on the peak. Empty regions are left out. A class
-    region is confident when its tag's probability (sigmoid of the map's mean) exceeds `confidence`; background when
-    all tags of its image are.
+    cells where every tagged map is below `background_threshold` of its peak. Rule `posterior` is `peak` until `shares`
+    are given: the posteriors of all pairs of an image and a tag, in the order of `tags.nonzero()` (see
+    `aggregation.posterior`). A class region then holds the cells of which its class has more than half, the background
+    region those that all classes together have less than half of. Empty regions are left out. A class region is
+    confident when its tag's probability (sigmoid of the map's mean) exceeds `confidence`; background when all tags of
+    its image are.
     """
     maps = maps.float()
+    b, _, h, w = maps.shape
     image, column = tags.nonzero(as_tuple=True)
     tagged = maps[image, column]
     positive = tagged.relu()
@@ -49,28 +51,38 @@ def mine_regions(
         cells = probability > probability.mean((1, 2), keepdim=True)
     else:
         cells = share > threshold
-    known = torch.zeros(len(maps), dtype=torch.bool, device=maps.device)
+    highest = share.new_zeros(b, h, w).scatter_reduce(0, image[:, None, None].expand_as(share), share, "amax")
+    low = highest < background_threshold
     if rule == "posterior" and shares is not None:
-        blank = shares[:, 1:].flatten(2).amax(2) == 0
-        known = ~(blank & tags).any(1) & (shares[:, 0].flatten(1).amax(1) > 0)
-        cells = torch.where(known[image, None, None], shares[image, column + 1] > 0.5, cells)
+        cells, low = _halves(shares, image, cells, low)
     confident = tagged.mean((1, 2)).sigmoid() > confidence
     label = column + 1
     if background:
-        b, _, h, w = maps.shape
-        highest = share.new_zeros(b, h, w).scatter_reduce(0, image[:, None, None].expand_as(share), share, "amax")
         unsure = torch.zeros(b, dtype=torch.bool, device=maps.device).index_put(
             (image[~confident],), maps.new_tensor(True).bool()
         )
         image = torch.cat([image, torch.arange(b, device=maps.device)])
         label = torch.cat([label, label.new_zeros(b)])
-        low = highest < background_threshold
-        if shares is not None:
-            low = torch.where(known[:, None, None], shares[:, 0] > 0.5, low)
         cells = torch.cat([cells, low])
         confident = torch.cat([confident, ~unsure & tags.any(1)])
     present = cells.any(-1).any(-1)
     return Regions(image[present], label[present], cells[present], confident[present])
+
+
+def _halves(
+    shares: Float[Tensor, "m h w"], image: Int[Tensor, "m"], cells: Bool[Tensor, "m h w"], low: Bool[Tensor, "b h w"]
+) -> tuple[Bool[Tensor, "m h w"], Bool[Tensor, "b h w"]]:
+    """Return the cells above one half, and each image's below one half of all classes together; `cells` and `low` stay
+    in images with a class without a posterior (no prototype yet), or whose classes have everything (no background's).
+    """
+    together = torch.zeros_like(low, dtype=shares.dtype).index_add(0, image, shares)
+    unknown = shares.flatten(1).amax(1) == 0
+    missing = torch.zeros(len(low), device=low.device).index_add(0, image, unknown.float())
+    known = (missing == 0) & (together.flatten(1).amin(1) < 1)
+    return (
+        torch.where(known[image, None, None], shares > 0.5, cells),
+        torch.where(known[:, None, None], together < 0.5, low),
+    )
 
 
 def pool_regions(features: Float[Tensor, "b d h w"], regions: Regions) -> Float[Tensor, "n d"]:

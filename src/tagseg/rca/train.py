@@ -11,15 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tagseg.checkpoint import load_tensors, restore, save_tensors
-from tagseg.data.loading import TagImages, epoch_seed, loader
+from tagseg.data.loading import Crop, TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
 from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
+from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating
 from tagseg.rca.aggregation import posterior
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.regions import mine_regions, pool_regions
+from tagseg.rca.saliency import require_saliency, saliency_loss
 from tagseg.run import write_atomically
 from tagseg.settings import RcaSettings, Settings, TrainSettings
 
@@ -35,29 +37,35 @@ class Trained:
 def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent) -> Trained:
     """Train the classification network on the tags of the training images; resumes behind the last finished epoch.
 
-    Leaves network.safetensors, bank.safetensors, network.json and history.jsonl in `folder`.
+    Leaves network.safetensors, bank.safetensors, network.json and history.jsonl in `folder`; with maps = oaa also
+    accumulated.npy and accumulated.json.
 
     Raises:
-        ValueError: when weights, backbone or device cannot be had.
+        ValueError: when weights, backbone or device cannot be had, or a saliency map is missing that maps = eps needs.
     """
+    if settings.maps == "eps":
+        require_saliency(dataset, settings.data)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     classes = len(dataset.classes)
     warn_if_random(settings.train.backbone, settings.train.weights)
-    network = build_network(classes, settings.train, settings.rca).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_network(classes, settings.train, settings.rca, background=settings.maps == "eps")
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rca = settings.rca
     bank = Bank(classes + 1, rca.slots, network.channels, rca.update, rca.momentum).to(device)
     options = settings.train
     new = [parameter for layer in network.new_layers() for parameter in layer.parameters()]
-    rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser)
+    rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser, options.bias_lr)
     optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
 
     def one_epoch(epoch: int) -> dict[str, float]:
-        return _one_epoch(network, bank, optimizer, dataset, settings, device, epoch, track)
+        return _one_epoch(network, bank, optimizer, dataset, settings, device, folder, epoch, track)
 
     history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
     if rca.aggregation:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(epoch_seed(settings.seed, 0)))
+    if settings.maps == "oaa":
+        finish_accumulating(folder, dataset.split("train"), options.epochs)
     _save(folder, network, bank, dataset.classes, settings, history)
     return Trained(folder, history)
 
@@ -69,8 +77,9 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
         RunError: when a file is missing or damaged.
     """
     tensors, about = load_tensors(folder / "network.safetensors")
-    settings = Settings.from_dict({"train": about["train"], "rca": about["rca"]}, str(folder))
-    network = build_network(len(about["classes"]), settings.train, settings.rca, start=False)
+    settings = Settings.from_dict({key: about[key] for key in ("maps", "train", "rca") if key in about}, str(folder))
+    background = settings.maps == "eps"
+    network = build_network(len(about["classes"]), settings.train, settings.rca, start=False, background=background)
     restore(network, tensors, folder / "network.safetensors")
     return network.to(device, memory_format=torch.channels_last).eval(), tuple(about["classes"])  # type: ignore[call-overload]
 
@@ -84,6 +93,7 @@ def contrast_loss(
     maps: Maps, tags: Float[Tensor, "b c"], bank: Bank, rca: RcaSettings, learn: bool, generator: torch.Generator
 ) -> Float[Tensor, ""]:
     """Mine the batch's regions, return their mean contrast with the bank (0 unless `learn`), and write them into it."""
+    image, column = tags.nonzero(as_tuple=True)
     regions = mine_regions(
         maps.coarse,
         tags.bool(),
@@ -92,7 +102,7 @@ def contrast_loss(
         rca.background,
         rca.background_threshold,
         rca.confidence,
-        None if maps.attention is None else posterior(maps.attention, tags.bool()),
+        None if maps.attention is None else posterior(maps.attention, image, column + 1),
     )
     loss = maps.features.new_zeros((), dtype=torch.float32)
     if len(regions.label) == 0:
@@ -116,6 +126,7 @@ def _one_epoch(
     dataset: Dataset,
     settings: Settings,
     device: torch.device,
+    folder: Path,
     epoch: int,
     track: Track,
 ) -> dict[str, float]:
@@ -124,34 +135,59 @@ def _one_epoch(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     samples = dataset.split("train")
-    images = TagImages(
-        samples, len(dataset.classes), options.crop, options.scale, options.jitter, settings.data.max_megapixels, seed
-    )
+    shape = (options.crop, options.scale, options.jitter, settings.data.max_megapixels)
+    images = TagImages(samples, len(dataset.classes), *shape, seed, settings.maps == "eps")
     batches = loader(images, options.batch, settings.workers, seed)
     started = epoch > rca.warmup
     if rca.aggregation and started:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(seed))
     network.train()
     sums: dict[str, float] = {}
-    for i, (pictures, tags) in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches))):
-        set_lr(optimizer, _lr(options, epoch, i / len(batches)))
-        pictures = pictures.to(device, memory_format=torch.channels_last)
-        tags = tags.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            maps = network(pictures)
-        losses = {"tag_refined": tag_loss(maps.refined, tags), "tag_coarse": tag_loss(maps.coarse, tags)}
-        loss = losses["tag_refined"]
-        if rca.aggregation:
-            loss = loss + options.coarse_weight * losses["tag_coarse"]
-        if rca.contrast or rca.aggregation:
-            losses["contrast"] = contrast_loss(maps, tags, bank, rca, rca.contrast and started, generator)
-            loss = loss + rca.contrast_weight * losses["contrast"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        for name, value in ({"loss": loss} | losses).items():
-            sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
+    with accumulating(folder, samples, settings, epoch) as accumulation:
+        for i, crop in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches))):
+            set_lr(optimizer, _lr(options, epoch, i / len(batches)))
+            pictures = crop.picture.to(device, memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                maps = network(pictures)
+            losses = _losses(network, maps, crop, bank, settings, started, generator)
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            optimizer.step()
+            if accumulation is not None:
+                accumulate(accumulation, network, maps, crop)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
     return sums | {"lr": optimizer.param_groups[0]["lr"]}
+
+
+def _losses(
+    network: RcaNetwork,
+    maps: Maps,
+    crop: Crop,
+    bank: Bank,
+    settings: Settings,
+    started: bool,
+    generator: torch.Generator,
+) -> dict[str, Float[Tensor, ""]]:
+    """Return a batch's `loss` and the parts it is made of."""
+    options, rca = settings.train, settings.rca
+    tags = crop.tags.to(maps.coarse.device)
+    losses = {"tag_refined": tag_loss(maps.refined, tags), "tag_coarse": tag_loss(maps.coarse, tags)}
+    loss = losses["tag_refined"]
+    if rca.aggregation:
+        loss = loss + options.coarse_weight * losses["tag_coarse"]
+    if maps.refined_background is not None and maps.coarse_background is not None:
+        cells = (maps.coarse.shape[-2], maps.coarse.shape[-1])
+        saliency = network.backbone.reduce(crop.saliency.to(tags.device), cells)
+        refined = saliency_loss(maps.refined, maps.refined_background, saliency, tags.bool())
+        coarse = saliency_loss(maps.coarse, maps.coarse_background, saliency, tags.bool())
+        losses |= {"saliency_refined": refined, "saliency_coarse": coarse}
+        taught = refined + options.coarse_weight * coarse if rca.aggregation else refined
+        loss = loss + options.saliency_weight * taught
+    if rca.contrast or rca.aggregation:
+        losses["contrast"] = contrast_loss(maps, tags, bank, rca, rca.contrast and started, generator)
+        loss = loss + rca.contrast_weight * losses["contrast"]
+    return {"loss": loss} | losses
 
 
 def _lr(options: TrainSettings, epoch: int, through: float) -> float:
@@ -164,7 +200,7 @@ def _save(
     folder: Path, network: RcaNetwork, bank: Bank, classes: Sequence[str], settings: Settings, history: History
 ) -> None:
     plain = settings.to_dict()
-    about = {"classes": list(classes), "train": plain["train"], "rca": plain["rca"]}
+    about = {"classes": list(classes), **{key: plain[key] for key in ("maps", "train", "rca")}}
     save_tensors(folder / "bank.safetensors", bank.state_dict(), {"classes": list(classes)})
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))

@@ -195,6 +195,7 @@ def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours:
 def _charts(run: Run) -> list[tuple[Chart, list[dict[str, Any]]]]:
     network, segmenter = read_history(run.network / "history.jsonl"), read_history(run.segmenter / "history.jsonl")
     tags = {"all together": "loss", "tags, refined map": "tag_refined", "tags, coarse map": "tag_coarse"}
+    tags |= {"saliency, refined map": "saliency_refined"}
     # Until the warm-up is over the contrast is noted as 0, which says nothing about the regions.
     contrast = [value or None for value in values(network, "contrast")]
     plans = [

@@ -1,0 +1,161 @@
+"""Online accumulation: the maximum of every training image's maps over the epochs (OAA, ICCV 2019), in a mapped file.
+
+The maps that training computes anyway are written back from their crop into a fixed grid over the whole image. All maps
+of a run lie in one array on disk, a row per image and tag, so that memory does not grow with the data set.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from tagseg.data.loading import Crop
+from tagseg.data.records import Sample
+from tagseg.rca.network import Maps, RcaNetwork
+from tagseg.rca.tagmaps import pair_maps
+from tagseg.run import RunError, atomic_path, write_atomically
+from tagseg.settings import LocaliseSettings, MapKind, Settings, map_kind
+
+GRID = 56
+"""Cells of an accumulated map per side, over the whole image whatever its shape."""
+
+CONFIDENT = 0.5
+"""A map is accumulated only when its tag's probability (sigmoid of the refined map's mean) is above this."""
+
+FILE = "accumulated.npy"
+INDEX = "accumulated.json"
+
+Array = np.memmap[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """Accumulated maps on disk: `array` (rows GRID GRID, 0..255 = 0..peak), a row per sample and tag in their order;
+    sample i's begin at row `first[i]`. `kind` is the kind of maps that are accumulated."""
+
+    array: Array
+    first: Int[Tensor, "samples"]
+    kind: MapKind
+
+
+@contextlib.contextmanager
+def accumulating(
+    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int
+) -> Iterator[Accumulation | None]:
+    """Yield the maps accumulated before `epoch`, to be raised during it; they are kept when the block succeeds.
+
+    None where nothing is accumulated: in the epochs of warm-up, and with other settings than maps = oaa. Every epoch
+    has a file of its own, begun as a copy of the one before, which stays until the next epoch: wherever a training is
+    interrupted, it resumes without the maps of an epoch that will be done again.
+
+    Raises:
+        RunError: when the maps of the epoch before are missing or damaged.
+    """
+    start = settings.warm_epochs() + 1
+    if settings.maps != "oaa" or epoch < start:
+        yield None
+        return
+    counts = [len(sample.tags) for sample in samples]
+    with atomic_path(_epoch_file(folder, epoch)) as temporary:
+        if epoch == start:
+            array = open_memmap(temporary, "w+", np.uint8, (sum(counts), GRID, GRID))
+        else:
+            _open(_epoch_file(folder, epoch - 1), "r", sum(counts))
+            shutil.copyfile(_epoch_file(folder, epoch - 1), temporary)
+            array = open_memmap(temporary, "r+")
+        # The kind does not hang on localise.kind: that may change after the training.
+        kind = map_kind(LocaliseSettings(), settings.rca)
+        yield Accumulation(array, torch.tensor([0, *counts[:-1]]).cumsum(0), kind)
+        array.flush()
+    _epoch_file(folder, epoch - 2).unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop) -> None:
+    """Raise the accumulated maps to a batch's, each divided by its peak: `M_t = max(M_(t-1), A_t)` (OAA, ICCV 2019).
+
+    Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes.
+    """
+    tags, device = crop.tags.bool().cpu(), maps.refined.device
+    image, column = tags.nonzero(as_tuple=True)
+    rows = into.first[crop.sample[image]] + (tags.cumsum(1) - 1)[image, column]
+    sure = (maps.refined.float().mean((2, 3)).sigmoid() > CONFIDENT).cpu()[image, column]
+    if not sure.any():
+        return
+    chosen = pair_maps(network, maps, image.to(device), column.to(device) + 1, into.kind)[sure.to(device)]
+    side = crop.picture.shape[-1]
+    pixels = network.backbone.enlarge(chosen[:, None], (side, side))[:, 0]
+    placed = place(pixels, crop.box[image[sure]].to(device), crop.mirrored[image[sure]].to(device))
+    peaks = placed.amax((1, 2), keepdim=True).clamp_min(1e-6)
+    values = (placed / peaks * 255).round().to(torch.uint8).cpu().numpy()
+    into.array[rows[sure].numpy()] = np.maximum(into.array[rows[sure].numpy()], values)
+
+
+def place(
+    pixels: Float[Tensor, "n y x"], box: Float[Tensor, "n 4"], mirrored: Bool[Tensor, "n"]
+) -> Float[Tensor, "n g g"]:
+    """Return crops' maps in the GRID x GRID cells of their whole images, 0 outside the crop (bilinear).
+
+    `box` is the crop's top, left, height and width as shares of the image's; a mirrored crop is turned back.
+    """
+    centres = (torch.arange(GRID, device=pixels.device) + 0.5) / GRID
+    down, right = ((centres - box[:, i, None]) / box[:, i + 2, None] for i in (0, 1))  # shares of the crop
+    right = torch.where(mirrored[:, None], 1 - right, right)
+    down, right = down[:, :, None].expand(-1, -1, GRID), right[:, None, :].expand(-1, GRID, -1)
+    where = torch.stack([right, down], -1) * 2 - 1
+    sampled = F.grid_sample(pixels[:, None], where, padding_mode="border", align_corners=False)[:, 0]
+    return sampled * (where.abs() <= 1).all(-1)
+
+
+def finish_accumulating(folder: Path, samples: Sequence[Sample], epochs: int) -> None:
+    """Keep the last epoch's maps as accumulated.npy, with accumulated.json that says which row is whose."""
+    index = {"grid": GRID, "samples": [[sample.id, list(sample.tags)] for sample in samples]}
+    write_atomically(folder / INDEX, json.dumps(index, ensure_ascii=False))
+    if _epoch_file(folder, epochs).exists():
+        _epoch_file(folder, epochs).replace(folder / FILE)
+    # Beside the epoch before, a training that was killed leaves the copy it worked on.
+    for leftover in (_epoch_file(folder, epochs - 1), *folder.glob(".writing-*.npy")):
+        leftover.unlink(missing_ok=True)
+
+
+def read_accumulated(folder: Path) -> tuple[Array, dict[str, slice]]:
+    """Return the accumulated maps (rows g g, read when touched) and, by sample id, the rows of its tags in their order.
+
+    Raises:
+        RunError: when a file is missing or damaged.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        samples = [(str(name), len(tags)) for name, tags in index["samples"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / INDEX}: missing or damaged ({error})") from error
+    ends = np.cumsum([count for _, count in samples]).tolist()
+    rows = {name: slice(end - count, end) for (name, count), end in zip(samples, ends, strict=True)}
+    return _open(folder / FILE, "r", ends[-1] if ends else 0), rows
+
+
+def _epoch_file(folder: Path, epoch: int) -> Path:
+    return folder / f"accumulated-{epoch}.npy"
+
+
+def _open(path: Path, mode: Literal["r", "r+"], rows: int) -> Array:
+    try:
+        array = open_memmap(path, mode)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: missing or damaged ({error}); train again with --force") from error
+    if array.shape != (rows, GRID, GRID) or array.dtype != np.uint8:
+        raise RunError(
+            f"{path}: holds {array.dtype} of {array.shape}, expected uint8 of {(rows, GRID, GRID)}; train again with "
+            "--force"
+        )
+    return array

@@ -1,0 +1,71 @@
+"""Explicit pseudo-pixel supervision: saliency maps teach where classes end and background begins (EPS, CVPR 2021)."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tagseg.data.records import DataError, Dataset
+from tagseg.settings import DataSettings
+
+FOREGROUND_SHARE = 0.5
+"""lambda: what the foreground map contributes to the estimated saliency; the background map contributes the rest."""
+
+OVERLAP = 0.4
+"""tau: a class joins the foreground where more than this share of its map lies on salient cells."""
+
+
+def saliency_estimate(
+    classes: Float[Tensor, "b c h w"],
+    background: Float[Tensor, "b h w"],
+    saliency: Float[Tensor, "b h w"],
+    tags: Bool[Tensor, "b c"],
+) -> Float[Tensor, "b h w"]:
+    """Return the saliency that the maps stand for, `lambda F_fg + (1 - lambda)(1 - F_bg)` (EPS, section 3.2).
+
+    Maps `M` are the softmax over all classes and background, so that their sum stays within 0..1. `F_fg` is the sum of
+    the tagged classes' maps that overlap the saliency: more than tau of the cells with M > 0.5 have a saliency above
+    0.5. `F_bg` is the sum of the background's map and of the other tagged classes'. A map that exceeds 0.5 nowhere has
+    no overlap that could be measured: its class joins the foreground, or untrained maps would be pushed off the
+    salient object. No gradient passes through the choice.
+    """
+    maps = torch.cat([classes, background[:, None]], 1)
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32)).softmax(1)
+    shown, rest = maps[:, :-1], maps[:, -1]
+    with torch.no_grad():
+        inside = shown > 0.5
+        salient = (inside & (saliency > 0.5)[:, None]).sum((2, 3))
+        cells = inside.sum((2, 3))
+        foreground = tags & ((salient > OVERLAP * cells) | (cells == 0))
+    front = torch.einsum("bchw,bc->bhw", shown, foreground.to(shown.dtype))
+    back = torch.einsum("bchw,bc->bhw", shown, (tags & ~foreground).to(shown.dtype)) + rest
+    return FOREGROUND_SHARE * front + (1 - FOREGROUND_SHARE) * (1 - back)
+
+
+def saliency_loss(
+    classes: Float[Tensor, "b c h w"],
+    background: Float[Tensor, "b h w"],
+    saliency: Float[Tensor, "b h w"],
+    tags: Bool[Tensor, "b c"],
+) -> Float[Tensor, ""]:
+    """Return the mean square over cells between saliency (0..1) and what the maps estimate of it (EPS, section 3.2)."""
+    return F.mse_loss(saliency_estimate(classes, background, saliency, tags), saliency)
+
+
+def require_saliency(dataset: Dataset, settings: DataSettings) -> None:
+    """Check that every training image has a saliency map.
+
+    Raises:
+        DataError: naming the first image without one and the folder where it was looked for.
+    """
+    samples = dataset.split("train")
+    missing = [sample for sample in samples if sample.saliency is None]
+    if missing:
+        given = Path(settings.saliency or "saliency")
+        folder = given if settings.saliency and not (dataset.root / given).is_dir() else dataset.root / given
+        raise DataError(
+            f"{missing[0].image}: no saliency map, expected {missing[0].id}.png or .jpg in {folder} (setting "
+            f"data.saliency); maps = eps needs one for every training image, {len(missing)} of {len(samples)} have none"
+        )
