@@ -19,7 +19,7 @@ LEAST = 0.35
 """A crop shows at least this share of the photo's long side: a region is known by what is around it."""
 
 FINE = 2
-"""Outlines are drawn so many times larger and then reduced, which smooths them."""
+"""Pictures are drawn so many times larger and then reduced, which smooths the outlines."""
 
 Colour = tuple[int, int, int]
 
@@ -61,8 +61,9 @@ def crop_box(shape: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     (left, right), (top, bottom) = ((int(at[0]), int(at[-1]) + 1) for at in sides)
     height, width = shape.shape
     least = LEAST * max(height, width)
-    wide, tall = (max((high - low) * (1 + 2 * MARGIN), least) for low, high in ((left, right), (top, bottom)))
-    wide, tall = max(wide, tall * ASPECT), max(tall, wide / ASPECT)
+    wide, tall = ((high - low) * (1 + 2 * MARGIN) for low, high in ((left, right), (top, bottom)))
+    wide = max(wide, tall * ASPECT, least)
+    tall = wide / ASPECT
     x, y = _within((left + right) / 2, wide, width), _within((top + bottom) / 2, tall, height)
     return x[0], y[0], x[1], y[1]
 
@@ -80,8 +81,8 @@ def _resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _ringed(picture: Image.Image, inside: Image.Image, colour: Colour, outward: bool) -> Image.Image:
     """Draw a line along the mask's border, on its outer or inner side, in the colour and, beyond it, white."""
-    for thickness, paint in ((3, (255, 255, 255)), (2, colour)):
-        size = 2 * thickness * FINE - 1
+    for thickness, paint in ((5, (255, 255, 255)), (3, colour)):
+        size = 2 * thickness + 1
         moved = inside.filter(ImageFilter.MaxFilter(size) if outward else ImageFilter.MinFilter(size))
         ring = ImageChops.difference(moved, inside)
         picture = Image.composite(Image.new("RGB", picture.size, paint), picture, ring)
