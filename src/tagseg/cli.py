@@ -211,7 +211,8 @@ def atlas(
     /,
     *,
     image: Annotated[
-        tuple[Path, ...], Parameter(help="New image, no tags needed: show what its regions attend to. Repeatable.")
+        tuple[Path, ...],
+        Parameter(help="New image, no tags needed: show what its regions attend to. Repeatable.", show_default=False),
     ] = (),
     per_class: Annotated[int, Parameter(help="Training images of each class to search for regions.")] = 60,
     out: Annotated[Path | None, Parameter(help="Page to write; by default RUN/atlas.html.")] = None,
