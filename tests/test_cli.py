@@ -14,7 +14,7 @@ from tagseg.cli import main
 from tagseg.run import STAGES, Run
 from tagseg.settings import Settings
 
-COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", *STAGES)
+COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", "atlas", *STAGES)
 SMALL = """\
 device = "cpu"
 workers = 0
@@ -30,6 +30,7 @@ batch = 4
 crop = 33
 steps = []
 [rca]
+confidence = 0.0
 slots = 8
 prototypes = 2
 [localise]
@@ -180,6 +181,8 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["predict", "photos", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["predict", "run", "nothing.jpg", "--out", "new"], "nothing.jpg: no such image, folder or pattern"),
         (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device tpu: not available here"),
+        (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
+        (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class: got 0, expected at least 1 image"),
         (["train", "run"], "stage train is done; --force does it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
@@ -248,6 +251,19 @@ def test_ablate_prints_the_table_and_where_it_lies(home: Path, tmp_path: Path, c
     status, text, error = call("ablate", data, "--out", out, "--seeds", "1", "--arms", "cam", "--first-seed", "4")
     assert status == 0 and "| cam | " in text and "| 0, 4 |" in text, error
     assert Run(out / "cam_4").settings().train.backbone == "test_resnet"
+
+
+def test_atlas_writes_a_page(run: Run, home: Path, tmp_path: Path, call: Call) -> None:
+    page = tmp_path / "page.html"
+    images = ("--image", home / "photos" / "0.png", "--image", home / "photos" / "1.png")
+    status, text, error = call("atlas", run.root, *images, "--out", page, "--device", "cpu", "--per-class", "2")
+    assert status == 0 and text.strip() == f"Atlas: {page}", error
+    assert "Your images" in page.read_text() and not (run.root / "atlas.html").exists()
+    status, _, error = call("atlas", run.root, "--device", "cpu")
+    assert status == 0 and "Your image" not in (run.root / "atlas.html").read_text()
+    status, _, error = call("atlas", run.root, "--device", "cpu")
+    assert status == 2 and "atlas.html: exists; choose another --out or --force" in " ".join(error.split())
+    assert call("atlas", run.root, "--device", "cpu", "--force")[0] == 0
 
 
 def test_inspect_shows_counts_the_table_and_warnings(home: Path, call: Call) -> None:

@@ -244,6 +244,30 @@ def ablate(
     say(f"Table and picture: {out / 'ablation.md'}, {out / 'ablation.svg'}")
 
 
+@app.command(group=MAIN, sort_key=5)
+def atlas(
+    run: RunFolder,
+    /,
+    *,
+    image: Annotated[
+        tuple[Path, ...],
+        Parameter(help="New image, no tags needed: show what its regions attend to. Repeatable.", show_default=False),
+    ] = (),
+    per_class: Annotated[int, Parameter(help="Training images of each class to search for regions.")] = 60,
+    out: Annotated[Path | None, Parameter(help="Page to write; by default RUN/atlas.html.")] = None,
+    device: Annotated[str, Parameter(help="Where to compute: auto, cpu, cuda, mps.")] = "auto",
+    force: Annotated[bool, Parameter(negative=(), help="Overwrite a page that exists.")] = False,
+) -> None:
+    """Write a page that shows what the memory bank knows: prototypes, the regions nearest to them, likely confusions.
+
+    tagseg atlas runs/a
+    tagseg atlas runs/a --image new/1.jpg --image new/2.jpg --out atlas.html
+    """
+    from tagseg.report.atlas import atlas
+
+    say(f"Atlas: {atlas(run, image, per_class, out, device, force, bars).path}")
+
+
 def show_inspection(found: Any, min_images: int) -> None:
     """Print an Inspection as tables and warnings."""
     say(f"Layout {found.layout}: " + ", ".join(

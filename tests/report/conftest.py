@@ -1,7 +1,10 @@
-"""A run folder as the stages before the report leave it."""
+"""A run folder as the stages before the report leave it, and pages as a browser reads them."""
 
 import csv
 import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -115,3 +118,50 @@ def write_histories(run, contrast):
         epochs = [{**epoch, "contrast": 3.25 if epoch["epoch"] > 1 else 0} for epoch in epochs]
     (run.network / "history.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     (run.segmenter / "history.jsonl").write_text('{"epoch": 1, "loss": 0.875, "lr": 0.01, "seconds": 3}\n')
+
+
+@pytest.fixture
+def read_html():
+    """The reader of pages."""
+    return Page
+
+
+@pytest.fixture
+def dom_in_chromium(tmp_path):
+    """A function that returns a page's document after the browser has run its scripts."""
+
+    def dom_in_chromium(page):
+        browser = shutil.which("chromium") or shutil.which("chromium-browser")
+        if browser is None:
+            pytest.skip("no chromium or chromium-browser on this machine")
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+        flags += " --disable-component-update --disable-sync --virtual-time-budget=3000 --dump-dom"
+        command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return Page(done.stdout)
+
+    return dom_in_chromium
+
+
+class Page(HTMLParser):
+    """The page as a browser reads it: elements with their attributes, and the text outside style and script."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self._hidden = [], "", False
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._hidden = tag in ("style", "script")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        self.text += "" if self._hidden else data
+
+    def all(self, tag, **attributes):
+        attributes = {key.rstrip("_"): value for key, value in attributes.items()}
+        return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]

@@ -2,8 +2,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import pytest
 
@@ -20,35 +18,12 @@ def change(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-class Page(HTMLParser):
-    """The page as a browser reads it: elements with their attributes, and the text outside style and script."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.text, self._hidden = [], "", False
-        self.feed(html)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._hidden = tag in ("style", "script")
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        self.text += "" if self._hidden else data
-
-    def all(self, tag, **attributes):
-        attributes = {key.rstrip("_"): value for key, value in attributes.items()}
-        return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
+@pytest.fixture
+def page_of(read_html):
+    return lambda run: read_html(report(run).path.read_text(encoding="utf-8"))
 
 
-def page_of(run):
-    return Page(report(run).path.read_text(encoding="utf-8"))
-
-
-def test_the_page_holds_the_figures(tmp_path, make_run):
+def test_the_page_holds_the_figures(tmp_path, make_run, page_of):
     run = make_run(tmp_path)
     page = page_of(run)
     for text in ("48.7 %", "51.2 %", "3.1 % of the pixels", "4 training images that have true masks", "cat, dog"):
@@ -62,14 +37,14 @@ def test_the_page_holds_the_figures(tmp_path, make_run):
     assert run.report_file.exists()
 
 
-def test_absent_classes_are_dashes_and_bars_have_their_iou(tmp_path, make_run):
+def test_absent_classes_are_dashes_and_bars_have_their_iou(tmp_path, make_run, page_of):
     page = page_of(make_run(tmp_path))
     assert len([a for a in page.all("abbr") if "absent" in a.get("title", "")]) == 2, "dog, in both columns"
     shares = [attributes["style"] for attributes in page.all("span", class_="bar one")]
     assert shares == ["--share: 90.0%", "--share: 25.0%", "--share: 48.7%"]
 
 
-def test_rows_show_every_kind_of_picture_with_a_description(tmp_path, make_run):
+def test_rows_show_every_kind_of_picture_with_a_description(tmp_path, make_run, page_of):
     page = page_of(make_run(tmp_path))
     labels = [attributes["aria-label"] for attributes in page.all("svg", class_="picture")]
     assert len(labels) == 4 * 5 + 2 * 3
@@ -90,7 +65,7 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path, make_run):
     assert "default-src 'none'" in html
 
 
-def test_hostile_names_stay_text(tmp_path, make_run):
+def test_hostile_names_stay_text(tmp_path, make_run, page_of):
     run = make_run(tmp_path, classes=(HOSTILE_CLASS, "dog"), first_name=HOSTILE_FILE)
     settings = dataclasses.replace(run.settings(), report=ReportSettings(title=HOSTILE_TEXT))
     run.settings_file.write_text(settings.to_toml())
@@ -104,7 +79,7 @@ def test_hostile_names_stay_text(tmp_path, make_run):
     assert any(HOSTILE_FILE in attributes["aria-label"] for attributes in page.all("svg", class_="picture"))
 
 
-def test_without_truth_it_says_so_instead_of_showing_figures(tmp_path, make_run):
+def test_without_truth_it_says_so_instead_of_showing_figures(tmp_path, make_run, page_of):
     page = page_of(make_run(tmp_path, truth=False))
     assert "No training image has a true mask" in page.text and "This data set has no true masks" in page.text
     assert page.all("span", class_="bar one") == [] and "IoU per class" not in page.text
@@ -112,19 +87,19 @@ def test_without_truth_it_says_so_instead_of_showing_figures(tmp_path, make_run)
     assert "Training images" in page.text and len(page.all("svg", class_="picture")) == 4 * 4 + 2 * 2
 
 
-def test_without_validation_images_the_segmenter_is_not_measured(tmp_path, make_run):
+def test_without_validation_images_the_segmenter_is_not_measured(tmp_path, make_run, page_of):
     page = page_of(make_run(tmp_path, val=0))
     assert "No validation image has a true mask" in page.text and "48.7 %" in page.text
     assert page.all("span", class_="bar two") == [] and "Validation images" not in page.text
 
 
-def test_one_class(tmp_path, make_run):
+def test_one_class(tmp_path, make_run, page_of):
     page = page_of(make_run(tmp_path, classes=("cat",)))
     assert "cat; everything else is background" in page.text
     assert len(page.all("span", class_="bar one")) == 2, "background and mean: the class itself is absent"
 
 
-def test_contrast_is_drawn_only_when_it_took_place(tmp_path, make_run):
+def test_contrast_is_drawn_only_when_it_took_place(tmp_path, make_run, page_of):
     page = page_of(make_run(tmp_path / "with"))
     labels = [a["aria-label"] for a in page.all("svg", role="img") if "over epochs" in a["aria-label"]]
     assert labels[1] == "Classifier: contrast of regions over epochs. contrast: 3.25 in the last epoch. "
@@ -133,7 +108,7 @@ def test_contrast_is_drawn_only_when_it_took_place(tmp_path, make_run):
     assert "Classifier: losses" in page.text and "contrast of regions" not in page.text
 
 
-def test_missing_predictions_histories_and_rows_leave_a_whole_page(tmp_path, make_run):
+def test_missing_predictions_histories_and_rows_leave_a_whole_page(tmp_path, make_run, page_of):
     run = make_run(tmp_path)
     for folder in (run.predictions, run.network, run.segmenter):
         shutil.rmtree(folder)
@@ -146,7 +121,7 @@ def test_missing_predictions_histories_and_rows_leave_a_whole_page(tmp_path, mak
     assert page.all("svg", class_="picture") == [] and "Pictures" not in page.text
 
 
-def test_training_from_scratch_is_said_aloud(tmp_path, make_run):
+def test_training_from_scratch_is_said_aloud(tmp_path, make_run, page_of):
     settings = Settings(data=DataSettings(min_images=1), train=TrainSettings(weights="random"))
     page = page_of(make_run(tmp_path, settings=settings))
     assert "Trained from scratch" in page.text and "(default timm)" in page.text
@@ -180,24 +155,12 @@ def test_memory_switches_to_gigabytes():
     assert (memory(1023.0), memory(1536.0)) == ("1023 MB", "1.5 GB")
 
 
-def dom_in_chromium(page, profile):
-    """The document after the browser has run its scripts."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("no chromium or chromium-browser on this machine")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --virtual-time-budget=3000 --dump-dom"
-    command = [browser, *flags.split(), f"--user-data-dir={profile}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return Page(done.stdout)
-
-
-def test_in_a_browser_hostile_names_do_not_run_and_the_controls_work(tmp_path, make_run):
+def test_in_a_browser_hostile_names_do_not_run_and_the_controls_work(tmp_path, make_run, dom_in_chromium):
     run = make_run(tmp_path, classes=(HOSTILE_CLASS, "dog"), first_name=HOSTILE_FILE)
     settings = dataclasses.replace(run.settings(), report=ReportSettings(title="Tags & " + HOSTILE_TEXT))
     run.settings_file.write_text(settings.to_toml())
     path = report(run).path
-    page = dom_in_chromium(path, tmp_path / "profile")
+    page = dom_in_chromium(path)
     assert len(page.all("script")) == 1 and page.all("img") == []
     assert "Tags & </title>" in page.text and not page.text.startswith("taken")
     # The script ran, so the policy's checksum is that of the script.
@@ -214,7 +177,7 @@ def test_in_a_browser_hostile_names_do_not_run_and_the_controls_work(tmp_path, m
     </script></body>"""
     driven = tmp_path / "driven.html"
     driven.write_text(html.replace("</body>", clicks), encoding="utf-8")
-    page = dom_in_chromium(driven, tmp_path / "profile")
+    page = dom_in_chromium(driven)
     assert page.all("html", style="--overlay: 0.2;") and page.all("html", **{"data-theme": "dark"})
     assert "open" in page.all("dialog", id="viewer")[0]
     assert f"Pseudo-mask of {HOSTILE_FILE}: background 79 %" in page.text

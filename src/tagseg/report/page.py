@@ -1,7 +1,5 @@
 """The report: one self-contained HTML page about a finished run."""
 
-import base64
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from tagseg import __version__
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.progress import Track, silent
 from tagseg.report.charts import Chart, draw_chart, read_history, values
 from tagseg.report.pictures import draw_galleries
+from tagseg.report.render import css, render_page
 from tagseg.run import STAGES, Run, RunError, Stage, write_atomically
 from tagseg.settings import Settings
 
@@ -76,21 +71,10 @@ def render(run: Run, track: Track = silent) -> str:
     """Return the report's HTML."""
     data, evaluation = _read_json(run.data_file), _read_json(run.evaluation_file)
     settings, manifest = run.settings(), run.manifest()
-    colours = [_css(colour) for colour in class_colours(len(data["classes"]))]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tagseg.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = _source(environment, "report.js")
-    return environment.get_template("report.html.j2").render(
+    colours = [css(colour) for colour in class_colours(len(data["classes"]))]
+    return render_page(
+        "report.html.j2",
         title=settings.report.title,
-        # Only this very script may run: a name that slipped through escaping would still be text.
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        style=Markup(_source(environment, "style.css")),
         figures=_figures(data, evaluation, manifest),
         class_rows=_class_rows(data, evaluation, colours),
         measured={part: evaluation[part] for part in ("pseudo_masks", "segmenter")},
@@ -98,7 +82,7 @@ def render(run: Run, track: Track = silent) -> str:
         galleries=draw_galleries(run, data, track),
         classes=data["classes"],
         colours=colours,
-        void_colour=_css(VOID_COLOUR),
+        void_colour=css(VOID_COLOUR),
         from_scratch="random" in (settings.train.weights, settings.segment.weights),
         sections=_settings_tables(settings),
         stages=_stage_rows(manifest),
@@ -106,7 +90,6 @@ def render(run: Run, track: Track = silent) -> str:
         broken=data["broken"][:SHOWN_PATHS],
         broken_count=len(data["broken"]),
         version=manifest["tagseg"],
-        writer=__version__,
         data=manifest["data"],
         layout=data["layout"],
         again=f"tagseg fit {shlex.quote(manifest['data'])} --out NEW --settings {shlex.quote(str(run.settings_file))}",
@@ -247,15 +230,6 @@ def _shown(value: Any) -> str:
 def _listed(names: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return f"rgb({colour[0]} {colour[1]} {colour[2]})"
-
-
-def _source(environment: jinja2.Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0].strip()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

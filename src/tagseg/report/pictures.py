@@ -104,7 +104,7 @@ def mask_overlay(mask: UInt8[np.ndarray, "h w"], width: int, height: int) -> str
     small[(small == VOID) & ((x + y) % 6 >= 3)] = 0
     picture = Image.fromarray(small)
     picture.putpalette(png_palette())
-    return _data_uri(picture, "png", transparency=0, optimize=True)
+    return data_uri(picture, "png", transparency=0, optimize=True)
 
 
 def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "k"], width: int, height: int) -> str:
@@ -113,7 +113,14 @@ def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "
     stack = np.stack(resized)
     colours = np.array(class_colours(255), dtype=np.uint8)[classes]
     picture = np.concatenate([colours[stack.argmax(0)], stack.max(0)[:, :, None]], axis=2)
-    return _data_uri(Image.fromarray(picture), "png", optimize=True)
+    return data_uri(Image.fromarray(picture), "png", optimize=True)
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """Return a picture as a data URI; `options` are those of Pillow's writer of that `kind` (jpeg, png)."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _choose(run: Run, data: dict[str, Any], split: str, count: int) -> tuple[list[dict[str, Any]], str]:
@@ -165,7 +172,7 @@ def _row(
     columns = COLUMNS[record["split"]]
     tags = tuple(record["tags"])
     return Row(
-        record["id"], tags, _data_uri(photo, "jpeg", quality=80), width, height, tuple(map(pictures.get, columns))
+        record["id"], tags, data_uri(photo, "jpeg", quality=80), width, height, tuple(map(pictures.get, columns))
     )
 
 
@@ -198,9 +205,3 @@ def _file(folder: Path, record: dict[str, Any], suffix: str) -> Path:
 
 def _mask(path: Path) -> UInt8[np.ndarray, "h w"] | None:
     return read_mask_file(path) if path.exists() else None
-
-
-def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,131 @@
+"""The atlas: one self-contained HTML page about what the memory bank knows, and what new images attend to."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tagseg.data.images import read_image
+from tagseg.data.prepare import prepare
+from tagseg.masks.palette import class_colours
+from tagseg.optimise import choose_device
+from tagseg.progress import Track, silent
+from tagseg.rca.train import load_network
+from tagseg.report.attention import attended_areas
+from tagseg.report.crops import Colour
+from tagseg.report.exhibits import draw_region, show_entry, show_image, show_pair
+from tagseg.report.nearest import Pair, choose_samples, closest_pairs, find_regions, load_memory
+from tagseg.report.render import css, render_page
+from tagseg.run import Run, RunError, write_atomically
+from tagseg.settings import LocaliseSettings, RcaSettings, map_kind
+
+BACKGROUND: Colour = (150, 150, 150)
+"""Background's colour on this page: in masks it is black, which is lost on a photo."""
+
+MOST_PAIRS = 6
+"""So many likely confusions are shown."""
+
+LARGEST_TABLE = 24
+"""With more entries the table of all pairs is left out: nobody could read it."""
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Where the atlas was written."""
+
+    path: Path
+
+
+def atlas(
+    run: str | Path,
+    images: Sequence[str | Path] = (),
+    per_class: int = 60,
+    out: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    track: Track = silent,
+) -> Atlas:
+    """Write the atlas of a run's memory bank: a page without any outside reference, of about 8 MB at most.
+
+    Args:
+        run: a run folder whose stage train has finished.
+        images: new images, no tags needed: the page shows what each of their regions attends to.
+        per_class: so many training images of each class are searched for regions.
+        out: where to write the page; None: RUN/atlas.html.
+        device: as `--device`.
+        force: overwrite a page that exists.
+        track: how to report progress.
+
+    Raises:
+        RunError: when the run has not been trained, its bank is empty, or the page exists and `force` is not given.
+        DataError: when an image cannot be read.
+        ValueError: when `per_class` is below 1 or the device is not there.
+    """
+    trained = Run(Path(run))
+    trained.require("train")
+    path = trained.root / "atlas.html" if out is None else Path(out)
+    if path.exists() and not force:
+        raise RunError(f"{path}: exists; choose another --out or --force")
+    if per_class < 1:
+        raise ValueError(f"--per-class: got {per_class}, expected at least 1 image")
+    write_atomically(path, render(trained, [Path(image) for image in images], per_class, device, track))
+    return Atlas(path)
+
+
+def render(run: Run, images: Sequence[Path], per_class: int, device: str, track: Track = silent) -> str:
+    """Return the atlas's HTML; arguments as for `atlas`."""
+    settings = run.settings()
+    megapixels, side = settings.data.max_megapixels, settings.localise.max_side
+    new = [(path.name, read_image(path, megapixels)) for path in images]
+    network, classes = load_network(run.network, choose_device(device))
+    memory = load_memory(run, network, settings.seed)
+    samples = choose_samples(prepare(run, track).dataset.split("train"), len(classes), per_class)
+    seen = find_regions(network, memory, samples, settings, track)
+    colours = [BACKGROUND, *class_colours(len(classes))[1:]]
+    # A region may stand in several places of the page; it is drawn once.
+    draw = functools.cache(
+        functools.partial(draw_region, seen=seen, network=network, colours=colours, max_megapixels=megapixels)
+    )
+    pairs = closest_pairs(memory)
+    return render_page(
+        "atlas.html.j2",
+        ("style.css", "atlas.css"),
+        title="What the memory knows",
+        version=run.manifest()["tagseg"],
+        run=str(run.root),
+        names=("background", *classes),
+        colours=[css(colour) for colour in colours],
+        slots=memory.slots,
+        temperature=network.rca.attention_temperature,
+        use=_use(settings.localise, network.rca),
+        looked=len(samples),
+        regions=len(seen.samples),
+        entries=[
+            show_entry(memory, seen, entry, draw)
+            for entry in track([*range(1, len(colours)), 0], "drawing the atlas", len(colours))
+        ],
+        confusions=[show_pair(pair, seen, draw) for pair in pairs[:MOST_PAIRS]],
+        heat=_heat(pairs, len(colours)) if len(colours) <= LARGEST_TABLE else [],
+        images=[
+            show_image(name, image, attended_areas(network, memory, image, side), network, seen, colours, draw)
+            for name, image in new
+        ],
+    )
+
+
+def _use(localise: LocaliseSettings, rca: RcaSettings) -> str:
+    """Say what the run uses attention for."""
+    if not rca.aggregation:
+        return "This run was trained without aggregation and makes no use of it."
+    if map_kind(localise, rca) == "posterior":
+        return "The maps and masks are made from it."
+    return "The refined map is made with it."
+
+
+def _heat(pairs: Sequence[Pair], entries: int) -> list[list[float | None]]:
+    """Return the closest cosine of every two entries as a square table; None where there is none."""
+    table: list[list[float | None]] = [[None] * entries for _ in range(entries)]
+    for pair in pairs:
+        one, two = pair.entries
+        table[one][two] = table[two][one] = pair.similarity
+    return table
