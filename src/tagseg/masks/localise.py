@@ -101,7 +101,9 @@ def localise_image(
     shares = total / total.amax((1, 2), keepdim=True).clamp_min(1e-6)
     if kind == "posterior":
         views = len(settings.scales) * (1 + settings.flip)
-        shares = torch.where(has_posterior(network, torch.tensor(tags, device=device))[:, None, None], total / views, shares)
+        shares = torch.where(
+            has_posterior(network, torch.tensor(tags, device=device))[:, None, None], total / views, shares
+        )
     return shares.cpu()
 
 

@@ -80,7 +80,9 @@ class Backbone(nn.Module):
         """Return the feature map of RGB images in 0..1."""
         return self.with_earlier(images)[0]
 
-    def with_earlier(self, images: Float[Tensor, "b 3 H W"]) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b m h w"]]:
+    def with_earlier(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b m h w"]]:
         """Return the feature map and the earlier layer's output in the same cells (the same map for `last`)."""
         self._earlier = None
         features = self._as_map(self.model.forward_features((images - self.mean) / self.std), images)  # type: ignore[operator]
