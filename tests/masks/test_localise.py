@@ -175,9 +175,23 @@ def test_a_class_that_the_bank_knows_gets_its_posterior_and_any_other_its_refine
     maps = network(to_tensor(noise(65, 65))[None])
     assert maps.attention is not None
     found = tag_maps(network, maps, (1, 2), "posterior")
-    assert torch.equal(found[:, 0], posterior(maps.attention, (1, 2))[:, 0])
+    assert torch.allclose(found[:, 0], posterior(maps.attention, (1, 2))[:, 0], atol=1e-6)
     assert torch.equal(found[:, 1], maps.refined[:, 1].relu())
     assert torch.equal(tag_maps(network, maps, (2,), "coarse"), maps.coarse[:, 1:2].relu())
     assert torch.equal(tag_maps(network, maps, (3,), "refined"), maps.refined[:, 2:].relu())
     network.exists[0] = False  # without background every class would have all the attention
     assert torch.equal(tag_maps(network, maps, (1,), "posterior"), maps.refined[:, :1].relu())
+
+
+@torch.no_grad()
+def test_posterior_of_a_tag_does_not_depend_on_the_classes_that_seem_likely() -> None:
+    torch.manual_seed(0)
+    every = build_network(3, TRAIN, RCA).eval()
+    every.prototypes.copy_(torch.rand(every.prototypes.shape))
+    every.exists.fill_(True)
+    few = build_network(3, TRAIN, dataclasses.replace(RCA, attended=1)).eval()
+    few.load_state_dict(every.state_dict())
+    picture = to_tensor(noise(65, 65))[None]
+    assert few(picture).attention.shape[1] == 2
+    found, expected = (tag_maps(network, network(picture), (1, 2, 3), "posterior") for network in (few, every))
+    assert torch.equal(found, expected) and found.any()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tagseg.rca.aggregation import aggregate, attend, posterior
+from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 9999)
@@ -161,3 +161,40 @@ def test_posterior_is_the_share_of_attention_among_the_tags_and_background() -> 
 
 def test_posterior_without_any_prototype_is_zero() -> None:
     assert posterior(torch.zeros(1, 3, 2, 2, 2), (1, 2)).eq(0).all()
+
+
+@few
+@given(seed=seeds, b=st.integers(1, 3), c=st.integers(1, 5), limit=st.integers(0, 6))
+def test_likely_entries_are_background_and_the_classes_with_the_highest_scores(
+    seed: int, b: int, c: int, limit: int
+) -> None:
+    scores = torch.randn(b, c, generator=torch.Generator().manual_seed(seed))
+    found = likely_entries(scores, limit)
+    for row, own in zip(scores.tolist(), found.tolist(), strict=True):
+        best = sorted(range(c), key=lambda i: -row[i])[: limit or c]
+        assert own == [0, *sorted(i + 1 for i in best)]
+
+
+@few
+@given(seed=seeds)
+def test_every_image_may_have_its_own_prototypes(seed: int) -> None:
+    features, prototypes, exists = random_case(seed, b=3, e=5)
+    entries = torch.rand(3, 5, generator=torch.Generator().manual_seed(seed)).argsort()[:, :2]
+    own, there = prototypes[entries], exists[entries]
+    attention = attend(features, own, there, 0.1)
+    context = aggregate(attention, own)
+    for i in range(3):
+        alone = attend(features[i : i + 1], own[i], there[i], 0.1)
+        torch.testing.assert_close(attention[i : i + 1], alone)
+        torch.testing.assert_close(context[i : i + 1], aggregate(alone, own[i]))
+
+
+@few
+@given(seed=seeds, c=st.integers(2, 5))
+def test_posterior_is_the_same_whatever_other_classes_are_attended_to(seed: int, c: int) -> None:
+    features, prototypes, exists = random_case(seed, e=c + 1, dtype=torch.float64)
+    exists[0] = True
+    ids = [1, c]
+    among_all = posterior(attend(features, prototypes, exists, 0.5), ids)
+    alone = posterior(attend(features, prototypes[[0, *ids]], exists[[0, *ids]], 0.5), [1, 2])
+    torch.testing.assert_close(alone, among_all)

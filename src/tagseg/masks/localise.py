@@ -15,7 +15,7 @@ from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, silent
-from tagseg.rca.aggregation import posterior
+from tagseg.rca.aggregation import attend, posterior
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.train import load_network
 from tagseg.run import Run, atomic_path
@@ -81,9 +81,12 @@ def tag_maps(
     refined = F.relu(maps.refined[:, columns])
     if kind == "refined" or maps.attention is None:
         return refined
-    held = network.exists.any(1)
-    usable = held[list(tags)] & held[0]
-    return torch.where(usable[:, None, None], posterior(maps.attention, tags), refined)
+    # Among the tags and background the shares are the same, whatever other entries the cells attend to.
+    entries = [0, *tags]
+    exists = network.exists[entries]
+    attention = attend(maps.features, network.prototypes[entries], exists, network.rca.attention_temperature)
+    usable = exists[1:].any(1) & exists[0].any()
+    return torch.where(usable[:, None, None], posterior(attention, range(1, len(entries))), refined)
 
 
 def map_file(run: Run, sample_id: str) -> Path:

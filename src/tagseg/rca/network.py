@@ -1,12 +1,14 @@
 """The classification network: backbone -> neck -> coarse map (CAM) -> aggregation -> refined map."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tagseg.rca.aggregation import aggregate, attend
+from tagseg.rca.aggregation import aggregate, attend, likely_entries
 from tagseg.rca.backbone import RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.settings import RcaSettings, TrainSettings
@@ -14,13 +16,26 @@ from tagseg.settings import RcaSettings, TrainSettings
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network sees in a batch: features F, coarse map P, refined map O (P again without aggregation) and the
-    attention S of every cell to the prototypes (None without aggregation)."""
+    """What the network sees in a batch: features F, coarse map P, the scores (means over cells) of P and of the refined
+    map O, the attention S of every cell to the prototypes of m entries of the bank, and which m these are (both None
+    without aggregation).
+
+    The refined map itself (P again without aggregation) is made when it is first asked for, with the weights as they
+    then are: learning from tags needs its scores alone, and these cost far less.
+    """
 
     features: Float[Tensor, "b d h w"]
     coarse: Float[Tensor, "b c h w"]
-    refined: Float[Tensor, "b c h w"]
-    attention: Float[Tensor, "b e k h w"] | None
+    coarse_scores: Float[Tensor, "b c"]
+    refined_scores: Float[Tensor, "b c"]
+    refine: Callable[[], Float[Tensor, "b c h w"]]
+    attention: Float[Tensor, "b m k h w"] | None = None
+    entries: Int[Tensor, "b m"] | None = None
+
+    @cached_property
+    def refined(self) -> Float[Tensor, "b c h w"]:
+        """Refined map O."""
+        return self.refine()
 
 
 class RcaNetwork(nn.Module):
@@ -57,13 +72,31 @@ class RcaNetwork(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Maps:
         """Return the maps of RGB images in 0..1."""
         features = self.neck(self.backbone(images))
-        coarse = self.coarse_head(features)
+        activations = self.coarse_head[:-1](features)
+        coarse = self.coarse_head[-1](activations)
+        # The mean over cells and the last 1x1 convolution commute: so the gradient of the scores takes one cell an
+        # image, not all of them, which with 1,000 classes would be a fifth of the step.
+        coarse_scores = self.coarse_head[-1](_mean(activations))[..., 0, 0]
         if not self.rca.aggregation:
-            return Maps(features, coarse, coarse, None)
-        attention = attend(features, self.prototypes, self.exists, self.rca.attention_temperature)
-        context = aggregate(attention, self.prototypes).to(features.dtype)
-        refined = self.refined_head(torch.cat([context, features], 1))
-        return Maps(features, coarse, refined, attention)
+            return Maps(features, coarse, coarse_scores, coarse_scores, lambda: coarse)
+        entries = likely_entries(coarse_scores, self.rca.attended)
+        prototypes, exists = self.prototypes, self.exists
+        if entries.shape[1] < len(prototypes):
+            prototypes, exists = prototypes[entries], exists[entries]
+        attention = attend(features, prototypes, exists, self.rca.attention_temperature)
+        refined_scores = self._refine(_mean(features), _mean(attention), prototypes)[..., 0, 0]
+        refine = partial(self._refine, features, attention, prototypes)
+        return Maps(features, coarse, coarse_scores, refined_scores, refine, attention, entries)
+
+    def _refine(
+        self,
+        features: Float[Tensor, "b d h w"],
+        attention: Float[Tensor, "b m k h w"],
+        prototypes: Float[Tensor, "*b m k d"],
+    ) -> Float[Tensor, "b c h w"]:
+        context = aggregate(attention, prototypes)
+        refined: Tensor = self.refined_head(torch.cat([context, features.to(context.dtype)], 1))
+        return refined
 
     @torch.no_grad()
     def refresh_prototypes(self, bank: Bank, generator: torch.Generator | None = None) -> None:
@@ -75,6 +108,11 @@ class RcaNetwork(nn.Module):
     def new_layers(self) -> list[nn.Module]:
         """Return the layers that do not come with the backbone's weights."""
         return [module for name, module in self.named_children() if name != "backbone"]
+
+
+def _mean(maps: Float[Tensor, "*any h w"]) -> Float[Tensor, "*any 1 1"]:
+    # In half precision the sum over many cells would be rounded.
+    return maps.mean((-2, -1), keepdim=True, dtype=torch.promote_types(maps.dtype, torch.float32))
 
 
 def build_network(classes: int, train: TrainSettings, rca: RcaSettings, start: bool = True) -> RcaNetwork:

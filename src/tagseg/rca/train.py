@@ -74,9 +74,9 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
     return network.to(device, memory_format=torch.channels_last).eval(), tuple(about["classes"])  # type: ignore[call-overload]
 
 
-def tag_loss(maps: Float[Tensor, "b c h w"], tags: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
-    """Return the multi-label soft margin loss of the maps' means over cells."""
-    return F.multilabel_soft_margin_loss(maps.float().mean((2, 3)), tags)
+def tag_loss(scores: Float[Tensor, "b c"], tags: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+    """Return the multi-label soft margin loss of a map's scores (means over cells)."""
+    return F.multilabel_soft_margin_loss(scores.float(), tags)
 
 
 def contrast_loss(
@@ -97,14 +97,44 @@ def contrast_loss(
         return loss
     embeddings = pool_regions(maps.features.float(), regions)
     if learn:
-        against = (bank.slots.clone(), bank.written, rca.temperature)
-        losses = contrast(embeddings, regions.label, *against)
+        against = (bank.slots, bank.written, rca.temperature)
         if rca.mix:
-            mixed = mixed_contrast(embeddings, regions.label, regions.image, *against, rca.mix_alpha, generator)
-            losses = torch.cat([losses, mixed])
-        loss = losses.mean()
+            alone_and_mixed = mixed_contrast(
+                embeddings, regions.label, regions.image, *against, rca.mix_alpha, generator, rca.negatives
+            )
+            loss = torch.cat(alone_and_mixed).mean()
+        else:
+            loss = contrast(embeddings, regions.label, *against, rca.negatives, generator).mean()
+    # The losses keep no view of the slots, so these may change before the backward pass.
     bank.write(embeddings.detach()[regions.confident], regions.label[regions.confident])
     return loss
+
+
+def training_step(
+    network: RcaNetwork,
+    bank: Bank,
+    optimizer: torch.optim.Optimizer,
+    pictures: Float[Tensor, "b 3 h w"],
+    tags: Float[Tensor, "b c"],
+    settings: Settings,
+    started: bool,
+    generator: torch.Generator,
+) -> dict[str, Float[Tensor, ""]]:
+    """Learn from one batch and return its losses; `started` says whether the contrast has begun (see `rca.warmup`)."""
+    options, rca = settings.train, settings.rca
+    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        maps = network(pictures)
+    losses = {"tag_refined": tag_loss(maps.refined_scores, tags), "tag_coarse": tag_loss(maps.coarse_scores, tags)}
+    loss = losses["tag_refined"]
+    if rca.aggregation:
+        loss = loss + options.coarse_weight * losses["tag_coarse"]
+    if rca.contrast or rca.aggregation:
+        losses["contrast"] = contrast_loss(maps, tags, bank, rca, rca.contrast and started, generator)
+        loss = loss + rca.contrast_weight * losses["contrast"]
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return {"loss": loss} | losses
 
 
 def _one_epoch(
@@ -134,20 +164,8 @@ def _one_epoch(
     for i, (pictures, tags) in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches))):
         set_lr(optimizer, _lr(options, epoch, i / len(batches)))
         pictures = pictures.to(device, memory_format=torch.channels_last)
-        tags = tags.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            maps = network(pictures)
-        losses = {"tag_refined": tag_loss(maps.refined, tags), "tag_coarse": tag_loss(maps.coarse, tags)}
-        loss = losses["tag_refined"]
-        if rca.aggregation:
-            loss = loss + options.coarse_weight * losses["tag_coarse"]
-        if rca.contrast or rca.aggregation:
-            losses["contrast"] = contrast_loss(maps, tags, bank, rca, rca.contrast and started, generator)
-            loss = loss + rca.contrast_weight * losses["contrast"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        for name, value in ({"loss": loss} | losses).items():
+        losses = training_step(network, bank, optimizer, pictures, tags.to(device), settings, started, generator)
+        for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
     return sums | {"lr": optimizer.param_groups[0]["lr"]}
 
