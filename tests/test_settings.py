@@ -28,6 +28,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("train.weight-decay", -1.0), ("train.jitter", -0.1), ("train.freeze-stride", -1), ("train.coarse-weight", -1.0)],
     *[("train.saliency-weight", -0.1), ("train.bias-lr", 0.0)],
     *[("rca.temperature", 0.0), ("rca.attention-temperature", -1.0), ("rca.mix-alpha", 0.0)],
+    *[("rca.negatives", -1), ("rca.attended", -1)],
     *[("rca.region-threshold", 1.0), ("rca.background-threshold", -0.1), ("rca.confidence", 1.0)],
     *[("rca.momentum", 1.0), ("rca.slots", 0), ("rca.prototypes", 0), ("rca.prototypes", 501)],
     *[("rca.contrast-weight", -0.1), ("rca.warmup", -1)],

@@ -159,6 +159,10 @@ class RcaSettings:
     temperature: float = 0.1
     """Temperature of the contrast."""
 
+    negatives: int = 32_768
+    """Regions of classes that a batch does not show are contrasted in full up to this number; of a larger bank so many
+    are drawn every step, and their sum is scaled up (0: always all)."""
+
     mix: bool = True
     """Also contrast regions mixed with a region of another image."""
 
@@ -169,8 +173,9 @@ class RcaSettings:
     """Epochs before contrast and aggregation start; the bank is filled meanwhile."""
 
     region_rule: Literal["posterior", "peak", "softmax-mean"] = "posterior"
-    """Cells of a region. peak: above a share of the map's peak; softmax-mean: the paper's, softmax over classes above its
-    mean; posterior: as peak until there are prototypes, then the cells that attend to the class by more than half."""
+    """Cells of a region. peak: above a share of the map's peak; softmax-mean: the paper's, softmax over classes above
+    its mean; posterior: as peak until there are prototypes, then the cells that attend to the class by more than
+    half."""
 
     region_threshold: float = 0.3
     """Share of the map's peak for the peak rule."""
@@ -202,13 +207,17 @@ class RcaSettings:
     attention_temperature: float = 0.1
     """Temperature of the softmax over prototypes."""
 
+    attended: int = 80
+    """Classes whose prototypes an image's cells attend to, beside background: where there are more classes, those that
+    score highest in the coarse map (0: always all)."""
+
     def __post_init__(self) -> None:
         for name in ("temperature", "attention_temperature", "mix_alpha"):
             _check(getattr(self, name) > 0, f"rca.{name.replace('_', '-')}", getattr(self, name), "more than 0")
         for name in ("region_threshold", "background_threshold", "confidence", "momentum"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"rca.{name.replace('_', '-')}", value, "from 0 to below 1")
-        for name in ("contrast_weight", "warmup"):
+        for name in ("contrast_weight", "warmup", "negatives", "attended"):
             _check(getattr(self, name) >= 0, f"rca.{name.replace('_', '-')}", getattr(self, name), "0 or more")
         _check(self.slots >= 1, "rca.slots", self.slots, "at least 1")
         _check(1 <= self.prototypes <= self.slots, "rca.prototypes", self.prototypes, "1 to rca.slots")
@@ -249,8 +258,8 @@ class MaskSettings:
     maps = oaa too)."""
 
     threshold: float = 0.5
-    """Below this a pixel is background, for the threshold rule: the probability of the class for posterior maps (0.5: the
-    class against background), else the share of the map's peak."""
+    """Below this a pixel is background, for the threshold rule: a probability for posterior maps (0.5: class against
+    background), a share of the map's peak for others."""
 
     power: float = 2.0
     """Exponent of the power rule."""

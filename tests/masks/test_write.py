@@ -72,7 +72,10 @@ def test_every_rule_finds_a_blob(background: str) -> None:
 def localised(tmp_path: Path) -> tuple[Prepared, Run]:
     """Return two training images and a validation image, the maps of the former, and a run."""
     (tmp_path / "data").mkdir()
-    run = open_run(tmp_path / "run", tmp_path / "data", Settings(masks=MaskSettings(background="threshold")))
+    settings = Settings(masks=MaskSettings(background="threshold", threshold=0.65))
+    run = open_run(tmp_path / "run", tmp_path / "data", settings)
+        tmp_path / "run", tmp_path / "data", Settings(masks=MaskSettings(background="threshold", threshold=0.65))
+    )
     samples = (
         Sample("a b", tmp_path / "a b.jpg", (1,)),
         Sample("sub/c", tmp_path / "c.jpg", (1, 3)),

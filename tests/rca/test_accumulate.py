@@ -72,6 +72,11 @@ def test_the_whole_image_fills_the_grid_and_a_quarter_a_quarter() -> None:
     torch.testing.assert_close(quarter, expected)
 
 
+def seen(features: Tensor, coarse: Tensor, refined: Tensor) -> Maps:
+    """What a network sees, with a refined map of our own."""
+    return Maps(features, coarse, coarse.mean((2, 3)), refined.mean((2, 3)), lambda: (refined, None))
+
+
 def batch(sure: float = 5.0) -> tuple[RcaNetwork, Maps, Crop]:
     """The maps of two crops, of the second and the first sample, whose tags are predicted, and of other classes."""
     network = build_network(3, TrainSettings(backbone="test_resnet", weights="random", neck=8), RCA)
@@ -80,7 +85,7 @@ def batch(sure: float = 5.0) -> tuple[RcaNetwork, Maps, Crop]:
     with torch.no_grad():
         maps = network(torch.rand(2, 3, 33, 33))
     refined = torch.randn(2, 3, 3, 3) + sure
-    maps = Maps(maps.features, maps.coarse, refined, maps.attention)
+    maps = seen(maps.features, maps.coarse, refined)
     tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     box = torch.tensor([[0.0, 0.25, 0.5, 0.75], [0.0, 0.0, 1.0, 1.0]])
     crop = Crop(torch.rand(2, 3, 33, 33), tags, torch.tensor([1, 0]), box, torch.tensor([True, False]), torch.zeros(0))
@@ -102,10 +107,9 @@ def test_a_batch_raises_the_maps_of_its_images_and_tags(rca: RcaSettings, tmp_pa
     accumulate(into, network, maps, crop)
     expected = before.copy()
     kind: MapKind = "posterior" if rca.background else "refined"
-    assert maps.attention is not None
     for i, (tags, rows) in enumerate([((1, 3), (1, 2)), ((2,), (0,))]):  # rows: a/2, b/1, b/3, c/3
         only = slice(i, i + 1)
-        one = Maps(maps.features[only], maps.coarse[only], maps.refined[only], maps.attention[only])
+        one = seen(maps.features[only], maps.coarse[only], maps.refined[only])
         large = network.backbone.enlarge(tag_maps(network, one, tags, kind), (33, 33))[0]
         for values, row in zip(large, rows, strict=True):
             placed = place(values[None], crop.box[i : i + 1], crop.mirrored[i : i + 1])[0]
@@ -121,7 +125,9 @@ def test_a_batch_raises_the_maps_of_its_images_and_tags(rca: RcaSettings, tmp_pa
 def test_a_tag_that_is_not_predicted_is_left_out(tmp_path: Path) -> None:
     network, maps, crop = batch()
     assert CONFIDENT == 0.5
-    maps.refined[0, 0] = torch.linspace(-1, 0.9, 9).reshape(3, 3)  # somewhere positive, on average below 0
+    refined = maps.refined.clone()
+    refined[0, 0] = torch.linspace(-1, 0.9, 9).reshape(3, 3)  # somewhere positive, on average below 0
+    maps = seen(maps.features, maps.coarse, refined)
     into = memory(tmp_path)
     accumulate(into, network, maps, crop)
     assert [bool(into.array[row].any()) for row in range(4)] == [True, False, True, False]

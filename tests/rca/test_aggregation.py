@@ -3,10 +3,11 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
 
-from tagseg.rca.aggregation import aggregate, attend, posterior
+from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 9999)
@@ -145,19 +146,73 @@ def test_half_precision_features_are_compared_in_single(dtype: torch.dtype) -> N
     assert torch.equal(attention, attend(half.float(), prototypes, exists, 0.1))
 
 
-def test_posterior_is_the_share_of_attention_among_the_tags_and_background() -> None:
-    attention = torch.rand(2, 4, 3, 2, 5, generator=torch.Generator().manual_seed(1))
-    ids = [(1, 3), (2,)]  # of the first and of the second image
-    pairs = [(0, 1), (1, 2), (0, 3)]
-    found = posterior(attention, *torch.tensor(pairs).T)
-    assert found.shape == (3, 2, 5)
-    for n, (b, e) in enumerate(pairs):
-        for h in range(2):
-            for w in range(5):
-                total = sum(float(attention[b, other, k, h, w]) for other in (0, *ids[b]) for k in range(3))
-                share = sum(float(attention[b, e, k, h, w]) for k in range(3)) / total
-                assert float(found[n, h, w]) == pytest.approx(share, rel=1e-5)
+PAIRS = [(0, 1), (1, 2), (0, 3)]
+"""Tags 1 and 3 of the first image, tag 2 of the second, out of order."""
 
 
-def test_posterior_without_any_prototype_is_zero() -> None:
-    assert posterior(torch.zeros(1, 3, 2, 2, 2), torch.tensor([0, 0]), torch.tensor([1, 2])).eq(0).all()
+def posteriors(features: Tensor, prototypes: Tensor, exists: Tensor) -> Tensor:
+    image, tag = torch.tensor(PAIRS).T
+    return posterior(features, prototypes, exists, 0.3, image, tag)
+
+
+@few
+@given(seed=seeds)
+def test_posterior_is_the_share_of_attention_among_the_tags_and_background(seed: int) -> None:
+    features, prototypes, exists = random_case(seed, b=2, e=4)
+    exists[0, 0] = True
+    attention = attend(features, prototypes, exists, 0.3)
+    found = posteriors(features, prototypes, exists)
+    for n, (b, e) in enumerate(PAIRS):
+        tags = [tag for image, tag in PAIRS if image == b]
+        for h in range(features.shape[2]):
+            for w in range(features.shape[3]):
+                total = sum(float(attention[b, other, :, h, w].sum()) for other in (0, *tags))
+                share = float(attention[b, e, :, h, w].sum()) / total
+                assert float(found[n, h, w]) == pytest.approx(share, rel=1e-4, abs=1e-6)
+
+
+def test_posterior_where_prototypes_are_missing() -> None:
+    features, prototypes, exists = random_case(0, b=2, e=4)
+    exists.fill_(False)
+    assert posteriors(features, prototypes, exists).eq(0).all()
+    exists[1:] = True
+    alone, second, first = posteriors(features, prototypes, exists)[[1, 2, 0]]
+    assert alone.eq(1).all(), "the only tag, and no background"
+    torch.testing.assert_close(first + second, torch.ones_like(first))
+    exists[0], exists[3] = True, False
+    first, _, missing = posteriors(features, prototypes, exists)
+    assert missing.eq(0).all() and first.min() > 0 and first.max() < 1
+
+
+def test_posterior_at_a_very_low_temperature_is_the_nearest_entry() -> None:
+    features, prototypes, exists = random_case(0, b=2, e=4)
+    exists.fill_(True)
+    cosine = torch.einsum("bdhw,ekd->bekhw", F.normalize(features, dim=1), F.normalize(prototypes, dim=2)).amax(2)
+    found = posterior(features, prototypes, exists, 1e-4, torch.tensor([1]), torch.tensor([2]))
+    assert torch.equal(found[0] > 0.5, cosine[1, 2] > cosine[1, 0]) and found.isfinite().all()
+
+
+@few
+@given(seed=seeds, b=st.integers(1, 3), c=st.integers(1, 5), limit=st.integers(0, 6))
+def test_likely_entries_are_background_and_the_classes_with_the_highest_scores(
+    seed: int, b: int, c: int, limit: int
+) -> None:
+    scores = torch.randn(b, c, generator=torch.Generator().manual_seed(seed))
+    found = likely_entries(scores, limit)
+    for row, own in zip(scores.tolist(), found.tolist(), strict=True):
+        best = sorted(range(c), key=lambda i: -row[i])[: limit or c]
+        assert own == [0, *sorted(i + 1 for i in best)]
+
+
+@few
+@given(seed=seeds)
+def test_every_image_may_have_its_own_prototypes(seed: int) -> None:
+    features, prototypes, exists = random_case(seed, b=3, e=5)
+    entries = torch.rand(3, 5, generator=torch.Generator().manual_seed(seed)).argsort()[:, :2]
+    own, there = prototypes[entries], exists[entries]
+    attention = attend(features, own, there, 0.1)
+    context = aggregate(attention, own)
+    for i in range(3):
+        alone = attend(features[i : i + 1], own[i], there[i], 0.1)
+        torch.testing.assert_close(attention[i : i + 1], alone)
+        torch.testing.assert_close(context[i : i + 1], aggregate(alone, own[i]))

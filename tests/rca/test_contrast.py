@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagseg.rca import contrast as module
 from tagseg.rca.bank import Bank
@@ -194,24 +195,25 @@ def test_mixed_contrast_equals_the_loops_with_the_drawn_shares(seed: int, n: int
         two = slow_loss(mixed, int(case.labels[j]), case.slots.tolist(), case.written, 0.1)
         expected.append(share * one + (1 - share) * two)
     again = torch.Generator().manual_seed(seed)
-    losses = mixed_contrast(case.regions, case.labels, case.images, *case.bank, 0.1, 8.0, again)
+    alone, losses = mixed_contrast(case.regions, case.labels, case.images, *case.bank, 0.1, 8.0, again)
     torch.testing.assert_close(losses, torch.tensor(expected), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(alone, contrast(case.regions, case.labels, *case.bank, 0.1))
 
 
 def test_mixing_with_share_one_is_the_plain_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_beta", lambda alpha, n, generator: torch.ones(n))
     case = random_case(5)
     case.images = torch.arange(len(case.labels))
-    mixed = mixed_contrast(case.regions, case.labels, case.images, *case.bank, 0.1, 8.0, torch.Generator())
+    _, mixed = mixed_contrast(case.regions, case.labels, case.images, *case.bank, 0.1, 8.0, torch.Generator())
     torch.testing.assert_close(mixed, contrast(case.regions, case.labels, *case.bank, 0.1))
 
 
 def test_regions_of_one_image_are_not_mixed() -> None:
     case = random_case(0)
-    losses = mixed_contrast(
+    alone, mixed = mixed_contrast(
         case.regions, case.labels, torch.zeros_like(case.images), *case.bank, 0.1, 8.0, torch.Generator()
     )
-    assert losses.shape == (0,)
+    assert alone.shape == case.labels.shape and mixed.shape == (0,)
 
 
 def test_mixed_contrast_gradient() -> None:
@@ -221,6 +223,109 @@ def test_mixed_contrast_gradient() -> None:
 
     def losses(regions: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        return mixed_contrast(regions, case.labels, case.images, *case.bank, 0.1, 8.0, generator)
+        return torch.cat(mixed_contrast(regions, case.labels, case.images, *case.bank, 0.1, 8.0, generator))
 
     assert torch.autograd.gradcheck(losses, (case.regions,))
+
+
+@few
+@given(seed=seeds, n=st.integers(1, 6), e=st.integers(1, 6), chunk=st.integers(1, 5))
+def test_slots_taken_a_chunk_at_a_time_give_the_same_loss_and_gradient(seed: int, n: int, e: int, chunk: int) -> None:
+    case = random_case(seed, n, e, dtype=torch.float64)
+    case.regions.requires_grad_(True)
+    whole = contrast(case.regions, case.labels, *case.bank, 0.1)
+    [gradient] = torch.autograd.grad(whole.sum(), case.regions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CPU_CHUNK", chunk)
+        chunked = contrast(case.regions, case.labels, *case.bank, 0.1)
+        [again] = torch.autograd.grad(chunked.sum(), case.regions)
+    torch.testing.assert_close(chunked, slow_contrast(case.regions, case.labels, *case.bank, 0.1).double(),
+                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    torch.testing.assert_close(chunked, whole)
+    torch.testing.assert_close(again, gradient)
+
+
+def test_gradient_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most entries are no region's own, so that their slots only enter through the sum that is taken in chunks."""
+    monkeypatch.setattr(module, "CPU_CHUNK", 3)
+    case = random_case(7, n=3, e=6, dtype=torch.float64)
+    case.written[:] = True
+    case.slots = F.normalize(torch.randn_like(case.slots), dim=2)
+    case.labels = torch.tensor([4, 4, 1])
+    case.regions.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda f: contrast(f, case.labels, *case.bank, 0.1), (case.regions,))
+
+
+def test_products_far_above_what_a_number_holds_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running sum keeps its own highest product: at a low temperature e^(1/t) alone would be infinite."""
+    monkeypatch.setattr(module, "CPU_CHUNK", 2)
+    slots = F.normalize(torch.randn(5, 4, 6), dim=2)
+    regions, written = torch.randn(2, 6, requires_grad=True), torch.ones(5, 4, dtype=torch.bool)
+    losses = contrast(regions, torch.tensor([3, 3]), slots, written, 0.001)
+    losses.sum().backward()
+    similarity = F.normalize(regions, dim=1) @ slots.flatten(0, 1).T / 0.001
+    hardest = similarity.view(2, 5, 4)[:, [0, 1, 2, 4]].amax((1, 2))
+    expected = (hardest[:, None] - similarity.view(2, 5, 4)[:, 3]).relu().mean(1)
+    torch.testing.assert_close(losses, expected, atol=1.0, rtol=1e-2)
+    assert regions.grad is not None and regions.grad.isfinite().all() and regions.grad.any()
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor has that is made meanwhile."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+
+
+def test_a_large_bank_is_never_compared_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CPU_CHUNK", 32)
+    n, e, s, d = 6, 100, 20, 8
+    bank = Bank(e, s, d)
+    bank.write(torch.randn(e * s, d), torch.arange(e).repeat(s))
+    regions, labels = torch.randn(n, d, requires_grad=True), torch.tensor([1, 1, 2, 3, 0, 0])
+    written = bank.written
+    with Largest(bank.slots, written) as largest:
+        alone, mixed = mixed_contrast(
+            regions, labels, torch.arange(n), bank.slots, written, 0.1, 8.0, torch.Generator()
+        )
+        (alone.sum() + mixed.sum()).backward()
+    assert largest.numbers <= e * s  # which slots are compared: a number for each, and never one for each region
+    torch.testing.assert_close(alone, slow_contrast(regions, labels, bank.slots, written, 0.1), atol=1e-4, rtol=1e-4)
+
+
+def test_slots_beyond_the_limit_are_drawn_and_stand_for_all() -> None:
+    case = random_case(3, n=4, e=40, s=10)
+    case.written[:] = True
+    case.slots = F.normalize(torch.randn_like(case.slots), dim=2)
+    exact = contrast(case.regions, case.labels, *case.bank, 0.5)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([contrast(case.regions, case.labels, *case.bank, 0.5, 100, generator) for _ in range(300)])
+    assert (drawn.std(0) > 0.01).all()
+    torch.testing.assert_close(drawn.mean(0), exact, atol=0.02, rtol=0.01)
+    assert torch.equal(contrast(case.regions, case.labels, *case.bank, 0.5, 400), exact)
+    one, two = (
+        contrast(case.regions, case.labels, *case.bank, 0.5, 100, torch.Generator().manual_seed(7)) for _ in range(2)
+    )
+    assert torch.equal(one, two)
+
+
+def test_no_slot_is_drawn_that_was_never_written() -> None:
+    bank = Bank(30, 10, 6)
+    bank.write(torch.randn(90, 6), torch.arange(30).repeat(3))
+    noise = torch.where(bank.written[..., None], bank.slots, torch.full_like(bank.slots, 100.0))
+    regions, labels = torch.randn(3, 6), torch.tensor([1, 2, 2])
+    plain, noisy = (
+        contrast(regions, labels, slots, bank.written, 0.1, 20, torch.Generator().manual_seed(0))
+        for slots in (bank.slots, noise)
+    )
+    assert torch.equal(plain, noisy)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from tagseg.rca import bank as module
 from tagseg.rca.bank import Bank, kmeans
 
 few = settings(max_examples=20)
@@ -51,6 +52,52 @@ def test_as_good_as_the_best_of_ten_runs_of_scikit_learn(points: Tensor, worst: 
         ratios.append(slow_inertia(own, found) / best.inertia_)
     assert max(ratios) < worst
     assert sum(ratios) / len(ratios) < mean
+
+
+@pytest.mark.parametrize("d", [4, 16, 64])
+def test_inertia_is_scikit_learns_or_better_on_random_data(d: int) -> None:
+    """One run of scikit-learn's own start each; an optimum is local, so single entries may fall a little behind."""
+    points = F.normalize(torch.randn(24, 100, d, generator=seeded(d)), dim=2)
+    centres, _ = kmeans(points, everything(points), 8, seeded(0), iterations=100)
+    ratios = []
+    for i, (own, found) in enumerate(zip(points, centres, strict=True)):
+        run = KMeans(8, n_init=1, init="k-means++", random_state=i).fit(own.double().numpy())
+        ratios.append(slow_inertia(own, found) / run.inertia_)
+    assert sum(ratios) / len(ratios) < 1.0005
+    assert max(ratios) < 1.15
+
+
+def test_inertia_does_not_depend_on_where_the_points_lie() -> None:
+    points = blobs(3, 4)
+    near, _ = kmeans(points, everything(points), 10, seeded(0))
+    far, _ = kmeans(points + 1000, everything(points), 10, seeded(0))
+    for own, one, two in zip(points, near, far, strict=True):
+        assert slow_inertia(own + 1000, two) == pytest.approx(slow_inertia(own, one), rel=1e-2)
+
+
+def test_centre_that_lost_its_points_stays_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.tensor([[[-1.0, 0.0], [-1.0, 2.0], [1.0, 0.0], [1.0, -2.0]]])
+    lost = torch.tensor([[[-1.0, 1.0], [1.0, -1.0], [50.0, 50.0]]])
+    monkeypatch.setattr(module, "_start", lambda *_: (lost, torch.ones(1, 3, dtype=torch.bool)))
+    centres, exists = kmeans(points, everything(points), 3, seeded(0))
+    torch.testing.assert_close(centres, lost)
+    assert exists.all()
+
+
+@few
+@given(seed=seeds, entries=st.integers(1, 4), together=st.integers(1, 5))
+def test_entries_clustered_in_several_goes_are_the_same(seed: int, entries: int, together: int) -> None:
+    generator = seeded(seed)
+    filled = torch.randint(0, 7, (entries,), generator=generator)
+    points, valid = torch.randn(entries, 6, 3, generator=generator), torch.arange(6) < filled[:, None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "VALUES", together * 18)
+        found, again = kmeans(points, valid, 3, seeded(seed)), seeded(seed)
+        parts = [
+            kmeans(points[i : i + together], valid[i : i + together], 3, again) for i in range(0, entries, together)
+        ]
+    assert torch.equal(found[0], torch.cat([centres for centres, _ in parts]))
+    assert torch.equal(found[1], torch.cat([exists for _, exists in parts]))
 
 
 @few

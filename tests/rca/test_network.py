@@ -14,7 +14,7 @@ from tagseg.run import RunError
 from tagseg.settings import RcaSettings, Settings, TrainSettings
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=6, freeze_stride=0)
-RCA = RcaSettings(slots=8, prototypes=2, attention_temperature=0.5)
+RCA = RcaSettings(layer="last", slots=8, prototypes=2, attention_temperature=0.5)
 
 
 def small_network(train: TrainSettings = TRAIN, rca: RcaSettings = RCA, fill: bool = True) -> RcaNetwork:
@@ -43,10 +43,12 @@ def slow_refined(features: Tensor, prototypes: Tensor, exists: Tensor, t: float,
 
 
 @torch.no_grad()
-def test_maps_equal_the_textbook_cell_by_cell() -> None:
-    network = small_network()
+@pytest.mark.parametrize("attended", [0, 3, 1])
+def test_maps_equal_the_textbook_cell_by_cell(attended: int) -> None:
+    network = small_network(rca=dataclasses.replace(RCA, attended=attended))
     assert network.exists.tolist() == [[True, True], [True, False], [False, False], [True, True]]
     maps = network(images())
+    assert maps.entries is not None
     assert maps.features.shape == (2, 6, 3, 4) and maps.coarse.shape == maps.refined.shape == (2, 3, 3, 4)
     coarse = network.coarse_head[0]
     assert isinstance(coarse, nn.Conv2d) and coarse.bias is not None
@@ -56,17 +58,51 @@ def test_maps_equal_the_textbook_cell_by_cell() -> None:
                 cell = maps.features[b, :, y, x]
                 expected = coarse.weight[:, :, 0, 0] @ cell + coarse.bias
                 torch.testing.assert_close(maps.coarse[b, :, y, x], expected, atol=1e-5, rtol=1e-4)
-                refined = slow_refined(cell, network.prototypes, network.exists, 0.5, network.refined_head)
+                own = maps.entries[b]
+                assert own.tolist() == ([0, 1 + int(maps.coarse_scores[b].argmax())] if attended == 1 else [0, 1, 2, 3])
+                prototypes, exists = network.prototypes[own], network.exists[own]
+                refined = slow_refined(cell, prototypes, exists, 0.5, network.refined_head)
                 torch.testing.assert_close(maps.refined[b, :, y, x], refined, atol=1e-5, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_one_image_equals_the_same_image_in_a_batch() -> None:
+@pytest.mark.parametrize("head_convs", [0, 1])
+@pytest.mark.parametrize("aggregation", [True, False])
+def test_scores_are_the_means_of_the_maps_with_their_gradient(head_convs: int, aggregation: bool) -> None:
+    train = dataclasses.replace(TRAIN, head_convs=head_convs)
+    network = small_network(train, dataclasses.replace(RCA, aggregation=aggregation))
+    maps = network(images())
+    weights, learning = torch.randn(2, 3), [p for p in network.parameters() if p.requires_grad]
+    for scores, whole in ((maps.coarse_scores, maps.coarse), (maps.refined_scores, maps.refined)):
+        torch.testing.assert_close(scores, whole.mean((2, 3)), atol=1e-5, rtol=1e-4)
+        one, two = (
+            torch.autograd.grad((weights * found).sum(), learning, retain_graph=True, allow_unused=True)
+            for found in (scores, whole.mean((2, 3)))
+        )
+        for gradient, expected in zip(one, two, strict=True):
+            assert (gradient is None) == (expected is None)
+            if gradient is not None and expected is not None:
+                torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_refined_map_can_be_had_in_half_precision_too() -> None:
     network = small_network()
+    whole = network(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network(images())
+    half.refined_scores.float().sum().backward()
+    torch.testing.assert_close(half.refined.float(), whole.refined, atol=0.05, rtol=0.1)
+    torch.testing.assert_close(half.refined_scores.float(), whole.refined_scores, atol=0.05, rtol=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attended", [0, 1])
+def test_one_image_equals_the_same_image_in_a_batch(attended: int) -> None:
+    network = small_network(rca=dataclasses.replace(RCA, attended=attended))
     together = network(images(3))
     for i in range(3):
         alone = network(images(3)[i : i + 1])
-        for field in ("features", "coarse", "refined", "attention"):
+        assert together.entries is not None and torch.equal(alone.entries[0], together.entries[i])
+        for field in ("features", "coarse", "refined", "coarse_scores", "refined_scores", "attention"):
             one, many = getattr(alone, field), getattr(together, field)[i : i + 1]
             torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-4)
 

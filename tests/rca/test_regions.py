@@ -185,3 +185,11 @@ def test_half_precision_features_are_pooled_in_single(dtype: torch.dtype) -> Non
     pooled = pool_regions(features, regions)
     assert pooled.dtype == torch.float32
     torch.testing.assert_close(pooled, features.float().mean((2, 3)))
+
+
+@pytest.mark.parametrize("rule", ["peak", "softmax-mean"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_maps_are_mined_in_single(rule: str, dtype: torch.dtype) -> None:
+    maps, tags = random_batch(5, 3, 3)
+    half = maps.to(dtype)
+    assert as_dict(mine_regions(half, tags, rule)) == as_dict(mine_regions(half.float(), tags, rule))

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from PIL import Image
 from torch import Tensor
 
@@ -179,8 +181,7 @@ def test_steps_schedule_by_hand() -> None:
 
 
 def test_tag_loss_by_hand() -> None:
-    maps = torch.tensor([[[[1.0, 3.0]], [[-1.0, 0.0]]]])  # means 2 and -0.5
-    loss = tag_loss(maps, torch.tensor([[1.0, 0.0]]))
+    loss = tag_loss(torch.tensor([[2.0, -0.5]]), torch.tensor([[1.0, 0.0]]))
     expected = -(math.log(1 / (1 + math.exp(-2))) + math.log(1 - 1 / (1 + math.exp(0.5)))) / 2
     assert loss.item() == pytest.approx(expected)
 
@@ -194,7 +195,12 @@ def random_maps(b: int = 3) -> tuple[Maps, Tensor]:
     coarse = torch.randn(b, 2, 3, 3) * 3
     features = torch.rand(b, 8, 3, 3).requires_grad_(True)
     tags = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])[:b]
-    return Maps(features, coarse, coarse, None), tags
+    return some_maps(features, coarse), tags
+
+
+def some_maps(features: Tensor, coarse: Tensor) -> Maps:
+    scores = coarse.mean((2, 3))
+    return Maps(features, coarse, scores, scores, lambda: (coarse, None))
 
 
 def test_contrast_loss_is_the_mean_of_plain_and_mixed_regions_against_the_bank_before() -> None:
@@ -206,14 +212,16 @@ def test_contrast_loss_is_the_mean_of_plain_and_mixed_regions_against_the_bank_b
     loss = contrast_loss(maps, tags, bank, rca, True, torch.Generator().manual_seed(3))
     regions = mine_regions(maps.coarse, tags.bool(), confidence=0.0)
     pooled = pool_regions(maps.features, regions)
-    plain = contrast(pooled, regions.label, slots, written, 0.1)
     generator = torch.Generator().manual_seed(3)
-    mixed = mixed_contrast(pooled, regions.label, regions.image, slots, written, 0.1, 8.0, generator)
-    torch.testing.assert_close(loss, torch.cat([plain, mixed]).mean())
-    # And it can still be differentiated although the bank has been written to.
-    loss.backward()
-    assert maps.features.grad is not None and maps.features.grad.any()
+    _, mixed = mixed_contrast(pooled, regions.label, regions.image, slots, written, 0.1, 8.0, generator)
+    alone = contrast(pooled, regions.label, slots, written, 0.1)
+    torch.testing.assert_close(loss, torch.cat([alone, mixed]).mean())
+    # And it can still be differentiated although the bank has been written to: with the same gradient.
     assert not torch.equal(bank.slots, slots)
+    loss.backward()
+    [expected] = torch.autograd.grad(torch.cat([alone, mixed]).mean(), maps.features)
+    assert maps.features.grad is not None and maps.features.grad.any()
+    torch.testing.assert_close(maps.features.grad, expected)
 
 
 def test_only_confident_regions_enter_the_bank() -> None:
@@ -222,7 +230,7 @@ def test_only_confident_regions_enter_the_bank() -> None:
     coarse[:, 0, 0, 0] = 20.0  # the first class is sure, the second (probability 0.55) is not
     bank = Bank(3, 4, 8)
     loss = contrast_loss(
-        Maps(maps.features, coarse, coarse, None),
+        some_maps(maps.features, coarse),
         tags,
         bank,
         RcaSettings(slots=4, prototypes=1),
@@ -234,3 +242,45 @@ def test_only_confident_regions_enter_the_bank() -> None:
     assert maps.features.grad is None
     expected = F.normalize(maps.features[:2, :, 0, 0], dim=1)
     torch.testing.assert_close(bank.slots[1, :2], expected.detach())
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 9999), b=st.integers(1, 4), c=st.integers(1, 3))
+def test_permuted_batch_has_the_same_contrast_and_leaves_as_much_in_the_bank(seed: int, b: int, c: int) -> None:
+    """Also for one image, one class, several tags in an image, the same class twice, and classes without slots."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse, features = torch.randn(b, c, 3, 3, generator=generator), torch.rand(b, 8, 3, 3, generator=generator)
+    tags = (torch.rand(b, c, generator=generator) < 0.6).float()
+    order = torch.randperm(b, generator=generator)
+    known = torch.rand(5, 8, generator=generator), torch.randint(0, c + 1, (5,), generator=generator)
+    rca = RcaSettings(slots=4, prototypes=1, confidence=0.0, mix=False)
+    losses, banks = [], []
+    for rows in (torch.arange(b), order):
+        bank = Bank(c + 1, 4, 8)
+        bank.write(*known)
+        maps = some_maps(features[rows], coarse[rows])
+        losses.append(contrast_loss(maps, tags[rows], bank, rca, True, torch.Generator()))
+        banks.append(bank)
+    torch.testing.assert_close(losses[0], losses[1])
+    assert torch.equal(banks[0].filled, banks[1].filled) and torch.equal(banks[0].cursor, banks[1].cursor)
+
+
+@pytest.mark.parametrize("mix", [True, False])
+def test_negatives_are_limited_as_the_settings_say(mix: bool) -> None:
+    maps, tags = random_maps()
+    bank = Bank(9, 4, 8)
+    bank.write(torch.rand(36, 8), torch.arange(9).repeat(4))
+    rca = RcaSettings(slots=4, prototypes=1, mix=mix, negatives=5, confidence=0.99)  # too sure to write anything
+    regions = mine_regions(maps.coarse, tags.bool(), confidence=0.99)
+    pooled, state, generator = pool_regions(maps.features, regions), (bank.slots, bank.written, 0.1), seeded()
+    if mix:
+        expected = torch.cat(mixed_contrast(pooled, regions.label, regions.image, *state, 8.0, generator, 5)).mean()
+    else:
+        expected = contrast(pooled, regions.label, *state, 5, generator).mean()
+    assert torch.equal(contrast_loss(maps, tags, bank, rca, True, seeded()), expected)
+    everything = dataclasses.replace(rca, negatives=0)
+    assert not torch.equal(contrast_loss(maps, tags, bank, everything, True, seeded()), expected)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)

@@ -79,10 +79,10 @@ def reduced_size(image: Image.Image, settings: LocaliseSettings) -> tuple[int, i
 def localise_image(
     network: RcaNetwork, image: Image.Image, tags: tuple[int, ...], settings: LocaliseSettings
 ) -> Float[Tensor, "k h w"]:
-    """Return the maps of an image's tags, averaged over scales and the mirrored image: posteriors are probabilities, other
-    maps are divided by their peak (all 0..1).
+    """Return the maps of an image's tags (0..1), averaged over scales and the mirrored image.
 
-    Maps have a quarter of the image's resolution (of the reduced one where the image is larger than `max_side`).
+    Posteriors are probabilities, other maps are divided by their peak. They have a quarter of the image's resolution
+    (of the reduced one where the image is larger than `max_side`).
     """
     device = network.prototypes.device
     width, height = image.size

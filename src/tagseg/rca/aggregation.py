@@ -6,40 +6,74 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+@torch.no_grad()
+def likely_entries(scores: Float[Tensor, "b c"], limit: int) -> Int[Tensor, "b m"]:
+    """Return the entries of the bank whose prototypes an image's cells attend to, in ascending order.
+
+    Background (0) and the `limit` classes with the highest scores; every entry where there are no more classes than
+    that, or `limit` is 0. Each image's entries depend on that image alone.
+    """
+    b, c = scores.shape
+    if not 0 < limit < c:
+        return torch.arange(c + 1, device=scores.device).expand(b, -1)
+    return F.pad(scores.topk(limit).indices.sort().values + 1, (1, 0))
+
+
 def attend(
     features: Float[Tensor, "b d h w"],
-    prototypes: Float[Tensor, "e k d"],
-    exists: Bool[Tensor, "e k"],
+    prototypes: Float[Tensor, "*b e k d"],
+    exists: Bool[Tensor, "*b e k"],
     temperature: float,
 ) -> Float[Tensor, "b e k h w"]:
     """Return each cell's attention to the prototypes: `S = softmax_over_prototypes(F Q^T / t)` (RCA, eq. 6).
 
-    Cells and prototypes are compared by cosine. Prototypes that do not exist get nothing; if none does, all is zero.
+    Prototypes are the same for all images, or each image's own. Cells and prototypes are compared by cosine.
+    Prototypes that do not exist get nothing; if none does, all is zero.
     """
-    e, k, _ = prototypes.shape
     features = features.to(torch.promote_types(features.dtype, torch.float32))
-    queries, keys = F.normalize(features, dim=1), F.normalize(prototypes.flatten(0, 1), dim=1)
-    scores = torch.einsum("bdhw,md->bmhw", queries, keys) / temperature
-    scores = scores.masked_fill(~exists.flatten()[None, :, None, None], torch.finfo(scores.dtype).min)
-    shares: Tensor = scores.softmax(1) * exists.any()
-    return shares.reshape(len(features), e, k, *features.shape[2:])
+    # Cells before channels, as channels-last features lie in memory: the softmax then runs over neighbours.
+    queries = F.normalize(features.flatten(2).mT, dim=2) / temperature
+    keys = F.normalize(prototypes.flatten(-3, -2), dim=-1)
+    exists = exists.flatten(-2)[..., None, :]
+    scores = (queries @ keys.mT).to(features.dtype)
+    scores = scores.masked_fill(~exists, torch.finfo(scores.dtype).min)
+    shares: Tensor = scores.softmax(-1) * exists.any(-1, keepdim=True)
+    e, k, h, w = *prototypes.shape[-3:-1], *features.shape[2:]
+    return shares.mT.reshape(-1, e, k, h, w)
 
 
 def posterior(
-    attention: Float[Tensor, "b e k h w"], image: Int[Tensor, "n"], tag: Int[Tensor, "n"]
+    features: Float[Tensor, "b d h w"],
+    prototypes: Float[Tensor, "e k d"],
+    exists: Bool[Tensor, "e k"],
+    temperature: float,
+    image: Int[Tensor, "n"],
+    tag: Int[Tensor, "n"],
 ) -> Float[Tensor, "n h w"]:
     """Return, for n pairs of an image and one of its tags, the share of each cell's attention that goes to the tag's
-    class, among the image's tags and background.
+    class, among the image's tags and background (entry 0).
 
-    With attention a softmax over prototypes this is the probability that the cell is of the class, given that the image
-    shows nothing but its tags and background. 0 where none of them has a prototype.
+    With attention a softmax over prototypes (eq. 6) this is the probability that the cell is of the class, given that
+    the image shows nothing but its tags and background. What other classes there are makes no difference. A class
+    without prototypes gets 0; without background's, the tags share everything.
     """
-    entries = attention.sum(2)
-    own = entries[image, tag]
-    known = entries[:, 0].index_add(0, image, own)
-    return own / known[image].clamp_min(torch.finfo(entries.dtype).tiny)
+    entries = torch.cat([torch.zeros_like(tag[:1]).expand(len(features)), tag])
+    of = torch.cat([torch.arange(len(features), device=image.device), image])
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    queries = F.normalize(features, dim=1)[of].flatten(2) / temperature
+    keys = F.normalize(prototypes, dim=2).to(queries.dtype)[entries]
+    scores = (keys @ queries).masked_fill(~exists[entries][..., None], torch.finfo(queries.dtype).min)
+    highest = scores.amax(1)
+    lowest = highest.new_full((len(features), highest.shape[1]), torch.finfo(queries.dtype).min)
+    peak = lowest.scatter_reduce(0, of[:, None].expand_as(highest), highest.detach(), "amax")
+    weight = (scores - peak[of][:, None]).exp().sum(1) * exists[entries].any(1, keepdim=True)
+    total = torch.zeros_like(peak).index_add(0, of, weight)
+    shares = weight / total[of].clamp_min(torch.finfo(weight.dtype).tiny)
+    return shares[len(features) :].reshape(-1, *features.shape[2:])
 
 
-def aggregate(attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "e k d"]) -> Float[Tensor, "b d h w"]:
+def aggregate(attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "*b e k d"]) -> Float[Tensor, "b d h w"]:
     """Return the context each cell gathers, `F' = S Q` (RCA, eq. 7)."""
-    return torch.einsum("bekhw,ekd->bdhw", attention, prototypes)
+    shares = attention.flatten(3).flatten(1, 2).mT
+    context: Tensor = shares @ prototypes.flatten(-3, -2)
+    return context.mT.reshape(len(attention), -1, *attention.shape[3:])

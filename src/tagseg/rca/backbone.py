@@ -113,7 +113,7 @@ def build_backbone(name: str, weights: str, stride: int, layer: str = LAST) -> B
         name: a timm model.
         weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
         stride: 8, 16 or 32 image pixels per cell.
-        layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or the name of one of the model's modules.
+        layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or a name among the model's modules.
 
     Raises:
         ValueError: when timm does not know the model, it cannot have that stride, or the weights cannot be had.

@@ -1,12 +1,14 @@
 """The classification network: backbone -> neck -> coarse map (CAM) -> aggregation -> refined map."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tagseg.rca.aggregation import aggregate, attend
+from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
 from tagseg.rca.backbone import LAST, RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.settings import RcaSettings, TrainSettings
@@ -14,16 +16,36 @@ from tagseg.settings import RcaSettings, TrainSettings
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network sees in a batch: the features F that the bank holds, the coarse map P, the refined map O (P again
-    without aggregation) and the attention S of every cell to the prototypes (None without aggregation). With a
-    background channel also that channel of both maps."""
+    """What the network sees in a batch: the features F that the bank holds, the coarse map P, the scores (means over
+    cells) of P and of the refined map O, the attention S of every cell to the prototypes of m entries of the bank, and
+    which m these are (both None without aggregation). With a background channel also that channel of both maps.
+
+    The refined map itself (P again without aggregation) is made when it is first asked for, with the weights as they
+    then are: learning from tags needs its scores alone, and these cost far less.
+    """
 
     features: Float[Tensor, "b d h w"]
     coarse: Float[Tensor, "b c h w"]
-    refined: Float[Tensor, "b c h w"]
-    attention: Float[Tensor, "b e k h w"] | None
+    coarse_scores: Float[Tensor, "b c"]
+    refined_scores: Float[Tensor, "b c"]
+    refine: Callable[[], tuple[Float[Tensor, "b c h w"], Float[Tensor, "b h w"] | None]]
+    attention: Float[Tensor, "b m k h w"] | None = None
+    entries: Int[Tensor, "b m"] | None = None
     coarse_background: Float[Tensor, "b h w"] | None = None
-    refined_background: Float[Tensor, "b h w"] | None = None
+
+    @property
+    def refined(self) -> Float[Tensor, "b c h w"]:
+        """Refined map O."""
+        return self._refined[0]
+
+    @property
+    def refined_background(self) -> Float[Tensor, "b h w"] | None:
+        """Background channel of the refined map, if there is one."""
+        return self._refined[1]
+
+    @cached_property
+    def _refined(self) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b h w"] | None]:
+        return self.refine()
 
 
 class RcaNetwork(nn.Module):
@@ -67,15 +89,41 @@ class RcaNetwork(nn.Module):
         last = self.neck(last)
         if self.rca.layer == LAST:
             features = last
-        coarse, coarse_background = self._split(self.coarse_head(last))
+        activations = self.coarse_head[:-1](last)
+        coarse, coarse_background = self._split(self.coarse_head[-1](activations))
+        # The mean over cells and the last 1x1 convolution commute: so the gradient of the scores takes one cell an
+        # image, not all of them, which with 1,000 classes would be a fifth of the step.
+        coarse_scores = self.coarse_head[-1](_mean(activations))[:, : self.classes, 0, 0]
         if not self.rca.aggregation:
-            return Maps(features, coarse, coarse, None, coarse_background, coarse_background)
-        attention = attend(features, self.prototypes, self.exists, self.rca.attention_temperature)
-        context = aggregate(attention, self.prototypes).to(last.dtype)
-        refined, refined_background = self._split(self.refined_head(torch.cat([context, last], 1)))
-        return Maps(features, coarse, refined, attention, coarse_background, refined_background)
+            maps = coarse, coarse_background
+            return Maps(
+                features, coarse, coarse_scores, coarse_scores, lambda: maps, coarse_background=coarse_background
+            )
+        entries = likely_entries(coarse_scores, self.rca.attended)
+        prototypes, exists = self.prototypes, self.exists
+        if entries.shape[1] < len(prototypes):
+            prototypes, exists = prototypes[entries], exists[entries]
+        attention = attend(features, prototypes, exists, self.rca.attention_temperature)
+        refined_scores = self._refine(_mean(last), _mean(attention), prototypes)[0][..., 0, 0]
+        refine = partial(self._refine, last, attention, prototypes)
+        return Maps(features, coarse, coarse_scores, refined_scores, refine, attention, entries, coarse_background)
 
-    def _split(self, channels: Float[Tensor, "b m h w"]) -> tuple[Float[Tensor, "b c h w"], Tensor | None]:
+    def posterior(self, maps: Maps, image: Int[Tensor, "n"], tag: Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
+        """Return the posteriors of n pairs of an image and one of its tags (see `aggregation.posterior`)."""
+        return posterior(maps.features, self.prototypes, self.exists, self.rca.attention_temperature, image, tag)
+
+    def _refine(
+        self,
+        last: Float[Tensor, "b l h w"],
+        attention: Float[Tensor, "b m k h w"],
+        prototypes: Float[Tensor, "*b m k d"],
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b h w"] | None]:
+        context = aggregate(attention, prototypes)
+        return self._split(self.refined_head(torch.cat([context, last.to(context.dtype)], 1)))
+
+    def _split(
+        self, channels: Float[Tensor, "b m h w"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b h w"] | None]:
         return channels[:, : self.classes], channels[:, self.classes] if self.background else None
 
     @torch.no_grad()
@@ -88,6 +136,11 @@ class RcaNetwork(nn.Module):
     def new_layers(self) -> list[nn.Module]:
         """Return the layers that do not come with the backbone's weights."""
         return [module for name, module in self.named_children() if name != "backbone"]
+
+
+def _mean(maps: Float[Tensor, "*any h w"]) -> Float[Tensor, "*any 1 1"]:
+    # In half precision the sum over many cells would be rounded.
+    return maps.mean((-2, -1), keepdim=True, dtype=torch.promote_types(maps.dtype, torch.float32))
 
 
 def build_network(

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tagseg.rca.aggregation import posterior
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.settings import MapKind
 
@@ -25,13 +24,14 @@ def pair_maps(
     The kinds are those of `LocaliseSettings.kind`. A class the bank holds nothing of has no posterior: its refined map
     stands in. With a background channel, coarse and refined maps are probabilities (see `against_background`).
     """
-    classes, background = maps.refined, maps.refined_background
     if kind == "coarse":
         classes, background = maps.coarse, maps.coarse_background
+    else:
+        classes, background = maps.refined, maps.refined_background
     own = classes[image, tag - 1].relu() if background is None else against_background(classes, background, image, tag)
-    if kind != "posterior" or maps.attention is None:
+    if kind != "posterior":
         return own
-    return torch.where(has_posterior(network, tag)[:, None, None], posterior(maps.attention, image, tag), own)
+    return torch.where(has_posterior(network, tag)[:, None, None], network.posterior(maps, image, tag), own)
 
 
 def has_posterior(network: RcaNetwork, tag: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:

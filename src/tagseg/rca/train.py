@@ -16,7 +16,6 @@ from tagseg.data.records import Dataset
 from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
 from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating
-from tagseg.rca.aggregation import posterior
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
@@ -62,7 +61,7 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         return _one_epoch(network, bank, optimizer, dataset, settings, device, folder, epoch, track)
 
     history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
-    if rca.aggregation:
+    if rca.contrast or rca.aggregation:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(epoch_seed(settings.seed, 0)))
     if settings.maps == "oaa":
         finish_accumulating(folder, dataset.split("train"), options.epochs)
@@ -84,16 +83,24 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
     return network.to(device, memory_format=torch.channels_last).eval(), tuple(about["classes"])  # type: ignore[call-overload]
 
 
-def tag_loss(maps: Float[Tensor, "b c h w"], tags: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
-    """Return the multi-label soft margin loss of the maps' means over cells."""
-    return F.multilabel_soft_margin_loss(maps.float().mean((2, 3)), tags)
+def tag_loss(scores: Float[Tensor, "b c"], tags: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+    """Return the multi-label soft margin loss of a map's scores (means over cells)."""
+    return F.multilabel_soft_margin_loss(scores.float(), tags)
 
 
 def contrast_loss(
-    maps: Maps, tags: Float[Tensor, "b c"], bank: Bank, rca: RcaSettings, learn: bool, generator: torch.Generator
+    maps: Maps,
+    tags: Float[Tensor, "b c"],
+    bank: Bank,
+    rca: RcaSettings,
+    learn: bool,
+    generator: torch.Generator,
+    shares: Float[Tensor, "m h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mine the batch's regions, return their mean contrast with the bank (0 unless `learn`), and write them into it."""
-    image, column = tags.nonzero(as_tuple=True)
+    """Mine the batch's regions, return their mean contrast with the bank (0 unless `learn`), and write them into it.
+
+    `shares` as in `mine_regions`.
+    """
     regions = mine_regions(
         maps.coarse,
         tags.bool(),
@@ -102,21 +109,46 @@ def contrast_loss(
         rca.background,
         rca.background_threshold,
         rca.confidence,
-        None if maps.attention is None else posterior(maps.attention, image, column + 1),
+        shares,
     )
     loss = maps.features.new_zeros((), dtype=torch.float32)
     if len(regions.label) == 0:
         return loss
     embeddings = pool_regions(maps.features.float(), regions)
     if learn:
-        against = (bank.slots.clone(), bank.written, rca.temperature)
-        losses = contrast(embeddings, regions.label, *against)
+        against = (bank.slots, bank.written, rca.temperature)
         if rca.mix:
-            mixed = mixed_contrast(embeddings, regions.label, regions.image, *against, rca.mix_alpha, generator)
-            losses = torch.cat([losses, mixed])
-        loss = losses.mean()
+            alone_and_mixed = mixed_contrast(
+                embeddings, regions.label, regions.image, *against, rca.mix_alpha, generator, rca.negatives
+            )
+            loss = torch.cat(alone_and_mixed).mean()
+        else:
+            loss = contrast(embeddings, regions.label, *against, rca.negatives, generator).mean()
+    # The losses keep no view of the slots, so these may change before the backward pass.
     bank.write(embeddings.detach()[regions.confident], regions.label[regions.confident])
     return loss
+
+
+def training_step(
+    network: RcaNetwork,
+    bank: Bank,
+    optimizer: torch.optim.Optimizer,
+    crop: Crop,
+    settings: Settings,
+    started: bool,
+    generator: torch.Generator,
+) -> tuple[dict[str, Float[Tensor, ""]], Maps]:
+    """Learn from one batch; return its losses and what the network saw. `started` says whether the contrast has begun
+    (see `rca.warmup`)."""
+    device = network.prototypes.device
+    pictures = crop.picture.to(device, memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        maps = network(pictures)
+    losses = _losses(network, maps, crop, bank, settings, started, generator)
+    optimizer.zero_grad()
+    losses["loss"].backward()
+    optimizer.step()
+    return losses, maps
 
 
 def _one_epoch(
@@ -139,20 +171,14 @@ def _one_epoch(
     images = TagImages(samples, len(dataset.classes), *shape, seed, settings.maps == "eps")
     batches = loader(images, options.batch, settings.workers, seed)
     started = epoch > rca.warmup
-    if rca.aggregation and started:
+    if (rca.contrast or rca.aggregation) and started:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(seed))
     network.train()
     sums: dict[str, float] = {}
     with accumulating(folder, samples, settings, epoch) as accumulation:
         for i, crop in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches))):
             set_lr(optimizer, _lr(options, epoch, i / len(batches)))
-            pictures = crop.picture.to(device, memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                maps = network(pictures)
-            losses = _losses(network, maps, crop, bank, settings, started, generator)
-            optimizer.zero_grad()
-            losses["loss"].backward()
-            optimizer.step()
+            losses, maps = training_step(network, bank, optimizer, crop, settings, started, generator)
             if accumulation is not None:
                 accumulate(accumulation, network, maps, crop)
             for name, value in losses.items():
@@ -172,11 +198,11 @@ def _losses(
     """Return a batch's `loss` and the parts it is made of."""
     options, rca = settings.train, settings.rca
     tags = crop.tags.to(maps.coarse.device)
-    losses = {"tag_refined": tag_loss(maps.refined, tags), "tag_coarse": tag_loss(maps.coarse, tags)}
+    losses = {"tag_refined": tag_loss(maps.refined_scores, tags), "tag_coarse": tag_loss(maps.coarse_scores, tags)}
     loss = losses["tag_refined"]
     if rca.aggregation:
         loss = loss + options.coarse_weight * losses["tag_coarse"]
-    if maps.refined_background is not None and maps.coarse_background is not None:
+    if maps.coarse_background is not None and maps.refined_background is not None:
         cells = (maps.coarse.shape[-2], maps.coarse.shape[-1])
         saliency = network.backbone.reduce(crop.saliency.to(tags.device), cells)
         refined = saliency_loss(maps.refined, maps.refined_background, saliency, tags.bool())
@@ -185,9 +211,19 @@ def _losses(
         taught = refined + options.coarse_weight * coarse if rca.aggregation else refined
         loss = loss + options.saliency_weight * taught
     if rca.contrast or rca.aggregation:
-        losses["contrast"] = contrast_loss(maps, tags, bank, rca, rca.contrast and started, generator)
+        losses["contrast"] = contrast_loss(
+            maps, tags, bank, rca, rca.contrast and started, generator, _shares(network, maps, tags)
+        )
         loss = loss + rca.contrast_weight * losses["contrast"]
     return {"loss": loss} | losses
+
+
+@torch.no_grad()
+def _shares(network: RcaNetwork, maps: Maps, tags: Float[Tensor, "b c"]) -> Float[Tensor, "m h w"] | None:
+    if network.rca.region_rule != "posterior":
+        return None
+    image, column = tags.nonzero(as_tuple=True)
+    return network.posterior(maps, image, column + 1)
 
 
 def _lr(options: TrainSettings, epoch: int, through: float) -> float:

@@ -36,10 +36,9 @@ def attended_areas(network: RcaNetwork, memory: Memory, image: Image.Image, max_
     The image is seen at scale 1, reduced to a long side of `max_side` pixels where larger.
     """
     maps = see(network, image, max_side)
-    features, attention = maps.features.float().cpu(), maps.attention
-    if attention is None:
-        attention = attend(features, memory.prototypes, memory.exists, network.rca.attention_temperature)
-    attention = attention[0].cpu()
+    features = maps.features.float().cpu()
+    # Among all entries: with very many classes the network attends to the likely ones alone.
+    attention = attend(features, memory.prototypes, memory.exists, network.rca.attention_temperature)[0]
     entries: Int[np.ndarray, "h w"] = attention.sum(1).argmax(0).numpy()
     least = max(2, round(LEAST_SHARE * entries.size))
     areas = []
