@@ -74,8 +74,6 @@ def localised(tmp_path: Path) -> tuple[Prepared, Run]:
     (tmp_path / "data").mkdir()
     settings = Settings(masks=MaskSettings(background="threshold", threshold=0.65))
     run = open_run(tmp_path / "run", tmp_path / "data", settings)
-        tmp_path / "run", tmp_path / "data", Settings(masks=MaskSettings(background="threshold", threshold=0.65))
-    )
     samples = (
         Sample("a b", tmp_path / "a b.jpg", (1,)),
         Sample("sub/c", tmp_path / "c.jpg", (1, 3)),
