@@ -190,8 +190,8 @@ def test_what_is_asked_for_wrongly_is_said(discs: Path, tiny: Settings, tmp_path
     for arms, got in (((), "none"), (("cam", "none"), "cam,none"), (("",), "none")):
         with pytest.raises(ValueError, match=f"--arms: got {got}, expected some of {','.join(ARMS)}"):
             ablate(discs, out, tiny, arms=arms)
-    posterior = dataclasses.replace(tiny, localise=LocaliseSettings(maps="posterior"))
-    with pytest.raises(ValueError, match=r"arm cam: setting localise\.maps"):
+    posterior = dataclasses.replace(tiny, localise=LocaliseSettings(kind="posterior"))
+    with pytest.raises(ValueError, match=r"arm cam: setting localise\.kind"):
         ablate(discs, out, posterior)
     with pytest.raises(DataError, match="nowhere: no such folder"):
         ablate(tmp_path / "nowhere", out, tiny)

@@ -44,9 +44,9 @@ def test_arms_differ_in_their_switches_alone(arm: Arm, tiny: Settings) -> None:
 
 
 def test_an_arm_that_cannot_be_is_named(tiny: Settings) -> None:
-    posterior = dataclasses.replace(tiny, localise=LocaliseSettings(maps="posterior"))
-    assert arm_settings(posterior, "both", 0).localise.maps == "posterior"
-    with pytest.raises(ValueError, match=r"arm cam: setting localise\.maps: got 'posterior', expected refined, coarse"):
+    posterior = dataclasses.replace(tiny, localise=LocaliseSettings(kind="posterior"))
+    assert arm_settings(posterior, "both", 0).localise.kind == "posterior"
+    with pytest.raises(ValueError, match=r"arm cam: setting localise\.kind: got 'posterior', expected refined, coarse"):
         arm_settings(posterior, "cam", 0)
 
 
@@ -86,7 +86,7 @@ def test_figures_by_hand(run: Run) -> None:
                 hits[cut][i] += ((seen == i) & (truth == i)).sum()
                 sums[cut][i] += ((seen == i) | (truth == i)).sum()
     score = score_run(prepared, run, "both")
-    assert settings.mask_rule().threshold == 0.65
+    assert settings.mask_rule().threshold == 0.5
     assert score.iou == pytest.approx(hits[0.5] / sums[0.5])  # between 0.4 and 0.8 every cut is the same
     for place, cut in ((0, 0.1), (4, 0.5), (8, 0.9)):
         assert score.cuts[place] == pytest.approx((hits[cut] / sums[cut]).mean())
@@ -96,12 +96,12 @@ def test_figures_by_hand(run: Run) -> None:
 def test_a_score_survives_its_file(original: Run) -> None:
     found = read_score(original, original.settings(), prepare(original))
     assert found is not None and (found.arm, found.seed, len(found.cuts), len(found.iou)) == ("both", 3, 9, 3)
-    assert found.rule == "posterior map, cut at 0.65"
+    assert found.rule == "posterior map, cut at 0.5"
 
 
 def test_a_score_is_void_when_what_made_it_changes(run: Run) -> None:
     settings, prepared = run.settings(), prepare(run)
-    for section, change in (("masks", {"threshold": 0.5}), ("localise", {"flip": False}), ("train", {"epochs": 3})):
+    for section, change in (("masks", {"threshold": 0.6}), ("localise", {"flip": False}), ("train", {"epochs": 3})):
         other = dataclasses.replace(settings, **{section: dataclasses.replace(getattr(settings, section), **change)})
         assert read_score(run, other, prepared) is None, section
     assert read_score(run, dataclasses.replace(settings, seed=4), prepared) is None
@@ -144,15 +144,15 @@ def test_what_lies_in_a_folder(run: Run, discs: Path, tiny: Settings) -> None:
 
 
 def test_runs_of_other_settings_are_left_out(run: Run, tiny: Settings) -> None:
-    other = dataclasses.replace(tiny, masks=MaskSettings(threshold=0.5))
+    other = dataclasses.replace(tiny, masks=MaskSettings(threshold=0.6))
     found = collect(run.root.parent, other, prepare(run), [("both", 3)])
     assert found.scores == () and found.missing == ("both_3",)
 
 
 @pytest.mark.parametrize("rule", get_args(get_type_hints(MaskSettings)["background"]))
 def test_every_rule_has_words(rule: Literal["auto", "otsu", "threshold", "power"]) -> None:
-    words = {"auto": "posterior map, cut at 0.65", "otsu": "posterior map, Otsu's cut"}
-    words |= {"threshold": "posterior map, cut at 0.65", "power": "posterior map, background power 2"}
+    words = {"auto": "posterior map, cut at 0.5", "otsu": "posterior map, Otsu's cut"}
+    words |= {"threshold": "posterior map, cut at 0.5", "power": "posterior map, background power 2"}
     assert mask_rule_text(Settings(masks=MaskSettings(background=rule))) == words[rule]
 
 
