@@ -23,6 +23,7 @@ from tagseg.data.loading import Crop
 from tagseg.optimise import build_optimizer, choose_device
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.rca.network import Maps, build_network
+from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import contrast_loss, training_step
 from tagseg.run import _peak_memory_mb
 from tagseg.settings import RcaSettings, Settings, TrainSettings
@@ -136,7 +137,8 @@ def _contrast_peak_mb(classes: int, device: torch.device) -> float:
     for bank in (full_bank(20, 1, settings.train.neck, device), full_bank(classes, 500, settings.train.neck, device)):
         maps, tags = random_maps(len(bank.slots) - 1, settings, device)
         before = _peak_mb(device, reset=True)
-        contrast_loss(maps, tags, bank, settings.rca, True, torch.Generator()).backward()
+        regions = mine_regions(maps.coarse, tags.bool())
+        contrast_loss(regions, maps.features, bank, settings.rca, True, torch.Generator()).backward()
     return round(_peak_mb(device) - before, 1)
 
 
@@ -212,7 +214,10 @@ def variant_settings(channels: int, contrast: bool, aggregation: bool, precision
     """Return the default settings but for what a variant changes."""
     train = TrainSettings(weights="random", neck=channels)
     return dataclasses.replace(
-        Settings(), train=train, rca=RcaSettings(contrast=contrast, aggregation=aggregation), precision=precision
+        Settings(),
+        train=train,
+        rca=RcaSettings(layer="last", contrast=contrast, aggregation=aggregation),
+        precision=precision,
     )
 
 

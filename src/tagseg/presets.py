@@ -35,6 +35,9 @@ _PAPER: dict[str, Any] = {
         "coarse_weight": 0.4,
     },
     "rca": {
+        "layer": "last",
+        "negatives": 0,
+        "attended": 0,
         "contrast": True,
         "contrast_weight": 0.01,
         "temperature": 0.07,

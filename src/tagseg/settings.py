@@ -147,8 +147,9 @@ class RcaSettings:
     """Regional semantic contrast and aggregation: the memory bank and its two uses."""
 
     layer: str = "auto"
-    """Features the bank works on. auto: the backbone's block before the last; last: the features of the coarse map, as
-    in the paper; or the name of one of the backbone's modules."""
+    """Earlier layer of the backbone by which cells find prototypes; the bank holds it beside the features of the coarse
+    map. auto: the block before the last; last: none, the features of the coarse map alone, as in the paper; or the name
+    of one of the backbone's modules."""
 
     contrast: bool = True
     """Contrast regions with the bank while learning."""

@@ -16,7 +16,7 @@ from tagseg.run import Run, RunError, open_run
 from tagseg.settings import LocaliseSettings, RcaSettings, Settings, TrainSettings
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=8, crop=33, epochs=1, batch=4, freeze_stride=0)
-RCA = RcaSettings(slots=4, prototypes=2)
+RCA = RcaSettings(layer="last", slots=4, prototypes=2)
 SETTINGS = LocaliseSettings(scales=(1.0, 1.5), max_side=96)
 
 

@@ -9,7 +9,6 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from scipy import ndimage
 
-from tagseg.rca.aggregation import attend
 from tagseg.rca.network import Maps, build_network
 from tagseg.report.attention import attended_areas, connected
 from tagseg.report.nearest import Memory
@@ -44,13 +43,13 @@ def network():
     """A network that sees the same features in every image: 4 x 6 cells, the left third of class 1, the rest of
     background but for a cell of class 2."""
     train = TrainSettings(backbone="test_resnet", weights="random", neck=3)
-    network = build_network(2, train, RcaSettings(slots=4, prototypes=2, aggregation=False)).eval()
+    network = build_network(2, train, RcaSettings(layer="last", slots=4, prototypes=2, aggregation=False)).eval()
     features = torch.zeros(1, 3, 4, 6)
     features[0, 0, :, 2:] = 2.0
     features[0, 1, :, :2] = 5.0
     features[0, :, 0, 5] = torch.tensor([0.0, 0.0, 1.0])
     maps = torch.zeros(1, 2, 4, 6)
-    network.forward = lambda images: Maps(features, maps, maps, None)
+    network.forward = lambda images: Maps(features, maps, maps.mean((2, 3)), maps.mean((2, 3)), lambda: (maps, None))
     return network
 
 
@@ -77,12 +76,3 @@ def test_areas_attend_as_computed_by_hand(network, memory):
     assert one.shares.tolist() == pytest.approx(expected, rel=1e-4)
     assert one.similarity == pytest.approx(1.0)
     assert float(background.shares.sum()) == pytest.approx(1.0)
-
-
-def test_the_attention_of_aggregation_is_taken_as_it_is(network, memory):
-    maps = network(None)
-    attention = attend(maps.features, memory.prototypes, memory.exists, 1.0)
-    network.forward = lambda images: Maps(maps.features, maps.coarse, maps.refined, attention)
-    one, background = attended_areas(network, memory, Image.new("RGB", (96, 64)), 320)
-    assert one.shares.tolist() == pytest.approx(attention[0, :, :, 0, 0].sum(1).tolist(), rel=1e-5)
-    assert background.shares.tolist() == pytest.approx(attention[0, :, :, 1, 2].sum(1).tolist(), rel=1e-5)

@@ -121,7 +121,7 @@ def test_images_are_chosen_evenly_over_every_class():
 def test_regions_are_those_of_the_training(tmp_path):
     pixels = (torch.rand(48, 80, 3) * 255).byte().numpy()
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    rca = RcaSettings(region_threshold=0.4, prototypes=2, slots=4)
+    rca = RcaSettings(layer="last", region_rule="peak", region_threshold=0.4, prototypes=2, slots=4)
     train = TrainSettings(backbone="test_resnet", weights="random", neck=D)
     settings = Settings(train=train, rca=rca, localise=LocaliseSettings(max_side=64))
     network = build_network(2, train, rca).eval()

@@ -5,20 +5,23 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
 from tagseg.rca.backbone import LAST, RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.bank import Bank, kmeans
+from tagseg.rca.regions import Regions, mine_regions
 from tagseg.settings import RcaSettings, TrainSettings
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network sees in a batch: the features F that the bank holds, the coarse map P, the scores (means over
-    cells) of P and of the refined map O, the attention S of every cell to the prototypes of m entries of the bank, and
-    which m these are (both None without aggregation). With a background channel also that channel of both maps.
+    """What the network sees in a batch: the features F that the bank is made of (those of an earlier layer and of the
+    last one, each of unit length), the coarse map P, the scores (means over cells) of P and of the refined map O, the
+    attention S of every cell to the prototypes of m entries of the bank, and which m these are (both None without
+    aggregation). With a background channel also that channel of both maps.
 
     The refined map itself (P again without aggregation) is made when it is first asked for, with the weights as they
     then are: learning from tags needs its scores alone, and these cost far less.
@@ -63,7 +66,8 @@ class RcaNetwork(nn.Module):
         self.train_settings, self.rca, self.classes, self.background = train, rca, classes, background
         self.backbone = backbone
         channels = train.neck or backbone.channels
-        self.channels = channels if rca.layer == LAST else backbone.earlier_channels
+        self.keys = channels if rca.layer == LAST else backbone.earlier_channels
+        self.channels = channels if rca.layer == LAST else backbone.earlier_channels + channels
         neck = nn.Sequential(nn.Conv2d(backbone.channels, channels, 1), nn.ReLU(inplace=True))
         self.neck = neck if train.neck else nn.Identity()
         convs: list[nn.Module] = []
@@ -85,10 +89,10 @@ class RcaNetwork(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Maps:
         """Return the maps of RGB images in 0..1."""
-        last, features = self.backbone.with_earlier(images)
+        last, earlier = self.backbone.with_earlier(images)
         last = self.neck(last)
-        if self.rca.layer == LAST:
-            features = last
+        # In both layers a region is compared with the bank: the last one learns from it, the earlier one is looked up.
+        features = last if self.rca.layer == LAST else torch.cat([_unit(earlier), _unit(last)], 1)
         activations = self.coarse_head[:-1](last)
         coarse, coarse_background = self._split(self.coarse_head[-1](activations))
         # The mean over cells and the last 1x1 convolution commute: so the gradient of the scores takes one cell an
@@ -103,14 +107,31 @@ class RcaNetwork(nn.Module):
         prototypes, exists = self.prototypes, self.exists
         if entries.shape[1] < len(prototypes):
             prototypes, exists = prototypes[entries], exists[entries]
-        attention = attend(features, prototypes, exists, self.rca.attention_temperature)
+        attention = self.attend(features, prototypes, exists)
         refined_scores = self._refine(_mean(last), _mean(attention), prototypes)[0][..., 0, 0]
         refine = partial(self._refine, last, attention, prototypes)
         return Maps(features, coarse, coarse_scores, refined_scores, refine, attention, entries, coarse_background)
 
+    def attend(
+        self, features: Float[Tensor, "b d h w"], prototypes: Float[Tensor, "*b m k d"], exists: Bool[Tensor, "*b m k"]
+    ) -> Float[Tensor, "b m k h w"]:
+        """Return the attention of cells to prototypes, which are found by the earlier layer's part of the features."""
+        return attend(features[:, : self.keys], prototypes[..., : self.keys], exists, self.rca.attention_temperature)
+
     def posterior(self, maps: Maps, image: Int[Tensor, "n"], tag: Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
         """Return the posteriors of n pairs of an image and one of its tags (see `aggregation.posterior`)."""
-        return posterior(maps.features, self.prototypes, self.exists, self.rca.attention_temperature, image, tag)
+        keys, t = self.prototypes[..., : self.keys], self.rca.attention_temperature
+        return posterior(maps.features[:, : self.keys], keys, self.exists, t, image, tag)
+
+    @torch.no_grad()
+    def mine(self, maps: Maps, tags: Bool[Tensor, "b c"]) -> Regions:
+        """Return a batch's regions by the settings' rule (see `mine_regions`)."""
+        rca, shares = self.rca, None
+        if rca.region_rule == "posterior":
+            image, column = tags.nonzero(as_tuple=True)
+            shares = self.posterior(maps, image, column + 1)
+        thresholds = rca.region_threshold, rca.background, rca.background_threshold, rca.confidence
+        return mine_regions(maps.coarse, tags, rca.region_rule, *thresholds, shares)
 
     def _refine(
         self,
@@ -136,6 +157,10 @@ class RcaNetwork(nn.Module):
     def new_layers(self) -> list[nn.Module]:
         """Return the layers that do not come with the backbone's weights."""
         return [module for name, module in self.named_children() if name != "backbone"]
+
+
+def _unit(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
 
 
 def _mean(maps: Float[Tensor, "*any h w"]) -> Float[Tensor, "*any 1 1"]:

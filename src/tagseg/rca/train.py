@@ -19,7 +19,7 @@ from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
-from tagseg.rca.regions import mine_regions, pool_regions
+from tagseg.rca.regions import Regions, pool_regions
 from tagseg.rca.saliency import require_saliency, saliency_loss
 from tagseg.run import write_atomically
 from tagseg.settings import RcaSettings, Settings, TrainSettings
@@ -89,32 +89,18 @@ def tag_loss(scores: Float[Tensor, "b c"], tags: Float[Tensor, "b c"]) -> Float[
 
 
 def contrast_loss(
-    maps: Maps,
-    tags: Float[Tensor, "b c"],
+    regions: Regions,
+    features: Float[Tensor, "b d h w"],
     bank: Bank,
     rca: RcaSettings,
     learn: bool,
     generator: torch.Generator,
-    shares: Float[Tensor, "m h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mine the batch's regions, return their mean contrast with the bank (0 unless `learn`), and write them into it.
-
-    `shares` as in `mine_regions`.
-    """
-    regions = mine_regions(
-        maps.coarse,
-        tags.bool(),
-        rca.region_rule,
-        rca.region_threshold,
-        rca.background,
-        rca.background_threshold,
-        rca.confidence,
-        shares,
-    )
-    loss = maps.features.new_zeros((), dtype=torch.float32)
+    """Return the mean contrast of a batch's regions with the bank (0 unless `learn`), and write them into it."""
+    loss = features.new_zeros((), dtype=torch.float32)
     if len(regions.label) == 0:
         return loss
-    embeddings = pool_regions(maps.features.float(), regions)
+    embeddings = pool_regions(features.float(), regions)
     if learn:
         against = (bank.slots, bank.written, rca.temperature)
         if rca.mix:
@@ -211,19 +197,10 @@ def _losses(
         taught = refined + options.coarse_weight * coarse if rca.aggregation else refined
         loss = loss + options.saliency_weight * taught
     if rca.contrast or rca.aggregation:
-        losses["contrast"] = contrast_loss(
-            maps, tags, bank, rca, rca.contrast and started, generator, _shares(network, maps, tags)
-        )
+        regions = network.mine(maps, tags.bool())
+        losses["contrast"] = contrast_loss(regions, maps.features, bank, rca, rca.contrast and started, generator)
         loss = loss + rca.contrast_weight * losses["contrast"]
     return {"loss": loss} | losses
-
-
-@torch.no_grad()
-def _shares(network: RcaNetwork, maps: Maps, tags: Float[Tensor, "b c"]) -> Float[Tensor, "m h w"] | None:
-    if network.rca.region_rule != "posterior":
-        return None
-    image, column = tags.nonzero(as_tuple=True)
-    return network.posterior(maps, image, column + 1)
 
 
 def _lr(options: TrainSettings, epoch: int, through: float) -> float:

@@ -78,7 +78,7 @@ def render(run: Run, images: Sequence[Path], per_class: int, device: str, track:
     megapixels, side = settings.data.max_megapixels, settings.localise.max_side
     new = [(path.name, read_image(path, megapixels)) for path in images]
     network, classes = load_network(run.network, choose_device(device))
-    memory = load_memory(run, network, settings.seed)
+    memory = load_memory(run, network)
     samples = choose_samples(prepare(run, track).dataset.split("train"), len(classes), per_class)
     seen = find_regions(network, memory, samples, settings, track)
     colours = [BACKGROUND, *class_colours(len(classes))[1:]]
@@ -116,7 +116,7 @@ def render(run: Run, images: Sequence[Path], per_class: int, device: str, track:
 def _use(localise: LocaliseSettings, rca: RcaSettings) -> str:
     """Say what the run uses attention for."""
     if not rca.aggregation:
-        return "This run was trained without aggregation and makes no use of it."
+        return "This run was trained without aggregation: it may find the regions to be contrasted, but makes no map."
     if map_kind(localise, rca) == "posterior":
         return "The maps and masks are made from it."
     return "The refined map is made with it."

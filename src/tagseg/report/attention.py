@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from tagseg.rca.aggregation import attend
 from tagseg.rca.network import RcaNetwork
 from tagseg.report.nearest import Memory, see
 
@@ -38,7 +37,7 @@ def attended_areas(network: RcaNetwork, memory: Memory, image: Image.Image, max_
     maps = see(network, image, max_side)
     features = maps.features.float().cpu()
     # Among all entries: with very many classes the network attends to the likely ones alone.
-    attention = attend(features, memory.prototypes, memory.exists, network.rca.attention_temperature)[0]
+    attention = network.attend(features, memory.prototypes, memory.exists)[0]
     entries: Int[np.ndarray, "h w"] = attention.sum(1).argmax(0).numpy()
     least = max(2, round(LEAST_SHARE * entries.size))
     areas = []

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tagseg.checkpoint import load_tensors, restore
 from tagseg.data.images import read_image
-from tagseg.data.loading import epoch_seed, to_tensor
+from tagseg.data.loading import to_tensor
 from tagseg.data.records import Sample
 from tagseg.measure.evaluate import evenly_spaced
 from tagseg.progress import Track, silent
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import Maps, RcaNetwork
-from tagseg.rca.regions import mine_regions, pool_regions
+from tagseg.rca.regions import pool_regions
 from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 
@@ -67,13 +67,13 @@ class Pair:
     similarity: float
 
 
-def load_memory(run: Run, network: RcaNetwork, seed: int) -> Memory:
-    """Read the bank of a finished training; a network without prototypes gets them now, as training would make them.
+def load_memory(run: Run, network: RcaNetwork) -> Memory:
+    """Read the bank of a finished training, and how it lies about the network's prototypes.
 
     Raises:
         RunError: when the bank's file is missing or damaged, or nothing was ever written into the bank.
     """
-    file, rca, device = run.network / "bank.safetensors", network.rca, network.prototypes.device
+    file, rca = run.network / "bank.safetensors", network.rca
     tensors, _ = load_tensors(file)
     bank = Bank(len(network.prototypes), rca.slots, network.channels, rca.update, rca.momentum)
     restore(bank, tensors, file)
@@ -84,9 +84,6 @@ def load_memory(run: Run, network: RcaNetwork, seed: int) -> Memory:
             else "the run was trained without contrast and aggregation; train with --rca.contrast or --rca.aggregation"
         )
         raise RunError(f"{file}: the bank is empty, so there is nothing to show: {reason}")
-    if not network.exists.any():
-        network.refresh_prototypes(bank.to(device), torch.Generator(device).manual_seed(epoch_seed(seed, 0)))
-    bank.cpu()
     prototypes, exists = F.normalize(network.prototypes.cpu(), dim=2), network.exists.cpu()
     share = slot_shares(bank.slots, bank.written, prototypes, exists)
     return Memory(rca.slots, bank.filled, prototypes, exists, share)
@@ -176,16 +173,7 @@ def see(network: RcaNetwork, image: Image.Image, max_side: int) -> Maps:
 def _regions(
     network: RcaNetwork, maps: Maps, sample: Sample
 ) -> tuple[Int[Tensor, "n"], Bool[Tensor, "n h w"], Float[Tensor, "n d"]]:
-    rca = network.rca
     tags = torch.zeros(1, maps.coarse.shape[1], dtype=torch.bool, device=maps.coarse.device)
     tags[0, [tag - 1 for tag in sample.tags]] = True
-    regions = mine_regions(
-        maps.coarse,
-        tags,
-        rca.region_rule,
-        rca.region_threshold,
-        rca.background,
-        rca.background_threshold,
-        rca.confidence,
-    )
+    regions = network.mine(maps, tags)
     return regions.label.cpu(), regions.cells.cpu(), pool_regions(maps.features, regions).float().cpu()
