@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tagseg import settings as module
 from tagseg.cli import app
-from tagseg.settings import Settings, map_kind, read_toml
+from tagseg.settings import Settings, map_kind
+from tagseg.settings_file import read_toml
 
 HINTS = typing.get_type_hints(Settings)
 SECTIONS = {name: kind for name, kind in HINTS.items() if dataclasses.is_dataclass(kind)}

@@ -17,7 +17,8 @@ from tagseg.presets import Preset, preset_values
 from tagseg.progress import bars
 from tagseg.run import STAGES as ORDER
 from tagseg.run import Stage
-from tagseg.settings import Settings, read_toml
+from tagseg.settings import Settings
+from tagseg.settings_file import read_toml
 
 out = Console()
 err = Console(stderr=True)

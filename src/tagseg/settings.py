@@ -5,12 +5,13 @@ Precedence: defaults < a preset < a TOML file < flags. The resolved settings are
 
 import dataclasses
 import math
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
+
+from tagseg.settings_file import build, plain, read_toml, to_toml
 
 Baseline = Literal["cam", "oaa", "eps"]
 MapKind = Literal["posterior", "refined", "coarse"]
@@ -408,17 +409,12 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values (tuples become lists)."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        return values
 
     def to_toml(self) -> str:
         """Return the settings as TOML text that `Settings.from_toml` reads back."""
-        values = self.to_dict()
-        lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
-        for section, table in values.items():
-            if isinstance(table, dict):
-                lines += ["", f"[{section}]"] + [f"{key} = {_toml(value)}" for key, value in table.items()]
-        return "\n".join(lines) + "\n"
+        return to_toml(self.to_dict())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "settings") -> "Settings":
@@ -427,7 +423,7 @@ class Settings:
         Raises:
             ValueError: on an unknown name or a value of the wrong type, naming `source` and the setting.
         """
-        built = _build(cls, values, source, "")
+        built = build(cls, values, source)
         assert isinstance(built, cls)
         return built
 
@@ -448,20 +444,6 @@ def map_kind(localise: LocaliseSettings, rca: RcaSettings, maps: Baseline = "cam
     return "posterior" if rca.aggregation and rca.background and maps != "eps" else "refined"
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return a TOML file's tables.
-
-    Raises:
-        ValueError: when the file cannot be read or is not TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the settings file ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a TOML file ({error})") from error
-
-
 def _check_learning(section: str, settings: TrainSettings | SegmentSettings) -> None:
     for name in ("lr", "head_lr"):
         value = getattr(settings, name)
@@ -469,62 +451,3 @@ def _check_learning(section: str, settings: TrainSettings | SegmentSettings) -> 
     for name in ("weight_decay", "jitter", "freeze_stride"):
         value = getattr(settings, name)
         _check(value >= 0, f"{section}.{name.replace('_', '-')}", value, "0 or more")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)
-
-
-def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    arguments = {}
-    for raw, value in values.items():
-        name = raw.replace("-", "_")
-        if name not in hints:
-            known = ", ".join(sorted(hints))
-            raise ValueError(f"{source}: unknown setting {prefix}{raw}; known here: {known}")
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise ValueError(f"{source}: {prefix}{raw} is a table of settings, got {value!r}")
-            arguments[name] = _build(hint, value, source, f"{prefix}{raw}.")  # type: ignore[arg-type]
-        else:
-            arguments[name] = _typed(hint, value, f"{source}: setting {prefix}{raw}")
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    choices: tuple[Any, ...] = get_args(hint)
-    origin = get_origin(hint)
-    if origin is Literal:
-        if value not in choices or isinstance(value, bool):
-            raise ValueError(f"{where}: got {value!r}, expected one of {', '.join(map(str, choices))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where}: got {value!r}, expected a list")
-        variadic = choices[-1] is Ellipsis
-        if not variadic and len(value) != len(choices):
-            raise ValueError(f"{where}: got {len(value)} values, expected {len(choices)}")
-        return tuple(_typed(choices[0], item, where) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ValueError(f"{where}: got {value!r}, expected {hint.__name__}")
-    return value

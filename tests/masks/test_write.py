@@ -120,3 +120,16 @@ def test_masks_that_are_there_stay(localised: tuple[Prepared, Run]) -> None:
 def test_a_run_that_was_not_localised_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         make_masks(Prepared(Dataset(tmp_path, "folder", CLASSES, ()), {}), Run(tmp_path))
+
+
+def test_masks_without_any_tag_are_warned_of(
+    localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared, run = localised
+    write_maps(map_file(run, "sub/c"), torch.full((2, 4, 6), 0.1), (1, 3))
+    make_masks(prepared, run)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith("1 of 2 masks hold none of their image's tags, first sub/c;")
+    caplog.clear()
+    make_masks(prepared, run)
+    assert not caplog.records

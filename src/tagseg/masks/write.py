@@ -1,6 +1,7 @@
 """Pseudo-masks: maps to palette PNGs at the image's own size."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tagseg.masks.palette import png_palette
 from tagseg.progress import Track, silent
 from tagseg.run import Run, atomic_path, write_atomically
 from tagseg.settings import MaskSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,21 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent) -> Masks:
     samples = prepared.dataset.split("train")
     for folder in (run.masks, run.decided_masks):
         write_classes(folder, prepared.dataset.classes)
+    blank = []
     for sample in track(samples, "masks", len(samples)):
         if not mask_file(run.decided_masks, sample.id).exists():
             maps, classes = read_maps(map_file(run, sample.id))
             ids, unsure = masks_from_maps(maps, classes, prepared.sizes[sample.id], settings)
             write_mask(mask_file(run.masks, sample.id), unsure)
             write_mask(mask_file(run.decided_masks, sample.id), ids)
+            if not np.isin(unsure, classes).any():
+                blank.append(sample.id)
+    if blank:
+        log.warning(
+            "%d of %d masks hold none of their image's tags, first %s; if they are many, train longer (--train.epochs) "
+            "or cut lower (--masks.background threshold --masks.threshold 0.3)",
+            len(blank), len(samples), blank[0],
+        )  # fmt: skip
     return Masks(run.masks, run.decided_masks, ("background", *prepared.dataset.classes))
 
 

@@ -1,5 +1,6 @@
 """Masks for images without tags, from a trained segmentation network."""
 
+import glob
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -147,7 +148,7 @@ def find_images(wanted: Sequence[str | Path]) -> dict[str, Path]:
         elif path.is_file():
             files[path] = path.parent
         else:
-            matches = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else []
+            matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
             if not matches:
                 raise DataError(f"{item}: no such image, folder or pattern")
             files.update((file, file.parent) for file in matches if file.suffix.lower() in IMAGE_SUFFIXES)
