@@ -16,43 +16,41 @@ import animals
 from record import record
 
 from tagseg.data.prepare import prepare
-from tagseg.measure.ablation import Arm
-from tagseg.measure.arms import arm_settings, run_folder
-from tagseg.measure.evaluate import Scores, read_evaluation, score_pseudo_masks
+from tagseg.measure.ablation import ArmScore
+from tagseg.measure.arms import arm_settings, read_score, run_folder, score_run
+from tagseg.measure.evaluate import Scores, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.progress import bars
 from tagseg.run import Run, Stage
-
-LAST: dict[Arm, Stage] = {"cam": "masks", "both": "report"}
-"""The last stage that is needed of each arm."""
-
-
-def pseudo_mask_scores(run: Run) -> Scores:
-    """Score a run's pseudo-masks."""
-    scores = score_pseudo_masks(prepare(run), run)
-    assert scores is not None, "the data set has masks"
-    return scores
 
 
 def main() -> None:
     """Run what is asked for, and write the table when both runs are finished."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=tuple(LAST))
+    parser.add_argument("--only", choices=("cam", "both"))
     options = animals.parse(parser)
-    runs = {arm: Run(run_folder(options.out, arm, options.seed)) for arm in LAST}
-    for arm, run in runs.items():
-        if options.only in (None, arm):
-            settings = arm_settings(animals.settings(options), arm, options.seed)
-            fit(options.data, run.root, settings, track=bars, until=LAST[arm])
-    if all(run.manifest_file.exists() and run.done(LAST[arm]) for arm, run in runs.items()):
+    settings = animals.settings(options)
+    runs = {arm: Run(run_folder(options.out, arm, options.seed)) for arm in ("cam", "both")}
+    if options.only in (None, "cam"):
+        fit(options.data, runs["cam"].root, arm_settings(settings, "cam", options.seed), track=bars, until="train")
+    if options.only in (None, "both"):
+        fit(options.data, runs["both"].root, arm_settings(settings, "both", options.seed), track=bars)
+    needed: dict[str, Stage] = {"cam": "train", "both": "report"}
+    if all(run.manifest_file.exists() and run.done(needed[arm]) for arm, run in runs.items()):
         print(write_results(runs, options.seed, animals.name("voc_animals", options.backbone)).read_text())
 
 
-def write_results(runs: dict[Arm, Run], seed: int, results: str) -> Path:
+def cam_score(run: Run) -> ArmScore:
+    """Return the scores of plain CAM's pseudo-masks; only the images that are scored get maps."""
+    prepared = prepare(run)
+    return read_score(run, run.settings(), prepared) or score_run(prepared, run, "cam", bars)
+
+
+def write_results(runs: dict[str, Run], seed: int, results: str) -> Path:
     """Write the figures and their table."""
     evaluation = read_evaluation(runs["both"])
-    cam, full, segmenter = pseudo_mask_scores(runs["cam"]), evaluation.pseudo_masks, evaluation.segmenter
+    cam, full, segmenter = cam_score(runs["cam"]), evaluation.pseudo_masks, evaluation.segmenter
     assert full is not None and segmenter is not None, "the data set has masks"
     stages = runs["both"].manifest()["stages"]
     figures: dict[str, Any] = {
@@ -63,8 +61,8 @@ def write_results(runs: dict[Arm, Run], seed: int, results: str) -> Path:
         **{f"peak_mb_{stage}": values["peak_mb"] for stage, values in stages.items()},
         "seconds_train_cam": runs["cam"].manifest()["stages"]["train"]["seconds"],
     }
-    columns = {
-        f"plain CAM, pseudo-masks ({cam.images} train)": cam,
+    columns: dict[str, ArmScore | Scores] = {
+        f"plain CAM, pseudo-masks ({full.images} train)": cam,
         f"full method, pseudo-masks ({full.images} train)": full,
         f"segmenter ({segmenter.images} val)": segmenter,
     }

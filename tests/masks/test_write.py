@@ -122,9 +122,7 @@ def test_a_run_that_was_not_localised_is_named(tmp_path: Path) -> None:
         make_masks(Prepared(Dataset(tmp_path, "folder", CLASSES, ()), {}), Run(tmp_path))
 
 
-def test_masks_without_any_tag_are_warned_of(
-    localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_masks_without_any_tag_are_warned_of(localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture) -> None:
     prepared, run = localised
     write_maps(map_file(run, "sub/c"), torch.full((2, 4, 6), 0.1), (1, 3))
     make_masks(prepared, run)
