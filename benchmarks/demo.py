@@ -1,0 +1,76 @@
+"""The demo: what plain CAM and the full method reach on its drawn pictures, and how long `tagseg demo` takes.
+
+    python benchmarks/demo.py                 both, one after the other; run again to continue
+    python benchmarks/demo.py --only cam      one of them (two shells: both at a time; seconds then overstate)
+
+The demo's settings were chosen on the drawing of another seed.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from record import record
+
+from tagseg.data.demo import draw_demo
+from tagseg.data.prepare import prepare
+from tagseg.demo import demo_settings, run_demo
+from tagseg.measure.arms import arm_settings, read_score, score_run
+from tagseg.measure.evaluate import read_evaluation
+from tagseg.pipeline import fit
+from tagseg.progress import bars
+from tagseg.run import Run
+
+RUNS = Path(__file__).resolve().parent / "runs" / "demo"
+
+
+def main() -> None:
+    """Run what is asked for, and write the table when both are finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("cam", "both"))
+    options = parser.parse_args()
+    full, cam = RUNS / f"both_{options.seed}", Run(RUNS / f"cam_{options.seed}")
+    if options.only != "cam":
+        started = time.monotonic()
+        run_demo(full, options.seed, track=bars)
+        print(f"demo: {time.monotonic() - started:.0f} s, what was there before not counted")
+    if options.only != "both":
+        settings = arm_settings(demo_settings(options.seed), "cam", options.seed)
+        fit(draw_demo(RUNS / f"cam_{options.seed}_data", options.seed), cam.root, settings, track=bars, until="train")
+    finished = Run(full / "run")
+    if cam.manifest_file.exists() and cam.done("train") and (full / "run" / "evaluation.json").exists():
+        write_results(cam, finished, options.seed)
+
+
+def write_results(cam: Run, full: Run, seed: int) -> None:
+    """Write the figures and their table."""
+    prepared, evaluation = prepare(cam), read_evaluation(full)
+    plain = read_score(cam, cam.settings(), prepared) or score_run(prepared, cam, "cam", bars)
+    masks, segmenter = evaluation.pseudo_masks, evaluation.segmenter
+    assert masks is not None and segmenter is not None, "the demo has masks"
+    stages = full.manifest()["stages"]
+    figures = {
+        "pseudo_miou_cam": round(100 * plain.miou, 2),
+        "pseudo_miou_full": round(100 * masks.miou, 2),
+        "segmenter_miou_val": round(100 * segmenter.miou, 2),
+        "seconds": round(sum(values["seconds"] for values in stages.values()), 1),
+    }
+    rows = [
+        "| IoU, % | plain CAM, pseudo-masks | full method, pseudo-masks | segmenter, new images |",
+        "|---|---:|---:|---:|",
+    ]
+    miou = (f"**{100 * found.miou:.1f}**" for found in (plain, masks, segmenter))
+    rows.append(f"| **mean** | {' | '.join(miou)} |")
+    for i, name in enumerate(evaluation.classes):
+        rows.append(
+            f"| {name} | "
+            + " | ".join(f"{100 * (found.iou[i] or 0):.1f}" for found in (plain, masks, segmenter))
+            + " |"
+        )
+    rows += ["", f"All stages of the full run took {figures['seconds']:.0f} seconds."]
+    print(record("demo", [seed], figures, "\n".join(rows)).read_text())
+
+
+if __name__ == "__main__":
+    main()
