@@ -37,7 +37,13 @@ def main() -> None:
         print(f"demo: {time.monotonic() - started:.0f} s, what was there before not counted")
     if options.only != "both":
         settings = arm_settings(demo_settings(options.seed), "cam", options.seed)
-        fit(draw_demo(RUNS / f"cam_{options.seed}_data", options.seed), cam.root, settings, track=bars, until="train")
+        fit(
+            draw_demo(RUNS / f"cam_{options.seed}_data", seed=options.seed),
+            cam.root,
+            settings,
+            track=bars,
+            until="train",
+        )
     finished = Run(full / "run")
     if cam.manifest_file.exists() and cam.done("train") and (full / "run" / "evaluation.json").exists():
         write_results(cam, finished, options.seed)

@@ -177,7 +177,7 @@ class RcaSettings:
     region_rule: Literal["posterior", "peak", "softmax-mean"] = "posterior"
     """Cells of a region. peak: above a share of the map's peak; softmax-mean: the paper's, softmax over classes above
     its mean; posterior: as peak until there are prototypes, then the cells that attend to the class by more than
-    half."""
+    half (needs pretrained weights; from scratch, peak is better)."""
 
     region_threshold: float = 0.3
     """Share of the map's peak for the peak rule."""

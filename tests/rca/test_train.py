@@ -278,3 +278,14 @@ def test_negatives_are_limited_as_the_settings_say(mix: bool) -> None:
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(3)
+
+
+def test_classes_that_never_entered_the_bank_are_named(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(dataset, changed(confidence=0.99), tmp_path / "network")
+    [message] = [record.getMessage() for record in caplog.records if "memory bank" in record.getMessage()]
+    assert message.startswith("the memory bank holds no region of background, red, green: no tag was predicted with a")
+    caplog.clear()
+    train(dataset, changed(contrast=False, aggregation=False, confidence=0.99), tmp_path / "plain")
+    assert not [record for record in caplog.records if "memory bank" in record.getMessage()]

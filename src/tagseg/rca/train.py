@@ -1,6 +1,7 @@
 """Training the classification network from tags, with the bank's contrast and aggregation."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from tagseg.rca.regions import Regions, pool_regions
 from tagseg.rca.saliency import require_saliency, saliency_loss
 from tagseg.run import write_atomically
 from tagseg.settings import RcaSettings, Settings, TrainSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
     if rca.contrast or rca.aggregation:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(epoch_seed(settings.seed, 0)))
+        _warn_if_unknown(bank, dataset.classes, rca)
     if settings.maps == "oaa":
         finish_accumulating(folder, dataset.split("train"), options.epochs)
     _save(folder, network, bank, dataset.classes, settings, history)
@@ -201,6 +205,17 @@ def _losses(
         losses["contrast"] = contrast_loss(regions, maps.features, bank, rca, rca.contrast and started, generator)
         loss = loss + rca.contrast_weight * losses["contrast"]
     return {"loss": loss} | losses
+
+
+def _warn_if_unknown(bank: Bank, classes: Sequence[str], rca: RcaSettings) -> None:
+    names = ["background"] * rca.background + list(classes)
+    unknown = [name for name, filled in zip(names, bank.filled.tolist()[-len(names) :], strict=True) if not filled]
+    if unknown:
+        log.warning(
+            "the memory bank holds no region of %s: no tag was predicted with a probability above %g; the maps of "
+            "these classes are plain (train longer: --train.epochs, or lower --rca.confidence)",
+            ", ".join(unknown), rca.confidence,
+        )  # fmt: skip
 
 
 def _lr(options: TrainSettings, epoch: int, through: float) -> float:
