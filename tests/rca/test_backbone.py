@@ -9,7 +9,7 @@ from torch import nn
 
 from tagseg.data.images import read_image
 from tagseg.data.loading import to_tensor
-from tagseg.rca.backbone import Backbone, build_backbone, freeze, freeze_batch_norm
+from tagseg.rca.backbone import Backbone, build_backbone, earlier_layer, freeze, freeze_batch_norm
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +230,46 @@ def test_real_weights_recognise_cats(shared_data: Path) -> None:
         scores = tensors["classifier.weight"].float() @ pooled + tensors["classifier.bias"].float()
         hits.append(bool(set(scores.topk(5).indices.tolist()) & set(range(281, 286))))  # ImageNet's five cats
     assert sum(hits) >= 5  # of 6; chance would be none
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet18", "layer4.0"),
+        ("resnet50", "layer4.1"),
+        ("mobilenetv2_100", "blocks.5"),
+        ("efficientnet_b0", "blocks.5"),
+        ("vgg16", "features.27"),
+        ("convnext_atto", "stages.3.blocks.0"),
+        ("vit_tiny_patch16_224", "blocks.10"),
+        ("test_resnet", "layer3"),
+    ],
+)
+def test_the_earlier_layer_is_the_block_before_the_last(name: str, layer: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    assert earlier_layer(model) == layer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "layer"), [("test_resnet", "auto"), ("test_resnet", "layer2"), ("vgg11", "auto"), ("test_vit", "auto")]
+)
+def test_the_earlier_layer_comes_in_the_cells_of_the_last(name: str, layer: str) -> None:
+    backbone = build_backbone(name, "random", 16, layer)
+    plain = build_backbone(name, "random", 16)
+    plain.load_state_dict(backbone.state_dict())
+    images = torch.rand(2, 3, *backbone.fitting_size(64.0, 96.0))
+    features, earlier = backbone.with_earlier(images)
+    assert torch.equal(features, plain(images)) and torch.equal(features, backbone(images))
+    assert earlier.shape == (2, backbone.earlier_channels, *features.shape[2:])
+    assert earlier.shape[1] != features.shape[1] or not torch.allclose(earlier, features)
+    last, same = plain.with_earlier(images)
+    assert same is last
+
+
+def test_an_earlier_layer_that_does_not_exist_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"backbone test_resnet: has no layer 'layer9' \(--rca.layer\); known: .*layer3"
+    ):
+        build_backbone("test_resnet", "random", 16, "layer9")

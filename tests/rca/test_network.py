@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagseg.checkpoint import save_tensors
+from tagseg.rca.aggregation import attend
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import RcaNetwork, build_network
+from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import load_network
 from tagseg.run import RunError
 from tagseg.settings import RcaSettings, Settings, TrainSettings
@@ -193,3 +196,34 @@ def test_network_that_is_not_there_or_does_not_fit(tmp_path: Path) -> None:
     save_tensors(tmp_path / "network.safetensors", small_network().state_dict(), about)
     with pytest.raises(RunError, match=r"network.safetensors: does not fit the network"):
         load_network(tmp_path, torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_bank_holds_both_layers_and_cells_find_prototypes_by_the_earlier_one() -> None:
+    network = small_network(rca=dataclasses.replace(RCA, layer="layer3"))
+    assert (network.keys, network.channels) == (192, 192 + 6)
+    maps = network(images())
+    earlier, last = maps.features[:, :192], maps.features[:, 192:]
+    behind, before = network.backbone.with_earlier(images())
+    torch.testing.assert_close(earlier, F.normalize(before, dim=1))
+    torch.testing.assert_close(last, F.normalize(network.neck(behind), dim=1))
+    attention = attend(earlier, network.prototypes[..., :192], network.exists, 0.5)
+    torch.testing.assert_close(maps.attention, attention)
+    image, tag = torch.tensor([0, 1]), torch.tensor([1, 3])
+    network.prototypes[..., 192:] = torch.rand(network.prototypes[..., 192:].shape)
+    shares = attention.sum(2)
+    own = shares[image, tag] / (shares[image, tag] + shares[image, 0])
+    torch.testing.assert_close(network.posterior(maps, image, tag), own)
+
+
+@torch.no_grad()
+def test_regions_are_mined_by_the_settings_rule() -> None:
+    tags = torch.tensor([[True, False, True], [False, False, True]])
+    for rule in ("posterior", "peak", "softmax-mean"):
+        network = small_network(rca=dataclasses.replace(RCA, region_rule=rule, confidence=0.0))
+        maps = network(images())
+        image, column = tags.nonzero(as_tuple=True)
+        shares = network.posterior(maps, image, column + 1) if rule == "posterior" else None
+        expected = mine_regions(maps.coarse, tags, rule, confidence=0.0, shares=shares)
+        found = network.mine(maps, tags)
+        assert torch.equal(found.cells, expected.cells) and torch.equal(found.label, expected.label)

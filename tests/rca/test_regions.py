@@ -193,3 +193,38 @@ def test_half_precision_maps_are_mined_in_single(rule: str, dtype: torch.dtype) 
     maps, tags = random_batch(5, 3, 3)
     half = maps.to(dtype)
     assert as_dict(mine_regions(half, tags, rule)) == as_dict(mine_regions(half.float(), tags, rule))
+
+
+@few
+@given(seed=st.integers(0, 9999), b=st.integers(1, 4), c=st.integers(1, 4))
+def test_posterior_rule_equals_the_loops(seed: int, b: int, c: int) -> None:
+    maps, tags = random_batch(seed, b, c)
+    pairs = tags.nonzero().tolist()
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.rand(len(pairs), 3, 4, generator=generator) / c
+    if pairs:
+        shares[seed % len(pairs)] *= seed % 3 and 1  # sometimes a class without prototypes
+    peak = as_dict(mine_regions(maps, tags))
+    found = as_dict(mine_regions(maps, tags, "posterior", shares=shares))
+    for image in range(b):
+        own = [n for n, (i, _) in enumerate(pairs) if i == image]
+        known = all(shares[n].any() for n in own)
+        for n in own:
+            key = image, pairs[n][1] + 1
+            cells = (shares[n] > 0.5).tolist()
+            if not known:
+                assert found.get(key) == peak.get(key)
+            else:
+                assert (found[key][0] if key in found else None) == (cells if any(map(any, cells)) else None)
+        rest = sum((shares[n] for n in own), torch.zeros(3, 4)) < 0.5
+        if known and rest.any():
+            assert found[image, 0][0] == rest.tolist()
+
+
+def test_posterior_rule_without_background_prototypes_is_the_peak_rule() -> None:
+    """The tags then share everything, so that nothing would be left to background."""
+    maps, tags = random_batch(1, 2, 2)
+    tags = torch.ones_like(tags)
+    first = torch.rand(2, 3, 4)
+    shares = torch.stack([first, 1 - first], 1).flatten(0, 1)
+    assert as_dict(mine_regions(maps, tags, "posterior", shares=shares)) == as_dict(mine_regions(maps, tags))

@@ -67,6 +67,8 @@ def test_a_file_a_pattern_and_a_list(run: Run, tmp_path: Path) -> None:
     assert predict(run.root, [two, str(one)], tmp_path / "c", device="cpu").ids == ("two", "one")
     # The same file named twice is one image; a folder whose name looks like a pattern is a folder.
     assert set(find_images([one, tmp_path / "in"])) == {"one", "two"}
+    deep = noise(tmp_path / "in/more/deep/three.png")
+    assert find_images([str(tmp_path / "i*/**/*.png")]) == {"one": one, "three": deep}
     odd = noise(tmp_path / "in [2]/x.png")
     assert find_images([odd]) == find_images([odd.parent]) == {"x": odd}
 

@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         self.name = name
         self.model = model
         self._earlier: Tensor | None = None
+        self.cornered = False  # until probed
         if layer != LAST:
             _find_layer(name, model, layer).register_forward_hook(self._keep)
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
