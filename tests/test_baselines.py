@@ -25,7 +25,7 @@ SETTINGS = Settings(
     train=TrainSettings(
         backbone="test_resnet", weights="random", neck=8, epochs=2, batch=4, crop=33, freeze_stride=0, lr=0.01
     ),
-    rca=RcaSettings(slots=6, prototypes=2, confidence=0.0),
+    rca=RcaSettings(slots=6, prototypes=2, confidence=0.0, background_threshold=0.95),
     localise=LocaliseSettings(scales=(1.0,), max_side=64),
 )
 
@@ -77,7 +77,8 @@ def test_two_epochs_and_localising(
     for sample in dataset.samples:
         values, classes = read_maps(map_file(run, sample.id))
         assert classes == sample.tags and values.shape == (len(classes), 12, 16)
-        assert values.max() == 255
+        # A posterior is a probability; all other maps are shares of their peak. OAA takes either, if sure of the tag.
+        assert values.max() > 0 if aggregation and maps != "eps" else values.max() == 255
     network, _ = load_network(run.network, torch.device("cpu"))
     assert network.background == (maps == "eps")
     assert (run.network / "accumulated.npy").exists() == (maps == "oaa")

@@ -285,7 +285,7 @@ def test_classes_that_never_entered_the_bank_are_named(
 ) -> None:
     train(dataset, changed(confidence=0.99), tmp_path / "network")
     [message] = [record.getMessage() for record in caplog.records if "memory bank" in record.getMessage()]
-    assert message.startswith("the memory bank holds no region of background, red, green: no tag was predicted with a")
+    assert message.startswith("the memory bank holds no region of background, red, green, so that")
     caplog.clear()
     train(dataset, changed(contrast=False, aggregation=False, confidence=0.99), tmp_path / "plain")
     assert not [record for record in caplog.records if "memory bank" in record.getMessage()]
