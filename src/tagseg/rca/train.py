@@ -212,8 +212,8 @@ def _warn_if_unknown(bank: Bank, classes: Sequence[str], rca: RcaSettings) -> No
     unknown = [name for name, filled in zip(names, bank.filled.tolist()[-len(names) :], strict=True) if not filled]
     if unknown:
         log.warning(
-            "the memory bank holds no region of %s, so that maps of classes without (all, without background) are plain; "
-            "a region enters it when its tag's probability is above %g: train longer (--train.epochs) or lower "
+            "the memory bank holds no region of %s, so that maps of classes without (all, without background) are "
+            "plain; a region enters it when its tag's probability is above %g: train longer (--train.epochs) or lower "
             "--rca.confidence",
             ", ".join(unknown), rca.confidence,
         )  # fmt: skip
