@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
-
 from tagseg.measure.ablation import ARMS, CUTS, SENSITIVITY, Ablation, Arm, Spread
 from tagseg.report.charts import Tick, nice_ticks
+from tagseg.report.render import templates
 
 WIDTH, LEFT, RIGHT = 760, 160, 90
 """The picture's width and the margins beside the plots, in the SVG's units."""
@@ -70,25 +69,22 @@ def draw_ablation(ablation: Ablation) -> str:
             panels.append(_bars(heading, groups, top, thickness))
             top = panels[-1].bottom + 66
     curves = _curves(ablation, top + 10) if ablation.arms else None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tagseg.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("ablation.svg.j2").render(
-        width=WIDTH,
-        height=(curves.bottom + 52 if curves else top),
-        left=LEFT,
-        right=WIDTH - RIGHT,
-        arms=ablation.arms,
-        all_arms=ARMS,
-        images=ablation.images,
-        missing=len(ablation.missing),
-        finished=len(ablation.scores),
-        panels=panels,
-        curves=curves,
+    return (
+        templates()
+        .get_template("ablation.svg.j2")
+        .render(
+            width=WIDTH,
+            height=(curves.bottom + 52 if curves else top),
+            left=LEFT,
+            right=WIDTH - RIGHT,
+            arms=ablation.arms,
+            all_arms=ARMS,
+            images=ablation.images,
+            missing=len(ablation.missing),
+            finished=len(ablation.scores),
+            panels=panels,
+            curves=curves,
+        )
     )
 
 

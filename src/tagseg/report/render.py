@@ -10,6 +10,17 @@ from markupsafe import Markup
 from tagseg import __version__
 
 
+def templates() -> jinja2.Environment:
+    """Return the templates of report/templates; what they show is escaped, and must be there."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("tagseg.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render_page(template: str, styles: tuple[str, ...] = ("style.css",), **values: Any) -> str:
     """Return the HTML of a template that extends base.html.j2; every value is escaped, nothing is loaded from outside.
 
@@ -18,13 +29,7 @@ def render_page(template: str, styles: tuple[str, ...] = ("style.css",), **value
         styles: the style sheets to put into the page, in order.
         values: what the template shows.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tagseg.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     script = _source(environment, "report.js")
     return environment.get_template(template).render(
         # Only this very script may run: a name that slipped through escaping would still be text.
