@@ -86,10 +86,10 @@ def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop) 
 
     Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes.
     """
-    tags, device = crop.tags.bool().cpu(), maps.refined.device
+    tags, device = crop.tags.bool().cpu(), maps.coarse.device
     image, column = tags.nonzero(as_tuple=True)
     rows = into.first[crop.sample[image]] + (tags.cumsum(1) - 1)[image, column]
-    sure = (maps.refined.float().mean((2, 3)).sigmoid() > CONFIDENT).cpu()[image, column]
+    sure = (maps.refined_scores.float().sigmoid() > CONFIDENT).cpu()[image, column]
     if not sure.any():
         return
     chosen = pair_maps(network, maps, image.to(device), column.to(device) + 1, into.kind)[sure.to(device)]
