@@ -170,7 +170,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["fit", "photos", "--out", "new", "--until", "lunch"], "--until"),
         (["fit", "photos", "--out", "new", "--train.epochs", "x"], 'value for --train.epochs: unable to convert "x"'),
         (["fit", "photos", "--out", "new", "--train.stride", "7"], "--train.stride"),
-        (["fit", "photos", "--out", "new", "--train.epochs", "0"], "setting train.epochs: got 0, expected at least 1"),
+        (["fit", "photos", "--out", "new", "--train.epochs", "-1"], "setting train.epochs: got -1, expected 0 or more"),
         (["fit", "photos", "--out", "new", "--train.epoch", "3"], "--train.epoch"),
         (["fit", "photos", "--out", "new", "--preset", "mine"], "--preset mine: no such preset, expected one of"),
         (["fit", "photos", "--out", "new", "--settings", "none.toml"], "none.toml: cannot read the settings file"),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tagseg.checkpoint import load_tensors, save_tensors
-from tagseg.optimise import build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
+from tagseg.optimise import build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
 from tagseg.run import RunError
 
 
@@ -148,3 +148,11 @@ def test_damaged_or_unfit_state(tmp_path: Path) -> None:
     save_tensors(file, {"net.weight": torch.ones(1, 5), "net.bias": torch.ones(1)}, {"history": []})
     with pytest.raises(RunError, match=r"checkpoint.safetensors: does not fit the network"):
         Training().run(tmp_path, 2)
+
+
+def test_enough_epochs_make_the_steps_within_bounds() -> None:
+    assert enough_epochs(7, 10, 2, 500) == 7
+    assert enough_epochs(0, 2651, 16, 500) == 3
+    assert enough_epochs(0, 200, 16, 500) == 38  # 13 batches an epoch
+    assert enough_epochs(0, 20, 16, 500) == 60
+    assert enough_epochs(0, 80_000, 16, 500) == 3

@@ -198,7 +198,7 @@ def test_stages_that_have_not_begun_may_change(tmp_path: Path, data: Path) -> No
 def test_a_stage_that_was_interrupted_has_begun(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     write_atomically(run.network / "checkpoint.safetensors", "half")
-    with pytest.raises(RunError, match=r"train\.epochs was 5, now 9"):
+    with pytest.raises(RunError, match=r"train\.epochs was 0, now 9"):
         open_run(run.root, data, Settings(train=TrainSettings(epochs=9)))
 
 

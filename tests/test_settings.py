@@ -23,7 +23,7 @@ SECTIONS = {name: kind for name, kind in HINTS.items() if dataclasses.is_datacla
 WRONG: list[tuple[str, Any]] = [
     *[("seed", -1), ("workers", -1)],
     *[("data.min-images", 0), ("data.max-broken", -0.1), ("data.max-broken", 1.0), ("data.max-megapixels", 0.0)],
-    *[("train.epochs", 0), ("train.batch", 0), ("train.crop", 31), ("train.neck", -1), ("train.head-convs", -1)],
+    *[("train.epochs", -1), ("train.batch", 0), ("train.crop", 31), ("train.neck", -1), ("train.head-convs", -1)],
     *[("train.scale", (0.0, 1.0)), ("train.scale", (0.9, 0.5)), ("train.scale", (0.5, 1.1)), ("train.weights", "")],
     *[("train.lr", 0.0), ("train.lr", math.nan), ("train.lr", math.inf), ("train.head-lr", 0.0)],
     *[("train.weight-decay", -1.0), ("train.jitter", -0.1), ("train.freeze-stride", -1), ("train.coarse-weight", -1.0)],
@@ -36,7 +36,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("localise.scales", ()), ("localise.scales", (1.0, 0.0)), ("localise.scales", (1.0, math.nan))],
     *[("localise.max-side", 63), ("masks.threshold", 0.0), ("masks.threshold", 1.0), ("masks.power", 0.0)],
     *[("masks.unsure", -0.01), ("masks.unsure", 0.5)],
-    *[("segment.epochs", 0), ("segment.batch", 1), ("segment.crop", 16), ("segment.crop", 40)],
+    *[("segment.epochs", -1), ("segment.batch", 1), ("segment.crop", 16), ("segment.crop", 40)],
     *[("segment.max-side", 63), ("segment.scale", (0.0, 1.0)), ("segment.scale", (2.0, 1.0)), ("segment.lr", -1.0)],
     *[("segment.head-lr", 0.0), ("segment.weight-decay", -1.0), ("segment.jitter", -0.1)],
     *[("segment.freeze-stride", -1), ("segment.predict-scales", ()), ("segment.predict-scales", (-1.0,))],
@@ -57,8 +57,8 @@ def test_a_value_out_of_range_names_file_setting_and_value(name: str, value: Any
 
 
 def test_values_are_checked_without_a_file_too() -> None:
-    with pytest.raises(ValueError, match=r"^setting train\.epochs: got 0, expected at least 1$"):
-        module.TrainSettings(epochs=0)
+    with pytest.raises(ValueError, match=r"^setting train\.epochs: got -1, expected 0 or more$"):
+        module.TrainSettings(epochs=-1)
 
 
 def test_the_borders_of_the_ranges_are_allowed() -> None:

@@ -77,6 +77,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["factor"]
 
 
+def enough_epochs(asked: int, images: int, batch: int, steps: int) -> int:
+    """Return `asked`, or where that is 0 as many epochs as make about `steps` batches, from 3 to 60."""
+    if asked:
+        return asked
+    chosen = min(max(round(steps / math.ceil(images / batch)), 3), 60)
+    log.info("%d epochs of %d images: about %d steps", chosen, images, chosen * math.ceil(images / batch))
+    return chosen
+
+
 def epochs(
     folder: Path,
     modules: dict[str, nn.Module],

@@ -87,8 +87,8 @@ class TrainSettings:
     head_convs: int = 0
     """3x3 convolutions before the coarse map (the paper has 3)."""
 
-    epochs: int = 5
-    """Passes over the training images."""
+    epochs: int = 0
+    """Passes over the training images (0: as many as make about 500 steps, 3 to 60)."""
 
     batch: int = 16
     """Images in a step."""
@@ -130,7 +130,7 @@ class TrainSettings:
     """Weight of the saliency loss beside the tag loss (maps = eps)."""
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _check(self.epochs >= 0, "train.epochs", self.epochs, "0 or more")
         _check(self.batch >= 1, "train.batch", self.batch, "at least 1")
         _check(self.crop >= 32, "train.crop", self.crop, "at least 32 pixels")
         _check(self.neck >= 0, "train.neck", self.neck, "0 or more channels")
@@ -289,8 +289,8 @@ class SegmentSettings:
     stride: Literal[8, 16] = 16
     """Output stride of the encoder."""
 
-    epochs: int = 6
-    """Passes over the training images."""
+    epochs: int = 0
+    """Passes over the training images (0: as many as make about 1,000 steps, 3 to 60)."""
 
     batch: int = 16
     """Images in a step."""
@@ -332,7 +332,7 @@ class SegmentSettings:
     """Larger images are reduced to this long side, learning and predicting; masks have the image's own size."""
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, "segment.epochs", self.epochs, "at least 1")
+        _check(self.epochs >= 0, "segment.epochs", self.epochs, "0 or more")
         _check(self.batch >= 2, "segment.batch", self.batch, "at least 2 (the decoder has batch norm)")
         _check(
             self.crop >= 32 and self.crop % 16 == 0, "segment.crop", self.crop, "a multiple of 16, at least 32 pixels"
@@ -393,7 +393,7 @@ class Settings:
         known = self.rca.aggregation and self.rca.background
         _check(known or self.localise.kind != "posterior", "localise.kind", self.localise.kind,
                "refined, coarse or auto: posterior needs rca.aggregation and rca.background")  # fmt: skip
-        _check(self.maps != "oaa" or self.train.epochs > self.warm_epochs(), "maps", self.maps,
+        _check(self.maps != "oaa" or (self.train.epochs or 3) > self.warm_epochs(), "maps", self.maps,
                f"train.epochs above {self.warm_epochs()}: oaa accumulates behind rca.warmup (at least 1)")  # fmt: skip
 
     def warm_epochs(self) -> int:

@@ -1,5 +1,6 @@
 """Training the classification network from tags, with the bank's contrast and aggregation."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from tagseg.checkpoint import load_tensors, restore, save_tensors
 from tagseg.data.loading import Crop, TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
-from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
+from tagseg.optimise import History, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
 from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating
 from tagseg.rca.bank import Bank
@@ -26,6 +27,9 @@ from tagseg.run import write_atomically
 from tagseg.settings import RcaSettings, Settings, TrainSettings
 
 log = logging.getLogger(__name__)
+
+STEPS = 500
+"""Batches to learn from where the number of epochs is not given: a small data set is seen more often."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     """
     if settings.maps == "eps":
         require_saliency(dataset, settings.data)
+    options = settings.train
+    chosen = enough_epochs(options.epochs, len(dataset.split("train")), options.batch, STEPS)
+    options = dataclasses.replace(options, epochs=chosen)
+    settings = dataclasses.replace(settings, train=options)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     classes = len(dataset.classes)
@@ -55,7 +63,6 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rca = settings.rca
     bank = Bank(classes + 1, rca.slots, network.channels, rca.update, rca.momentum).to(device)
-    options = settings.train
     new = [parameter for layer in network.new_layers() for parameter in layer.parameters()]
     rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser, options.bias_lr)
     optimizer = build_optimizer(network.backbone.parameters(), new, *rates)

@@ -1,5 +1,6 @@
 """Training the segmentation network on pseudo-masks; 255 counts for nothing."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,14 @@ from tagseg.checkpoint import save_tensors
 from tagseg.data.loading import MaskImages, epoch_seed, loader
 from tagseg.data.records import VOID, Dataset
 from tagseg.masks.write import mask_file
-from tagseg.optimise import History, build_optimizer, choose_device, epochs, poly, set_lr, warn_if_random
+from tagseg.optimise import History, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
 from tagseg.run import write_atomically
 from tagseg.segment.networks import Segmenter
 from tagseg.settings import Settings
+
+STEPS = 1000
+"""Batches to learn from where the number of epochs is not given: a small data set is seen more often."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,12 @@ def train_segmenter(
     Raises:
         ValueError: when weights, encoder or device cannot be had.
     """
+    options = settings.segment
+    chosen = enough_epochs(options.epochs, len(dataset.split("train")), options.batch, STEPS)
+    options = dataclasses.replace(options, epochs=chosen)
+    settings = dataclasses.replace(settings, segment=options)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
-    options = settings.segment
     encoder, weights = options.encoder or settings.train.backbone, options.weights or settings.train.weights
     ids = len(dataset.classes) + 1
     warn_if_random(encoder, weights)
