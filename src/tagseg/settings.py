@@ -393,7 +393,7 @@ class Settings:
         known = self.rca.aggregation and self.rca.background
         _check(known or self.localise.kind != "posterior", "localise.kind", self.localise.kind,
                "refined, coarse or auto: posterior needs rca.aggregation and rca.background")  # fmt: skip
-        _check(self.maps != "oaa" or (self.train.epochs or 3) > self.warm_epochs(), "maps", self.maps,
+        _check(self.maps != "oaa" or not 0 < self.train.epochs <= self.warm_epochs(), "maps", self.maps,
                f"train.epochs above {self.warm_epochs()}: oaa accumulates behind rca.warmup (at least 1)")  # fmt: skip
 
     def warm_epochs(self) -> int:

@@ -53,6 +53,8 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         require_saliency(dataset, settings.data)
     options = settings.train
     chosen = enough_epochs(options.epochs, len(dataset.split("train")), options.batch, STEPS)
+    if not options.epochs:  # behind the warm-up there is something to learn, too
+        chosen = max(chosen, settings.warm_epochs() + 1)
     options = dataclasses.replace(options, epochs=chosen)
     settings = dataclasses.replace(settings, train=options)
     device = choose_device(settings.device)
