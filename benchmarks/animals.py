@@ -32,8 +32,8 @@ def name(what: str, backbone: str) -> str:
     return what if backbone == "mobilenetv2_100" else f"{what}_{backbone}"
 
 
-def settings(options: argparse.Namespace, seed: int = 0) -> Settings:
+def settings(options: argparse.Namespace) -> Settings:
     """Return the file's settings for a backbone and its weights."""
     base = Settings.from_toml(HERE / "voc_animals.toml")
     train = dataclasses.replace(base.train, backbone=options.backbone, weights=str(options.weights))
-    return dataclasses.replace(base, seed=seed, train=train)
+    return dataclasses.replace(base, train=train)

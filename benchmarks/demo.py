@@ -10,13 +10,14 @@ import argparse
 import time
 from pathlib import Path
 
-from record import record
+from record import iou_rows, record
 
 from tagseg.data.demo import draw_demo
 from tagseg.data.prepare import prepare
 from tagseg.demo import demo_settings, run_demo
+from tagseg.measure.ablation import ArmScore
 from tagseg.measure.arms import arm_settings, read_score, score_run
-from tagseg.measure.evaluate import read_evaluation
+from tagseg.measure.evaluate import Scores, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.progress import bars
 from tagseg.run import Run
@@ -45,7 +46,7 @@ def main() -> None:
             until="train",
         )
     finished = Run(full / "run")
-    if cam.manifest_file.exists() and cam.done("train") and (full / "run" / "evaluation.json").exists():
+    if cam.manifest_file.exists() and cam.done("train") and finished.evaluation_file.exists():
         write_results(cam, finished, options.seed)
 
 
@@ -62,18 +63,12 @@ def write_results(cam: Run, full: Run, seed: int) -> None:
         "segmenter_miou_val": round(100 * segmenter.miou, 2),
         "seconds": round(sum(values["seconds"] for values in stages.values()), 1),
     }
-    rows = [
-        "| IoU, % | plain CAM, pseudo-masks | full method, pseudo-masks | segmenter, new images |",
-        "|---|---:|---:|---:|",
-    ]
-    miou = (f"**{100 * found.miou:.1f}**" for found in (plain, masks, segmenter))
-    rows.append(f"| **mean** | {' | '.join(miou)} |")
-    for i, name in enumerate(evaluation.classes):
-        rows.append(
-            f"| {name} | "
-            + " | ".join(f"{100 * (found.iou[i] or 0):.1f}" for found in (plain, masks, segmenter))
-            + " |"
-        )
+    columns: dict[str, ArmScore | Scores] = {
+        "plain CAM, pseudo-masks": plain,
+        "full method, pseudo-masks": masks,
+        "segmenter, new images": segmenter,
+    }
+    rows = iou_rows(evaluation.classes, columns)
     rows += ["", f"All stages of the full run took {figures['seconds']:.0f} seconds."]
     print(record("demo", [seed], figures, "\n".join(rows)).read_text())
 

@@ -4,9 +4,13 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from tagseg.measure.ablation import ArmScore
+from tagseg.measure.evaluate import Scores
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("tagseg", "torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "pillow")
@@ -29,6 +33,16 @@ def record(name: str, seeds: list[int], figures: dict[str, Any], table: str) -> 
     path = RESULTS / f"{name}.md"
     path.write_text(f"# {name}\n\n{table.rstrip()}\n{foot}", encoding="utf-8")
     return path
+
+
+def iou_rows(classes: Sequence[str], columns: Mapping[str, Scores | ArmScore]) -> list[str]:
+    """Return a Markdown table's lines: the mean and every class's IoU in per cent, a column per score."""
+    found = columns.values()
+    rows = ["| IoU, % | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    rows.append("| **mean** | " + " | ".join(f"**{100 * scores.miou:.1f}**" for scores in found) + " |")
+    for i, name in enumerate(classes):
+        rows.append(f"| {name} | " + " | ".join(f"{100 * (scores.iou[i] or 0):.1f}" for scores in found) + " |")
+    return rows
 
 
 def _processor() -> str:

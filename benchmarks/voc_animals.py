@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import animals
-from record import record
+from record import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.measure.ablation import ArmScore
@@ -66,12 +66,7 @@ def write_results(runs: dict[str, Run], seed: int, results: str) -> Path:
         f"full method, pseudo-masks ({full.images} train)": full,
         f"segmenter ({segmenter.images} val)": segmenter,
     }
-    rows = ["| IoU, % | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    rows.append("| **mean** | " + " | ".join(f"**{100 * scores.miou:.1f}**" for scores in columns.values()) + " |")
-    for i, name in enumerate(evaluation.classes):
-        rows.append(
-            f"| {name} | " + " | ".join(f"{100 * (scores.iou[i] or 0):.1f}" for scores in columns.values()) + " |"
-        )
+    rows = iou_rows(evaluation.classes, columns)
     rows += ["", "| stage of the full run | seconds | peak MB |", "|---|---:|---:|"]
     rows += [f"| {stage} | {values['seconds']:.0f} | {values['peak_mb']} |" for stage, values in stages.items()]
     return record(results, [seed], figures, "\n".join(rows))

@@ -39,6 +39,11 @@ _TURNS = {
 }
 
 
+def reduction(image: Image.Image, max_side: int) -> float:
+    """Return the factor, at most 1, that brings an image's long side down to `max_side` pixels."""
+    return min(1.0, max_side / max(image.size))
+
+
 def read_image(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> Image.Image:
     """Return an image as RGB, turned as its EXIF orientation says, transparent parts on white, 16 bits scaled to 8.
 

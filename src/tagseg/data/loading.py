@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tagseg.data.images import read_image, read_mask_file, read_saliency
+from tagseg.data.images import read_image, read_mask_file, read_saliency, reduction
 from tagseg.data.records import VOID, Sample
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class MaskImages(Dataset[tuple[Tensor, Tensor]]):
         image, mask = read_image(image_file, self.max_megapixels), Image.fromarray(read_mask_file(mask_file))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + index)
-            factor = torch.empty(1).uniform_(*self.scale).item() * min(1.0, self.max_side / max(image.size))
+            factor = torch.empty(1).uniform_(*self.scale).item() * reduction(image, self.max_side)
             size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
             picture = tv_tensors.Image(to_bytes(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)))
             labels = tv_tensors.Mask(torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))))

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tagseg.data.images import read_image
+from tagseg.data.images import read_image, reduction
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset, Sample
 from tagseg.optimise import choose_device
@@ -71,7 +71,7 @@ def complete(
 
 def reduced_size(image: Image.Image, settings: LocaliseSettings) -> tuple[int, int]:
     """Return the (height, width) in pixels to which an image is reduced before the scales are applied."""
-    reduce = min(1.0, settings.max_side / max(image.size))
+    reduce = reduction(image, settings.max_side)
     return max(round(image.height * reduce), 1), max(round(image.width * reduce), 1)
 
 
@@ -85,13 +85,12 @@ def localise_image(
     (of the reduced one where the image is larger than `max_side`).
     """
     device = network.prototypes.device
-    width, height = image.size
-    reduce = min(1.0, settings.max_side / max(width, height))
+    reduce = reduction(image, settings.max_side)
     size = reduced_size(image, settings)
     kind = map_kind(settings, network.rca, "eps" if network.background else "cam")
     total = torch.zeros(len(tags), *size, device=device)
     for scale in settings.scales:
-        h, w = network.backbone.fitting_size(height * reduce * scale, width * reduce * scale)
+        h, w = network.backbone.fitting_size(image.height * reduce * scale, image.width * reduce * scale)
         picture = to_tensor(image.resize((w, h), Image.Resampling.BILINEAR))[None].to(device)
         for mirrored in (False, True) if settings.flip else (False,):
             chosen = tag_maps(network, network(picture.flip(-1) if mirrored else picture), tags, kind)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tagseg.checkpoint import load_tensors, restore
-from tagseg.data.images import read_image
+from tagseg.data.images import read_image, reduction
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import Sample
 from tagseg.measure.evaluate import evenly_spaced
@@ -163,7 +163,7 @@ def find_regions(
 @torch.no_grad()
 def see(network: RcaNetwork, image: Image.Image, max_side: int) -> Maps:
     """Return the network's maps of an image at scale 1, reduced to a long side of `max_side` pixels where larger."""
-    reduce = min(1.0, max_side / max(image.size))
+    reduce = reduction(image, max_side)
     h, w = network.backbone.fitting_size(image.height * reduce, image.width * reduce)
     picture = to_tensor(image.resize((w, h), Image.Resampling.BILINEAR))[None]
     maps: Maps = network(picture.to(network.prototypes.device))

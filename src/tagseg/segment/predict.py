@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from tagseg.checkpoint import load_tensors, restore
-from tagseg.data.images import IMAGE_SUFFIXES, read_image
+from tagseg.data.images import IMAGE_SUFFIXES, read_image, reduction
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import DataError
 from tagseg.masks.palette import class_colours
@@ -40,7 +40,7 @@ class Predictor:
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "h w"]:
         """Return the mask of an RGB image at its own size."""
         device = next(self.network.parameters()).device
-        reduce = min(1.0, self.max_side / max(image.size))
+        reduce = reduction(image, self.max_side)
         small = image.resize(
             (max(round(image.width * reduce), 1), max(round(image.height * reduce), 1)), reducing_gap=2.0
         )
