@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
-from tagseg.masks.localise import map_file, read_maps
+from tagseg.masks.maps import map_file, read_maps
 from tagseg.masks.palette import class_colours
 from tagseg.masks.write import enlarge, mask_file
 from tagseg.measure.evaluate import evenly_spaced, examples

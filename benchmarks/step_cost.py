@@ -20,12 +20,12 @@ from record import record
 from torch.profiler import ProfilerActivity, profile
 
 from tagseg.data.loading import Crop
+from tagseg.memory import peak_memory_mb
 from tagseg.optimise import build_optimizer, choose_device
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.rca.network import Maps, build_network
 from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import contrast_loss, training_step
-from tagseg.run import _peak_memory_mb
 from tagseg.settings import RcaSettings, Settings, TrainSettings
 
 TARGETS = {
@@ -156,7 +156,7 @@ def random_maps(classes: int, settings: Settings, device: torch.device) -> tuple
 
 def _peak_mb(device: torch.device, reset: bool = False) -> float:
     if device.type != "cuda":
-        return _peak_memory_mb()
+        return peak_memory_mb()
     if reset:
         torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.max_memory_allocated(device) / 2**20

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from tagseg.data.records import DataError, Dataset, Sample
-from tagseg.masks.localise import complete, localise, localise_image, map_file, read_maps
+from tagseg.masks.localise import complete, localise, localise_image, views
+from tagseg.masks.maps import map_file, read_maps
 from tagseg.progress import T
 from tagseg.rca.accumulate import GRID, read_accumulated
 from tagseg.rca.train import load_network, train
@@ -164,7 +165,8 @@ def test_accumulated_maps_take_the_shape_of_the_images_maps(dataset: Dataset, tm
     accumulated = np.random.default_rng(0).integers(1, 256, (2, GRID, GRID), np.uint8)
     for size in ((40, 30), (65, 300), (1, 7)):
         image = Image.new("RGB", size)
-        found = complete(accumulated, network, image, (1, 2), SETTINGS.localise)
+        seen = views(network.backbone, image, SETTINGS.localise)
+        found = complete(accumulated, network, seen, (1, 2), SETTINGS.localise)
         assert found.shape == localise_image(network, image, (1, 2), SETTINGS.localise).shape
         assert found.amax((1, 2)).tolist() == pytest.approx([1, 1]) and found.min() >= 0
 

@@ -4,10 +4,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tagseg.data.prepare import prepare
-from tagseg.masks.localise import localise
-from tagseg.masks.write import make_masks
+from tagseg.data.prepare import Prepared, prepare
+from tagseg.data.records import Sample
+from tagseg.masks.localise import Localised, localise
+from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
 from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
 from tagseg.progress import Track, silent
 from tagseg.rca.train import train
@@ -57,8 +59,11 @@ def fit(
     if settings is None:
         settings = run.settings() if run.manifest_file.exists() else Settings()
     run = open_run(out, data, settings, force)
-    for stage in STAGES[: STAGES.index(until) + 1]:
-        if not run.done(stage):
+    wanted = STAGES[: STAGES.index(until) + 1]
+    for stage in wanted:
+        if stage == "localise" and "masks" in wanted and not run.done(stage):
+            localise_and_mask(prepare(run), run, track)
+        elif not run.done(stage):
             _run(run, stage, track)
     return None if until != STAGES[-1] else Fitted(run.root, run.masks, read_evaluation(run), run.report_file)
 
@@ -85,37 +90,73 @@ def run_stage(
     return run
 
 
+def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> None:
+    """Run the stages localise and masks; worker processes make masks while the network still finds maps.
+
+    A second counts for one stage only: masks made beside localise leave less to do for the stage masks.
+    """
+    beside = run.settings().workers > 0
+    for stage in ("localise", "masks"):
+        run.remove_leftovers(stage)
+    with open_workers(prepared, run) as workers:
+
+        def then(sample: Sample) -> None:
+            if beside and not has_masks(run, sample.id):
+                workers.give(sample)
+
+        log.info("stage localise%s", ", masks beside it" if beside else "")
+        with run.stage("localise") as figures:
+            figures |= _localise_figures(localise(prepared.dataset, run, track, then=then))
+        log.info("stage masks")
+        with run.stage("masks") as figures:
+            figures |= _masks_figures(make_masks(prepared, run, track, workers))
+
+
 def _run(run: Run, stage: Stage, track: Track) -> None:
     log.info("stage %s", stage)
-    with run.stage(stage):
-        _STAGES[stage](run, track)
+    run.remove_leftovers(stage)
+    with run.stage(stage) as figures:
+        figures |= _STAGES[stage](run, track)
 
 
-def _train(run: Run, track: Track) -> None:
+def _train(run: Run, track: Track) -> dict[str, Any]:
     train(prepare(run, track).dataset, run.settings(), run.network, track)
+    return {}
 
 
-def _localise(run: Run, track: Track) -> None:
-    localise(prepare(run).dataset, run, track)
+def _localise(run: Run, track: Track) -> dict[str, Any]:
+    return _localise_figures(localise(prepare(run).dataset, run, track))
 
 
-def _masks(run: Run, track: Track) -> None:
-    make_masks(prepare(run), run, track)
+def _localise_figures(done: Localised) -> dict[str, Any]:
+    return {"images": done.images, "images_per_s": done.images_per_s}
 
 
-def _segment(run: Run, track: Track) -> None:
+def _masks(run: Run, track: Track) -> dict[str, Any]:
+    return _masks_figures(make_masks(prepare(run), run, track))
+
+
+def _masks_figures(done: Masks) -> dict[str, Any]:
+    pace = {"images": done.images, "images_per_s": done.images_per_s}
+    return pace | {"worker_peak_mb": round(done.worker_peak_mb)}
+
+
+def _segment(run: Run, track: Track) -> dict[str, Any]:
     train_segmenter(prepare(run).dataset, run.masks, run.settings(), run.segmenter, track)
+    return {}
 
 
-def _evaluate(run: Run, track: Track) -> None:
+def _evaluate(run: Run, track: Track) -> dict[str, Any]:
     evaluate(prepare(run), run, track)
+    return {}
 
 
-def _report(run: Run, track: Track) -> None:
+def _report(run: Run, track: Track) -> dict[str, Any]:
     report(run, track)
+    return {}
 
 
-_STAGES: dict[Stage, Callable[[Run, Track], None]] = {
+_STAGES: dict[Stage, Callable[[Run, Track], dict[str, Any]]] = {
     "train": _train,
     "localise": _localise,
     "masks": _masks,
@@ -123,3 +164,4 @@ _STAGES: dict[Stage, Callable[[Run, Track], None]] = {
     "evaluate": _evaluate,
     "report": _report,
 }
+"""What each stage does, and the figures of its own that it notes in the manifest."""

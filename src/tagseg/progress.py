@@ -41,6 +41,7 @@ def bars(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         TextColumn("{task.description:<28}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -49,7 +50,11 @@ def bars(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         yield from _lines(items, title, total)
         return
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(items, total=total, description=title)
+        task, started = progress.add_task(title, total=total, pace=""), time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            pace = images_per_s(done, time.monotonic() - started)
+            progress.update(task, completed=done, pace=f"{pace:.1f}/s")
 
 
 def _lines(items: Iterable[T], title: str, total: int) -> Iterator[T]:
@@ -60,7 +65,13 @@ def _lines(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         if now - said >= SECONDS_BETWEEN_LINES and done < total:
             said = now
             left = (now - started) / done * (total - done)
-            log.info("%s: %d/%d, %s gone, %s left", title, done, total, _minutes(now - started), _minutes(left))
+            gone, pace = now - started, images_per_s(done, now - started)
+            log.info("%s: %d/%d, %.1f/s, %s gone, %s left", title, done, total, pace, _minutes(gone), _minutes(left))
+
+
+def images_per_s(images: int, seconds: float) -> float:
+    """Return how many images were done in a second, to two decimals; 0 where there were none."""
+    return round(images / seconds, 2) if images and seconds > 0 else 0.0
 
 
 def _minutes(seconds: float) -> str:

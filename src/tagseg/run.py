@@ -4,14 +4,15 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from tagseg.memory import peak_memory_mb, reset_peak_memory
 from tagseg.settings import Settings
 from tagseg.settings_file import read_toml
 
@@ -38,6 +39,8 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
 }
 """What each stage leaves in the run folder."""
 
+_TEMPORARY = ".writing-"
+
 
 class RunError(ValueError):
     """The run folder is not in a state that allows what was asked; the message says what to do."""
@@ -56,16 +59,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix) that is renamed to `path` when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
+    # As a plain `open` makes it, with the permissions of the umask; only its name must be new.
+    temporary.open("xb").close()
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -160,19 +160,22 @@ class Run:
             raise RunError(f"{self.root}: stage {stage} has not finished; run `tagseg {stage} {self.root}` first")
 
     @contextlib.contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
+    def stage(self, name: Stage) -> Iterator[dict[str, Any]]:
         """Run a stage's body; when it succeeds, note its seconds, peak memory and output checksums in the manifest.
 
-        Seconds add up over interrupted attempts only where the body was entered; peak memory is this process's alone.
+        Yields a dict for figures of the stage's own (images a second, ...), noted too. Seconds are those of the attempt
+        that succeeded. `peak_mb` is this process's alone; what worker processes took is up to the stage to note.
         """
         started = time.monotonic()
-        _reset_peak_memory()
-        yield
-        seconds, peak = time.monotonic() - started, _peak_memory_mb()
+        reset_peak_memory()
+        figures: dict[str, Any] = {}
+        yield figures
+        seconds, peak = time.monotonic() - started, peak_memory_mb()
         manifest = self.manifest()
         manifest["stages"][name] = {
             "seconds": round(seconds, 1),
             "peak_mb": round(peak),
+            **figures,
             "files": {
                 path.relative_to(self.root).as_posix(): _checksum(path)
                 for output in OUTPUTS[name]
@@ -180,6 +183,12 @@ class Run:
             },
         }
         write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    def remove_leftovers(self, stage: Stage) -> None:
+        """Delete the temporary files that a killed run left in a stage's folders; none may be at work there."""
+        for output in OUTPUTS[stage]:
+            for path in (self.root / output).rglob(f"{_TEMPORARY}*"):
+                path.unlink(missing_ok=True)
 
     def discard(self, first: Stage) -> None:
         """Delete the outputs of `first` and of every later stage."""
@@ -277,23 +286,5 @@ def _checksum(path: Path) -> str:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".writing-"))
+        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(_TEMPORARY))
     return [path] if path.exists() else []
-
-
-def _reset_peak_memory() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_mb() -> float:
-    """Peak resident memory of this process since the last reset, in MB (0 where the system does not tell)."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -5,6 +5,7 @@ Precedence: defaults < a preset < a TOML file < flags. The resolved settings are
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,12 @@ def _check(holds: bool, name: str, value: object, expected: str) -> None:
     numbers = value if isinstance(value, tuple) else (value,)
     if not holds or any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ValueError(f"setting {name}: got {value!r}, expected {expected}")
+
+
+def _cores() -> int:
+    # Those this process may use: a container or a scheduler may have granted fewer than there are.
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(granted, 8)
 
 
 @dataclass(frozen=True)
@@ -270,10 +277,14 @@ class MaskSettings:
     """Half width of the band around the background's cut, and the lead that the best class needs over the second:
     pixels inside become 255."""
 
+    max_side: int = 640
+    """Long side in pixels at which maps are refined; those of larger images are enlarged from there."""
+
     def __post_init__(self) -> None:
         _check(0 < self.threshold < 1, "masks.threshold", self.threshold, "between 0 and 1")
         _check(self.power > 0, "masks.power", self.power, "more than 0")
         _check(0 <= self.unsure < 0.5, "masks.unsure", self.unsure, "from 0 to below 0.5")
+        _check(self.max_side >= 64, "masks.max-side", self.max_side, "at least 64 pixels")
 
 
 @dataclass(frozen=True)
@@ -371,8 +382,9 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the networks' forward and backward pass."""
 
-    workers: int = 2
-    """Processes that read images (0: none beside the main one)."""
+    workers: int = field(default_factory=_cores)
+    """Processes that read images, and that make masks (0: none beside the main one). By default one a core, at most
+    8."""
 
     maps: Baseline = "cam"
     """Where maps come from. cam: the trained network, image by image; oaa: the maximum of an image's maps over the

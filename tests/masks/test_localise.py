@@ -9,7 +9,8 @@ from PIL import Image
 
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset, Sample
-from tagseg.masks.localise import localise, localise_image, map_file, read_maps, write_maps
+from tagseg.masks.localise import localise, localise_image
+from tagseg.masks.maps import map_file, read_maps, write_maps
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import train
 from tagseg.run import Run, RunError, open_run
@@ -109,7 +110,7 @@ def test_coarse_and_refined_maps_differ(network: RcaNetwork) -> None:
 
 def test_maps_survive_a_file(tmp_path: Path) -> None:
     maps = torch.rand(2, 5, 7)
-    write_maps(tmp_path / "sub" / "a.npz", maps, (3, 200))
+    write_maps(tmp_path / "sub" / "a.npz", maps.numpy(), (3, 200))
     values, classes = read_maps(tmp_path / "sub" / "a.npz")
     assert values.dtype == np.uint8 and values.shape == (2, 5, 7) and classes == (3, 200)
     assert np.abs(values / 255 - maps.numpy()).max() <= 0.5 / 255 + 1e-6
@@ -148,7 +149,7 @@ def test_an_interrupted_stage_continues(trained: tuple[Dataset, Run]) -> None:
     assert [path.stem for path in done] == ["0 ü", "1 ü", "2 ü"]
     for path in done:
         os.utime(path, ns=(1, 1))
-    assert localise(dataset, run) == run.maps
+    assert localise(dataset, run).images == 2
     assert {path.relative_to(run.maps).as_posix() for path in run.maps.rglob("*.*")} == {
         f"sub/{i} ü.npz" for i in range(5)
     }

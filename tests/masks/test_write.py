@@ -3,15 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
-from tagseg.masks.localise import map_file, write_maps
+from tagseg.masks.maps import map_file, write_maps
 from tagseg.masks.palette import VOID_COLOUR, class_colours
-from tagseg.masks.write import enlarge, make_masks, mask_file, masks_from_maps, write_mask
+from tagseg.masks.write import enlarge, make_masks, mask_file, mask_image, write_mask
 from tagseg.run import Run, RunError, open_run
 from tagseg.settings import MaskSettings, Settings
 
@@ -51,7 +50,7 @@ def test_maps_are_enlarged_to_the_images_size() -> None:
 def test_a_map_with_a_bright_half_becomes_that_half() -> None:
     maps = np.zeros((1, 8, 8), np.uint8)
     maps[0, :, 4:] = 255
-    decided, mask = masks_from_maps(maps, (2,), (32, 32), MaskSettings("threshold", 0.5, unsure=0.2))
+    decided, mask = mask_image(None, maps, (2,), (32, 32), MaskSettings("threshold", 0.5, unsure=0.2))
     assert decided.dtype == mask.dtype == np.uint8 and decided.shape == mask.shape == (32, 32)
     assert (decided[:, :15] == 0).all() and (decided[:, 17:] == 2).all()
     assert set(np.unique(decided)) == {0, 2} and set(np.unique(mask)) == {0, 2, VOID}
@@ -64,7 +63,7 @@ def test_every_rule_finds_a_blob(background: str) -> None:
     maps = np.full((1, 10, 10), 20, np.uint8)
     maps[0, 3:7, 3:7] = 250
     settings = MaskSettings(background=background, unsure=0.0)  # type: ignore[arg-type]
-    decided, mask = masks_from_maps(maps, (1,), (10, 10), settings)
+    decided, mask = mask_image(None, maps, (1,), (10, 10), settings)
     assert (decided == (maps[0] > 100)).all() and (mask == decided).all()
 
 
@@ -79,8 +78,10 @@ def localised(tmp_path: Path) -> tuple[Prepared, Run]:
         Sample("sub/c", tmp_path / "c.jpg", (1, 3)),
         Sample("v", tmp_path / "v.jpg", (), "val"),
     )
-    maps = torch.zeros(2, 4, 6)
+    maps = np.zeros((2, 4, 6), np.float32)
     maps[0, :, :3], maps[1, :, 3:] = 1, 1
+    for sample in samples:
+        Image.new("RGB", (24, 16)).save(sample.image)
     write_maps(map_file(run, "a b"), maps[:1], (1,))
     write_maps(map_file(run, "sub/c"), maps, (1, 3))
     dataset = Dataset(tmp_path, "folder", CLASSES, samples)
@@ -124,7 +125,7 @@ def test_a_run_that_was_not_localised_is_named(tmp_path: Path) -> None:
 
 def test_masks_without_any_tag_are_warned_of(localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture) -> None:
     prepared, run = localised
-    write_maps(map_file(run, "sub/c"), torch.full((2, 4, 6), 0.1), (1, 3))
+    write_maps(map_file(run, "sub/c"), np.full((2, 4, 6), 0.1, np.float32), (1, 3))
     make_masks(prepared, run)
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith("1 of 2 masks hold none of their image's tags, first sub/c;")

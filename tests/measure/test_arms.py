@@ -6,11 +6,10 @@ from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import pytest
-import torch
 
 from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
-from tagseg.masks.localise import map_file, write_maps
+from tagseg.masks.maps import map_file, write_maps
 from tagseg.measure.ablation import ARMS, Arm
 from tagseg.measure.arms import SCORE_FILE, arm_settings, collect, mask_rule_text, read_score, runs_in, score_run
 from tagseg.measure.evaluate import score_pseudo_masks
@@ -77,7 +76,7 @@ def test_figures_by_hand(run: Run) -> None:
         maps = np.stack([np.where(truth == tag, 0.4, 0.0) for tag in sample.tags])
         maps[:, 24:] = np.where(maps[:, 24:] > 0, 0.8, 0.0)
         maps[:, 0, 0] = 1.0
-        write_maps(map_file(run, sample.id), torch.from_numpy(maps), sample.tags)
+        write_maps(map_file(run, sample.id), maps, sample.tags)
         for cut in hits:
             seen = np.zeros_like(truth)
             for tag, values in reversed(list(zip(sample.tags, maps, strict=True))):  # the first tag wins a draw

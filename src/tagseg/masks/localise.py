@@ -1,7 +1,14 @@
 """Multi-scale class activation maps of the tagged classes."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,71 +20,152 @@ from torch import Tensor
 from tagseg.data.images import read_image, reduction
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset, Sample
+from tagseg.masks.maps import map_file, write_maps
 from tagseg.optimise import choose_device
-from tagseg.progress import Track, silent
+from tagseg.progress import Track, images_per_s, silent
 from tagseg.rca.accumulate import read_accumulated
+from tagseg.rca.backbone import Backbone
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.tagmaps import has_posterior, tag_maps
 from tagseg.rca.train import load_network
-from tagseg.run import Run, atomic_path
+from tagseg.run import Run
 from tagseg.settings import LocaliseSettings, map_kind
+
+log = logging.getLogger(__name__)
 
 MAP_STRIDE = 4
 """Image pixels per cell of a stored map."""
 
+READERS = 2
+WRITERS = 2
+"""Threads that decode images and that write maps while the network runs."""
 
-def localise(dataset: Dataset, run: Run, track: Track = silent, samples: Sequence[Sample] | None = None) -> Path:
-    """Store the maps of every training image's tags in `run.maps`, an .npz each (see `write_maps`); returns the folder.
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Localised:
+    """Where the maps lie, how many images got theirs now, and how many a second."""
+
+    folder: Path
+    images: int
+    images_per_s: float
+
+
+class Views(NamedTuple):
+    """An image as the network sees it: a picture a scale, and the (height, width) in pixels that its maps stand for."""
+
+    pictures: tuple[Image.Image, ...]
+    size: tuple[int, int]
+
+
+def localise(
+    dataset: Dataset,
+    run: Run,
+    track: Track = silent,
+    samples: Sequence[Sample] | None = None,
+    then: Callable[[Sample], None] | None = None,
+) -> Localised:
+    """Store the maps of every training image's tags in `run.maps`, an .npz each (see `write_maps`).
 
     With maps = oaa these are the accumulated maps; the network's stand in where a tag was never predicted. Images whose
     maps are there already are skipped, so an interrupted stage continues. With `samples` only theirs are made: an
-    ablation needs no more than the images that are scored.
+    ablation needs no more than the images that are scored. `then` is called with every sample whose maps are there.
+
+    Raises:
+        DataError: naming the image, when one cannot be read.
     """
     settings = run.settings()
-    device = choose_device(settings.device)
-    network, _ = load_network(run.network, device)
+    network, _ = load_network(run.network, choose_device(settings.device))
     accumulated = read_accumulated(run.network) if settings.maps == "oaa" else None
     samples = dataset.split("train") if samples is None else samples
-    for sample in track(samples, "localise", len(samples)):
-        target = map_file(run, sample.id)
-        if not target.exists():
-            image = read_image(sample.image, settings.data.max_megapixels)
-            if accumulated is None:
-                maps = localise_image(network, image, sample.tags, settings.localise)
-            else:
-                array, rows = accumulated
-                maps = complete(array[rows[sample.id]], network, image, sample.tags, settings.localise)
-            write_maps(target, maps, sample.tags)
-    return run.maps
+
+    def read(sample: Sample) -> tuple[Sample, Views | None]:
+        if map_file(run, sample.id).exists():
+            return sample, None
+        image = read_image(sample.image, settings.data.max_megapixels)
+        return sample, views(network.backbone, image, settings.localise)
+
+    def find(sample: Sample, seen: Views | None) -> tuple[Sample, Tensor | None]:
+        if seen is None or accumulated is None:
+            return sample, seen and localise_views(network, seen, sample.tags, settings.localise)
+        array, rows = accumulated
+        return sample, complete(array[rows[sample.id]], network, seen, sample.tags, settings.localise)
+
+    def write(found: tuple[Sample, Tensor | None]) -> tuple[Sample, bool]:
+        sample, maps = found
+        if maps is not None:
+            write_maps(map_file(run, sample.id), maps.numpy(), sample.tags)
+        return sample, maps is not None
+
+    started, images = time.monotonic(), 0
+    with contextlib.closing(_ahead(samples, read, READERS)) as decoded:
+        maps = (find(*one) for one in track(decoded, "localise", len(samples)))
+        for sample, new in _ahead(maps, write, WRITERS):
+            images += new
+            if then is not None:
+                then(sample)
+    pace = images_per_s(images, time.monotonic() - started)
+    log.info("localise: %d images, %.1f a second", images, pace)
+    return Localised(run.maps, images, pace)
+
+
+def _ahead(items: Iterable[A], work: Callable[[A], B], threads: int) -> Generator[B]:
+    """Yield the outcomes of `work` in the order of the items; threads are at work on a few items ahead, and what they
+    have begun is finished when the iteration ends early."""
+    waiting: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def complete(
     accumulated: UInt8[np.ndarray, "k g g"],
     network: RcaNetwork,
-    image: Image.Image,
+    seen: Views,
     tags: tuple[int, ...],
     settings: LocaliseSettings,
 ) -> Float[Tensor, "k h w"]:
-    """Return the accumulated maps of an image's tags as `localise_image` returns maps; the network's where there is
+    """Return the accumulated maps of an image's tags as `localise_views` returns maps; the network's where there is
     none, because training never predicted the tag."""
     found = torch.from_numpy(np.array(accumulated)).float()
-    seen = found.flatten(1).any(1)
-    height, width = reduced_size(image, settings)
-    size = -(-height // MAP_STRIDE), -(-width // MAP_STRIDE)
-    maps = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
+    known = found.flatten(1).any(1)
+    maps = F.interpolate(found[:, None], map_size(seen), mode="bilinear", align_corners=False, antialias=True)[:, 0]
     maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-6)
-    return maps if seen.all() else maps.where(seen[:, None, None], localise_image(network, image, tags, settings))
+    return maps if known.all() else maps.where(known[:, None, None], localise_views(network, seen, tags, settings))
 
 
-def reduced_size(image: Image.Image, settings: LocaliseSettings) -> tuple[int, int]:
-    """Return the (height, width) in pixels to which an image is reduced before the scales are applied."""
+def views(backbone: Backbone, image: Image.Image, settings: LocaliseSettings) -> Views:
+    """Return an image reduced to `max_side` and brought to every scale, at sizes that fit the backbone's cells."""
     reduce = reduction(image, settings.max_side)
-    return max(round(image.height * reduce), 1), max(round(image.width * reduce), 1)
+    size = max(round(image.height * reduce), 1), max(round(image.width * reduce), 1)
+    fitting = [
+        backbone.fitting_size(image.height * reduce * scale, image.width * reduce * scale) for scale in settings.scales
+    ]
+    return Views(tuple(image.resize((w, h), Image.Resampling.BILINEAR) for h, w in fitting), size)
+
+
+def map_size(seen: Views) -> tuple[int, int]:
+    """Return the (height, width) of an image's maps in cells."""
+    height, width = seen.size
+    return -(-height // MAP_STRIDE), -(-width // MAP_STRIDE)
+
+
+def localise_image(
+    network: RcaNetwork, image: Image.Image, tags: tuple[int, ...], settings: LocaliseSettings
+) -> Float[Tensor, "k h w"]:
+    """Return the maps of an image's tags, see `localise_views`."""
+    return localise_views(network, views(network.backbone, image, settings), tags, settings)
 
 
 @torch.no_grad()
-def localise_image(
-    network: RcaNetwork, image: Image.Image, tags: tuple[int, ...], settings: LocaliseSettings
+def localise_views(
+    network: RcaNetwork, seen: Views, tags: tuple[int, ...], settings: LocaliseSettings
 ) -> Float[Tensor, "k h w"]:
     """Return the maps of an image's tags (0..1), averaged over scales and the mirrored image.
 
@@ -85,40 +173,19 @@ def localise_image(
     (of the reduced one where the image is larger than `max_side`).
     """
     device = network.prototypes.device
-    reduce = reduction(image, settings.max_side)
-    size = reduced_size(image, settings)
     kind = map_kind(settings, network.rca, "eps" if network.background else "cam")
-    total = torch.zeros(len(tags), *size, device=device)
-    for scale in settings.scales:
-        h, w = network.backbone.fitting_size(image.height * reduce * scale, image.width * reduce * scale)
-        picture = to_tensor(image.resize((w, h), Image.Resampling.BILINEAR))[None].to(device)
+    total = torch.zeros(len(tags), *seen.size, device=device)
+    for view in seen.pictures:
+        picture = to_tensor(view)[None].to(device)
         for mirrored in (False, True) if settings.flip else (False,):
             chosen = tag_maps(network, network(picture.flip(-1) if mirrored else picture), tags, kind)
-            enlarged = network.backbone.enlarge(chosen, size)[0]
+            enlarged = network.backbone.enlarge(chosen, seen.size)[0]
             total += enlarged.flip(-1) if mirrored else enlarged
-    total = F.adaptive_avg_pool2d(total, (-(-size[0] // MAP_STRIDE), -(-size[1] // MAP_STRIDE)))
+    total = F.adaptive_avg_pool2d(total, map_size(seen))
     shares = total / total.amax((1, 2), keepdim=True).clamp_min(1e-6)
     if kind == "posterior":
-        views = len(settings.scales) * (1 + settings.flip)
+        looks = len(settings.scales) * (1 + settings.flip)
         shares = torch.where(
-            has_posterior(network, torch.tensor(tags, device=device))[:, None, None], total / views, shares
+            has_posterior(network, torch.tensor(tags, device=device))[:, None, None], total / looks, shares
         )
     return shares.cpu()
-
-
-def map_file(run: Run, sample_id: str) -> Path:
-    """Return where an image's maps lie."""
-    return run.maps / f"{sample_id}.npz"
-
-
-def write_maps(path: Path, maps: Float[Tensor, "k h w"], tags: tuple[int, ...]) -> None:
-    """Write maps 0..1 as uint8 `maps` (k h w) with their class ids `classes` (k)."""
-    quantised = (maps * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, maps=quantised, classes=np.array(tags, dtype=np.int64))
-
-
-def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
-    """Return an image's maps (0..255 = 0..1) and their class ids."""
-    with np.load(path, allow_pickle=False) as file:
-        return file["maps"], tuple(int(c) for c in file["classes"])

@@ -1,8 +1,10 @@
 """Pseudo-masks: maps to palette PNGs at the image's own size."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,61 +12,144 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared
+from tagseg.data.records import Sample
 from tagseg.masks.background import cut, decide, with_void
-from tagseg.masks.localise import map_file, read_maps
+from tagseg.masks.maps import map_file, read_maps
 from tagseg.masks.palette import png_palette
-from tagseg.progress import Track, silent
-from tagseg.run import Run, atomic_path, write_atomically
-from tagseg.settings import MaskSettings
+from tagseg.masks.pool import Made, MaskWorkers, mask_workers
+from tagseg.progress import Track, images_per_s, silent
+from tagseg.run import Run, RunError, atomic_path, write_atomically
+from tagseg.settings import MaskSettings, Settings
 
 log = logging.getLogger(__name__)
+
+_STRIP = 1 << 20
+"""Map values that are enlarged at a time: 4 MB, and as much again a few times while they are decided."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Where the masks lie: with unsure pixels 255, and with every pixel decided; class id i is `classes[i]`."""
+    """Where the masks lie: with unsure pixels 255, and with every pixel decided; class id i is `classes[i]`.
+
+    images: how many were made now. images_per_s: of these, from the first that was handed over to the last.
+    worker_peak_mb: the most memory that one worker process took (0 where the main process made them).
+    """
 
     folder: Path
     decided: Path
     classes: tuple[str, ...]
+    images: int
+    images_per_s: float
+    worker_peak_mb: float
 
 
-def make_masks(prepared: Prepared, run: Run, track: Track = silent) -> Masks:
-    """Write every training image's pseudo-mask; images whose masks are there already are skipped."""
-    settings = run.settings().mask_rule()
+@contextlib.contextmanager
+def open_workers(prepared: Prepared, run: Run) -> Iterator[MaskWorkers]:
+    """Yield the worker processes that `make_masks` takes, so that masks can be made while maps are still written."""
+    settings = run.settings()
+
+    def make(sample: Sample) -> Made:
+        blank = make_mask(run, sample.id, sample.image, prepared.sizes[sample.id], settings)
+        return Made(sample.id, blank, 0.0)
+
+    with mask_workers(run, prepared.sizes, settings.workers, make) as workers:
+        yield workers
+
+
+def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: MaskWorkers | None = None) -> Masks:
+    """Write every training image's pseudo-mask; images whose masks are there already are skipped.
+
+    `workers` may have been given images before; the rest are handed over now, and all are waited for.
+
+    Raises:
+        RunError: naming the image, when one cannot be made.
+    """
+    if workers is None:
+        with open_workers(prepared, run) as own:
+            return make_masks(prepared, run, track, own)
     samples = prepared.dataset.split("train")
     for folder in (run.masks, run.decided_masks):
         write_classes(folder, prepared.dataset.classes)
-    blank = []
-    for sample in track(samples, "masks", len(samples)):
-        if not mask_file(run.decided_masks, sample.id).exists():
-            maps, classes = read_maps(map_file(run, sample.id))
-            ids, unsure = masks_from_maps(maps, classes, prepared.sizes[sample.id], settings)
-            write_mask(mask_file(run.masks, sample.id), unsure)
-            write_mask(mask_file(run.decided_masks, sample.id), ids)
-            if not np.isin(unsure, classes).any():
-                blank.append(sample.id)
+    for sample in samples:
+        if not has_masks(run, sample.id):
+            workers.give(sample)
+    made = list(track(workers.made(), "masks", len(workers.given)))
+    pace = images_per_s(len(made), time.monotonic() - min(workers.given.values(), default=0.0))
+    log.info("masks: %d images, %.1f a second", len(made), pace)
+    blank = {one.id for one in made if one.blank}
     if blank:
         log.warning(
             "%d of %d masks hold none of their image's tags, first %s; if they are many, train longer (--train.epochs) "
             "or cut lower (--masks.background threshold --masks.threshold 0.3)",
-            len(blank), len(samples), blank[0],
+            len(blank), len(samples), next(sample.id for sample in samples if sample.id in blank),
         )  # fmt: skip
-    return Masks(run.masks, run.decided_masks, ("background", *prepared.dataset.classes))
+    classes = ("background", *prepared.dataset.classes)
+    peak = max((one.peak_mb for one in made), default=0.0)
+    return Masks(run.masks, run.decided_masks, classes, len(made), pace, peak)
 
 
-def masks_from_maps(
-    maps: UInt8[np.ndarray, "k h w"], classes: tuple[int, ...], size: tuple[int, int], settings: MaskSettings
+def make_mask(run: Run, sample_id: str, image: Path, size: tuple[int, int], settings: Settings) -> bool:
+    """Write an image's two masks at `size` (height, width) from its maps; tells whether they hold none of its tags.
+
+    Raises:
+        RunError: naming the image, when it or its maps cannot be read or its masks not be written.
+    """
+    rule = settings.mask_rule()
+    try:
+        maps, classes = read_maps(map_file(run, sample_id))
+        small = refined_size(size, rule)
+        picture = read_image(image, settings.data.max_megapixels, max(small))
+        picture = picture.resize(small[::-1], Image.Resampling.BILINEAR)
+        decided, sure = mask_image(np.asarray(picture), maps, classes, size, rule)
+        write_mask(mask_file(run.masks, sample_id), sure)
+        write_mask(mask_file(run.decided_masks, sample_id), decided)
+    except (ValueError, OSError, MemoryError) as error:
+        raise RunError(f"{image}: no mask could be made of it: {error or 'not enough memory'}") from error
+    return not any((sure == class_id).any() for class_id in classes)
+
+
+def mask_image(
+    image: UInt8[np.ndarray, "h w 3"] | None,
+    maps: UInt8[np.ndarray, "k y x"],
+    classes: tuple[int, ...],
+    size: tuple[int, int],
+    settings: MaskSettings,
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
-    """Return an image's mask with every pixel decided, and the one whose unsure pixels are 255.
+    """Return an image's mask with every pixel decided, and the one whose unsure pixels are 255, both at `size`.
 
-    `maps` (0..255 = 0..peak) are enlarged to `size` (height, width); `classes` are their class ids. A refinement of the
-    enlarged maps, such as a dense CRF, belongs between enlarging and deciding.
+    `maps` (0..255 = 0..peak) are enlarged to `refined_size`, in which `image`, where there is one, is given; a
+    refinement by the image, such as a dense CRF, belongs there. From there they are enlarged to `size` (height, width)
+    and decided a strip of rows at a time: at full size only the masks exist. `classes` are the maps' class ids.
     """
     cuts = [cut(values, settings) for values in maps]
-    ids, unsure = decide(enlarge(maps, size), classes, cuts, settings.unsure)
-    return ids, with_void(ids, unsure)
+    scores = enlarge(maps, refined_size(size, settings))
+    decided, sure = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    height = max(_STRIP // (max(len(classes), 1) * size[1]), 1)
+    for top in range(0, size[0], height):
+        rows = slice(top, min(top + height, size[0]))
+        decided[rows], unsure = decide(_strip(scores, size, rows), classes, cuts, settings.unsure)
+        sure[rows] = with_void(decided[rows], unsure)
+    return decided, sure
+
+
+def refined_size(size: tuple[int, int], settings: MaskSettings) -> tuple[int, int]:
+    """Return the (height, width) at which the maps of an image of `size` are refined: its own up to `max_side`."""
+    reduce = min(1.0, settings.max_side / max(size))
+    return max(round(size[0] * reduce), 1), max(round(size[1] * reduce), 1)
+
+
+def _strip(scores: Float[np.ndarray, "k h w"], size: tuple[int, int], rows: slice) -> Float[np.ndarray, "k rows W"]:
+    """The given rows of scores enlarged to `size`, without enlarging the others."""
+    height, width = scores.shape[1:]
+    if (height, width) == size:
+        return scores[:, rows]
+    # The part that the rows cover; neighbours beyond it still count, so that strips join without a seam.
+    box = (0, rows.start * height / size[0], width, rows.stop * height / size[0])
+    target = size[1], rows.stop - rows.start
+    strips = [Image.fromarray(values).resize(target, Image.Resampling.BILINEAR, box) for values in scores]
+    return np.stack([np.asarray(strip) for strip in strips]) if strips else np.zeros((0, *target[::-1]), np.float32)
 
 
 def enlarge(maps: UInt8[np.ndarray, "k h w"], size: tuple[int, int]) -> Float[np.ndarray, "k H W"]:
@@ -73,6 +158,11 @@ def enlarge(maps: UInt8[np.ndarray, "k h w"], size: tuple[int, int]) -> Float[np
         Image.fromarray(values.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR) for values in maps
     ]
     return np.stack([np.asarray(values) for values in large]) / 255 if large else np.zeros((0, *size), np.float32)
+
+
+def has_masks(run: Run, sample_id: str) -> bool:
+    """Tell whether both masks of an image are there."""
+    return all(mask_file(folder, sample_id).exists() for folder in (run.masks, run.decided_masks))
 
 
 def mask_file(folder: Path, sample_id: str) -> Path:

@@ -10,8 +10,9 @@ import numpy as np
 
 from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
-from tagseg.masks.localise import localise, map_file, read_maps
-from tagseg.masks.write import masks_from_maps
+from tagseg.masks.localise import localise
+from tagseg.masks.maps import map_file, read_maps
+from tagseg.masks.write import mask_image
 from tagseg.measure.ablation import ARMS, CUTS, Ablation, Arm, ArmScore
 from tagseg.measure.evaluate import scored_samples
 from tagseg.measure.iou import confusion, iou
@@ -60,6 +61,7 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
     """
     settings = run.settings()
     samples = scored_samples(prepared.dataset, "train")
+    run.remove_leftovers("localise")
     localise(prepared.dataset, run, track, samples)
     rule = settings.mask_rule()
     rules = [rule, *(dataclasses.replace(rule, background="threshold", threshold=cut) for cut in CUTS)]
@@ -70,7 +72,7 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
         truth = load_mask(sample, prepared.dataset, size)
         maps, classes = read_maps(map_file(run, sample.id))
         for matrix, one in zip(matrices, rules, strict=True):
-            matrix += confusion(truth, masks_from_maps(maps, classes, size, one)[0], ids)
+            matrix += confusion(truth, mask_image(None, maps, classes, size, one)[0], ids)
     own, *others = (iou(matrix) for matrix in matrices)
     cuts = tuple(found.miou for found in others)
     score = ArmScore(arm, settings.seed, mask_rule_text(settings), own.miou, own.iou, cuts)

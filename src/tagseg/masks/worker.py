@@ -1,0 +1,38 @@
+"""A worker process of masks/pool.py: reads images to make masks of from standard input, answers on standard output."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tagseg.masks.write import make_mask
+from tagseg.memory import peak_memory_mb
+from tagseg.run import Run
+
+
+def serve(run: Run) -> None:
+    """Answer lines of JSON, `[id, image file, [height, width]]`, until there are no more.
+
+    An answer says whether the masks are `blank`, and this process's `peak_mb`; or it is an `error`.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints must not come between the answers
+    settings = run.settings()
+    for line in sys.stdin:
+        sample_id, image, (height, width) = json.loads(line)
+        try:
+            blank = make_mask(run, sample_id, Path(image), (height, width), settings)
+            answer: dict[str, Any] = {"blank": blank, "peak_mb": peak_memory_mb()}
+        except (ValueError, OSError) as error:
+            answer = {"error": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    # The main process was killed: the masks are written, nobody is left to be told.
+    try:
+        serve(Run(Path(sys.argv[1])))
+    except BrokenPipeError:
+        os._exit(0)
