@@ -22,7 +22,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 SECTIONS: dict[Stage, tuple[str, ...]] = {
     "train": ("seed", "precision", "maps", "data", "train", "rca"),
     "localise": ("localise",),
-    "masks": ("masks",),
+    "masks": ("masks", "crf"),
     "segment": ("segment",),
     "evaluate": ("report",),
     "report": (),

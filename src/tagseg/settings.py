@@ -261,10 +261,11 @@ class LocaliseSettings:
 class MaskSettings:
     """From maps to masks."""
 
-    background: Literal["auto", "otsu", "threshold", "power"] = "auto"
-    """Background rule. otsu: the cut that splits each map's own histogram best; threshold: a constant; power: the
-    background's score is (1 - highest map) ^ power. auto: threshold for posterior maps, otsu for all others (those of
-    maps = oaa too)."""
+    background: Literal["auto", "rest", "otsu", "threshold", "power"] = "auto"
+    """Background rule; none needs true masks. rest: background's probability is what those of the tags leave over
+    (posterior maps); otsu: the cut that splits each map's own histogram best; threshold: a constant cut; power: the
+    background's score is (1 - highest map) ^ power. auto: rest for posterior maps, otsu for all others (those of maps =
+    oaa too)."""
 
     threshold: float = 0.5
     """Below this a pixel is background, for the threshold rule: a probability for posterior maps (0.5: class against
@@ -273,9 +274,13 @@ class MaskSettings:
     power: float = 2.0
     """Exponent of the power rule."""
 
+    saliency: bool = False
+    """Take background from the saliency maps of data.saliency, as RCA and EPS do; where maps and saliency contradict one
+    another a pixel is unsure."""
+
     unsure: float = 0.05
-    """Half width of the band around the background's cut, and the lead that the best class needs over the second:
-    pixels inside become 255."""
+    """A pixel becomes 255 unless its label's probability (the geometric mean of the one by the maps and the one after
+    refinement) exceeds one half by this."""
 
     max_side: int = 640
     """Long side in pixels at which maps are refined; those of larger images are enlarged from there."""
@@ -285,6 +290,39 @@ class MaskSettings:
         _check(self.power > 0, "masks.power", self.power, "more than 0")
         _check(0 <= self.unsure < 0.5, "masks.unsure", self.unsure, "from 0 to below 0.5")
         _check(self.max_side >= 64, "masks.max-side", self.max_side, "at least 64 pixels")
+
+
+@dataclass(frozen=True)
+class CrfSettings:
+    """Dense CRF: refines masks along the edges of the image (Kraehenbuehl and Koltun 2011)."""
+
+    steps: int = 10
+    """Steps of mean field inference (0: no CRF)."""
+
+    gaussian_sxy: float = 3.0
+    """Reach of the Gaussian kernel, a standard deviation in pixels of an image whose long side is 500 pixels; larger and
+    smaller images scale it."""
+
+    gaussian_compat: float = 3.0
+    """Weight of the Gaussian kernel, which smooths (0: without)."""
+
+    bilateral_sxy: float = 80.0
+    """Reach of the bilateral kernel, as crf.gaussian-sxy."""
+
+    bilateral_srgb: float = 13.0
+    """Standard deviation of the bilateral kernel in levels of red, green and blue (0..255)."""
+
+    bilateral_compat: float = 10.0
+    """Weight of the bilateral kernel, by which pixels of like colour get the same label (0: without)."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 0, "crf.steps", self.steps, "0 or more")
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            value = getattr(self, name)
+            _check(0 < value < math.inf, f"crf.{name.replace('_', '-')}", value, "more than 0")
+        for name in ("gaussian_compat", "bilateral_compat"):
+            value = getattr(self, name)
+            _check(0 <= value < math.inf, f"crf.{name.replace('_', '-')}", value, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -396,8 +434,9 @@ class Settings:
     rca: Annotated[RcaSettings, _panel("Memory bank, contrast, aggregation", 3)] = field(default_factory=RcaSettings)
     localise: Annotated[LocaliseSettings, _panel("Maps", 4)] = field(default_factory=LocaliseSettings)
     masks: Annotated[MaskSettings, _panel("Masks", 5)] = field(default_factory=MaskSettings)
-    segment: Annotated[SegmentSettings, _panel("Segmentation network", 6)] = field(default_factory=SegmentSettings)
-    report: Annotated[ReportSettings, _panel("Report", 7)] = field(default_factory=ReportSettings)
+    crf: Annotated[CrfSettings, _panel("Dense CRF", 6)] = field(default_factory=CrfSettings)
+    segment: Annotated[SegmentSettings, _panel("Segmentation network", 7)] = field(default_factory=SegmentSettings)
+    report: Annotated[ReportSettings, _panel("Report", 8)] = field(default_factory=ReportSettings)
 
     def __post_init__(self) -> None:
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -417,7 +456,7 @@ class Settings:
         if self.masks.background != "auto":
             return self.masks
         posterior = self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
-        return dataclasses.replace(self.masks, background="threshold" if posterior else "otsu")
+        return dataclasses.replace(self.masks, background="rest" if posterior else "otsu")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values (tuples become lists)."""

@@ -1,14 +1,18 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tagseg.masks.background import cut, decide, otsu, with_void
+from tagseg.masks.background import LIMIT, agreement, cut, decide, label_probabilities, otsu, with_saliency
 from tagseg.settings import MaskSettings
 
 VALUES = arrays.arrays(np.uint8, st.integers(1, 30), elements=st.integers(0, 255))
 SHARES = st.integers(0, 256).map(lambda number: number / 256)
+MAPS = st.integers(1, 3).flatmap(lambda k: arrays.arrays(np.float32, (k, 2, 3), elements=SHARES))
+RULES = ["rest", "otsu", "threshold", "power"]
 
 
 def spread_between(values: np.ndarray, threshold: int) -> float:
@@ -41,89 +45,112 @@ def test_otsu_of_equal_values_is_the_middle(value: int) -> None:
     assert otsu(np.full((3, 4), value, np.uint8)) == 0.5
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 4.0, 16.0])
-def test_the_power_rule_cuts_where_map_and_background_are_equal(power: float) -> None:
-    share = cut(np.zeros((2, 2), np.uint8), MaskSettings(background="power", power=power))
-    assert share == pytest.approx((1 - share) ** power, abs=0.02) and 0 < share < 1
-    assert (share - 0.001) < (1 - share + 0.001) ** power
-
-
-def test_the_power_rule_by_hand() -> None:
-    assert cut(np.zeros((1, 1), np.uint8), MaskSettings(background="power", power=1.0)) == pytest.approx(0.5)
-    golden = (3 - 5**0.5) / 2  # p = (1 - p)^2
-    assert cut(np.zeros((1, 1), np.uint8), MaskSettings(background="power")) == pytest.approx(golden, abs=1e-3)
-
-
 def test_only_otsu_looks_at_the_map() -> None:
     maps = np.array([[0, 0], [240, 255]], np.uint8), np.array([[0, 20], [40, 255]], np.uint8)
     assert {cut(values, MaskSettings(background="threshold", threshold=0.3)) for values in maps} == {0.3}
-    assert len({cut(values, MaskSettings(background="power")) for values in maps}) == 1
     assert cut(maps[0], MaskSettings("otsu")) == otsu(maps[0]) != cut(maps[1], MaskSettings("otsu"))
 
 
-def decide_slowly(maps: np.ndarray, classes: tuple[int, ...], cuts: list[float], unsure: float) -> tuple[list, list]:
-    """Return ids and doubts pixel by pixel, as the docstring says."""
-    ids, doubts = [], []
-    for pixel in maps.reshape(len(classes), -1).T:
-        margins = sorted(((np.float32(p) - np.float32(c), k) for p, c, k in zip(pixel, cuts, classes, strict=True)))
-        best, name = margins[-1]
-        doubt = abs(best) < unsure
-        if len(margins) > 1 and margins[-2][0] > 0:
-            doubt = doubt or best - margins[-2][0] < unsure
-        ids.append(name if best > 0 else 0)
-        doubts.append(bool(doubt))
-    return ids, doubts
+def slow_probabilities(pixel: list[float], rule: str, cuts: tuple[float, ...], power: float) -> list[float]:
+    """Return one pixel's probabilities as the docstring says."""
+    pixel = [min(max(value, LIMIT), 1 - LIMIT) for value in pixel]
+    if rule == "rest":
+        scores = [max(1 - sum(pixel), LIMIT), *pixel]
+    elif rule == "power":
+        scores = [max((1 - max(pixel)) ** power, LIMIT), *pixel]
+    else:
+        scores = [1.0, *(m / (1 - m) / (c / (1 - c)) for m, c in zip(pixel, cuts, strict=True))]
+    return [score / sum(scores) for score in scores]
 
 
-@given(st.integers(1, 3).flatmap(lambda k: st.tuples(
-    arrays.arrays(np.float32, (k, 3, 4), elements=SHARES),
-    st.permutations([1, 7, 254]).map(lambda ids: tuple(ids[:k])),
-    st.lists(SHARES, min_size=k, max_size=k),
-    st.sampled_from([0.0, 0.05, 0.3]),
-)))  # fmt: skip
-def test_decisions_are_those_of_a_loop(case: tuple[np.ndarray, tuple[int, ...], list[float], float]) -> None:
-    maps, classes, cuts, unsure = case
-    margins = np.sort(maps - np.array(cuts, np.float32)[:, None, None], axis=0)
-    ids, doubtful = decide(maps, classes, cuts, unsure)
-    expected = decide_slowly(maps, classes, cuts, unsure)
-    tied = (margins[-1] == margins[-2]).ravel() if len(classes) > 1 else np.zeros(12, bool)
-    assert ids.ravel()[~tied].tolist() == np.array(expected[0])[~tied].tolist()
-    assert doubtful.ravel().tolist() == expected[1]
+@pytest.mark.parametrize("rule", RULES)
+@given(maps=MAPS, power=st.sampled_from([0.5, 2.0, 16.0]), cuts=st.lists(st.floats(0.05, 0.95), min_size=3, max_size=3))
+def test_probabilities_are_those_of_a_loop(rule: str, maps: np.ndarray, power: float, cuts: list[float]) -> None:
+    own = tuple(cuts[: len(maps)])
+    found = label_probabilities(maps, MaskSettings(rule, power=power), own)  # type: ignore[arg-type]
+    slow = [slow_probabilities(pixel.tolist(), rule, own, power) for pixel in maps.reshape(len(maps), -1).T]
+    assert found.dtype == np.float32 and np.allclose(found.reshape(len(maps) + 1, -1).T, slow, atol=1e-5)
+    assert np.allclose(found.sum(0), 1, atol=1e-5)
 
 
-def test_one_class_has_a_band_of_doubt_around_its_cut() -> None:
-    maps = np.array([[[0.0, 0.44, 0.46, 0.5, 0.54, 0.56, 1.0]]], np.float32)
-    ids, doubtful = decide(maps, (9,), [0.5], 0.05)
-    assert ids.tolist() == [[0, 0, 0, 0, 9, 9, 9]]
-    assert doubtful.tolist() == [[False, False, True, True, True, False, False]]
-    assert with_void(ids, doubtful).tolist() == [[0, 0, 255, 255, 255, 9, 9]]
+@pytest.mark.parametrize("limit", [0.2, 0.5, 0.8])
+def test_class_and_background_are_equally_likely_at_the_cut(limit: float) -> None:
+    maps = np.array([[[limit - 0.1, limit, limit + 0.1]]], np.float32)
+    below, at, above = label_probabilities(maps, MaskSettings("threshold", limit), (limit,))[1, 0]
+    assert below < 0.5 < above and at == pytest.approx(0.5)
 
 
-def test_two_classes_in_conflict() -> None:
-    maps = np.array([[[0.9, 0.9, 0.9, 0.3]], [[0.2, 0.88, 0.6, 0.28]]], np.float32)
-    ids, doubtful = decide(maps, (3, 5), [0.5, 0.5], 0.05)
-    # Alone; neck and neck; clearly ahead; both far below their cuts, where it does not matter that they are close.
-    assert ids.tolist() == [[3, 3, 3, 0]]
-    assert doubtful.tolist() == [[False, True, False, False]]
+def test_the_power_rule_by_hand() -> None:
+    golden = (3 - 5**0.5) / 2  # m = (1 - m)^2
+    found = label_probabilities(np.full((1, 1, 1), golden, np.float32), MaskSettings("power"), (0.5,))
+    assert found.ravel() == pytest.approx([0.5, 0.5])
 
 
-def test_what_counts_is_the_lead_over_the_own_cut() -> None:
-    maps = np.array([[[0.8]], [[0.7]]], np.float32)
-    assert decide(maps, (1, 2), [0.7, 0.3], 0.05)[0].tolist() == [[2]]
+def test_background_has_what_the_tags_leave_over() -> None:
+    maps = np.array([[[0.5]], [[0.3]]], np.float32)
+    assert label_probabilities(maps, MaskSettings("rest"), (0.5, 0.5)).ravel() == pytest.approx([0.2, 0.5, 0.3])
+    crowded = label_probabilities(maps * 2, MaskSettings("rest"), (0.5, 0.5)).ravel()
+    assert crowded[0] == pytest.approx(LIMIT, rel=1) and crowded[1] > crowded[2] > 0.3
 
 
-def test_without_doubt_every_pixel_is_sure() -> None:
-    maps = np.random.default_rng(0).random((2, 8, 8), np.float32)
-    assert not decide(maps, (1, 2), [0.4, 0.6], 0.0)[1].any()
+@pytest.mark.parametrize("rule", RULES)
+def test_no_tags_leave_background_alone(rule: str) -> None:
+    nothing = np.zeros((0, 2, 3), np.float32)
+    found = label_probabilities(nothing, MaskSettings(rule), ())  # type: ignore[arg-type]
+    assert (found == np.ones((1, 2, 3))).all()
+    assert (with_saliency(found, np.full((2, 3), 255, np.uint8)) == found).all()
+    ids, unsure = decide(found, agreement(found, found), (), 0.05)
+    assert not ids.any() and not unsure.any()
 
 
-def test_the_order_of_the_classes_does_not_matter() -> None:
-    maps = np.random.default_rng(0).random((3, 8, 8), np.float32)
-    ids, doubtful = decide(maps, (1, 2, 3), [0.4, 0.5, 0.6], 0.05)
-    turned, doubtful_too = decide(maps[::-1], (3, 2, 1), [0.6, 0.5, 0.4], 0.05)
-    assert (ids == turned).all() and (doubtful == doubtful_too).all() and len(np.unique(ids)) == 4
+def test_saliency_says_where_background_is() -> None:
+    before = np.array([[0.5, 0.9, 0.2], [0.4, 0.05, 0.6], [0.1, 0.05, 0.2]], np.float32)[:, None]
+    after = with_saliency(before, np.array([[0, 255, 102]], np.uint8))
+    assert after.sum(0) == pytest.approx(np.ones((1, 3)))
+    assert after[0, 0] == pytest.approx([1, 0, 0.6], abs=2 * LIMIT)
+    assert after[:, 0, 1] == pytest.approx([0, 0.5, 0.5], abs=2 * LIMIT)
+    assert after[:, 0, 2] == pytest.approx([0.6, 0.3, 0.1])
+    # Salient, but by the maps background: the two contradict one another, and the pixel is unsure.
+    _, unsure = decide(after, agreement(before, after), (3, 5), 0.05)
+    assert unsure.tolist() == [[False, True, True]]
 
 
-def test_no_class_is_all_background() -> None:
-    ids, doubtful = decide(np.zeros((0, 2, 3), np.float32), (), [], 0.05)
-    assert ids.tolist() == [[0, 0, 0]] * 2 and not doubtful.any()
+def test_a_pixel_is_sure_where_maps_and_refinement_agree() -> None:
+    before = np.array([[0.9, 0.52, 0.1, 0.45], [0.1, 0.48, 0.9, 0.55]], np.float32)[:, None]
+    after = np.array([[1.0, 0.5, 1.0, 0.0], [0.0, 0.5, 0.0, 1.0]], np.float32)[:, None]
+    sure = agreement(before, after)
+    assert sure[0, 0] == pytest.approx([math.sqrt(0.9), math.sqrt(0.26), math.sqrt(0.1), 0])
+    ids, unsure = decide(after, sure, (9,), 0.05)
+    assert ids.tolist() == [[0, 0, 0, 9]] and unsure.tolist() == [[False, True, True, False]]
+
+
+def test_without_refinement_one_class_has_a_band_of_doubt_around_its_cut() -> None:
+    maps = np.array([[[0.0, 0.44, 0.46, 0.501, 0.54, 0.56, 1.0]]], np.float32)
+    found = label_probabilities(maps, MaskSettings("threshold", 0.5), (0.5,))
+    ids, unsure = decide(found, agreement(found, found), (9,), 0.05)
+    assert ids.tolist() == [[0, 0, 0, 9, 9, 9, 9]]
+    assert unsure.tolist() == [[False, False, True, True, True, False, False]]
+
+
+def test_two_classes_in_conflict_are_unsure() -> None:
+    found = np.array([[0.1, 0.1, 0.6], [0.8, 0.46, 0.2], [0.1, 0.44, 0.2]], np.float32)[:, None]
+    ids, unsure = decide(found, agreement(found, found), (3, 5), 0.05)
+    assert ids.tolist() == [[3, 3, 0]] and unsure.tolist() == [[False, True, False]]
+
+
+def test_a_tag_that_got_no_pixel_makes_its_likeliest_place_unsure() -> None:
+    before = np.full((2, 4, 4), 0.9, np.float32)
+    before[1], before[1, 1:3, 1:3] = 0.1, 0.4
+    before[0] = 1 - before[1]
+    ids, unsure = decide(before, agreement(before, before), (2,), 0.05)
+    assert not ids.any() and unsure[1:3, 1:3].all() and unsure.sum() == 4
+    # A map that is as high everywhere does not say where.
+    before[0], before[1] = 0.9, 0.1
+    assert not decide(before, agreement(before, before), (2,), 0.05)[1].any()
+
+
+@given(MAPS)
+def test_the_order_of_the_classes_does_not_matter(maps: np.ndarray) -> None:
+    found = label_probabilities(maps, MaskSettings("rest"), (0.5,) * len(maps))
+    turned = label_probabilities(maps[::-1], MaskSettings("rest"), (0.5,) * len(maps))
+    assert np.allclose(found[1:], turned[:0:-1], atol=1e-6) and np.allclose(found[0], turned[0], atol=1e-6)

@@ -105,3 +105,20 @@ def _mask_fault(sample: Sample, dataset: Dataset, size: tuple[int, int]) -> str:
 def _list(lines: Sequence[str]) -> str:
     more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
     return "; ".join(lines[:_LISTED]) + more
+
+
+def require_saliency(dataset: Dataset, settings: DataSettings, needed_by: str) -> None:
+    """Check that every training image has a saliency map, which the setting `needed_by` asks for.
+
+    Raises:
+        DataError: naming the first image without one and the folder where it was looked for.
+    """
+    samples = dataset.split("train")
+    missing = [sample for sample in samples if sample.saliency is None]
+    if missing:
+        given = Path(settings.saliency or "saliency")
+        folder = given if settings.saliency and not (dataset.root / given).is_dir() else dataset.root / given
+        raise DataError(
+            f"{missing[0].image}: no saliency map, expected {missing[0].id}.png or .jpg in {folder} (setting "
+            f"data.saliency); {needed_by} needs one for every training image, {len(missing)} of {len(samples)} have none"
+        )

@@ -130,7 +130,9 @@ def _start(run: Run) -> "subprocess.Popen[str]":
 def _ask(child: "subprocess.Popen[str]", sample: Sample, size: tuple[int, int]) -> Made:
     assert child.stdin is not None and child.stdout is not None
     try:
-        child.stdin.write(json.dumps([sample.id, str(sample.image), size]) + "\n")
+        saliency = str(sample.saliency) if sample.saliency else None
+        asked = [sample.id, str(sample.image), sample.tags, saliency, size]
+        child.stdin.write(json.dumps(asked) + "\n")
         child.stdin.flush()
         line = child.stdout.readline()
     except OSError:  # it died between two images

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tagseg.data.records import Sample
 from tagseg.masks.write import make_mask
 from tagseg.memory import peak_memory_mb
 from tagseg.run import Run
 
 
 def serve(run: Run) -> None:
-    """Answer lines of JSON, `[id, image file, [height, width]]`, until there are no more.
+    """Answer lines of JSON, `[id, image file, tags, saliency file or null, [height, width]]`, until there are no more.
 
     An answer says whether the masks are `blank`, and this process's `peak_mb`; or it is an `error`.
     """
@@ -20,9 +21,10 @@ def serve(run: Run) -> None:
     os.dup2(2, 1)  # what a library prints must not come between the answers
     settings = run.settings()
     for line in sys.stdin:
-        sample_id, image, (height, width) = json.loads(line)
+        sample_id, image, tags, saliency, (height, width) = json.loads(line)
+        sample = Sample(sample_id, Path(image), tuple(tags), saliency=Path(saliency) if saliency else None)
         try:
-            blank = make_mask(run, sample_id, Path(image), (height, width), settings)
+            blank = make_mask(run, sample, (height, width), settings)
             answer: dict[str, Any] = {"blank": blank, "peak_mb": peak_memory_mb()}
         except (ValueError, OSError) as error:
             answer = {"error": str(error)}

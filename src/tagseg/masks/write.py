@@ -1,6 +1,7 @@
 """Pseudo-masks: maps to palette PNGs at the image's own size."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -12,21 +13,26 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from tagseg.data.images import read_image
+from tagseg.data.check import require_saliency
+from tagseg.data.images import read_image, read_saliency
 from tagseg.data.prepare import Prepared
-from tagseg.data.records import Sample
-from tagseg.masks.background import cut, decide, with_void
+from tagseg.data.records import VOID, Sample
+from tagseg.masks.background import agreement, cut, decide, label_probabilities, with_saliency
+from tagseg.masks.crf import dense_crf
 from tagseg.masks.maps import map_file, read_maps
 from tagseg.masks.palette import png_palette
 from tagseg.masks.pool import Made, MaskWorkers, mask_workers
 from tagseg.progress import Track, images_per_s, silent
 from tagseg.run import Run, RunError, atomic_path, write_atomically
-from tagseg.settings import MaskSettings, Settings
+from tagseg.settings import CrfSettings, MaskSettings, Settings
 
 log = logging.getLogger(__name__)
 
 _STRIP = 1 << 20
 """Map values that are enlarged at a time: 4 MB, and as much again a few times while they are decided."""
+
+REFERENCE_SIDE = 500
+"""Long side in pixels of the images that the reach of the CRF's kernels is given for: that of Pascal VOC's."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def open_workers(prepared: Prepared, run: Run) -> Iterator[MaskWorkers]:
     settings = run.settings()
 
     def make(sample: Sample) -> Made:
-        blank = make_mask(run, sample.id, sample.image, prepared.sizes[sample.id], settings)
+        blank = make_mask(run, sample, prepared.sizes[sample.id], settings)
         return Made(sample.id, blank, 0.0)
 
     with mask_workers(run, prepared.sizes, settings.workers, make) as workers:
@@ -66,6 +72,8 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: Mas
     Raises:
         RunError: naming the image, when one cannot be made.
     """
+    if run.settings().masks.saliency:
+        require_saliency(prepared.dataset, run.settings().data, "masks.saliency")
     if workers is None:
         with open_workers(prepared, run) as own:
             return make_masks(prepared, run, track, own)
@@ -90,24 +98,40 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: Mas
     return Masks(run.masks, run.decided_masks, classes, len(made), pace, peak)
 
 
-def make_mask(run: Run, sample_id: str, image: Path, size: tuple[int, int], settings: Settings) -> bool:
+def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Settings) -> bool:
     """Write an image's two masks at `size` (height, width) from its maps; tells whether they hold none of its tags.
 
     Raises:
         RunError: naming the image, when it or its maps cannot be read or its masks not be written.
     """
-    rule = settings.mask_rule()
     try:
-        maps, classes = read_maps(map_file(run, sample_id))
-        small = refined_size(size, rule)
-        picture = read_image(image, settings.data.max_megapixels, max(small))
-        picture = picture.resize(small[::-1], Image.Resampling.BILINEAR)
-        decided, sure = mask_image(np.asarray(picture), maps, classes, size, rule)
-        write_mask(mask_file(run.masks, sample_id), sure)
-        write_mask(mask_file(run.decided_masks, sample_id), decided)
+        decided, sure = mask_sample(run, sample, size, settings)
+        write_mask(mask_file(run.masks, sample.id), sure)
+        write_mask(mask_file(run.decided_masks, sample.id), decided)
     except (ValueError, OSError, MemoryError) as error:
-        raise RunError(f"{image}: no mask could be made of it: {error or 'not enough memory'}") from error
-    return not any((sure == class_id).any() for class_id in classes)
+        raise RunError(f"{sample.image}: no mask could be made of it: {error or 'not enough memory'}") from error
+    return not any((sure == class_id).any() for class_id in sample.tags)
+
+
+def mask_sample(
+    run: Run, sample: Sample, size: tuple[int, int], settings: Settings
+) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
+    """Return the masks of an image of a run at `size` (height, width), by all of the run's evidence: see `mask_image`.
+
+    Raises:
+        DataError: when the image or its saliency map cannot be read, or the latter is missing and asked for.
+    """
+    maps, classes = read_maps(map_file(run, sample.id))
+    rule = settings.mask_rule()
+    small, limit = refined_size(size, rule), settings.data.max_megapixels
+    image = saliency = None
+    if settings.crf.steps:
+        picture = read_image(sample.image, limit, max(small))
+        image = np.asarray(picture.resize(small[::-1], Image.Resampling.BILINEAR))
+    if rule.saliency:
+        assert sample.saliency is not None, f"{sample.id} has no saliency map"
+        saliency = np.asarray(read_saliency(sample.saliency, small, limit))
+    return mask_image(image, maps, classes, size, rule, settings.crf, saliency)
 
 
 def mask_image(
@@ -116,22 +140,40 @@ def mask_image(
     classes: tuple[int, ...],
     size: tuple[int, int],
     settings: MaskSettings,
+    crf: CrfSettings | None = None,
+    saliency: UInt8[np.ndarray, "h w"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
     """Return an image's mask with every pixel decided, and the one whose unsure pixels are 255, both at `size`.
 
-    `maps` (0..255 = 0..peak) are enlarged to `refined_size`, in which `image`, where there is one, is given; a
-    refinement by the image, such as a dense CRF, belongs there. From there they are enlarged to `size` (height, width)
-    and decided a strip of rows at a time: at full size only the masks exist. `classes` are the maps' class ids.
+    `maps` (0..255 = 0..peak) of `classes` are enlarged to `refined_size` and become probabilities of labels. There they
+    take background from `saliency` where that is given, and are refined by the image with the dense CRF where both are.
+    Then they are enlarged to `size` (height, width) and decided a strip of rows at a time: at full size only the masks
+    exist.
     """
-    cuts = [cut(values, settings) for values in maps]
-    scores = enlarge(maps, refined_size(size, settings))
+    cuts = tuple(cut(values, settings) for values in maps)
+    before = label_probabilities(enlarge(maps, refined_size(size, settings)), settings, cuts)
+    after = before if saliency is None else with_saliency(before, saliency)
+    if image is not None and crf is not None and crf.steps and classes:
+        after = dense_crf(after, image, at_size(crf, image.shape[:2]))
+    scores = np.concatenate([after, agreement(before, after)])
+    labels = len(after)
     decided, sure = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    height = max(_STRIP // (max(len(classes), 1) * size[1]), 1)
+    height = max(_STRIP // (2 * labels * size[1]), 1)
     for top in range(0, size[0], height):
         rows = slice(top, min(top + height, size[0]))
-        decided[rows], unsure = decide(_strip(scores, size, rows), classes, cuts, settings.unsure)
-        sure[rows] = with_void(decided[rows], unsure)
+        strip = _strip(scores, size, rows)
+        decided[rows], unsure = decide(strip[:labels], strip[labels:], classes, settings.unsure)
+        sure[rows] = np.where(unsure, VOID, decided[rows])
     return decided, sure
+
+
+def at_size(crf: CrfSettings, size: tuple[int, int]) -> CrfSettings:
+    """Return the settings with the reach of both kernels in pixels of an image of `size`: they are given for images
+    whose long side is `REFERENCE_SIDE`, so that masks do not depend on how large an image is stored."""
+    factor = max(size) / REFERENCE_SIDE
+    return dataclasses.replace(
+        crf, gaussian_sxy=crf.gaussian_sxy * factor, bilateral_sxy=crf.bilateral_sxy * factor
+    )
 
 
 def refined_size(size: tuple[int, int], settings: MaskSettings) -> tuple[int, int]:

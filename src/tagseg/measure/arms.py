@@ -120,8 +120,14 @@ def mask_rule_text(settings: Settings) -> str:
     kind, rule = map_kind(settings.localise, settings.rca), settings.mask_rule()
     # Without aggregation nothing refines the coarse map.
     kind = "coarse" if kind == "refined" and not settings.rca.aggregation else kind
-    cut = {"threshold": f"cut at {rule.threshold:g}", "otsu": "Otsu's cut", "power": f"background power {rule.power:g}"}
-    return f"{kind} map, {cut[rule.background]}"
+    cut = {
+        "rest": "background by what is left",
+        "threshold": f"cut at {rule.threshold:g}",
+        "otsu": "Otsu's cut",
+        "power": f"background power {rule.power:g}",
+    }
+    crf = ", dense CRF" if settings.crf.steps else ""
+    return f"{kind} map, {cut[rule.background]}{', saliency' if rule.saliency else ''}{crf}"
 
 
 def _made_with(run: Run, settings: Settings, prepared: Prepared) -> dict[str, Any]:

@@ -1,14 +1,9 @@
 """Explicit pseudo-pixel supervision: saliency maps teach where classes end and background begins (EPS, CVPR 2021)."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-from tagseg.data.records import DataError, Dataset
-from tagseg.settings import DataSettings
 
 FOREGROUND_SHARE = 0.5
 """lambda: what the foreground map contributes to the estimated saliency; the background map contributes the rest."""
@@ -52,20 +47,3 @@ def saliency_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean square over cells between saliency (0..1) and what the maps estimate of it (EPS, section 3.2)."""
     return F.mse_loss(saliency_estimate(classes, background, saliency, tags), saliency)
-
-
-def require_saliency(dataset: Dataset, settings: DataSettings) -> None:
-    """Check that every training image has a saliency map.
-
-    Raises:
-        DataError: naming the first image without one and the folder where it was looked for.
-    """
-    samples = dataset.split("train")
-    missing = [sample for sample in samples if sample.saliency is None]
-    if missing:
-        given = Path(settings.saliency or "saliency")
-        folder = given if settings.saliency and not (dataset.root / given).is_dir() else dataset.root / given
-        raise DataError(
-            f"{missing[0].image}: no saliency map, expected {missing[0].id}.png or .jpg in {folder} (setting "
-            f"data.saliency); maps = eps needs one for every training image, {len(missing)} of {len(samples)} have none"
-        )

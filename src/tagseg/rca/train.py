@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tagseg.checkpoint import load_tensors, restore, save_tensors
+from tagseg.data.check import require_saliency
 from tagseg.data.loading import Crop, TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
 from tagseg.optimise import History, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
@@ -22,7 +23,7 @@ from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.regions import Regions, pool_regions
-from tagseg.rca.saliency import require_saliency, saliency_loss
+from tagseg.rca.saliency import saliency_loss
 from tagseg.run import write_atomically
 from tagseg.settings import RcaSettings, Settings, TrainSettings
 
@@ -50,7 +51,7 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         ValueError: when weights, backbone or device cannot be had, or a saliency map is missing that maps = eps needs.
     """
     if settings.maps == "eps":
-        require_saliency(dataset, settings.data)
+        require_saliency(dataset, settings.data, "maps = eps")
     options = settings.train
     chosen = enough_epochs(options.epochs, len(dataset.split("train")), options.batch, STEPS)
     if not options.epochs:  # behind the warm-up there is something to learn, too

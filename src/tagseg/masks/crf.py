@@ -1,0 +1,121 @@
+"""The dense CRF: every pixel is tied to every other by how near and how alike they are (Kraehenbuehl and Koltun 2011)."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from tagseg.masks.lattice import build_lattices
+from tagseg.masks.meanfield import mean_field
+from tagseg.settings import CrfSettings
+
+SMALLEST = 1e-5
+"""Probabilities below this count as this: no label is ruled out for good."""
+
+
+def dense_crf(
+    probabilities: Float32[np.ndarray, "l h w"],
+    image: UInt8[np.ndarray, "h w 3"],
+    settings: CrfSettings,
+    threads: int | None = None,
+) -> Float32[np.ndarray, "l h w"]:
+    """Return the probabilities of an image's labels after mean field inference in a fully connected CRF.
+
+    The energy of a labelling is the sum of `-log probabilities` and, over all pairs of pixels whose labels differ, of
+    `gaussian_compat g + bilateral_compat b`, with Gaussian kernels g of the two pixels' places and b of places and
+    colours (Kraehenbuehl and Koltun 2011, eqs. 1 to 3, normalised symmetrically as in the authors' code). The kernels
+    are filters on a permutohedral lattice (Adams, Baek and Davis 2010), so that time and memory grow with pixels x
+    labels. Both sxy are in pixels of this image.
+
+    Args:
+        probabilities: of each label at each pixel, 0 or more; they need not sum to 1.
+        image: RGB, of the same size.
+        settings: reach, weights and steps; with 0 steps probabilities are merely normalised.
+        threads: how many to use; by default one for each core this process may run on. The result is the same.
+
+    Raises:
+        ValueError: when the sizes differ, a probability is negative or not finite, or the kernels are too small for
+            the image.
+    """
+    check_crf(probabilities.shape, image.shape)
+    if not np.isfinite(probabilities).all() or (probabilities < 0).any():
+        raise ValueError("dense CRF: probabilities must be finite and not below 0")
+    labels, height, width = probabilities.shape
+    logs = np.log(np.maximum(probabilities.reshape(labels, -1).T, np.float32(SMALLEST)))
+    with ThreadPoolExecutor(threads or cores()) as pool:
+        run = shared_among(pool, threads or cores())
+        lattices = build_lattices(kernel_features(image, settings), run, pool)
+        weights = settings.gaussian_compat, settings.bilateral_compat
+        refined = mean_field(logs, list(zip(lattices, weights, strict=True)), settings.steps, run)
+    return np.ascontiguousarray(refined.T).reshape(labels, height, width)
+
+
+def dense_crfs(
+    images: Iterable[tuple[Float32[np.ndarray, "_l _h _w"], UInt8[np.ndarray, "_h _w 3"]]],
+    settings: CrfSettings,
+    threads: int | None = None,
+) -> Iterator[Float32[np.ndarray, "_l _h _w"]]:
+    """Yield the refined probabilities of many images in their order, as `dense_crf` does, one image a thread.
+
+    No more images are taken than there are threads, and one.
+
+    Raises:
+        ValueError: as `dense_crf`.
+    """
+    count = threads or cores()
+    with ThreadPoolExecutor(count) as pool:
+        waiting: deque[Future[Float32[np.ndarray, "_l _h _w"]]] = deque()
+        for probabilities, image in images:
+            waiting.append(pool.submit(dense_crf, probabilities, image, settings, 1))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def check_crf(probabilities: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """Check that probabilities (l h w) and image (h w 3) have shapes that belong together.
+
+    Raises:
+        ValueError: naming both shapes, when they do not, or one is empty.
+    """
+    if len(probabilities) != 3 or image != (*probabilities[1:], 3) or 0 in probabilities:
+        raise ValueError(
+            f"dense CRF: probabilities of shape {tuple(probabilities)} and an image of shape {tuple(image)}, expected "
+            "(labels, height, width) and (height, width, 3)"
+        )
+
+
+def kernel_features(
+    image: UInt8[np.ndarray, "h w 3"], settings: CrfSettings
+) -> tuple[Float32[np.ndarray, "h*w 2"], Float32[np.ndarray, "h*w 5"]]:
+    """Return the features of the Gaussian and of the bilateral kernel, in units of their standard deviations."""
+    height, width = image.shape[:2]
+    rows, columns = np.indices((height, width), np.float32).reshape(2, -1)
+    places = np.stack([columns, rows], axis=1)
+    colours = image.reshape(-1, 3).astype(np.float32) / np.float32(settings.bilateral_srgb)
+    near = places / np.float32(settings.gaussian_sxy)
+    return near, np.concatenate([places / np.float32(settings.bilateral_sxy), colours], axis=1)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_among(pool: ThreadPoolExecutor, threads: int) -> Callable[..., None]:
+    """Return what runs a kernel over as many ranges as there are threads, one of them in this thread (see `Run`)."""
+
+    def run(kernel: Callable[..., None], size: int, *arrays: Any) -> None:
+        step = max(-(-size // threads), 1)
+        others = [pool.submit(kernel, at, min(at + step, size), *arrays) for at in range(step, size, step)]
+        kernel(0, min(step, size), *arrays)
+        wait(others)
+        for other in others:
+            other.result()
+
+    return run

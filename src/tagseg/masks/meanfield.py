@@ -1,0 +1,282 @@
+"""Mean field inference on the CPU (Kraehenbuehl and Koltun 2011, algorithm 1), by Numba.
+
+Values lie in rows, a row of labels for a pixel or a vertex. Rows of up to four labels are filled up to four, which are
+written out below so that they stay in a vector register; longer ones are filled up to a multiple of eight, over which
+the compiler's own vectors run.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt32
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tagseg.masks.lattice import Lattice, Run, jit, run_here
+
+FEW, MANY = 4, 8
+"""Labels of a short row, and what the labels of a longer one are a multiple of."""
+
+NEVER = -1e4
+"""Log-probability of the labels that fill up a row: their probability is 0 in every step."""
+
+AHEAD = 12
+"""How many vertices ahead of their turn rows are fetched."""
+
+SMALL = 1 << 17
+"""Values up to this number are blurred by one thread."""
+
+CHUNK = 64
+"""Pixels whose labels are updated together, so that they stay in the innermost cache."""
+
+
+def mean_field(
+    logs: Float32[np.ndarray, "n l"], kernels: Sequence[tuple[Lattice, float]], steps: int, run: Run
+) -> Float32[np.ndarray, "n l"]:
+    """Return the labels' probabilities after some steps of mean field inference (algorithm 1).
+
+    A step multiplies each probability of `logs` by e to the power of `weight` times the filtered probabilities of its
+    label, over two kernels (the Potts model of section 2, up to a factor that all labels share), and normalises.
+    """
+    n, labels = logs.shape
+    width = FEW if labels <= FEW else -(-labels // MANY) * MANY
+    start = np.full((n, width), NEVER, np.float32)
+    start[:, :labels] = logs
+    (one, own_one), (two, own_two) = (normalised(lattice, weight, run) for lattice, weight in kernels)
+    buffer_one, buffer_two = (np.empty((lattice.size + lattice.first_half, width), np.float32) for lattice in (one, two))
+    q = start.copy()
+    run(softmax, n, q)
+    for _ in range(steps):
+        values_one = filtered(one, own_one, q, buffer_one, run)
+        values_two = filtered(two, own_two, q, buffer_two, run)
+        run(update, n, start, one.corners, one.weights, values_one, two.corners, two.weights, values_two, q)
+    return q[:, :labels]
+
+
+def normalised(lattice: Lattice, weight: float, run: Run) -> tuple[Lattice, Float32[np.ndarray, "n e"]]:
+    """Return the lattice with what a kernel that is normalised symmetrically slices by, times `weight`; and splats by.
+
+    The kernel K becomes D K D with D = diag(K 1)^(-1/2), as in Kraehenbuehl and Koltun's own code: without, pixels in
+    crowded parts of the feature space would hear more than others.
+    """
+    n = len(lattice.corners)
+    sums, ones = np.zeros((n, FEW), np.float32), np.ones((n, FEW), np.float32)
+    buffer = np.empty((lattice.size + lattice.first_half, FEW), np.float32)
+    run(add_slice, n, lattice.corners, lattice.weights, filtered(lattice, lattice.weights, ones, buffer, run), sums)
+    norm = 1 / np.sqrt(sums[:, :1])
+    return lattice._replace(weights=lattice.weights * (norm * np.float32(weight))), lattice.weights * norm
+
+
+def filtered(
+    lattice: Lattice,
+    weights: Float32[np.ndarray, "n e"],
+    values: Float32[np.ndarray, "n c"],
+    buffer: Float32[np.ndarray, "m+h c"],
+    run: Run,
+) -> Float32[np.ndarray, "m c"]:
+    """Splat the points' values by `weights` and blur them, in `buffer`, a part of which is returned.
+
+    Two threads splat half of the points each, always two, so that sums do not depend on how many threads there are. The
+    first half has rows of its own at the buffer's end.
+    """
+    run(splat, 2, lattice.size, lattice.corners, weights, values, buffer)
+    out, first_half = buffer[: lattice.size], buffer[lattice.size :]
+    # A few small rows are done sooner than handed over.
+    run = run if out.size > SMALL else run_here
+    run(join, len(first_half), first_half, out)
+    for axis in lattice.axes:
+        run(blur, len(axis.starts) - 1, axis.starts, axis.vertices, out)
+    return out
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch(typing_context: Any, array: Any, row: Any) -> Any:
+    """Ask for the first 128 bytes of an array's row to be brought into the cache, without waiting for it."""
+    del typing_context
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(array)(context, builder, arguments[0])
+        stride = builder.extract_value(view.strides, 0)
+        start = builder.ptrtoint(view.data, stride.type)
+        offset = builder.mul(builder.zext(arguments[1], stride.type), stride)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte] + [number] * 3))
+        for line in (0, 64):
+            address = builder.inttoptr(builder.add(builder.add(start, offset), ir.Constant(stride.type, line)), byte)
+            builder.call(prefetch, [address, *(ir.Constant(number, flag) for flag in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, row), emit
+
+
+@jit
+def splat(
+    first: int,
+    last: int,
+    size: int,
+    corners: UInt32[np.ndarray, "n e"],
+    weights: Float32[np.ndarray, "n e"],
+    values: Float32[np.ndarray, "n c"],
+    buffer: Float32[np.ndarray, "m+h c"],
+) -> None:
+    """Add the weighted values of each half of the points to the rows of their corners."""
+    points, middle = len(corners), len(corners) // 2
+    for half in range(first, last):
+        out = buffer[:size] if half else buffer[size:]
+        out[:] = 0
+        for n in range(middle if half else 0, points if half else middle):
+            if values.shape[1] == FEW:
+                q0, q1, q2, q3 = values[n, 0], values[n, 1], values[n, 2], values[n, 3]
+                for k in range(corners.shape[1]):
+                    weight, v = weights[n, k], corners[n, k]
+                    s0, s1, s2, s3 = out[v, 0], out[v, 1], out[v, 2], out[v, 3]
+                    s0, s1, s2, s3 = s0 + weight * q0, s1 + weight * q1, s2 + weight * q2, s3 + weight * q3
+                    out[v, 0], out[v, 1], out[v, 2], out[v, 3] = s0, s1, s2, s3
+                continue
+            row = values[n]
+            for k in range(corners.shape[1]):
+                weight, target = weights[n, k], out[corners[n, k]]
+                for c in range(len(row)):
+                    target[c] += weight * row[c]
+
+
+@jit
+def join(first: int, last: int, source: Float32[np.ndarray, "h c"], target: Float32[np.ndarray, "m c"]) -> None:
+    """Add the rows of one buffer to another's."""
+    target[first:last] += source[first:last]
+
+
+@jit
+def blur(
+    first: int,
+    last: int,
+    starts: Int64[np.ndarray, "lines+1"],
+    vertices: UInt32[np.ndarray, "on"],
+    x: Float32[np.ndarray, "m c"],
+) -> None:
+    """Blur lines of vertices by (1/2, 1, 1/2), in place; beyond a line's ends there is nothing."""
+    half, width = np.float32(0.5), x.shape[1]
+    end = len(vertices) - 1
+    before, here = np.empty(width, np.float32), np.empty(width, np.float32)
+    for line in range(first, last):
+        v = vertices[starts[line]]
+        if width == FEW:
+            b0 = b1 = b2 = b3 = np.float32(0)
+            h0, h1, h2, h3 = x[v, 0], x[v, 1], x[v, 2], x[v, 3]
+            for at in range(starts[line] + 1, starts[line + 1]):
+                fetch(x, vertices[min(at + AHEAD, end)])
+                w = vertices[at]
+                n0, n1, n2, n3 = x[w, 0], x[w, 1], x[w, 2], x[w, 3]
+                x[v, 0], x[v, 1] = h0 + half * (b0 + n0), h1 + half * (b1 + n1)
+                x[v, 2], x[v, 3] = h2 + half * (b2 + n2), h3 + half * (b3 + n3)
+                b0, b1, b2, b3, h0, h1, h2, h3, v = h0, h1, h2, h3, n0, n1, n2, n3, w
+            x[v, 0], x[v, 1], x[v, 2], x[v, 3] = h0 + half * b0, h1 + half * b1, h2 + half * b2, h3 + half * b3
+            continue
+        row = x[v]
+        for c in range(width):
+            before[c] = 0
+            here[c] = row[c]
+        for at in range(starts[line] + 1, starts[line + 1]):
+            fetch(x, vertices[min(at + AHEAD, end)])
+            after = x[vertices[at]]
+            for c in range(width):
+                row[c] = here[c] + half * (before[c] + after[c])
+            for c in range(width):
+                before[c] = here[c]
+                here[c] = after[c]
+            row = after
+        for c in range(width):
+            row[c] = here[c] + half * before[c]
+
+
+@jit
+def add_slice(
+    first: int,
+    last: int,
+    corners: UInt32[np.ndarray, "n e"],
+    weights: Float32[np.ndarray, "n e"],
+    values: Float32[np.ndarray, "m c"],
+    out: Float32[np.ndarray, "n c"],
+) -> None:
+    """Add to every point the weighted values of its corners."""
+    for n in range(first, last):
+        if values.shape[1] == FEW:
+            s0, s1, s2, s3 = out[n, 0], out[n, 1], out[n, 2], out[n, 3]
+            for k in range(corners.shape[1]):
+                weight, v = weights[n, k], corners[n, k]
+                s0 += weight * values[v, 0]
+                s1 += weight * values[v, 1]
+                s2 += weight * values[v, 2]
+                s3 += weight * values[v, 3]
+            out[n, 0], out[n, 1], out[n, 2], out[n, 3] = s0, s1, s2, s3
+            continue
+        row = out[n]
+        for k in range(corners.shape[1]):
+            weight, source = weights[n, k], values[corners[n, k]]
+            for c in range(len(row)):
+                row[c] += weight * source[c]
+
+
+@jit
+def softmax(first: int, last: int, q: Float32[np.ndarray, "n c"]) -> None:
+    """Turn rows of logits into probabilities, in place."""
+    for n in range(first, last):
+        row = q[n]
+        highest = row[0]
+        for c in range(1, len(row)):
+            highest = max(highest, row[c])
+        for c in range(len(row)):
+            row[c] -= highest
+    flat = q[first:last].reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = exponential(flat[i])
+    for n in range(first, last):
+        row = q[n]
+        total = np.float32(0)
+        for c in range(len(row)):
+            total += row[c]
+        factor = np.float32(1) / total
+        for c in range(len(row)):
+            row[c] *= factor
+
+
+@jit
+def exponential(x: float) -> float:
+    """Return e^x for x <= 0, in float32 and without branches or calls, so that loops over it vectorise.
+
+    e^x = 2^whole * 2^part with |part| <= 1/2; the Taylor series of 2^part up to the sixth power is exact to 1e-7.
+    Below -60 it is 0: what is left would soon become denormal, and those numbers are slow.
+    """
+    power = max(x, np.float32(-60)) * np.float32(1 / math.log(2))
+    whole = np.floor(power + np.float32(0.5))
+    part = (power - whole) * np.float32(math.log(2))
+    series = np.float32(1 / 720)
+    for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        series = series * part + np.float32(factor)
+    value = series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return value * np.float32(x > np.float32(-60))
+
+
+@jit
+def update(
+    first: int,
+    last: int,
+    start: Float32[np.ndarray, "n c"],
+    corners_one: UInt32[np.ndarray, "n e"],
+    weights_one: Float32[np.ndarray, "n e"],
+    values_one: Float32[np.ndarray, "m c"],
+    corners_two: UInt32[np.ndarray, "n e2"],
+    weights_two: Float32[np.ndarray, "n e2"],
+    values_two: Float32[np.ndarray, "m2 c"],
+    q: Float32[np.ndarray, "n c"],
+) -> None:
+    """Update pixels' probabilities from the filtered values of both kernels."""
+    for left in range(first, last, CHUNK):
+        right = min(left + CHUNK, last)
+        q[left:right] = start[left:right]
+        add_slice(left, right, corners_one, weights_one, values_one, q)
+        add_slice(left, right, corners_two, weights_two, values_two, q)
+        softmax(left, right, q)
