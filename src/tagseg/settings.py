@@ -275,8 +275,8 @@ class MaskSettings:
     """Exponent of the power rule."""
 
     saliency: bool = False
-    """Take background from the saliency maps of data.saliency, as RCA and EPS do; where maps and saliency contradict one
-    another a pixel is unsure."""
+    """Take background from the saliency maps of data.saliency, as RCA and EPS do; a pixel where maps and saliency
+    contradict one another is unsure."""
 
     unsure: float = 0.05
     """A pixel becomes 255 unless its label's probability (the geometric mean of the one by the maps and the one after
@@ -300,8 +300,8 @@ class CrfSettings:
     """Steps of mean field inference (0: no CRF)."""
 
     gaussian_sxy: float = 3.0
-    """Reach of the Gaussian kernel, a standard deviation in pixels of an image whose long side is 500 pixels; larger and
-    smaller images scale it."""
+    """Reach of the Gaussian kernel, a standard deviation in pixels of an image whose long side is 500 pixels; it is
+    scaled for others."""
 
     gaussian_compat: float = 3.0
     """Weight of the Gaussian kernel, which smooths (0: without)."""

@@ -120,5 +120,6 @@ def require_saliency(dataset: Dataset, settings: DataSettings, needed_by: str) -
         folder = given if settings.saliency and not (dataset.root / given).is_dir() else dataset.root / given
         raise DataError(
             f"{missing[0].image}: no saliency map, expected {missing[0].id}.png or .jpg in {folder} (setting "
-            f"data.saliency); {needed_by} needs one for every training image, {len(missing)} of {len(samples)} have none"
+            f"data.saliency); {needed_by} needs one for every training image, and {len(missing)} of {len(samples)} "
+            "have none"
         )

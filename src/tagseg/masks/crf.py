@@ -1,10 +1,11 @@
-"""The dense CRF: every pixel is tied to every other by how near and how alike they are (Kraehenbuehl and Koltun 2011)."""
+"""The dense CRF, which ties every pixel to every other that is near or alike (Kraehenbuehl and Koltun 2011)."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -13,16 +14,14 @@ from tagseg.masks.lattice import build_lattices
 from tagseg.masks.meanfield import mean_field
 from tagseg.settings import CrfSettings
 
+Array = TypeVar("Array", bound=Any)
+"""A NumPy array or a PyTorch tensor."""
+
 SMALLEST = 1e-5
 """Probabilities below this count as this: no label is ruled out for good."""
 
 
-def dense_crf(
-    probabilities: Float32[np.ndarray, "l h w"],
-    image: UInt8[np.ndarray, "h w 3"],
-    settings: CrfSettings,
-    threads: int | None = None,
-) -> Float32[np.ndarray, "l h w"]:
+def dense_crf(probabilities: Array, image: Array, settings: CrfSettings, threads: int | None = None) -> Array:
     """Return the probabilities of an image's labels after mean field inference in a fully connected CRF.
 
     The energy of a labelling is the sum of `-log probabilities` and, over all pairs of pixels whose labels differ, of
@@ -32,22 +31,41 @@ def dense_crf(
     labels. Both sxy are in pixels of this image.
 
     Args:
-        probabilities: of each label at each pixel, 0 or more; they need not sum to 1.
-        image: RGB, of the same size.
+        probabilities: float32 `l h w`, of each label at each pixel, 0 or more; they need not sum to 1. An array is
+            worked on by Numba on the CPU; a PyTorch tensor by PyTorch where it lies, and a tensor comes back.
+        image: uint8 `h w 3`, RGB; an array or a tensor as the probabilities.
         settings: reach, weights and steps; with 0 steps probabilities are merely normalised.
-        threads: how many to use; by default one for each core this process may run on. The result is the same.
+        threads: how many to use for arrays; by default one for each core this process may run on. The result is the
+            same with any number.
 
     Raises:
         ValueError: when the sizes differ, a probability is negative or not finite, or the kernels are too small for
             the image.
     """
-    check_crf(probabilities.shape, image.shape)
-    if not np.isfinite(probabilities).all() or (probabilities < 0).any():
-        raise ValueError("dense CRF: probabilities must be finite and not below 0")
+    shapes = tuple(probabilities.shape), tuple(image.shape)
+    if len(shapes[0]) != 3 or shapes[1] != (*shapes[0][1:], 3) or 0 in shapes[0]:
+        raise ValueError(
+            f"dense CRF: probabilities of shape {shapes[0]} and an image of shape {shapes[1]}, expected (labels, "
+            "height, width) and (height, width, 3)"
+        )
+    # False for NaN too.
+    if not ((probabilities >= 0) & (probabilities < math.inf)).all():
+        raise ValueError("dense CRF: got a probability that is negative or not finite, expected 0 or more")
+    if isinstance(probabilities, np.ndarray):
+        return cast(Array, _on_cpu(probabilities, image, settings, threads or cores()))
+    # The workers that make masks never import PyTorch: it takes a second and 200 MB.
+    from tagseg.masks.crf_torch import on_tensors
+
+    return cast(Array, on_tensors(probabilities, image, settings))
+
+
+def _on_cpu(
+    probabilities: Float32[np.ndarray, "l h w"], image: UInt8[np.ndarray, "h w 3"], settings: CrfSettings, threads: int
+) -> Float32[np.ndarray, "l h w"]:
     labels, height, width = probabilities.shape
     logs = np.log(np.maximum(probabilities.reshape(labels, -1).T, np.float32(SMALLEST)))
-    with ThreadPoolExecutor(threads or cores()) as pool:
-        run = shared_among(pool, threads or cores())
+    with ThreadPoolExecutor(threads) as pool:
+        run = shared_among(pool, threads)
         lattices = build_lattices(kernel_features(image, settings), run, pool)
         weights = settings.gaussian_compat, settings.bilateral_compat
         refined = mean_field(logs, list(zip(lattices, weights, strict=True)), settings.steps, run)
@@ -55,10 +73,10 @@ def dense_crf(
 
 
 def dense_crfs(
-    images: Iterable[tuple[Float32[np.ndarray, "_l _h _w"], UInt8[np.ndarray, "_h _w 3"]]],
+    images: Iterable[tuple[Float32[np.ndarray, "..."], UInt8[np.ndarray, "..."]]],
     settings: CrfSettings,
     threads: int | None = None,
-) -> Iterator[Float32[np.ndarray, "_l _h _w"]]:
+) -> Iterator[Float32[np.ndarray, "..."]]:
     """Yield the refined probabilities of many images in their order, as `dense_crf` does, one image a thread.
 
     No more images are taken than there are threads, and one.
@@ -68,7 +86,7 @@ def dense_crfs(
     """
     count = threads or cores()
     with ThreadPoolExecutor(count) as pool:
-        waiting: deque[Future[Float32[np.ndarray, "_l _h _w"]]] = deque()
+        waiting: deque[Future[Float32[np.ndarray, ...]]] = deque()
         for probabilities, image in images:
             waiting.append(pool.submit(dense_crf, probabilities, image, settings, 1))
             if len(waiting) > count:
@@ -77,22 +95,9 @@ def dense_crfs(
             yield waiting.popleft().result()
 
 
-def check_crf(probabilities: tuple[int, ...], image: tuple[int, ...]) -> None:
-    """Check that probabilities (l h w) and image (h w 3) have shapes that belong together.
-
-    Raises:
-        ValueError: naming both shapes, when they do not, or one is empty.
-    """
-    if len(probabilities) != 3 or image != (*probabilities[1:], 3) or 0 in probabilities:
-        raise ValueError(
-            f"dense CRF: probabilities of shape {tuple(probabilities)} and an image of shape {tuple(image)}, expected "
-            "(labels, height, width) and (height, width, 3)"
-        )
-
-
 def kernel_features(
     image: UInt8[np.ndarray, "h w 3"], settings: CrfSettings
-) -> tuple[Float32[np.ndarray, "h*w 2"], Float32[np.ndarray, "h*w 5"]]:
+) -> tuple[Float32[np.ndarray, "n 2"], Float32[np.ndarray, "n 5"]]:
     """Return the features of the Gaussian and of the bilateral kernel, in units of their standard deviations."""
     height, width = image.shape[:2]
     rows, columns = np.indices((height, width), np.float32).reshape(2, -1)
@@ -108,7 +113,7 @@ def cores() -> int:
 
 
 def shared_among(pool: ThreadPoolExecutor, threads: int) -> Callable[..., None]:
-    """Return what runs a kernel over as many ranges as there are threads, one of them in this thread (see `Run`)."""
+    """Return what runs a kernel over as many ranges as there are threads, one of them in this thread (see `Runner`)."""
 
     def run(kernel: Callable[..., None], size: int, *arrays: Any) -> None:
         step = max(-(-size // threads), 1)

@@ -1,43 +1,30 @@
 """The permutohedral lattice on the CPU (Adams, Baek and Davis 2010): Gaussian filters in many dimensions, by Numba.
 
 Points are splatted to the corners of the simplices they lie in, the corners' values are blurred along the lattice's
-axes, and every point slices its value from its corners again. `build_lattice` does what depends on the points alone; the
-filtering itself is in meanfield.py. Kernels hold no interpreter lock and work on a range of points or vertices, so that
-threads share the work; the result does not depend on how they do.
+axes, and every point slices its value from its corners again. `build_lattices` does what depends on the points alone;
+the filtering itself is in meanfield.py. Kernels hold no interpreter lock and work on a range of points or vertices, so
+that threads share the work; the result does not depend on how they do.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt32, UInt64
-from numba import njit
 
-F = TypeVar("F")
+from tagseg.masks.compiled import jit
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 / golden ratio: spreads keys over a hash table (Knuth, The Art of Computer Programming 3, 6.4)."""
-
-
-def jit(function: F) -> F:
-    """Compile a function when it is first called, and keep the machine code on disk where that is possible."""
-    # Tests wrap functions to check shapes; Numba reads the function itself.
-    plain = inspect.unwrap(function)  # type: ignore[arg-type]
-    try:
-        compiled: F = njit(plain, nogil=True, cache=True)
-    except RuntimeError:  # neither beside this file nor in the user's cache folder may anything be written
-        compiled = njit(plain, nogil=True)
-    return compiled
 
 
 class Axis(NamedTuple):
     """The lines along one axis of a lattice: from `starts[i]` to `starts[i + 1]` stand the vertices of line i, each the
     neighbour of the one before. A vertex without neighbours along this axis is on no line."""
 
-    starts: Int64[np.ndarray, "lines+1"]
+    starts: Int64[np.ndarray, "_starts"]
     vertices: UInt32[np.ndarray, "on"]
 
 
@@ -57,14 +44,13 @@ class Lattice(NamedTuple):
     axes: tuple[Axis, ...]
 
 
-class Run(Protocol):
-    """Call `kernel(first, last, *arrays)` so that its ranges cover 0 to `size` once; returns when all are done."""
-
-    def __call__(self, kernel: Callable[..., None], size: int, *arrays: object) -> None: ...
+Runner = Callable[..., None]
+"""Given a kernel, a size and arrays, calls `kernel(first, last, *arrays)` so that its ranges cover 0 to size once, and
+returns when all are done."""
 
 
 def build_lattices(
-    features: Sequence[Float32[np.ndarray, "_n _d"]], run: Run, threads: ThreadPoolExecutor
+    features: Sequence[Float32[np.ndarray, "_n _d"]], run: Runner, threads: ThreadPoolExecutor
 ) -> list[Lattice]:
     """Return a lattice for each array of points, whose features are in units of the Gaussian's standard deviation.
 
@@ -88,12 +74,12 @@ def build_lattices(
 
 
 def run_here(kernel: Callable[..., None], size: int, *arrays: object) -> None:
-    """Run a kernel in this thread alone: a `Run`."""
+    """Run a kernel in this thread alone: a `Runner`."""
     kernel(0, size, *arrays)
 
 
 def find_axes(
-    found: UInt64[np.ndarray, "m"], table: Int32[np.ndarray, "t"], strides: Int64[np.ndarray, "e"], run: Run
+    found: UInt64[np.ndarray, "m"], table: Int32[np.ndarray, "t"], strides: Int64[np.ndarray, "e"], run: Runner
 ) -> tuple[Axis, ...]:
     """Return the lines of vertices along each axis of a lattice."""
     e, m = len(strides), len(found)
@@ -103,7 +89,7 @@ def find_axes(
     return tuple(Axis(starts[j, : sizes[j, 0] + 1], vertices[j, : sizes[j, 1]]) for j in range(e))
 
 
-def embedding(features: Float32[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray, "d"], Int64[np.ndarray, "d+1"]]:
+def embedding(features: Float32[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray, "d"], Int64[np.ndarray, "e"]]:
     """Return the factors of the features in the lattice's space, and the strides that make a vertex one number.
 
     The factors are those of Adams, Baek and Davis (2010), section 3.1, such that splatting, blurring and gathering
@@ -163,7 +149,7 @@ def find_simplices(
         place[0] = total
         excess = 0
         for i in range(d + 1):
-            rounded = int(math.floor(place[i] * inverse + np.float32(0.5)))
+            rounded = math.floor(place[i] * inverse + np.float32(0.5))
             near[i] = rounded * (d + 1)
             place[i] -= np.float32(near[i])
             excess += rounded
@@ -269,7 +255,7 @@ def find_lines(
     strides: Int64[np.ndarray, "e"],
     after: UInt32[np.ndarray, "e m"],
     before: Bool[np.ndarray, "e m"],
-    starts: Int64[np.ndarray, "e m+1"],
+    starts: Int64[np.ndarray, "e _starts"],
     vertices: UInt32[np.ndarray, "e m"],
     sizes: Int64[np.ndarray, "e 2"],
 ) -> None:
@@ -279,7 +265,7 @@ def find_lines(
     vertices have one that comes before them, and so do not begin a line. m stands for none.
     """
     mask, m, e = np.uint64(len(table) - 1), len(found), len(strides)
-    shift = np.uint64(64 - int(round(math.log2(len(table)))))
+    shift = np.uint64(64 - round(math.log2(len(table))))
     for j in range(first, last):
         step = np.uint64(e * strides[j] - strides.sum())
         before[j] = False

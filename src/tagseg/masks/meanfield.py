@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt32
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from tagseg.masks.lattice import Lattice, Run, jit, run_here
+from tagseg.masks.compiled import fetch, jit
+from tagseg.masks.lattice import Lattice, Runner, run_here
 
 FEW, MANY = 4, 8
 """Labels of a short row, and what the labels of a longer one are a multiple of."""
@@ -34,7 +32,7 @@ CHUNK = 64
 
 
 def mean_field(
-    logs: Float32[np.ndarray, "n l"], kernels: Sequence[tuple[Lattice, float]], steps: int, run: Run
+    logs: Float32[np.ndarray, "n l"], kernels: Sequence[tuple[Lattice, float]], steps: int, run: Runner
 ) -> Float32[np.ndarray, "n l"]:
     """Return the labels' probabilities after some steps of mean field inference (algorithm 1).
 
@@ -46,7 +44,9 @@ def mean_field(
     start = np.full((n, width), NEVER, np.float32)
     start[:, :labels] = logs
     (one, own_one), (two, own_two) = (normalised(lattice, weight, run) for lattice, weight in kernels)
-    buffer_one, buffer_two = (np.empty((lattice.size + lattice.first_half, width), np.float32) for lattice in (one, two))
+    buffer_one, buffer_two = (
+        np.empty((lattice.size + lattice.first_half, width), np.float32) for lattice in (one, two)
+    )
     q = start.copy()
     run(softmax, n, q)
     for _ in range(steps):
@@ -56,7 +56,7 @@ def mean_field(
     return q[:, :labels]
 
 
-def normalised(lattice: Lattice, weight: float, run: Run) -> tuple[Lattice, Float32[np.ndarray, "n e"]]:
+def normalised(lattice: Lattice, weight: float, run: Runner) -> tuple[Lattice, Float32[np.ndarray, "n e"]]:
     """Return the lattice with what a kernel that is normalised symmetrically slices by, times `weight`; and splats by.
 
     The kernel K becomes D K D with D = diag(K 1)^(-1/2), as in Kraehenbuehl and Koltun's own code: without, pixels in
@@ -74,8 +74,8 @@ def filtered(
     lattice: Lattice,
     weights: Float32[np.ndarray, "n e"],
     values: Float32[np.ndarray, "n c"],
-    buffer: Float32[np.ndarray, "m+h c"],
-    run: Run,
+    buffer: Float32[np.ndarray, "rows c"],
+    run: Runner,
 ) -> Float32[np.ndarray, "m c"]:
     """Splat the points' values by `weights` and blur them, in `buffer`, a part of which is returned.
 
@@ -92,26 +92,6 @@ def filtered(
     return out
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def fetch(typing_context: Any, array: Any, row: Any) -> Any:
-    """Ask for the first 128 bytes of an array's row to be brought into the cache, without waiting for it."""
-    del typing_context
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        view = context.make_array(array)(context, builder, arguments[0])
-        stride = builder.extract_value(view.strides, 0)
-        start = builder.ptrtoint(view.data, stride.type)
-        offset = builder.mul(builder.zext(arguments[1], stride.type), stride)
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte] + [number] * 3))
-        for line in (0, 64):
-            address = builder.inttoptr(builder.add(builder.add(start, offset), ir.Constant(stride.type, line)), byte)
-            builder.call(prefetch, [address, *(ir.Constant(number, flag) for flag in (1, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(array, row), emit
-
-
 @jit
 def splat(
     first: int,
@@ -120,7 +100,7 @@ def splat(
     corners: UInt32[np.ndarray, "n e"],
     weights: Float32[np.ndarray, "n e"],
     values: Float32[np.ndarray, "n c"],
-    buffer: Float32[np.ndarray, "m+h c"],
+    buffer: Float32[np.ndarray, "rows c"],
 ) -> None:
     """Add the weighted values of each half of the points to the rows of their corners."""
     points, middle = len(corners), len(corners) // 2
@@ -153,7 +133,7 @@ def join(first: int, last: int, source: Float32[np.ndarray, "h c"], target: Floa
 def blur(
     first: int,
     last: int,
-    starts: Int64[np.ndarray, "lines+1"],
+    starts: Int64[np.ndarray, "_starts"],
     vertices: UInt32[np.ndarray, "on"],
     x: Float32[np.ndarray, "m c"],
 ) -> None:
@@ -244,7 +224,7 @@ def softmax(first: int, last: int, q: Float32[np.ndarray, "n c"]) -> None:
 
 
 @jit
-def exponential(x: float) -> float:
+def exponential(x: Any) -> Any:
     """Return e^x for x <= 0, in float32 and without branches or calls, so that loops over it vectorise.
 
     e^x = 2^whole * 2^part with |part| <= 1/2; the Taylor series of 2^part up to the sixth power is exact to 1e-7.

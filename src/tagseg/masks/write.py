@@ -171,9 +171,7 @@ def at_size(crf: CrfSettings, size: tuple[int, int]) -> CrfSettings:
     """Return the settings with the reach of both kernels in pixels of an image of `size`: they are given for images
     whose long side is `REFERENCE_SIDE`, so that masks do not depend on how large an image is stored."""
     factor = max(size) / REFERENCE_SIDE
-    return dataclasses.replace(
-        crf, gaussian_sxy=crf.gaussian_sxy * factor, bilateral_sxy=crf.bilateral_sxy * factor
-    )
+    return dataclasses.replace(crf, gaussian_sxy=crf.gaussian_sxy * factor, bilateral_sxy=crf.bilateral_sxy * factor)
 
 
 def refined_size(size: tuple[int, int], settings: MaskSettings) -> tuple[int, int]:
