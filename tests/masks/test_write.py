@@ -203,6 +203,7 @@ def test_a_run_that_was_not_localised_is_named(tmp_path: Path) -> None:
 def test_masks_without_any_tag_are_warned_of(localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture) -> None:
     prepared, run = localised
     write_maps(map_file(run, "sub/c"), np.full((2, 4, 6), 0.1, np.float32), (1, 3))
+    caplog.set_level("WARNING", "tagseg")
     make_masks(prepared, run)
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith("1 of 2 masks hold none of their image's tags, first sub/c;")
