@@ -44,7 +44,7 @@ def main() -> None:
         "16mp": measure(run, settings, options.large, large=True),
     }
     rows = [
-        "| images | number | images/s | localise alone, images/s | masks, images/s | peak MB | peak MB of a worker |",
+        "| images | number | images/s | localise, images/s | masks, images/s | peak MB | peak MB of a worker |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, one in found.items():

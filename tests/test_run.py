@@ -239,6 +239,26 @@ def test_leftovers_of_a_kill_are_not_listed(tmp_path: Path, data: Path) -> None:
     assert set(run.manifest()["stages"]["localise"]["files"]) == {"maps/a.npz"}
 
 
+def test_leftovers_of_a_kill_go_where_the_stage_writes(finished: Run) -> None:
+    before = files(finished.root)
+    leftovers = ["maps/.writing-1.npz", "masks/a/.writing-2.png", "masks_without_void/.writing-3.png"]
+    leftovers += [".writing-4.json", ".writing-5.html"]
+    for name in leftovers:
+        (finished.root / name).write_text("half")
+    removed: dict[Stage, int] = {"localise": 1, "masks": 3, "evaluate": 4, "report": 5}
+    for stage, gone in removed.items():
+        finished.remove_leftovers(stage)
+        assert files(finished.root) == before | set(leftovers[gone:])
+
+
+def test_a_stage_notes_its_own_figures(tmp_path: Path, data: Path) -> None:
+    run = open_run(tmp_path / "run", data, Settings())
+    with run.stage("localise") as figures:
+        figures["images"] = 3
+    entry = run.manifest()["stages"]["localise"]
+    assert entry["images"] == 3 and {"seconds", "peak_mb", "files"} < entry.keys()
+
+
 def test_seconds_are_those_of_the_body(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     with run.stage("masks"):

@@ -185,10 +185,12 @@ class Run:
         write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
 
     def remove_leftovers(self, stage: Stage) -> None:
-        """Delete the temporary files that a killed run left in a stage's folders; none may be at work there."""
+        """Delete the temporary files that a killed run left where a stage writes; none may be at work there."""
         for output in OUTPUTS[stage]:
-            for path in (self.root / output).rglob(f"{_TEMPORARY}*"):
-                path.unlink(missing_ok=True)
+            path = self.root / output
+            of_a_file = path.parent.glob(f"{_TEMPORARY}*{path.suffix}") if path.suffix else ()
+            for leftover in (*path.rglob(f"{_TEMPORARY}*"), *of_a_file):
+                leftover.unlink(missing_ok=True)
 
     def discard(self, first: Stage) -> None:
         """Delete the outputs of `first` and of every later stage."""

@@ -421,8 +421,7 @@ class Settings:
     """Number format of the networks' forward and backward pass."""
 
     workers: int = field(default_factory=_cores)
-    """Processes that read images, and that make masks (0: none beside the main one). By default one a core, at most
-    8."""
+    """Processes that read images, and that make masks (0: none beside the main one). By default one a core, up to 8."""
 
     maps: Baseline = "cam"
     """Where maps come from. cam: the trained network, image by image; oaa: the maximum of an image's maps over the

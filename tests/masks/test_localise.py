@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from tagseg.data.loading import to_tensor
-from tagseg.data.records import Dataset, Sample
+from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.masks.localise import localise, localise_image
 from tagseg.masks.maps import map_file, read_maps, write_maps
 from tagseg.rca.network import RcaNetwork, build_network
-from tagseg.rca.train import train
+from tagseg.rca.train import load_network, train
 from tagseg.run import Run, RunError, open_run
 from tagseg.settings import LocaliseSettings, RcaSettings, Settings, TrainSettings
 
@@ -157,6 +157,48 @@ def test_an_interrupted_stage_continues(trained: tuple[Dataset, Run]) -> None:
     for sample in dataset.split("train"):
         maps, classes = read_maps(map_file(run, sample.id))
         assert classes == sample.tags and len(maps) == len(sample.tags)
+
+
+def test_every_image_gets_its_own_maps_and_is_passed_on(trained: tuple[Dataset, Run]) -> None:
+    dataset, run = trained
+    samples = dataset.split("train")
+    passed: list[str] = []
+
+    def then(sample: Sample) -> None:
+        assert map_file(run, sample.id).exists()
+        passed.append(sample.id)
+
+    done = localise(dataset, run, then=then)
+    assert passed == [sample.id for sample in samples] and done.images == 5 and done.images_per_s > 0
+    network, _ = load_network(run.network, torch.device("cpu"))
+    for sample in samples:
+        maps = localise_image(network, Image.open(sample.image), sample.tags, SETTINGS).numpy()
+        assert (read_maps(map_file(run, sample.id))[0] == (maps * 255).round()).all()
+    # Those that are there are passed on as well, but not made.
+    map_file(run, samples[2].id).unlink()
+    passed.clear()
+    assert localise(dataset, run, then=then).images == 1 and len(passed) == 5
+
+
+def test_a_broken_image_in_the_middle_is_named(trained: tuple[Dataset, Run]) -> None:
+    dataset, run = trained
+    broken = dataset.samples[2].image
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"2 ü\.png"):
+        localise(dataset, run)
+    done = {path.stem for path in run.maps.rglob("*.npz")}
+    assert {"0 ü", "1 ü"} >= done and not list(run.maps.rglob(".writing-*"))
+
+
+def test_an_error_behind_the_maps_ends_the_stage(trained: tuple[Dataset, Run]) -> None:
+    dataset, run = trained
+
+    def then(sample: Sample) -> None:
+        raise RunError(f"no mask of {sample.id}")
+
+    with pytest.raises(RunError, match="no mask of sub/0 ü"):
+        localise(dataset, run, then=then)
+    assert 1 <= len(list(run.maps.rglob("*.npz"))) < 5 and not list(run.maps.rglob(".writing-*"))
 
 
 def test_localising_needs_a_network(tmp_path: Path) -> None:

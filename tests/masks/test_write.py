@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +11,11 @@ from PIL import Image
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.masks import write
+from tagseg.masks.background import decide
 from tagseg.masks.maps import map_file, write_maps
 from tagseg.masks.palette import VOID_COLOUR, class_colours
-from tagseg.masks.write import enlarge, make_masks, mask_file, mask_image, write_mask
+from tagseg.masks.write import enlarge, make_masks, mask_file, mask_image, refined_size, write_mask
 from tagseg.run import Run, RunError, open_run
 from tagseg.settings import MaskSettings, Settings
 
@@ -67,11 +72,83 @@ def test_every_rule_finds_a_blob(background: str) -> None:
     assert (decided == (maps[0] > 100)).all() and (mask == decided).all()
 
 
+def test_images_up_to_max_side_are_decided_in_one_piece() -> None:
+    maps = np.random.default_rng(0).integers(0, 256, (3, 12, 16), np.uint8)
+    settings = MaskSettings("threshold", 0.5, unsure=0.1, max_side=64)
+    decided, mask = mask_image(None, maps, (4, 7, 9), (48, 64), settings)
+    ids, unsure = decide(enlarge(maps, (48, 64)), (4, 7, 9), [0.5] * 3, 0.1)
+    assert (decided == ids).all() and (mask == np.where(unsure, VOID, ids)).all()
+    assert {0, 4, 7, 9} == set(np.unique(decided)) and VOID in mask
+
+
+@pytest.mark.parametrize("strip", [1, 7 * 150 * 2, 50 * 150 * 2])
+def test_strips_of_a_large_image_join_without_a_seam(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, settings = (200, 150), MaskSettings("threshold", 0.5, unsure=0.05, max_side=64)
+    maps = np.random.default_rng(1).integers(0, 256, (2, 9, 7), np.uint8)
+    assert refined_size(size, settings) == (64, 48)
+    # The whole, enlarged twice at once; rows that a float rounds otherwise lie within a hair of a border.
+    whole = np.stack(
+        [
+            np.asarray(Image.fromarray(scores).resize(size[::-1], Image.Resampling.BILINEAR))
+            for scores in enlarge(maps, (64, 48))
+        ]
+    )
+    monkeypatch.setattr(write, "_STRIP", strip)
+    decided, mask = mask_image(None, maps, (1, 2), size, settings)
+    clear = np.ones(size, bool)
+    for distance in (whole[0] - 0.5, whole[1] - 0.5, whole[0] - whole[1]):
+        clear &= np.abs(np.abs(distance) - 0.05) > 1e-4
+        clear &= np.abs(distance) > 1e-4
+    ids, unsure = decide(whole, (1, 2), [0.5, 0.5], 0.05)
+    assert clear.mean() > 0.99 and (decided == ids)[clear].all()
+    assert ((mask == VOID) == unsure)[clear].all() and (mask == VOID).any()
+
+
+LARGE = """
+import sys
+from pathlib import Path
+import numpy as np
+from tagseg.masks.write import make_mask, mask_image
+from tagseg.memory import peak_memory_mb
+from tagseg.run import Run
+
+run, image = Run(Path(sys.argv[1])), Path(sys.argv[2])
+maps = np.random.default_rng(0).integers(0, 256, (5, 80, 80), np.uint8)
+mask_image(None, maps, (1, 2, 3, 4, 5), (640, 640), run.settings().mask_rule())
+before = peak_memory_mb()
+mask_image(None, maps, (1, 2, 3, 4, 5), (4000, 4000), run.settings().mask_rule())
+between = peak_memory_mb()
+make_mask(run, "a", image, (4000, 4000), run.settings())
+print(between - before, peak_memory_mb() - before)
+"""
+
+
+def test_sixteen_megapixels_with_five_tags_take_bounded_memory(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    run = open_run(tmp_path / "run", tmp_path / "data", Settings())
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).resize((4000, 4000), Image.Resampling.NEAREST).save(tmp_path / "a.png", compress_level=1)
+    write_maps(map_file(run, "a"), np.random.default_rng(1).random((5, 80, 80)), (1, 2, 3, 4, 5))
+    source = str(Path(write.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, run.root, tmp_path / "a.png"],
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    masks, whole = map(float, done.stdout.split())
+    # Two masks are 32 MB, the five maps at full size would be 320; a picture is 48 decoded, and as much as a copy.
+    assert 30 < masks < 100 and whole < 200
+    for folder in (run.masks, run.decided_masks):
+        assert set(np.unique(read_mask_file(mask_file(folder, "a"), (4000, 4000)))) >= {0, 1, 2, 3, 4, 5}
+
+
 @pytest.fixture
 def localised(tmp_path: Path) -> tuple[Prepared, Run]:
     """Return two training images and a validation image, the maps of the former, and a run."""
     (tmp_path / "data").mkdir()
-    settings = Settings(masks=MaskSettings(background="threshold", threshold=0.65))
+    settings = Settings(workers=0, masks=MaskSettings(background="threshold", threshold=0.65))
     run = open_run(tmp_path / "run", tmp_path / "data", settings)
     samples = (
         Sample("a b", tmp_path / "a b.jpg", (1,)),
@@ -126,6 +203,7 @@ def test_a_run_that_was_not_localised_is_named(tmp_path: Path) -> None:
 def test_masks_without_any_tag_are_warned_of(localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture) -> None:
     prepared, run = localised
     write_maps(map_file(run, "sub/c"), np.full((2, 4, 6), 0.1, np.float32), (1, 3))
+    caplog.set_level("WARNING", "tagseg")
     make_masks(prepared, run)
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith("1 of 2 masks hold none of their image's tags, first sub/c;")

@@ -48,6 +48,16 @@ class MaskWorkers(NamedTuple):
     given: Mapping[str, float]
 
 
+class _Desk(NamedTuple):
+    """What the main process and the threads share, one thread a worker: samples to do and what became of them, the
+    errors among it, and the workers that run. A None in `todo` sends a thread home."""
+
+    todo: "queue.SimpleQueue[Sample | None]"
+    done: "queue.SimpleQueue[Made | Exception]"
+    failures: list[Exception]
+    children: "list[subprocess.Popen[str]]"
+
+
 @contextlib.contextmanager
 def mask_workers(
     run: Run, sizes: Mapping[str, tuple[int, int]], count: int, make: Callable[[Sample], Made]
@@ -57,43 +67,25 @@ def mask_workers(
     With 0 workers `make` makes a mask in the main process whenever `made` is asked for the next. When the block is left
     early, images in flight are finished and all others dropped.
     """
+    desk = _Desk(queue.SimpleQueue(), queue.SimpleQueue(), [], [])
     given: dict[str, float] = {}
-    todo: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[Made | Exception] = queue.SimpleQueue()
-    failures: list[Exception] = []
-    children: list[subprocess.Popen[str]] = []
 
     def give(sample: Sample) -> None:
-        if failures:
-            raise failures[0]
+        if desk.failures:
+            raise desk.failures[0]
         if sample.id not in given:
             given[sample.id] = time.monotonic()
-            todo.put(sample)
+            desk.todo.put(sample)
 
     def made() -> Iterator[Made]:
         for _ in range(len(given)):
-            outcome = done.get() if count else make(_next(todo))
+            outcome = desk.done.get() if count else make(_next(desk))
             if isinstance(outcome, Exception):
                 raise outcome
             yield outcome
 
-    def drive() -> None:
-        child = None
-        try:
-            while (sample := todo.get()) is not None:
-                if child is None:
-                    child = _start(run)
-                    children.append(child)
-                done.put(_ask(child, sample, sizes[sample.id]))
-        except Exception as error:  # whatever it is: the main process waits for an answer
-            failures.append(error)
-            done.put(error)
-        finally:
-            if child is not None:
-                _dismiss(child)
-
     # Daemons: a hanging worker must not keep the interpreter from ending.
-    threads = [threading.Thread(target=drive, name=f"mask worker {i}", daemon=True) for i in range(count)]
+    threads = [threading.Thread(target=_drive, args=(desk, run, sizes), daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
@@ -101,14 +93,31 @@ def mask_workers(
     finally:
         with contextlib.suppress(queue.Empty):
             while True:
-                todo.get_nowait()
+                desk.todo.get_nowait()
         for _ in threads:
-            todo.put(None)
-        _end(threads, children)
+            desk.todo.put(None)
+        _end(threads, desk.children)
 
 
-def _next(todo: "queue.SimpleQueue[Sample | None]") -> Sample:
-    sample = todo.get()
+def _drive(desk: _Desk, run: Run, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Have one worker do what is to do, until there is no more or it fails."""
+    child = None
+    try:
+        while (sample := desk.todo.get()) is not None:
+            if child is None:
+                child = _start(run)
+                desk.children.append(child)
+            desk.done.put(_ask(child, sample, sizes[sample.id]))
+    except Exception as error:  # whatever it is: the main process waits for an answer
+        desk.failures.append(error)
+        desk.done.put(error)
+    finally:
+        if child is not None:
+            _dismiss(child)
+
+
+def _next(desk: _Desk) -> Sample:
+    sample = desk.todo.get()
     assert sample is not None, "the end is put there when the block is left"
     return sample
 
@@ -137,7 +146,7 @@ def _ask(child: "subprocess.Popen[str]", sample: Sample, size: tuple[int, int]) 
         line = child.stdout.readline()
     except OSError:  # it died between two images
         line = ""
-    if not line:
+    if not line.endswith("\n"):
         raise RunError(
             f"{sample.image}: the worker process that made its mask {_end_of(child.wait())}; run the same command "
             "again to continue, and with fewer --workers should it happen again"
