@@ -1,12 +1,13 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.check import check_images, healthy
+from tagseg.data.check import check_images, healthy, require_saliency
 from tagseg.data.read import read_dataset
-from tagseg.data.records import DataError, Dataset
+from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.progress import silent
 from tagseg.settings import DataSettings
 
@@ -92,3 +93,26 @@ def test_masks_must_fit_their_images(mask: np.ndarray, message: str, tmp_path: P
     Image.fromarray(mask).save(tmp_path / "masks/cat/01.png")
     with pytest.raises(DataError, match=message):
         check_images(read_dataset(tmp_path, SETTINGS), SETTINGS)
+
+
+def with_saliency(root: Path, *saliency: Path | None) -> Dataset:
+    samples = [Sample(f"a/{i}", root / f"a/{i}.jpg", (1,), saliency=path) for i, path in enumerate(saliency)]
+    unasked = dataclasses.replace(samples[0], id="v", split="val", saliency=None)
+    return Dataset(root, "folder", ("cat",), (*samples, unasked))
+
+
+def test_a_missing_saliency_map_is_named_with_its_folder(tmp_path: Path) -> None:
+    there = tmp_path / "there.png"
+    require_saliency(with_saliency(tmp_path, there, there), DataSettings(), "maps = eps")
+    some = with_saliency(tmp_path, there, None, None)
+    with pytest.raises(DataError) as caught:
+        require_saliency(some, DataSettings(), "maps = eps")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'a/1.jpg'}: no saliency map, expected a/1.png or .jpg in ")
+    assert f" in {tmp_path / 'saliency'} (setting data.saliency)" in message and "2 of 3 have none" in message
+    (tmp_path / "mine").mkdir()
+    for given_folder, named in (("mine", tmp_path / "mine"), (str(tmp_path / "mine"), tmp_path / "mine")):
+        with pytest.raises(DataError, match=f" in {named} "):
+            require_saliency(some, DataSettings(saliency=given_folder), "maps = eps")
+    with pytest.raises(DataError, match=" in elsewhere "):  # a folder beside the data
+        require_saliency(some, DataSettings(saliency="elsewhere"), "masks.saliency")

@@ -1,6 +1,4 @@
-import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tagseg.data.records import DataError, Dataset, Sample
-from tagseg.rca.saliency import require_saliency, saliency_estimate, saliency_loss
-from tagseg.settings import DataSettings
+from tagseg.rca.saliency import saliency_estimate, saliency_loss
 
 
 def slow_loss(classes: Tensor, background: Tensor, saliency: Tensor, tags: Tensor) -> float:
@@ -95,26 +91,3 @@ def test_gradient_of_the_loss_in_double_precision() -> None:
     given_maps = torch.randn(2, 2, 2, 3, dtype=torch.double), torch.randn(2, 2, 3, dtype=torch.double)
     inputs = tuple(maps.requires_grad_() for maps in given_maps)
     assert torch.autograd.gradcheck(lambda c, b: saliency_loss(c, b, saliency, tags), inputs)
-
-
-def dataset(root: Path, *saliency: Path | None) -> Dataset:
-    samples = [Sample(f"a/{i}", root / f"a/{i}.jpg", (1,), saliency=path) for i, path in enumerate(saliency)]
-    unasked = dataclasses.replace(samples[0], id="v", split="val", saliency=None)
-    return Dataset(root, "folder", ("cat",), (*samples, unasked))
-
-
-def test_a_missing_saliency_map_is_named_with_its_folder(tmp_path: Path) -> None:
-    there = tmp_path / "there.png"
-    require_saliency(dataset(tmp_path, there, there), DataSettings())
-    some = dataset(tmp_path, there, None, None)
-    with pytest.raises(DataError) as caught:
-        require_saliency(some, DataSettings())
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'a/1.jpg'}: no saliency map, expected a/1.png or .jpg in ")
-    assert f" in {tmp_path / 'saliency'} (setting data.saliency)" in message and "2 of 3 have none" in message
-    (tmp_path / "mine").mkdir()
-    for given_folder, named in (("mine", tmp_path / "mine"), (str(tmp_path / "mine"), tmp_path / "mine")):
-        with pytest.raises(DataError, match=f" in {named} "):
-            require_saliency(some, DataSettings(saliency=given_folder))
-    with pytest.raises(DataError, match=" in elsewhere "):  # a folder beside the data
-        require_saliency(some, DataSettings(saliency="elsewhere"))
