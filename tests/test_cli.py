@@ -204,6 +204,14 @@ def test_mistakes_are_told_in_a_line_on_standard_error(
     shutil.rmtree("new", ignore_errors=True)
 
 
+def test_an_interruption_says_how_to_continue(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tagseg.pipeline.run_stage", interrupted)
+    assert call("masks", finished) == (130, "", "Interrupted. Run the same command again to continue.\n")
+
+
 def test_weights_that_cannot_be_had_name_both_ways(home: Path, tmp_path: Path, call: Call) -> None:
     fit = ("fit", home / "photos", "--out", tmp_path / "run", "--settings", home / "small.toml", "--until", "train")
     status, _, error = call(*fit, "--train.weights", "timm")

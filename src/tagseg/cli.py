@@ -67,6 +67,7 @@ app = App(
     config=_settings_files,
     default_parameter=Parameter(negative_iterable=()),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `main` says how to continue
 )
 
 Options = Annotated[Settings, Parameter(name="*")]
