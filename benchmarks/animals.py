@@ -11,8 +11,11 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add the flags that the benchmarks share, read all, and check that data and weights are there."""
+def parse(parser: argparse.ArgumentParser, runs: str = "voc_animals") -> argparse.Namespace:
+    """Add the flags that the benchmarks share, read all, and check that data and weights are there.
+
+    `runs` is the name of the folder that the runs are in.
+    """
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, default=SHARED / "data/voc_animals")
     parser.add_argument("--backbone", default="mobilenetv2_100", help="timm's name")
@@ -20,7 +23,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the runs ARM_SEED")
     options = parser.parse_args()
     options.weights = options.weights or SHARED / f"weights/{options.backbone}.safetensors"
-    options.out = options.out or HERE / "runs" / name("voc_animals", options.backbone)
+    options.out = options.out or HERE / "runs" / name(runs, options.backbone)
     if not options.data.is_dir() or not options.weights.is_file():
         parser.error(f"needs {options.data} and {options.weights}; give others with --data and --weights")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

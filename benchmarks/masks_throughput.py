@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="how many small images")
     parser.add_argument("--large", type=int, default=20, help="how many of 16 megapixels")
     parser.add_argument("--workers", type=int, default=Settings().workers, help="processes that make masks")
-    options = animals.parse(parser)
+    options = animals.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
     settings = dataclasses.replace(run.settings(), workers=options.workers)
     found = {

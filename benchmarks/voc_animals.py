@@ -4,8 +4,8 @@
     python benchmarks/voc_animals.py --only cam          one of them (two shells: two at a time)
     python benchmarks/voc_animals.py --data DIR --weights FILE --seed 1
 
-Settings lie in voc_animals.toml; the two runs differ in rca.contrast and rca.aggregation alone, and are those of
-ablation_voc_animals.py. Nothing is tuned on the masks that are scored.
+Settings lie in voc_animals.toml; the two runs differ in rca.contrast and rca.aggregation alone. Nothing is tuned on the
+masks that are scored.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("cam", "both"))
-    options = animals.parse(parser)
+    options = animals.parse(parser, "voc_animals_fit")
     settings = animals.settings(options)
     runs = {arm: Run(run_folder(options.out, arm, options.seed)) for arm in ("cam", "both")}
     if options.only in (None, "cam"):

@@ -163,7 +163,7 @@ def test_other_settings_need_force_and_make_the_scores_anew(out: Path, discs: Pa
     # No output depends on the mask rule here: it may change, and is another table.
     rule = dataclasses.replace(other, masks=MaskSettings(background="power"))
     assert {score.rule for score in ablate(discs, out, rule, 2, arms=("cam", "both")).scores} == {
-        "coarse map, background power 2", "posterior map, background power 2",
+        "coarse map, background power 2, dense CRF", "posterior map, background power 2, dense CRF",
     }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_the_borders_of_the_ranges_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 3}, r"unknown setting epochs; known here: data, device, .*train"),
+        ({"epochs": 3}, r"unknown setting epochs; known here: crf, data, device, .*train"),
         ({"train": {"epoch": 3}}, r"unknown setting train\.epoch; known here: backbone, .*epochs"),
         ({"train": 3}, r"train is a table of settings, got 3"),
         ({"seed": "1"}, r"setting seed: got '1', expected int"),
@@ -211,10 +211,10 @@ def test_posterior_maps_need_aggregation_and_background(switch: str) -> None:
         Settings.from_dict({"localise": {"kind": "posterior"}, "rca": {switch: False}})
 
 
-def test_auto_takes_posterior_maps_with_a_constant_cut_and_otsu_for_all_others() -> None:
+def test_auto_takes_posterior_maps_with_what_they_leave_over_and_otsu_for_all_others() -> None:
     full = Settings()
     assert map_kind(full.localise, full.rca) == "posterior"
-    assert full.mask_rule().background == "threshold"
+    assert full.mask_rule().background == "rest"
     plain = Settings.from_dict({"rca": {"aggregation": False}})
     assert map_kind(plain.localise, plain.rca) == "refined"
     assert plain.mask_rule().background == "otsu"
@@ -241,4 +241,4 @@ def test_accumulated_maps_and_those_taught_by_saliency_are_cut_by_otsu() -> None
     assert map_kind(eps.localise, eps.rca, "eps") == "refined"
     asked = Settings.from_dict({"maps": "eps", "localise": {"kind": "posterior"}})
     assert map_kind(asked.localise, asked.rca, "eps") == "posterior"
-    assert asked.mask_rule().background == "threshold"
+    assert asked.mask_rule().background == "rest"

@@ -15,7 +15,7 @@ from tagseg.progress import Track, silent
 from tagseg.rca.train import train
 from tagseg.report.page import report
 from tagseg.run import STAGES, Run, RunError, Stage, change_settings, open_run
-from tagseg.segment.train import train_segmenter
+from tagseg.segment.selftrain import self_train
 from tagseg.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _masks_figures(done: Masks) -> dict[str, Any]:
 
 
 def _segment(run: Run, track: Track) -> dict[str, Any]:
-    train_segmenter(prepare(run).dataset, run.masks, run.settings(), run.segmenter, track)
+    self_train(prepare(run), run, track)
     return {}
 
 

@@ -33,7 +33,7 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
     "train": ("network", "data.json"),
     "localise": ("maps",),
     "masks": ("masks", "masks_without_void"),
-    "segment": ("segmenter",),
+    "segment": ("segmenter", "self_training"),
     "evaluate": ("predictions", "evaluation.json", "evaluation.md"),
     "report": ("report.html",),
 }
@@ -112,6 +112,14 @@ class Run:
     def decided_masks(self) -> Path:
         """Masks where every pixel is decided, unsure ones too."""
         return self.root / "masks_without_void"
+
+    def round(self, number: int) -> "Run":
+        """Return the folder of a round of self-training (1 is the first): what the next round's masks were made from.
+
+        It has a segmenter, maps and masks like a run, and settings.toml says how its maps are read; it is no run that
+        could be continued by itself.
+        """
+        return Run(self.root / "self_training" / f"round_{number}")
 
     @property
     def predictions(self) -> Path:

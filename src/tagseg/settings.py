@@ -236,7 +236,7 @@ class RcaSettings:
 class LocaliseSettings:
     """Maps of the tagged classes over the training images."""
 
-    scales: tuple[float, ...] = (0.75, 1.0, 1.5)
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Image scales whose maps are averaged."""
 
     flip: bool = True
@@ -338,6 +338,10 @@ class SegmentSettings:
     stride: Literal[8, 16] = 16
     """Output stride of the encoder."""
 
+    rounds: int = 1
+    """Rounds of self-training. From the second on the network learns from masks that the one before has improved: it
+    predicts the training images, and their tags, maps and the dense CRF correct it. Each takes as long as the first."""
+
     epochs: int = 0
     """Passes over the training images (0: as many as make about 1,000 steps, 3 to 60)."""
 
@@ -381,6 +385,7 @@ class SegmentSettings:
     """Larger images are reduced to this long side, learning and predicting; masks have the image's own size."""
 
     def __post_init__(self) -> None:
+        _check(self.rounds >= 1, "segment.rounds", self.rounds, "at least 1")
         _check(self.epochs >= 0, "segment.epochs", self.epochs, "0 or more")
         _check(self.batch >= 2, "segment.batch", self.batch, "at least 2 (the decoder has batch norm)")
         _check(

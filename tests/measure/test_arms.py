@@ -15,7 +15,7 @@ from tagseg.measure.arms import SCORE_FILE, arm_settings, collect, mask_rule_tex
 from tagseg.measure.evaluate import score_pseudo_masks
 from tagseg.pipeline import fit
 from tagseg.run import Run, open_run
-from tagseg.settings import LocaliseSettings, MaskSettings, RcaSettings, ReportSettings, Settings
+from tagseg.settings import CrfSettings, LocaliseSettings, MaskSettings, RcaSettings, ReportSettings, Settings
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def test_the_figures_are_those_of_the_written_masks(run: Run, discs: Path) -> No
 
 def test_figures_by_hand(run: Run) -> None:
     """Maps as large as the images: 0.4 on the truth, 0.8 on the truth's lower half, 1 in one pixel."""
-    prepared, settings = prepare(run), run.settings()
+    prepared, settings = prepare(run), dataclasses.replace(run.settings(), crf=CrfSettings(0))
+    run.settings_file.write_text(settings.to_toml())
     hits, sums = ({cut: np.zeros(3) for cut in (0.1, 0.5, 0.9)} for _ in range(2))
     for sample in prepared.dataset.split("train")[:4]:
         truth = load_mask(sample, prepared.dataset)
@@ -85,8 +86,8 @@ def test_figures_by_hand(run: Run) -> None:
                 hits[cut][i] += ((seen == i) & (truth == i)).sum()
                 sums[cut][i] += ((seen == i) | (truth == i)).sum()
     score = score_run(prepared, run, "both")
-    assert settings.mask_rule().threshold == 0.5
-    assert score.iou == pytest.approx(hits[0.5] / sums[0.5])  # between 0.4 and 0.8 every cut is the same
+    assert settings.mask_rule().background == "rest"
+    assert score.iou == pytest.approx(hits[0.5] / sums[0.5])  # 0.4 leaves background 0.6, 0.8 leaves it 0.2
     for place, cut in ((0, 0.1), (4, 0.5), (8, 0.9)):
         assert score.cuts[place] == pytest.approx((hits[cut] / sums[cut]).mean())
     assert score.cuts[0] > 0.99 > score.cuts[4] > score.cuts[8]
@@ -95,7 +96,7 @@ def test_figures_by_hand(run: Run) -> None:
 def test_a_score_survives_its_file(original: Run) -> None:
     found = read_score(original, original.settings(), prepare(original))
     assert found is not None and (found.arm, found.seed, len(found.cuts), len(found.iou)) == ("both", 3, 9, 3)
-    assert found.rule == "posterior map, cut at 0.5"
+    assert found.rule == "posterior map, background by what is left, dense CRF"
 
 
 def test_a_score_is_void_when_what_made_it_changes(run: Run) -> None:
@@ -149,12 +150,16 @@ def test_runs_of_other_settings_are_left_out(run: Run, tiny: Settings) -> None:
 
 
 @pytest.mark.parametrize("rule", get_args(get_type_hints(MaskSettings)["background"]))
-def test_every_rule_has_words(rule: Literal["auto", "otsu", "threshold", "power"]) -> None:
-    words = {"auto": "posterior map, cut at 0.5", "otsu": "posterior map, Otsu's cut"}
-    words |= {"threshold": "posterior map, cut at 0.5", "power": "posterior map, background power 2"}
-    assert mask_rule_text(Settings(masks=MaskSettings(background=rule))) == words[rule]
+def test_every_rule_has_words(rule: Literal["auto", "rest", "otsu", "threshold", "power"]) -> None:
+    words = {"rest": "background by what is left", "otsu": "Otsu's cut", "threshold": "cut at 0.5"}
+    words |= {"power": "background power 2", "auto": "background by what is left"}
+    masks = MaskSettings(background=rule)
+    assert mask_rule_text(Settings(masks=masks)) == f"posterior map, {words[rule]}, dense CRF"
+    assert mask_rule_text(Settings(masks=masks, crf=CrfSettings(0))) == f"posterior map, {words[rule]}"
+    salient = dataclasses.replace(masks, saliency=True)
+    assert mask_rule_text(Settings(masks=salient)) == f"posterior map, {words[rule]}, saliency, dense CRF"
 
 
 def test_without_aggregation_the_map_is_the_coarse_one() -> None:
-    assert mask_rule_text(Settings(rca=RcaSettings(aggregation=False))) == "coarse map, Otsu's cut"
-    assert mask_rule_text(Settings(rca=RcaSettings(background=False))) == "refined map, Otsu's cut"
+    assert mask_rule_text(Settings(rca=RcaSettings(aggregation=False))) == "coarse map, Otsu's cut, dense CRF"
+    assert mask_rule_text(Settings(rca=RcaSettings(background=False))) == "refined map, Otsu's cut, dense CRF"

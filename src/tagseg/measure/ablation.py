@@ -124,7 +124,13 @@ class Ablation:
         for i, name in enumerate(self.classes):
             cells = [self.iou(arm, i).text() if arm == "cam" else self.gain(arm, i).text("+") for arm in self.arms]
             lines.append(_row(name.replace("|", "\\|"), cells))
-        lines += ["", f"## {SENSITIVITY}", "", "mIoU when every map is cut at one constant share of its peak:", ""]
+        lines += [
+            "",
+            f"## {SENSITIVITY}",
+            "",
+            "mIoU without a CRF when every map is cut at one share of its peak:",
+            "",
+        ]
         lines += [_row("arm", [f"{cut:.1f}" for cut in CUTS]), "|---|" + "---:|" * len(CUTS)]
         lines += [_row(arm, [f"{value:.1f}" for value in self.sensitivity(arm)]) for arm in self.arms]
         return "\n".join(lines) + "\n"

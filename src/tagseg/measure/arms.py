@@ -12,7 +12,7 @@ from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
 from tagseg.masks.localise import localise
 from tagseg.masks.maps import map_file, read_maps
-from tagseg.masks.write import mask_image
+from tagseg.masks.write import mask_image, mask_sample
 from tagseg.measure.ablation import ARMS, CUTS, Ablation, Arm, ArmScore
 from tagseg.measure.evaluate import scored_samples
 from tagseg.measure.iou import confusion, iou
@@ -54,7 +54,8 @@ def runs_in(folder: Path) -> list[tuple[Arm, int]]:
 def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> ArmScore:
     """Score a trained run's pseudo-masks and keep the figures in the run folder.
 
-    Only the images that are scored get maps, which a later `localise` keeps; their masks are never written.
+    Only the images that are scored get maps, which a later `localise` keeps; their masks are never written. Maps at
+    constant cuts are scored without a CRF.
 
     Raises:
         DataError: when a true mask has another size than its image, or unknown ids.
@@ -63,15 +64,15 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
     samples = scored_samples(prepared.dataset, "train")
     run.remove_leftovers("localise")
     localise(prepared.dataset, run, track, samples)
-    rule = settings.mask_rule()
-    rules = [rule, *(dataclasses.replace(rule, background="threshold", threshold=cut) for cut in CUTS)]
+    rules = [dataclasses.replace(settings.mask_rule(), background="threshold", threshold=cut) for cut in CUTS]
     ids = len(prepared.dataset.classes) + 1
-    matrices = np.zeros((len(rules), ids, ids), np.int64)
+    matrices = np.zeros((1 + len(rules), ids, ids), np.int64)
     for sample in track(samples, "score", len(samples)):
         size = prepared.sizes[sample.id]
         truth = load_mask(sample, prepared.dataset, size)
+        matrices[0] += confusion(truth, mask_sample(run, sample, size, settings)[0], ids)
         maps, classes = read_maps(map_file(run, sample.id))
-        for matrix, one in zip(matrices, rules, strict=True):
+        for matrix, one in zip(matrices[1:], rules, strict=True):
             matrix += confusion(truth, mask_image(None, maps, classes, size, one)[0], ids)
     own, *others = (iou(matrix) for matrix in matrices)
     cuts = tuple(found.miou for found in others)

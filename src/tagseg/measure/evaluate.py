@@ -37,15 +37,21 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's figures; None where no true masks exist."""
+    """A run's figures; None where no true masks exist. `self_trained`: the pseudo-masks that the last round of
+    self-training learned from, None where there was one round alone."""
 
     classes: tuple[str, ...]
     pseudo_masks: Scores | None
     segmenter: Scores | None
+    self_trained: Scores | None = None
 
     def table(self) -> str:
         """Return the figures as a Markdown table, in per cent."""
-        columns = [("pseudo-masks", self.pseudo_masks), ("segmenter", self.segmenter)]
+        columns = [
+            ("pseudo-masks", self.pseudo_masks),
+            ("pseudo-masks after self-training", self.self_trained),
+            ("segmenter", self.segmenter),
+        ]
         shown = [(f"{name} ({scores.images} {scores.split} images)", scores) for name, scores in columns if scores]
         if not shown:
             return "No true masks in the data set: nothing to score.\n"
@@ -81,7 +87,9 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
             image = read_image(sample.image, run.settings().data.max_megapixels)
             write_mask(target, predictor(image))
     pseudo = score_pseudo_masks(prepared, run, track)
-    result = Evaluation(classes, pseudo, _score(prepared, validation, "val", run.predictions, track))
+    rounds = run.settings().segment.rounds
+    improved = score_pseudo_masks(prepared, run.round(rounds - 1), track) if rounds > 1 else None
+    result = Evaluation(classes, pseudo, _score(prepared, validation, "val", run.predictions, track), improved)
     write_atomically(run.evaluation_file, json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False))
     write_atomically(run.evaluation_file.with_suffix(".md"), result.table())
     return result
@@ -131,11 +139,11 @@ def read_evaluation(run: Run) -> Evaluation:
     """
     run.require("evaluate")
     values = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
-    pseudo, segmenter = (
+    pseudo, segmenter, improved = (
         Scores(**{**part, "iou": tuple(part["iou"])}) if part else None
-        for part in (values["pseudo_masks"], values["segmenter"])
+        for part in (values["pseudo_masks"], values["segmenter"], values.get("self_trained"))
     )
-    return Evaluation(tuple(values["classes"]), pseudo, segmenter)
+    return Evaluation(tuple(values["classes"]), pseudo, segmenter, improved)
 
 
 def _score(prepared: Prepared, samples: list[Sample], split: str, folder: Path, track: Track) -> Scores | None:

@@ -67,7 +67,16 @@ def load_predictor(run: Run, device: str = "auto") -> Predictor:
         RunError: when the run has none yet, or its files are damaged.
     """
     run.require("segment")
-    file = run.segmenter / "network.safetensors"
+    return read_predictor(run.segmenter, device)
+
+
+def read_predictor(folder: Path, device: str = "auto") -> Predictor:
+    """Restore a segmentation network from the folder that its training left.
+
+    Raises:
+        ValueError: when its files are damaged.
+    """
+    file = folder / "network.safetensors"
     tensors, about = load_tensors(file)
     network = empty_segmenter(about["encoder"], len(about["classes"]), about["stride"])
     restore(network, tensors, file)

@@ -1,0 +1,99 @@
+"""Self-training: a segmentation network finds maps of the training images' tags, and the next one learns from them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32, UInt8
+from PIL import Image
+from torch import Tensor
+
+from tagseg.data.images import read_image, reduction
+from tagseg.data.loading import to_tensor
+from tagseg.data.prepare import Prepared
+from tagseg.masks.background import cut, label_probabilities
+from tagseg.masks.localise import MAP_STRIDE
+from tagseg.masks.maps import map_file, read_maps, write_maps
+from tagseg.masks.write import enlarge, make_masks
+from tagseg.progress import Track, silent
+from tagseg.run import Run, write_atomically
+from tagseg.segment.networks import probabilities
+from tagseg.segment.predict import Predictor, read_predictor
+from tagseg.segment.train import Segmented, train_segmenter
+from tagseg.settings import MaskSettings
+
+
+def self_train(prepared: Prepared, run: Run, track: Track = silent) -> Segmented:
+    """Train the segmentation network on the run's masks, `segment.rounds` times.
+
+    After every round but the last the network predicts the training images; together with the maps so far (see
+    `join_evidence`) this gives the maps, and from these the masks stage makes the masks, that the next round learns
+    from. The round's network, maps and masks lie in a run folder of its own, `run.round(number)`; what is finished is
+    kept, so that an interrupted training continues.
+
+    Raises:
+        ValueError: when weights, encoder or device cannot be had.
+    """
+    settings, source = run.settings(), run
+    for number in range(1, settings.segment.rounds):
+        current = run.round(number)
+        if not (current.segmenter / "network.safetensors").exists():
+            train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track)
+        # Joined maps are probabilities, whatever the maps before them were.
+        joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))
+        write_atomically(current.settings_file, joined.to_toml())
+        manifest = {"data": str(run.data_root()), "stages": {}, "round": number}
+        write_atomically(current.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+        predictor = read_predictor(current.segmenter, settings.device)
+        find_maps(prepared, source, current, predictor, track)
+        make_masks(prepared, current, track)
+        source = current
+    return train_segmenter(prepared.dataset, source.masks, settings, run.segmenter, track)
+
+
+def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor, track: Track = silent) -> None:
+    """Write maps of every training image's tags to `target`, from the network's probabilities and the maps in `source`;
+    maps that are there already are kept.
+
+    Raises:
+        DataError: naming the image, when one cannot be read.
+    """
+    settings, samples = source.settings(), prepared.dataset.split("train")
+    rule = settings.mask_rule()
+    for sample in track(samples, "predict training images", len(samples)):
+        if map_file(target, sample.id).exists():
+            continue
+        image = read_image(sample.image, settings.data.max_megapixels)
+        seen = predict_tags(predictor, image, sample.tags)
+        maps, _ = read_maps(map_file(source, sample.id))
+        joined = torch.from_numpy(join_evidence(seen, maps, rule))
+        size = -(-joined.shape[1] // MAP_STRIDE), -(-joined.shape[2] // MAP_STRIDE)
+        write_maps(map_file(target, sample.id), F.adaptive_avg_pool2d(joined, size).numpy(), sample.tags)
+
+
+def predict_tags(predictor: Predictor, image: Image.Image, tags: tuple[int, ...]) -> Float32[np.ndarray, "l h w"]:
+    """Return the network's probabilities of background and an image's tags, given that it shows nothing else; at the
+    size at which the network predicts."""
+    device = next(predictor.network.parameters()).device
+    reduce = reduction(image, predictor.max_side)
+    size = max(round(image.width * reduce), 1), max(round(image.height * reduce), 1)
+    picture = to_tensor(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)).to(device)
+    seen: Tensor = probabilities(predictor.network, picture, predictor.scales, predictor.flip)[[0, *tags]].cpu()
+    shares: Float32[np.ndarray, "l h w"] = (seen / seen.sum(0).clamp_min(1e-6)).numpy()
+    return shares
+
+
+def join_evidence(
+    seen: Float32[np.ndarray, "l h w"], maps: UInt8[np.ndarray, "k y x"], rule: MaskSettings
+) -> Float32[np.ndarray, "k h w"]:
+    """Return the tags' probabilities by both the segmentation network and the maps (0..255, `k y x`) read by `rule`.
+
+    Their geometric mean, normalised over background and tags: the distribution that lies closest to both (it minimises
+    the sum of the Kullback-Leibler divergences from itself to each).
+    """
+    known = label_probabilities(enlarge(maps, seen.shape[1:]), rule, tuple(cut(values, rule) for values in maps))
+    both = np.sqrt(seen * known)
+    shares: Float32[np.ndarray, "k h w"] = (both / np.maximum(both.sum(0), 1e-6))[1:]
+    return shares
