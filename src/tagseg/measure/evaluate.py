@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,6 +14,7 @@ from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.measure.calibration import calibration_images
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
 from tagseg.run import Run, write_atomically
@@ -37,18 +38,21 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's figures; None where no true masks exist."""
+    """A run's figures; None where no true masks exist. `calibrated` is how many training images would be scored, had
+    `tagseg calibrate` not seen their true masks."""
 
     classes: tuple[str, ...]
     pseudo_masks: Scores | None
     segmenter: Scores | None
+    calibrated: int = 0
 
     def table(self) -> str:
         """Return the figures as a Markdown table, in per cent."""
         columns = [("pseudo-masks", self.pseudo_masks), ("segmenter", self.segmenter)]
         shown = [(f"{name} ({scores.images} {scores.split} images)", scores) for name, scores in columns if scores]
+        left_out = f"Not scored: {self.calibrated} training images whose true masks `tagseg calibrate` has seen.\n"
         if not shown:
-            return "No true masks in the data set: nothing to score.\n"
+            return left_out if self.calibrated else "No true masks in the data set: nothing to score.\n"
         rows = [
             "| class | " + " | ".join(name for name, _ in shown) + " |",
             "|---|" + "---:|" * len(shown),
@@ -58,7 +62,7 @@ class Evaluation:
             cells = [scores.iou[i] for _, scores in shown]
             safe = name.replace("|", "\\|")
             rows.append(f"| {safe} | " + " | ".join("-" if c is None else f"{100 * c:.1f}" for c in cells) + " |")
-        return "\n".join(rows) + "\n"
+        return "\n".join(rows) + "\n" + (f"\n{left_out}" if self.calibrated else "")
 
 
 def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
@@ -81,7 +85,9 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
             image = read_image(sample.image, run.settings().data.max_megapixels)
             write_mask(target, predictor(image))
     pseudo = score_pseudo_masks(prepared, run, track)
-    result = Evaluation(classes, pseudo, _score(prepared, validation, "val", run.predictions, track))
+    calibrated = len(scored_samples(dataset, "train")) - len(scored_samples(dataset, "train", calibration_images(run)))
+    segmenter = _score(prepared, validation, "val", run.predictions, track)
+    result = Evaluation(classes, pseudo, segmenter, calibrated)
     write_atomically(run.evaluation_file, json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False))
     write_atomically(run.evaluation_file.with_suffix(".md"), result.table())
     return result
@@ -90,12 +96,13 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
 def score_pseudo_masks(prepared: Prepared, run: Run, track: Track = silent) -> Scores | None:
     """Score the pseudo-masks of the training images whose true masks count for it; None where there are none.
 
-    Unsure pixels are scored by their likelier label: leaving them out would flatter.
+    Unsure pixels are scored by their likelier label, and images that the mask settings were calibrated with are left
+    out: anything else would flatter.
 
     Raises:
         DataError: when a true mask has another size than its image, or unknown ids.
     """
-    scored = scored_samples(prepared.dataset, "train")
+    scored = scored_samples(prepared.dataset, "train", calibration_images(run))
     scores = _score(prepared, scored, "train", run.decided_masks, track)
     if scores is None:
         return None
@@ -103,9 +110,10 @@ def score_pseudo_masks(prepared: Prepared, run: Run, track: Track = silent) -> S
     return dataclasses.replace(scores, unsure_share=float(np.mean(void)))
 
 
-def scored_samples(dataset: Dataset, split: Literal["train", "val"]) -> list[Sample]:
-    """Return the samples of a split that are scored: those whose true mask counts."""
-    return [sample for sample in dataset.split(split) if sample.mask is not None and sample.scored]
+def scored_samples(dataset: Dataset, split: Literal["train", "val"], left_out: Container[str] = ()) -> list[Sample]:
+    """Return the samples of a split that are scored: those whose true mask counts, but for the ids `left_out`."""
+    scored = (sample for sample in dataset.split(split) if sample.mask is not None and sample.scored)
+    return [sample for sample in scored if sample.id not in left_out]
 
 
 def examples(samples: tuple[Sample, ...], count: int) -> list[Sample]:
@@ -135,7 +143,7 @@ def read_evaluation(run: Run) -> Evaluation:
         Scores(**{**part, "iou": tuple(part["iou"])}) if part else None
         for part in (values["pseudo_masks"], values["segmenter"])
     )
-    return Evaluation(tuple(values["classes"]), pseudo, segmenter)
+    return Evaluation(tuple(values["classes"]), pseudo, segmenter, values.get("calibrated", 0))
 
 
 def _score(prepared: Prepared, samples: list[Sample], split: str, folder: Path, track: Track) -> Scores | None:
