@@ -14,7 +14,7 @@ from tagseg.cli import main
 from tagseg.run import STAGES, Run
 from tagseg.settings import Settings
 
-COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", "atlas", *STAGES)
+COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", "atlas", "calibrate", *STAGES)
 SMALL = """\
 device = "cpu"
 workers = 0
@@ -183,6 +183,8 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device tpu: not available here"),
         (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
         (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class: got 0, expected at least 1 image"),
+        (["calibrate", "run"], "--masks"),
+        (["calibrate", "run", "--masks", "none"], "--masks none: no such folder, expected one of true masks named"),
         (["train", "run"], "stage train is done; --force does it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),

@@ -299,3 +299,13 @@ def test_discarding_twice_is_no_error(finished: Run) -> None:
 def test_report_settings_undo_the_evaluation_that_chose_the_examples(finished: Run, data: Path) -> None:
     open_run(finished.root, data, Settings(report=ReportSettings(examples=3)), force=True)
     assert not finished.predictions.exists() and not finished.report_file.exists() and finished.segmenter.exists()
+
+
+def test_a_calibration_goes_with_the_network_it_judged_and_no_sooner(finished: Run) -> None:
+    names = {"calibration.json", "calibration.md"}
+    for name in names:
+        write_atomically(finished.root / name, "figures")
+    finished.discard("localise")
+    assert names <= files(finished.root)
+    finished.discard("train")
+    assert files(finished.root) == {"settings.toml", "manifest.json"}

@@ -270,6 +270,36 @@ def atlas(
     say(f"Atlas: {atlas(run, image, per_class, out, device, force, bars).path}")
 
 
+@app.command(group=MAIN, sort_key=6)
+def calibrate(
+    run: RunFolder,
+    /,
+    *,
+    masks: Annotated[
+        Path,
+        Parameter(help="Folder of true masks, 5 to 50, named like training images; values as in the data's own masks."),
+    ],
+    apply: Annotated[
+        bool, Parameter(negative=(), help="Change the run's settings if the gain is certain; undoes masks and later.")
+    ] = False,
+) -> None:
+    """Choose the mask settings with a handful of true masks, and say how sure the choice is.
+
+    Tries background rules, then dense CRFs. The images used are never scored again.
+
+        tagseg calibrate runs/a --masks drawn/
+        tagseg calibrate runs/a --masks drawn/ --apply
+    """
+    from tagseg.measure.calibrate import calibrate
+
+    found = calibrate(run, masks, apply, bars)
+    say(found.table())
+    if apply and found.certain:
+        say(f"Settings changed, masks and later stages discarded; go on with tagseg fit DATA --out {run}")
+    elif apply:
+        say("Nothing changed.")
+
+
 def show_inspection(found: Any, min_images: int) -> None:
     """Print an Inspection as tables and warnings."""
     say(f"Layout {found.layout}: " + ", ".join(

@@ -133,6 +133,10 @@ class Run:
     def report_file(self) -> Path:
         return self.root / "report.html"
 
+    @property
+    def calibration_file(self) -> Path:
+        return self.root / "calibration.json"
+
     def settings(self) -> Settings:
         """Return the run's resolved settings.
 
@@ -201,7 +205,7 @@ class Run:
                 leftover.unlink(missing_ok=True)
 
     def discard(self, first: Stage) -> None:
-        """Delete the outputs of `first` and of every later stage."""
+        """Delete the outputs of `first` and of every later stage; a calibration goes with the network it judged."""
         manifest = self.manifest()
         for stage in STAGES[STAGES.index(first) :]:
             manifest["stages"].pop(stage, None)
@@ -213,6 +217,9 @@ class Run:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+        if first == "train":
+            for suffix in (".json", ".md"):
+                self.calibration_file.with_suffix(suffix).unlink(missing_ok=True)
 
     def _require(self) -> None:
         for file in (self.manifest_file, self.settings_file):

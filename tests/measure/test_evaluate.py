@@ -9,7 +9,16 @@ from tagseg.checkpoint import save_tensors
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, DataError, Dataset, Sample
 from tagseg.masks.write import mask_file, write_mask
-from tagseg.measure.evaluate import Evaluation, Scores, evaluate, evenly_spaced, examples, read_evaluation
+from tagseg.measure.calibration import Calibration, Candidate, Gain
+from tagseg.measure.evaluate import (
+    Evaluation,
+    Scores,
+    evaluate,
+    evenly_spaced,
+    examples,
+    read_evaluation,
+    score_pseudo_masks,
+)
 from tagseg.run import OUTPUTS, Run, RunError, open_run
 from tagseg.segment.networks import empty_segmenter
 from tagseg.settings import ReportSettings, Settings
@@ -107,6 +116,32 @@ def test_masks_that_are_not_official_are_not_scored(run: Run, tmp_path: Path) ->
     result = evaluate(data, run)
     assert result.pseudo_masks is not None and result.pseudo_masks.miou == 1.0 and result.pseudo_masks.images == 1
     assert result.segmenter is None and "segmenter" not in result.table()
+
+
+def test_images_of_a_calibration_are_not_scored_and_counted(run: Run, tmp_path: Path) -> None:
+    names = ("a", "b", "seen", "seen too")
+    truths = {name: painted(0, 1) if name in ("a", "b") else painted(1, 0) for name in names}
+    data = prepared(
+        tmp_path,
+        *(sample(tmp_path, name, truth=truth) for name, truth in truths.items()),
+        sample(tmp_path, "unofficial", truth=painted(0, 1), scored=False),
+    )
+    for name in names:
+        pseudo(run, name, painted(0, 1))
+    gain = Gain(0.5, 0.5, 0.0, 0.0, 0.0)
+    for seen in (("seen", "unofficial"), ("seen too",)):  # the images of both calibrations count
+        Calibration(seen, (Candidate("now", "", 0.5, 1),), 0, gain, run.settings()).save(run)
+    with run.stage("evaluate"):
+        result = evaluate(data, run)
+    assert result.pseudo_masks is not None and (result.pseudo_masks.miou, result.pseudo_masks.images) == (1.0, 2)
+    assert result.calibrated == 2 and read_evaluation(run) == result
+    said = "Not scored: 2 training images whose true masks `tagseg calibrate` has seen."
+    assert result.table().splitlines()[-2:] == ["", said]
+    # The settings chosen with them may be in force whatever is trained anew.
+    run.discard("train")
+    Calibration(("a", "b"), (Candidate("now", "", 0.5, 1),), 0, gain, run.settings()).save(run)
+    assert score_pseudo_masks(data, run) is None
+    assert Evaluation(result.classes, None, None, 4).table() == said.replace("2", "4") + "\n"
 
 
 def test_without_masks_there_is_nothing_to_score_but_pictures(run: Run, tmp_path: Path) -> None:

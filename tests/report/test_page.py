@@ -87,6 +87,15 @@ def test_without_truth_it_says_so_instead_of_showing_figures(tmp_path, make_run,
     assert "Training images" in page.text and len(page.all("svg", class_="picture")) == 4 * 4 + 2 * 2
 
 
+def test_images_that_calibration_has_seen_are_counted(tmp_path, make_run, page_of):
+    run = make_run(tmp_path)
+    change(run.evaluation_file, calibrated=7)
+    assert "training images that have true masks. 7 are left out: calibration has seen their" in page_of(run).text
+    change(run.evaluation_file, pseudo_masks=None)
+    text = page_of(run).text
+    assert "No training image has a true mask to compare with. 7 are left out: calibration has" in text
+
+
 def test_without_validation_images_the_segmenter_is_not_measured(tmp_path, make_run, page_of):
     page = page_of(make_run(tmp_path, val=0))
     assert "No validation image has a true mask" in page.text and "48.7 %" in page.text

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,6 +14,7 @@ from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.measure.calibration import calibration_images
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
 from tagseg.run import Run, write_atomically
@@ -37,12 +38,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's figures; None where no true masks exist. `self_trained`: the pseudo-masks that the last round of
-    self-training learned from, None where there was one round alone."""
+    """A run's figures; None where no true masks exist. `calibrated` is how many training images would be scored, had
+    `tagseg calibrate` not seen their true masks. `self_trained`: the pseudo-masks that the last round of self-training
+    learned from, None where there was one round alone."""
 
     classes: tuple[str, ...]
     pseudo_masks: Scores | None
     segmenter: Scores | None
+    calibrated: int = 0
     self_trained: Scores | None = None
 
     def table(self) -> str:
@@ -53,8 +56,9 @@ class Evaluation:
             ("segmenter", self.segmenter),
         ]
         shown = [(f"{name} ({scores.images} {scores.split} images)", scores) for name, scores in columns if scores]
+        left_out = f"Not scored: {self.calibrated} training images whose true masks `tagseg calibrate` has seen.\n"
         if not shown:
-            return "No true masks in the data set: nothing to score.\n"
+            return left_out if self.calibrated else "No true masks in the data set: nothing to score.\n"
         rows = [
             "| class | " + " | ".join(name for name, _ in shown) + " |",
             "|---|" + "---:|" * len(shown),
@@ -64,7 +68,7 @@ class Evaluation:
             cells = [scores.iou[i] for _, scores in shown]
             safe = name.replace("|", "\\|")
             rows.append(f"| {safe} | " + " | ".join("-" if c is None else f"{100 * c:.1f}" for c in cells) + " |")
-        return "\n".join(rows) + "\n"
+        return "\n".join(rows) + "\n" + (f"\n{left_out}" if self.calibrated else "")
 
 
 def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
@@ -88,32 +92,41 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
             write_mask(target, predictor(image))
     pseudo = score_pseudo_masks(prepared, run, track)
     rounds = run.settings().segment.rounds
-    improved = score_pseudo_masks(prepared, run.round(rounds - 1), track) if rounds > 1 else None
-    result = Evaluation(classes, pseudo, _score(prepared, validation, "val", run.predictions, track), improved)
+    improved = score_pseudo_masks(prepared, run, track, run.round(rounds - 1)) if rounds > 1 else None
+    calibrated = len(scored_samples(dataset, "train")) - len(scored_samples(dataset, "train", calibration_images(run)))
+    segmenter = _score(prepared, validation, "val", run.predictions, track)
+    result = Evaluation(classes, pseudo, segmenter, calibrated, improved)
     write_atomically(run.evaluation_file, json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False))
     write_atomically(run.evaluation_file.with_suffix(".md"), result.table())
     return result
 
 
-def score_pseudo_masks(prepared: Prepared, run: Run, track: Track = silent) -> Scores | None:
+def score_pseudo_masks(
+    prepared: Prepared, run: Run, track: Track = silent, made_in: Run | None = None
+) -> Scores | None:
     """Score the pseudo-masks of the training images whose true masks count for it; None where there are none.
 
-    Unsure pixels are scored by their likelier label: leaving them out would flatter.
+    They are those of the run, or of a round of its self-training (`made_in`).
+
+    Unsure pixels are scored by their likelier label, and images that the mask settings were calibrated with are left
+    out: anything else would flatter.
 
     Raises:
         DataError: when a true mask has another size than its image, or unknown ids.
     """
-    scored = scored_samples(prepared.dataset, "train")
-    scores = _score(prepared, scored, "train", run.decided_masks, track)
+    scored = scored_samples(prepared.dataset, "train", calibration_images(run))
+    source = made_in or run
+    scores = _score(prepared, scored, "train", source.decided_masks, track)
     if scores is None:
         return None
-    void = [(read_mask_file(mask_file(run.masks, sample.id)) == VOID).mean() for sample in scored]
+    void = [(read_mask_file(mask_file(source.masks, sample.id)) == VOID).mean() for sample in scored]
     return dataclasses.replace(scores, unsure_share=float(np.mean(void)))
 
 
-def scored_samples(dataset: Dataset, split: Literal["train", "val"]) -> list[Sample]:
-    """Return the samples of a split that are scored: those whose true mask counts."""
-    return [sample for sample in dataset.split(split) if sample.mask is not None and sample.scored]
+def scored_samples(dataset: Dataset, split: Literal["train", "val"], left_out: Container[str] = ()) -> list[Sample]:
+    """Return the samples of a split that are scored: those whose true mask counts, but for the ids `left_out`."""
+    scored = (sample for sample in dataset.split(split) if sample.mask is not None and sample.scored)
+    return [sample for sample in scored if sample.id not in left_out]
 
 
 def examples(samples: tuple[Sample, ...], count: int) -> list[Sample]:
@@ -143,7 +156,7 @@ def read_evaluation(run: Run) -> Evaluation:
         Scores(**{**part, "iou": tuple(part["iou"])}) if part else None
         for part in (values["pseudo_masks"], values["segmenter"], values.get("self_trained"))
     )
-    return Evaluation(tuple(values["classes"]), pseudo, segmenter, improved)
+    return Evaluation(tuple(values["classes"]), pseudo, segmenter, values.get("calibrated", 0), improved)
 
 
 def _score(prepared: Prepared, samples: list[Sample], split: str, folder: Path, track: Track) -> Scores | None:

@@ -122,8 +122,9 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
     counts = {split: sum(record["split"] == split for record in data["samples"]) for split in ("train", "val")}
     seconds = sum(float(stage["seconds"]) for stage in manifest["stages"].values())
     names = data["classes"]
+    masks, calibrated = evaluation["pseudo_masks"], evaluation.get("calibrated", 0)
     return [
-        _score("Pseudo-masks, mIoU", evaluation["pseudo_masks"], "made from the tags alone", "training"),
+        _score("Pseudo-masks, mIoU", masks, "made from the tags alone", "training", calibrated),
         _score("Segmenter, mIoU", evaluation["segmenter"], "predicted without any tag", "validation"),
         Figure(
             "Images",
@@ -139,9 +140,10 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
     ]
 
 
-def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str) -> Figure:
+def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str, calibrated: int = 0) -> Figure:
+    left_out = f" {calibrated:,} are left out: calibration has seen their true masks." if calibrated else ""
     if result is None:
-        return Figure(label, "", f"No {images} image has a true mask to compare with.")
+        return Figure(label, "", f"No {images} image has a true mask to compare with.{left_out}")
     place = {"train": "training", "val": "validation"}[result["split"]]
     present = sum(share is not None for share in result["iou"])
     unsure = (
@@ -153,7 +155,7 @@ def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str) 
         label,
         per_cent(float(result["miou"])),
         f"Overlap of masks {how} with the true masks, averaged over {present} classes (background included), measured "
-        f"on {result['images']:,} {place} images that have true masks.{unsure}",
+        f"on {result['images']:,} {place} images that have true masks.{left_out}{unsure}",
     )
 
 
