@@ -52,7 +52,7 @@ def test_what_one_is_sure_of_decides_where_the_other_is_not() -> None:
 @pytest.fixture(scope="module")
 def trained(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run of two rounds."""
-    settings = dataclasses.replace(tiny, segment=dataclasses.replace(tiny.segment, rounds=2))
+    settings = dataclasses.replace(tiny, segment=dataclasses.replace(tiny.segment, rounds=2, epochs=1))
     root = tmp_path_factory.mktemp("rounds") / "run"
     fit(discs, root, settings)
     return Run(root)

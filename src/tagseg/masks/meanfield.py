@@ -21,8 +21,8 @@ FEW, MANY = 4, 8
 NEVER = -1e4
 """Log-probability of the labels that fill up a row: their probability is 0 in every step."""
 
-AHEAD = 12
-"""How many vertices ahead of their turn rows are fetched."""
+AHEAD, SOON = 24, 8
+"""How many vertices, and how many points, ahead of their turn rows are fetched."""
 
 SMALL = 1 << 17
 """Values up to this number are blurred by one thread."""
@@ -43,46 +43,43 @@ def mean_field(
     width = FEW if labels <= FEW else -(-labels // MANY) * MANY
     start = np.full((n, width), NEVER, np.float32)
     start[:, :labels] = logs
-    (one, own_one), (two, own_two) = (normalised(lattice, weight, run) for lattice, weight in kernels)
+    one, two = (normalised(lattice, weight, run) for lattice, weight in kernels)
     buffer_one, buffer_two = (
         np.empty((lattice.size + lattice.first_half, width), np.float32) for lattice in (one, two)
     )
     q = start.copy()
     run(softmax, n, q)
     for _ in range(steps):
-        values_one = filtered(one, own_one, q, buffer_one, run)
-        values_two = filtered(two, own_two, q, buffer_two, run)
+        values_one = filtered(one, q, buffer_one, run)
+        values_two = filtered(two, q, buffer_two, run)
         run(update, n, start, one.corners, one.weights, values_one, two.corners, two.weights, values_two, q)
     return q[:, :labels]
 
 
-def normalised(lattice: Lattice, weight: float, run: Runner) -> tuple[Lattice, Float32[np.ndarray, "n e"]]:
-    """Return the lattice with what a kernel that is normalised symmetrically slices by, times `weight`; and splats by.
+def normalised(lattice: Lattice, weight: float, run: Runner) -> Lattice:
+    """Return the lattice with the weights of its kernel, normalised symmetrically, times `weight`.
 
     The kernel K becomes D K D with D = diag(K 1)^(-1/2), as in Kraehenbuehl and Koltun's own code: without, pixels in
-    crowded parts of the feature space would hear more than others.
+    crowded parts of the feature space would hear more than others. Half of the factors, in the logarithm, goes into
+    splatting and half into slicing, so that both have the same weights; the given ones are overwritten.
     """
     n = len(lattice.corners)
     sums, ones = np.zeros((n, FEW), np.float32), np.ones((n, FEW), np.float32)
     buffer = np.empty((lattice.size + lattice.first_half, FEW), np.float32)
-    run(add_slice, n, lattice.corners, lattice.weights, filtered(lattice, lattice.weights, ones, buffer, run), sums)
-    norm = 1 / np.sqrt(sums[:, :1])
-    return lattice._replace(weights=lattice.weights * (norm * np.float32(weight))), lattice.weights * norm
+    run(add_slice, n, lattice.corners, lattice.weights, filtered(lattice, ones, buffer, run), sums)
+    lattice.weights[:] *= np.float32(math.sqrt(weight)) / np.sqrt(sums[:, :1])
+    return lattice
 
 
 def filtered(
-    lattice: Lattice,
-    weights: Float32[np.ndarray, "n e"],
-    values: Float32[np.ndarray, "n c"],
-    buffer: Float32[np.ndarray, "rows c"],
-    run: Runner,
+    lattice: Lattice, values: Float32[np.ndarray, "n c"], buffer: Float32[np.ndarray, "rows c"], run: Runner
 ) -> Float32[np.ndarray, "m c"]:
-    """Splat the points' values by `weights` and blur them, in `buffer`, a part of which is returned.
+    """Splat the points' values and blur them, in `buffer`, a part of which is returned.
 
     Two threads splat half of the points each, always two, so that sums do not depend on how many threads there are. The
     first half has rows of its own at the buffer's end.
     """
-    run(splat, 2, lattice.size, lattice.corners, weights, values, buffer)
+    run(splat, 2, lattice.size, lattice.corners, lattice.weights, values, buffer)
     out, first_half = buffer[: lattice.size], buffer[lattice.size :]
     # A few small rows are done sooner than handed over.
     run = run if out.size > SMALL else run_here
@@ -118,6 +115,7 @@ def splat(
                 continue
             row = values[n]
             for k in range(corners.shape[1]):
+                fetch(out, corners[min(n + SOON, points - 1), k])
                 weight, target = weights[n, k], out[corners[n, k]]
                 for c in range(len(row)):
                     target[c] += weight * row[c]
@@ -195,6 +193,7 @@ def add_slice(
             continue
         row = out[n]
         for k in range(corners.shape[1]):
+            fetch(values, corners[min(n + SOON, len(corners) - 1), k])
             weight, source = weights[n, k], values[corners[n, k]]
             for c in range(len(row)):
                 row[c] += weight * source[c]
@@ -205,6 +204,10 @@ def softmax(first: int, last: int, q: Float32[np.ndarray, "n c"]) -> None:
     """Turn rows of logits into probabilities, in place."""
     for n in range(first, last):
         row = q[n]
+        if len(row) == FEW:
+            highest = max(max(row[0], row[1]), max(row[2], row[3]))
+            row[0], row[1], row[2], row[3] = row[0] - highest, row[1] - highest, row[2] - highest, row[3] - highest
+            continue
         highest = row[0]
         for c in range(1, len(row)):
             highest = max(highest, row[c])
@@ -215,6 +218,10 @@ def softmax(first: int, last: int, q: Float32[np.ndarray, "n c"]) -> None:
         flat[i] = exponential(flat[i])
     for n in range(first, last):
         row = q[n]
+        if len(row) == FEW:
+            factor = np.float32(1) / ((row[0] + row[1]) + (row[2] + row[3]))
+            row[0], row[1], row[2], row[3] = row[0] * factor, row[1] * factor, row[2] * factor, row[3] * factor
+            continue
         total = np.float32(0)
         for c in range(len(row)):
             total += row[c]
