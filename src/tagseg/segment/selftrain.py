@@ -66,11 +66,23 @@ def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor
         if map_file(target, sample.id).exists():
             continue
         image = read_image(sample.image, settings.data.max_megapixels)
-        seen = predict_tags(predictor, image, sample.tags)
         maps, _ = read_maps(map_file(source, sample.id))
-        joined = torch.from_numpy(join_evidence(seen, maps, rule))
-        size = -(-joined.shape[1] // MAP_STRIDE), -(-joined.shape[2] // MAP_STRIDE)
-        write_maps(map_file(target, sample.id), F.adaptive_avg_pool2d(joined, size).numpy(), sample.tags)
+        write_maps(map_file(target, sample.id), improved_maps(predictor, image, sample.tags, maps, rule), sample.tags)
+
+
+def improved_maps(
+    predictor: Predictor,
+    image: Image.Image,
+    tags: tuple[int, ...],
+    maps: UInt8[np.ndarray, "k y x"],
+    rule: MaskSettings,
+) -> Float32[np.ndarray, "k h w"]:
+    """Return an image's maps (probabilities, a quarter of the predicted resolution) by the network and by `maps`, which
+    are read by `rule`."""
+    joined = torch.from_numpy(join_evidence(predict_tags(predictor, image, tags), maps, rule))
+    size = -(-joined.shape[1] // MAP_STRIDE), -(-joined.shape[2] // MAP_STRIDE)
+    pooled: Float32[np.ndarray, "k h w"] = F.adaptive_avg_pool2d(joined, size).numpy()
+    return pooled
 
 
 def predict_tags(predictor: Predictor, image: Image.Image, tags: tuple[int, ...]) -> Float32[np.ndarray, "l h w"]:
