@@ -301,8 +301,8 @@ def test_report_settings_undo_the_evaluation_that_chose_the_examples(finished: R
     assert not finished.predictions.exists() and not finished.report_file.exists() and finished.segmenter.exists()
 
 
-def test_a_calibration_goes_with_the_network_it_judged_and_no_sooner(finished: Run) -> None:
-    names = {"calibration.json", "calibration.md"}
+def test_calibration_and_atlas_go_with_the_network_they_show_and_no_sooner(finished: Run) -> None:
+    names = {"calibration.json", "calibration.md", "atlas.html"}
     for name in names:
         write_atomically(finished.root / name, "figures")
     finished.discard("localise")

@@ -134,6 +134,10 @@ class Run:
         return self.root / "report.html"
 
     @property
+    def atlas_file(self) -> Path:
+        return self.root / "atlas.html"
+
+    @property
     def calibration_file(self) -> Path:
         return self.root / "calibration.json"
 
@@ -205,7 +209,7 @@ class Run:
                 leftover.unlink(missing_ok=True)
 
     def discard(self, first: Stage) -> None:
-        """Delete the outputs of `first` and of every later stage; a calibration goes with the network it judged."""
+        """Delete the outputs of `first` and of every later stage; calibration and atlas go with the network they show."""
         manifest = self.manifest()
         for stage in STAGES[STAGES.index(first) :]:
             manifest["stages"].pop(stage, None)
@@ -218,8 +222,8 @@ class Run:
                 else:
                     path.unlink(missing_ok=True)
         if first == "train":
-            for suffix in (".json", ".md"):
-                self.calibration_file.with_suffix(suffix).unlink(missing_ok=True)
+            for file in (self.calibration_file, self.calibration_file.with_suffix(".md"), self.atlas_file):
+                file.unlink(missing_ok=True)
 
     def _require(self) -> None:
         for file in (self.manifest_file, self.settings_file):

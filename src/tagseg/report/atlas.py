@@ -63,7 +63,7 @@ def atlas(
     """
     trained = Run(Path(run))
     trained.require("train")
-    path = trained.root / "atlas.html" if out is None else Path(out)
+    path = trained.atlas_file if out is None else Path(out)
     if path.exists() and not force:
         raise RunError(f"{path}: exists; choose another --out or --force")
     if per_class < 1:
