@@ -26,9 +26,13 @@ FEWEST, MOST = 5, 50
 """Calibration images: with fewer nothing can be told, more take long."""
 
 CUTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Values of masks.threshold that are tried."""
+
 POWERS = (1.0, 2.0, 4.0)
-COMPATS = (5.0, 10.0)
-COLOURS = (8.0, 13.0)
+"""Values of masks.power that are tried."""
+
+COMPATS, COLOURS = (5.0, 10.0), (8.0, 13.0)
+"""Values of crf.bilateral_compat and crf.bilateral_srgb that are tried, each with each."""
 
 Counts = dict[Settings, Int[np.ndarray, "images 2 ids"]]
 """Of each candidate the pixels in intersection and union, by image and class id."""
