@@ -140,7 +140,7 @@ def find_simplices(
     place, near = np.empty(d + 1, np.float32), np.empty(d + 1, np.int64)
     rank, stride_of_rank = np.empty(d + 1, np.int64), np.empty(d + 1, np.int64)
     share = np.empty(d + 2, np.float32)
-    inverse = np.float32(1) / np.float32(d + 1)
+    inverse, every = np.float32(1) / np.float32(d + 1), strides.sum()
     for n in range(first, last):
         total = np.float32(0)
         for i in range(d, 0, -1):
@@ -176,7 +176,7 @@ def find_simplices(
             keys[n, k] = np.uint64(key)
             weights[n, k] = share[k]
             # From one corner to the next every coordinate grows by one, but for one that falls by d.
-            key += strides.sum() - (d + 1) * stride_of_rank[d - k]
+            key += every - (d + 1) * stride_of_rank[d - k]
 
 
 def number_vertices(

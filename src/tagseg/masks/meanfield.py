@@ -1,8 +1,7 @@
 """Mean field inference on the CPU (Kraehenbuehl and Koltun 2011, algorithm 1), by Numba.
 
-Values lie in rows, a row of labels for a pixel or a vertex. Rows of up to four labels are filled up to four, which are
-written out below so that they stay in a vector register; longer ones are filled up to a multiple of eight, over which
-the compiler's own vectors run.
+Values lie in rows, a row of labels for a pixel or a vertex, filled up to four labels, or to a multiple
+of eight, and worked on by vectors of as many.
 """
 
 import math
@@ -14,6 +13,7 @@ from jaxtyping import Float32, Int64, UInt32
 
 from tagseg.masks.compiled import fetch, jit
 from tagseg.masks.lattice import Lattice, Runner, run_here
+from tagseg.masks.vectors import add_scaled, eight, four, load, store
 
 FEW, MANY = 4, 8
 """Labels of a short row, and what the labels of a longer one are a multiple of."""
@@ -104,21 +104,32 @@ def splat(
     for half in range(first, last):
         out = buffer[:size] if half else buffer[size:]
         out[:] = 0
-        for n in range(middle if half else 0, points if half else middle):
-            if values.shape[1] == FEW:
-                q0, q1, q2, q3 = values[n, 0], values[n, 1], values[n, 2], values[n, 3]
-                for k in range(corners.shape[1]):
-                    weight, v = weights[n, k], corners[n, k]
-                    s0, s1, s2, s3 = out[v, 0], out[v, 1], out[v, 2], out[v, 3]
-                    s0, s1, s2, s3 = s0 + weight * q0, s1 + weight * q1, s2 + weight * q2, s3 + weight * q3
-                    out[v, 0], out[v, 1], out[v, 2], out[v, 3] = s0, s1, s2, s3
-                continue
-            row = values[n]
+        first_point, last_point = (middle, points) if half else (0, middle)
+        if values.shape[1] == FEW:
+            _splat(first_point, last_point, corners, weights, values, out, four(), FEW)
+        else:
+            _splat(first_point, last_point, corners, weights, values, out, eight(), MANY)
+
+
+@jit
+def _splat(
+    first: int,
+    last: int,
+    corners: UInt32[np.ndarray, "n e"],
+    weights: Float32[np.ndarray, "n e"],
+    values: Float32[np.ndarray, "n c"],
+    out: Float32[np.ndarray, "m c"],
+    zeros: Any,
+    count: int,
+) -> None:
+    for n in range(first, last):
+        if count == MANY:
             for k in range(corners.shape[1]):
-                fetch(out, corners[min(n + SOON, points - 1), k])
-                weight, target = weights[n, k], out[corners[n, k]]
-                for c in range(len(row)):
-                    target[c] += weight * row[c]
+                fetch(out, corners[min(n + SOON, last - 1), k])
+        for k in range(corners.shape[1]):
+            weight, v = weights[n, k], corners[n, k]
+            for c in range(0, values.shape[1], count):
+                store(out, v, c, add_scaled(load(out, v, c, zeros), weight, load(values, n, c, zeros)))
 
 
 @jit
@@ -136,38 +147,35 @@ def blur(
     x: Float32[np.ndarray, "m c"],
 ) -> None:
     """Blur lines of vertices by (1/2, 1, 1/2), in place; beyond a line's ends there is nothing."""
-    half, width = np.float32(0.5), x.shape[1]
-    end = len(vertices) - 1
-    before, here = np.empty(width, np.float32), np.empty(width, np.float32)
+    if x.shape[1] == FEW:
+        _blur(first, last, starts, vertices, x, four(), FEW)
+    else:
+        _blur(first, last, starts, vertices, x, eight(), MANY)
+
+
+@jit
+def _blur(
+    first: int,
+    last: int,
+    starts: Int64[np.ndarray, "_starts"],
+    vertices: UInt32[np.ndarray, "on"],
+    x: Float32[np.ndarray, "m c"],
+    zeros: Any,
+    count: int,
+) -> None:
+    half, end = np.float32(0.5), len(vertices) - 1
     for line in range(first, last):
-        v = vertices[starts[line]]
-        if width == FEW:
-            b0 = b1 = b2 = b3 = np.float32(0)
-            h0, h1, h2, h3 = x[v, 0], x[v, 1], x[v, 2], x[v, 3]
+        for c in range(0, x.shape[1], count):
+            v = vertices[starts[line]]
+            before, here = zeros, load(x, v, c, zeros)
             for at in range(starts[line] + 1, starts[line + 1]):
-                fetch(x, vertices[min(at + AHEAD, end)])
+                if c == 0:
+                    fetch(x, vertices[min(at + AHEAD, end)])
                 w = vertices[at]
-                n0, n1, n2, n3 = x[w, 0], x[w, 1], x[w, 2], x[w, 3]
-                x[v, 0], x[v, 1] = h0 + half * (b0 + n0), h1 + half * (b1 + n1)
-                x[v, 2], x[v, 3] = h2 + half * (b2 + n2), h3 + half * (b3 + n3)
-                b0, b1, b2, b3, h0, h1, h2, h3, v = h0, h1, h2, h3, n0, n1, n2, n3, w
-            x[v, 0], x[v, 1], x[v, 2], x[v, 3] = h0 + half * b0, h1 + half * b1, h2 + half * b2, h3 + half * b3
-            continue
-        row = x[v]
-        for c in range(width):
-            before[c] = 0
-            here[c] = row[c]
-        for at in range(starts[line] + 1, starts[line + 1]):
-            fetch(x, vertices[min(at + AHEAD, end)])
-            after = x[vertices[at]]
-            for c in range(width):
-                row[c] = here[c] + half * (before[c] + after[c])
-            for c in range(width):
-                before[c] = here[c]
-                here[c] = after[c]
-            row = after
-        for c in range(width):
-            row[c] = here[c] + half * before[c]
+                after = load(x, w, c, zeros)
+                store(x, v, c, add_scaled(add_scaled(here, half, before), half, after))
+                before, here, v = here, after, w
+            store(x, v, c, add_scaled(here, half, before))
 
 
 @jit
@@ -180,23 +188,32 @@ def add_slice(
     out: Float32[np.ndarray, "n c"],
 ) -> None:
     """Add to every point the weighted values of its corners."""
+    if out.shape[1] == FEW:
+        _add_slice(first, last, corners, weights, values, out, four(), FEW)
+    else:
+        _add_slice(first, last, corners, weights, values, out, eight(), MANY)
+
+
+@jit
+def _add_slice(
+    first: int,
+    last: int,
+    corners: UInt32[np.ndarray, "n e"],
+    weights: Float32[np.ndarray, "n e"],
+    values: Float32[np.ndarray, "m c"],
+    out: Float32[np.ndarray, "n c"],
+    zeros: Any,
+    count: int,
+) -> None:
     for n in range(first, last):
-        if values.shape[1] == FEW:
-            s0, s1, s2, s3 = out[n, 0], out[n, 1], out[n, 2], out[n, 3]
+        if count == MANY:
             for k in range(corners.shape[1]):
-                weight, v = weights[n, k], corners[n, k]
-                s0 += weight * values[v, 0]
-                s1 += weight * values[v, 1]
-                s2 += weight * values[v, 2]
-                s3 += weight * values[v, 3]
-            out[n, 0], out[n, 1], out[n, 2], out[n, 3] = s0, s1, s2, s3
-            continue
-        row = out[n]
-        for k in range(corners.shape[1]):
-            fetch(values, corners[min(n + SOON, len(corners) - 1), k])
-            weight, source = weights[n, k], values[corners[n, k]]
-            for c in range(len(row)):
-                row[c] += weight * source[c]
+                fetch(values, corners[min(n + SOON, len(corners) - 1), k])
+        for c in range(0, out.shape[1], count):
+            total = load(out, n, c, zeros)
+            for k in range(corners.shape[1]):
+                total = add_scaled(total, weights[n, k], load(values, corners[n, k], c, zeros))
+            store(out, n, c, total)
 
 
 @jit
