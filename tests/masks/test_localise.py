@@ -1,7 +1,5 @@
 import dataclasses
 import os
-import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,8 @@ from PIL import Image
 
 from tagseg.data.loading import to_tensor
 from tagseg.data.records import DataError, Dataset, Sample
-from tagseg.masks.localise import READERS, _ahead, localise, localise_image, views
-from tagseg.masks.maps import map_file, read_maps
+from tagseg.masks.localise import localise, localise_image
+from tagseg.masks.maps import map_file, read_maps, write_maps
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import load_network, train
 from tagseg.run import Run, RunError, open_run
@@ -110,6 +108,15 @@ def test_coarse_and_refined_maps_differ(network: RcaNetwork) -> None:
     assert not torch.allclose(refined, coarse, atol=0.05)
 
 
+def test_maps_survive_a_file(tmp_path: Path) -> None:
+    maps = torch.rand(2, 5, 7)
+    write_maps(tmp_path / "sub" / "a.npz", maps.numpy(), (3, 200))
+    values, classes = read_maps(tmp_path / "sub" / "a.npz")
+    assert values.dtype == np.uint8 and values.shape == (2, 5, 7) and classes == (3, 200)
+    assert np.abs(values / 255 - maps.numpy()).max() <= 0.5 / 255 + 1e-6
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.npz"]
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Dataset, Run]:
     """Return a run with a trained network, and its data: five training images and one for validation."""
@@ -192,83 +199,6 @@ def test_an_error_behind_the_maps_ends_the_stage(trained: tuple[Dataset, Run]) -
     with pytest.raises(RunError, match="no mask of sub/0 ü"):
         localise(dataset, run, then=then)
     assert 1 <= len(list(run.maps.rglob("*.npz"))) < 5 and not list(run.maps.rglob(".writing-*"))
-
-
-def test_a_broken_image_in_the_middle_is_named_and_those_before_it_have_their_maps(
-    trained: tuple[Dataset, Run],
-) -> None:
-    dataset, run = trained
-    broken = dataset.samples[3].image
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:200])
-    with pytest.raises(DataError, match=re.escape(str(broken))):
-        localise(dataset, run)
-    assert sorted(path.name for path in run.maps.rglob("*.*")) == ["0 ü.npz", "1 ü.npz", "2 ü.npz"]
-    broken.write_bytes(whole)
-    assert localise(dataset, run).images == 2
-
-
-def test_every_sample_is_passed_on_once_its_maps_are_there(trained: tuple[Dataset, Run]) -> None:
-    dataset, run = trained
-    seen = []
-
-    def then(sample: Sample) -> None:
-        read_maps(map_file(run, sample.id))
-        seen.append(sample.id)
-
-    first = localise(dataset, run, samples=dataset.samples[1:3], then=then)
-    assert first.images == 2 and first.images_per_s > 0
-    again = localise(dataset, run, then=then)
-    assert again.images == 3 and again.folder == run.maps
-    assert seen == ["sub/1 ü", "sub/2 ü", *(f"sub/{i} ü" for i in range(5))]
-    assert localise(dataset, run).images_per_s == 0
-
-
-def test_work_ahead_keeps_the_order_and_is_only_a_few_items_ahead() -> None:
-    begun: list[int] = []
-
-    def work(item: int) -> int:
-        begun.append(item)
-        time.sleep(0.02 if item % 2 else 0)
-        return item * item
-
-    for done, outcome in enumerate(_ahead(range(20), work, 2), 1):
-        assert outcome == (done - 1) ** 2 and len(begun) <= done + 2
-    assert sorted(begun) == list(range(20)) and list(_ahead([], work, 2)) == []
-
-
-def test_work_that_was_begun_is_finished_when_the_rest_is_not_wanted() -> None:
-    finished: list[int] = []
-
-    def work(item: int) -> None:
-        time.sleep(0.01)
-        finished.append(item)
-
-    ahead = _ahead(range(50), work, 2)
-    next(ahead)
-    ahead.close()
-    assert sorted(finished) == [0, 1, 2]
-
-
-def test_an_error_comes_in_its_turn() -> None:
-    def work(item: int) -> int:
-        if item == 3:
-            raise DataError("three")
-        return item
-
-    outcomes = []
-    with pytest.raises(DataError, match="three"):
-        for outcome in _ahead(range(9), work, 2):
-            outcomes.append(outcome)
-    assert outcomes == [0, 1, 2]
-
-
-def test_no_image_waits_for_the_network_at_its_full_size(network: RcaNetwork) -> None:
-    seen = views(network.backbone, Image.new("RGB", (2000, 1000)), SETTINGS)
-    assert seen.size == (48, 96) and READERS < 9
-    assert [picture.size for picture in seen.pictures] == [
-        network.backbone.fitting_size(48 * scale, 96 * scale)[::-1] for scale in SETTINGS.scales
-    ]
 
 
 def test_localising_needs_a_network(tmp_path: Path) -> None:

@@ -1,210 +1,186 @@
-import itertools
-import re
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import time
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import tagseg
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import Dataset, Sample
 from tagseg.masks import pool
 from tagseg.masks.maps import map_file, write_maps
-from tagseg.masks.write import make_masks, mask_file
+from tagseg.masks.pool import Made
+from tagseg.masks.write import has_masks, make_masks, open_workers
 from tagseg.run import Run, RunError, open_run
 from tagseg.settings import Settings
 
-T = TypeVar("T")
+SOURCE = Path(tagseg.__file__).parents[1]
+NAMES = [f"sub/{i} ü" for i in range(6)]
+needs_fifos = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 
-SIZES = [(40, 60), (900, 1200), (1, 7), (33, 20), (64, 64), (20, 31)]
-"""The second is larger than masks.max-side, and is finished last."""
 
-
-def localised(root: Path, workers: int) -> tuple[Prepared, Run]:
-    """Return a run and its data of six images that have maps of one or two tags."""
-    (root / "data").mkdir(parents=True, exist_ok=True)
-    run = open_run(root / f"run {workers}", root / "data", Settings(workers=workers))
+def localised(folder: Path, workers: int) -> tuple[Prepared, Run]:
+    """Return six images of as many sizes, their maps, and a run; the same in every folder."""
+    (folder / "data").mkdir(parents=True)
+    run = open_run(folder / "run", folder / "data", Settings(workers=workers))
+    rng = np.random.default_rng(0)
     samples, sizes = [], {}
-    for i, (height, width) in enumerate(SIZES):
-        noise = np.random.default_rng(i)
-        path = root / "data" / f"{i} ü.jpg"
-        Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)).save(path)
-        tags = (1, 2) if i % 2 else (2,)
-        samples.append(Sample(f"sub/{i} ü", path, tags))
-        sizes[samples[-1].id] = height, width
-        write_maps(map_file(run, samples[-1].id), noise.random((len(tags), 5, 6), np.float32), tags)
-    return Prepared(Dataset(root / "data", "folder", ("cat", "dog"), tuple(samples)), sizes), run
+    for i, name in enumerate(NAMES):
+        tags = (1, 2, 3)[: 1 + i % 3]
+        sizes[name] = (30 + 7 * i, 61 - 5 * i)
+        image = folder / "data" / f"{i} ü.png"
+        Image.fromarray(rng.integers(0, 256, (*sizes[name], 3), np.uint8)).save(image)
+        write_maps(map_file(run, name), rng.random((len(tags), 9, 8)), tags)
+        samples.append(Sample(name, image, tags))
+    return Prepared(Dataset(folder / "data", "folder", ("a", "b", "c"), tuple(samples)), sizes), run
 
 
-def pngs(run: Run) -> dict[str, bytes]:
-    folders = run.masks, run.decided_masks
+def masks_of(run: Run) -> dict[str, bytes]:
     return {
         path.relative_to(run.root).as_posix(): path.read_bytes()
-        for folder in folders
-        for path in folder.rglob("*.png")
-        if not path.name.startswith(".writing-")
+        for folder in (run.masks, run.decided_masks)
+        for path in folder.rglob("*.*")
     }
 
 
-def leftovers(run: Run) -> list[Path]:
-    return list(run.root.rglob(".writing-*"))
-
-
-def started(monkeypatch: pytest.MonkeyPatch) -> list["subprocess.Popen[str]"]:
-    """Return a list into which every worker is put that starts."""
-    children: list[subprocess.Popen[str]] = []
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> "list[subprocess.Popen[str]]":
+    """Return a list of the workers as they get started."""
+    started: list[subprocess.Popen[str]] = []
     start = pool._start
 
-    def remember(run: Run) -> "subprocess.Popen[str]":
-        children.append(start(run))
-        return children[-1]
+    def noted(run: Run) -> "subprocess.Popen[str]":
+        started.append(start(run))
+        return started[-1]
 
-    monkeypatch.setattr(pool, "_start", remember)
-    return children
-
-
-def interrupted(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    yield from itertools.islice(items, 1)
-    raise KeyboardInterrupt
+    monkeypatch.setattr(pool, "_start", noted)
+    return started
 
 
-def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    children = started(monkeypatch)
+def test_any_number_of_workers_writes_the_same_bytes(
+    tmp_path: Path, children: "list[subprocess.Popen[str]]", caplog: pytest.LogCaptureFixture
+) -> None:
     found = {}
     for workers in (0, 1, 2):
-        prepared, run = localised(tmp_path, workers)
-        done = make_masks(prepared, run)
+        prepared, run = localised(tmp_path / str(workers), workers)
+        with caplog.at_level("INFO", "tagseg"):
+            done = make_masks(prepared, run)
+        found[workers] = masks_of(run)
         assert done.images == 6 and done.images_per_s > 0 and (done.worker_peak_mb > 10) == (workers > 0)
-        found[workers] = pngs(run)
-        assert len(found[workers]) == 12 and not leftovers(run)
-    assert found[0] == found[1] == found[2]
-    assert len(children) == 3 and all(child.returncode == 0 for child in children)
+        assert f"masks: 6 images, {done.images_per_s:.1f} a second" in caplog.text
+    assert len(found[0]) == 14 and found[0] == found[1] == found[2]
+    assert len(children) <= 3 and [child.returncode for child in children] == [0] * len(children)
 
 
-def test_no_worker_starts_where_nothing_is_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared, run = localised(tmp_path, 0)
-    make_masks(prepared, run)
-    before = pngs(run)
-    again = open_run(run.root, tmp_path / "data", Settings(workers=2))
-    children = started(monkeypatch)
-    done = make_masks(prepared, again)
-    assert (done.images, done.images_per_s, done.worker_peak_mb) == (0, 0, 0)
-    assert not children and pngs(run) == before
-
-
-def test_masks_come_in_the_order_of_completion(tmp_path: Path) -> None:
+def test_masks_that_are_there_are_not_given_to_workers(tmp_path: Path) -> None:
     prepared, run = localised(tmp_path, 2)
-    order = []
-
-    def watch(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-        assert (title, total) == ("masks", 6)
-        for item in items:
-            assert isinstance(item, pool.Made)
-            order.append(item.id)
-            yield item
-
-    make_masks(prepared, run, watch)
-    assert sorted(order) == [sample.id for sample in prepared.dataset.samples]
+    make_masks(prepared, run)
+    whole = masks_of(run)
+    # A pair is there when both are.
+    (run.masks / f"{NAMES[1]}.png").unlink()
+    (run.decided_masks / f"{NAMES[4]}.png").unlink()
+    kept = run.masks / f"{NAMES[0]}.png"
+    os.utime(kept, ns=(1, 1))
+    assert make_masks(prepared, run).images == 2
+    assert masks_of(run) == whole and kept.stat().st_mtime_ns == 1
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("what", ["image", "maps"])
-def test_a_broken_file_in_the_middle_is_named_and_can_be_mended(what: str, workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_in_the_middle_is_named(workers: int, tmp_path: Path) -> None:
     prepared, run = localised(tmp_path, workers)
-    sample = prepared.dataset.samples[3]
-    broken = sample.image if what == "image" else map_file(run, sample.id)
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:100])
-    message = rf"{re.escape(str(sample.image))}: no mask could be made of it: {re.escape(str(broken))}: .*damaged"
-    with pytest.raises(RunError, match=message):
+    broken = prepared.dataset.samples[3].image
+    content = broken.read_bytes()
+    broken.write_bytes(content[:200])
+    with pytest.raises(RunError, match=r"data.3 ü\.png: no mask could be made of it: .*"):
         make_masks(prepared, run)
-    assert mask_file(run.decided_masks, "sub/0 ü").exists() and not mask_file(run.masks, sample.id).exists()
-    assert not leftovers(run)
-    broken.write_bytes(whole)
-    before = pngs(run)
-    assert make_masks(prepared, run).images == 6 - len(before) // 2
-    assert before.items() <= pngs(run).items() and len(pngs(run)) == 12
+    assert not has_masks(run, NAMES[3]) and not list(run.root.rglob(".writing-*"))
+    broken.write_bytes(content)
+    make_masks(prepared, run)
+    assert all(has_masks(run, name) for name in NAMES)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_worker_that_is_killed_is_told_of_and_the_rest_is_made_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_after_a_failure_nothing_more_is_taken(tmp_path: Path) -> None:
+    prepared, run = localised(tmp_path, 1)
+    map_file(run, NAMES[0]).write_bytes(b"no maps")
+    with pytest.raises(RunError, match="damaged maps"), open_workers(prepared, run) as workers:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            workers.give(prepared.dataset.samples[0])
+            time.sleep(0.01)
+
+
+@needs_fifos
+def test_a_killed_worker_is_told_of_and_the_stage_continues(
+    tmp_path: Path, children: "list[subprocess.Popen[str]]"
 ) -> None:
     prepared, run = localised(tmp_path, 1)
-    children = started(monkeypatch)
+    maps = map_file(run, NAMES[2])
+    content = maps.read_bytes()
+    maps.unlink()
+    os.mkfifo(maps)  # nobody writes into it: the worker waits for ever
 
-    def kill(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-        for item in items:
-            children[0].kill()
+    def kill_at_the_third(items, title, total):  # type: ignore[no-untyped-def]
+        for done, item in enumerate(items, 1):
+            if done == 2:
+                time.sleep(0.2)  # into the third
+                children[0].kill()
             yield item
 
-    with pytest.raises(RunError, match=r"jpg: the worker process that made its mask was killed by signal 9, as systems "
-                       "do that run out of memory; run the same command again to continue, and with fewer --workers"):  # fmt: skip
-        make_masks(prepared, run, kill)
-    before = len(pngs(run)) // 2
-    assert 1 <= before < 6
-    run.remove_leftovers("masks")
-    assert make_masks(prepared, run).images >= 6 - before and len(pngs(run)) == 12 and not leftovers(run)
-
-
-def test_a_worker_that_cannot_start_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared, run = localised(tmp_path, 2)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RunError, match=r"\.jpg: the worker process that made its mask ended with status 1; run the"):
-        make_masks(prepared, run)
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_after_an_interruption_no_worker_and_no_half_file_is_left(
-    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared, run = localised(tmp_path, workers)
-    children = started(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        make_masks(prepared, run, interrupted)
-    assert len(children) == workers and all(child.returncode == 0 for child in children)
-    assert not leftovers(run)
-    before = pngs(run)
-    assert {name.partition("/")[2] for name in before if name.startswith("masks/")} == {
-        name.partition("/")[2] for name in before if name.startswith("masks_without_void/")
-    }
-    make_masks(prepared, run)
-    undisturbed = localised(tmp_path / "other", workers)
+    message = r"2 ü\.png: the worker process that made its mask was killed by signal 9, as systems do that run out"
+    with pytest.raises(RunError, match=message + r" of memory; run the same command again .* fewer --workers"):
+        make_masks(prepared, run, kill_at_the_third)
+    assert [has_masks(run, name) for name in NAMES] == [True, True, False, False, False, False]
+    maps.unlink()
+    maps.write_bytes(content)
+    assert make_masks(prepared, run).images == 4
+    undisturbed = localised(tmp_path / "undisturbed", 0)
     make_masks(*undisturbed)
-    assert pngs(run) == pngs(undisturbed[1])
+    assert masks_of(run) == masks_of(undisturbed[1])
 
 
-def test_a_worker_that_hangs_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_finishes_what_is_in_flight_and_drops_the_rest(
+    tmp_path: Path, children: "list[subprocess.Popen[str]]", monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared, run = localised(tmp_path, 1)
-    children = started(monkeypatch)
-    monkeypatch.setattr(pool, "GRACE_S", 0.2)
+    asked, ask = [], pool._ask
 
-    def hang(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-        yield from itertools.islice(items, 1)
-        children[0].send_signal(signal.SIGSTOP)
+    def slowly(child: "subprocess.Popen[str]", sample: Sample, size: tuple[int, int]) -> Made:
+        asked.append(sample.id)
+        time.sleep(0.3)
+        return ask(child, sample, size)
+
+    monkeypatch.setattr(pool, "_ask", slowly)
+    with pytest.raises(KeyboardInterrupt), open_workers(prepared, run) as workers:
+        for sample in prepared.dataset.samples:
+            workers.give(sample)
+        while not asked:
+            time.sleep(0.01)
         raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make_masks(prepared, run, hang)
-    # It may have been stopped with nothing left to do but to end.
-    assert children[0].returncode == -signal.SIGKILL
+    assert asked == NAMES[:1] and [has_masks(run, name) for name in NAMES] == [True] + [False] * 5
+    assert [child.returncode for child in children] == [0] and not list(run.root.rglob(".writing-*"))
 
 
-def test_a_failure_reaches_whoever_hands_over_the_next_image(tmp_path: Path) -> None:
+@needs_fifos
+def test_a_worker_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, children: "list[subprocess.Popen[str]]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "GRACE_S", 0.2)
     prepared, run = localised(tmp_path, 1)
-    first, second = prepared.dataset.samples[:2]
-    first.image.write_bytes(b"")
-    with (
-        pytest.raises(RunError, match=re.escape(str(first.image))),
-        pool.mask_workers(run, prepared.sizes, 1, lambda sample: pool.Made(sample.id, False, 0.0)) as workers,
-    ):
-        workers.give(first)
-        with pytest.raises(RunError):
-            list(workers.made())
-        workers.give(second)
-    assert not pngs(run)
+    map_file(run, NAMES[0]).unlink()
+    os.mkfifo(map_file(run, NAMES[0]))
+    with pytest.raises(KeyboardInterrupt), open_workers(prepared, run) as workers:
+        workers.give(prepared.dataset.samples[0])
+        while not children:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
+
+
+def test_a_worker_imports_no_torch() -> None:
+    code = "import sys, tagseg.masks.worker; assert not {'torch', 'torchvision', 'timm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(SOURCE)}, check=True)

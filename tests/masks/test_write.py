@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tagseg
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, DataError, Dataset, Sample
 from tagseg.masks import write
-from tagseg.masks.background import agreement, cut, decide, label_probabilities, with_void
+from tagseg.masks.background import agreement, decide, label_probabilities
 from tagseg.masks.maps import map_file, write_maps
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.masks.write import at_size, enlarge, make_masks, mask_file, mask_image, refined_size, write_mask
@@ -184,84 +183,6 @@ def test_sixteen_megapixels_with_five_tags_take_bounded_memory(tmp_path: Path) -
         assert set(np.unique(read_mask_file(mask_file(folder, "a"), (4000, 4000)))) >= {1, 2, 3, 4, 5}
 
 
-@pytest.mark.parametrize("size", [(48, 64), (1, 64), (64, 3)])
-@pytest.mark.parametrize("strip", [1, 130, 1 << 20])
-def test_up_to_max_side_masks_are_those_of_the_enlarged_maps(
-    size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write, "_STRIP", strip)
-    maps = np.random.default_rng(0).integers(0, 256, (3, 6, 8), np.uint8)
-    settings = MaskSettings("otsu", max_side=64)
-    ids, unsure = decide(enlarge(maps, size), (1, 4, 9), [cut(values, settings) for values in maps], settings.unsure)
-    decided, mask = mask_image(None, maps, (1, 4, 9), size, settings)
-    assert np.array_equal(decided, ids) and np.array_equal(mask, with_void(ids, unsure))
-    assert len(np.unique(mask)) > 3 or 1 in size
-
-
-@pytest.mark.parametrize("size", [(300, 211), (211, 300), (2, 900), (700, 1)])
-def test_strips_of_a_large_image_join_without_a_seam(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = np.random.default_rng(1).integers(0, 256, (2, 6, 8), np.uint8)
-    settings = MaskSettings("threshold", max_side=64)
-    scores = enlarge(maps, refined_size(size, settings))
-    whole = np.stack([np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR)) for one in scores])
-    ids, unsure = decide(whole, (1, 2), [0.5, 0.5], settings.unsure)
-    for strip in (1, 5 * 2 * size[1], 1 << 20):
-        monkeypatch.setattr(write, "_STRIP", strip)
-        decided, mask = mask_image(None, maps, (1, 2), size, settings)
-        # A place between two cells is rounded differently where it is counted from another row.
-        assert (decided != ids).mean() < 0.002 and (mask != with_void(ids, unsure)).mean() < 0.002
-    assert len(np.unique(ids)) == 3 or 1 in size
-
-
-def test_an_image_without_maps_is_background() -> None:
-    for size in ((5, 7), (700, 900)):
-        decided, mask = mask_image(None, np.zeros((0, 3, 4), np.uint8), (), size, MaskSettings("threshold"))
-        assert decided.shape == mask.shape == size and not decided.any() and not mask.any()
-
-
-@pytest.mark.parametrize(
-    ("size", "refined"),
-    [((480, 640), (480, 640)), ((640, 1), (640, 1)), ((4000, 4000), (640, 640)), ((1280, 642), (640, 321)),
-     ((9000, 3), (640, 1))],
-)  # fmt: skip
-def test_maps_are_refined_at_max_side(size: tuple[int, int], refined: tuple[int, int]) -> None:
-    assert refined_size(size, MaskSettings(max_side=640)) == refined
-
-
-LARGE = """
-import sys
-from pathlib import Path
-from tagseg.masks.write import make_mask
-from tagseg.memory import peak_memory_mb, reset_peak_memory
-from tagseg.run import Run
-
-run = Run(Path(sys.argv[1]))
-settings = run.settings()
-reset_peak_memory()
-before = peak_memory_mb()
-make_mask(run, "large", Path(sys.argv[2]), (4000, 4000), settings)
-print(peak_memory_mb() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part")
-def test_16_megapixels_take_bounded_memory(tmp_path: Path) -> None:
-    run = open_run(tmp_path / "run", tmp_path, Settings())
-    maps = np.random.default_rng(0).random((5, 80, 80), np.float32)
-    write_maps(map_file(run, "large"), maps, (1, 2, 3, 4, 5))
-    Image.linear_gradient("L").resize((4000, 4000)).convert("RGB").save(tmp_path / "large.jpg")
-    child = subprocess.run(
-        [sys.executable, "-c", LARGE, run.root, tmp_path / "large.jpg"],
-        env=os.environ | {"PYTHONPATH": str(Path(tagseg.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    # The five maps alone would be 320 MB at full size.
-    assert float(child.stdout) < 150
-    for folder in (run.masks, run.decided_masks):
-        mask = read_mask_file(mask_file(folder, "large"), (4000, 4000))
-        assert set(np.unique(mask)) >= {1, 2, 3, 4, 5}
-
-
 @pytest.fixture
 def localised(tmp_path: Path) -> tuple[Prepared, Run]:
     """Return two training images and a validation image, the maps of the former, and a run."""
@@ -311,16 +232,6 @@ def test_masks_that_are_there_stay(localised: tuple[Prepared, Run]) -> None:
     make_masks(prepared, run)
     assert (read_mask_file(mask_file(run.decided_masks, "a b")) == mine).all()
     assert mask_file(run.decided_masks, "sub/c").exists()
-
-
-def test_a_mask_whose_other_half_is_missing_is_made_again(localised: tuple[Prepared, Run]) -> None:
-    prepared, run = localised
-    make_masks(prepared, run)
-    whole = mask_file(run.masks, "a b").read_bytes(), mask_file(run.decided_masks, "a b").read_bytes()
-    for folder in (run.masks, run.decided_masks):
-        mask_file(folder, "a b").unlink()
-        assert make_masks(prepared, run).images == 1
-        assert (mask_file(run.masks, "a b").read_bytes(), mask_file(run.decided_masks, "a b").read_bytes()) == whole
 
 
 def test_a_run_that_was_not_localised_is_named(tmp_path: Path) -> None:
