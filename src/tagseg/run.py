@@ -209,7 +209,7 @@ class Run:
                 leftover.unlink(missing_ok=True)
 
     def discard(self, first: Stage) -> None:
-        """Delete the outputs of `first` and of every later stage; calibration and atlas go with the network they show."""
+        """Delete the outputs of `first` and of every later stage; calibration and atlas go with their network."""
         manifest = self.manifest()
         for stage in STAGES[STAGES.index(first) :]:
             manifest["stages"].pop(stage, None)
