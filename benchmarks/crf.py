@@ -23,8 +23,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from record import record
 
-from tagseg.masks.crf import cores, dense_crf, dense_crfs
-from tagseg.settings import CrfSettings
+from tagseg.masks.crf import dense_crf, dense_crfs
+from tagseg.settings import CrfSettings, cores
 
 SIZE = 500, 375
 NOISE = {"photograph": 0.0, "noisy photograph": 60.0}

@@ -1,14 +1,18 @@
-"""How stages report progress: a function that passes an iterable through and may draw a bar."""
+"""How stages go through many items: they report progress, and threads may work ahead of them."""
 
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar, runtime_checkable
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 
 SECONDS_BETWEEN_LINES = 30
 
@@ -76,3 +80,16 @@ def images_per_s(images: int, seconds: float) -> float:
 
 def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def ahead(items: Iterable[A], work: Callable[[A], B], threads: int) -> Generator[B]:
+    """Yield the outcomes of `work` in the order of the items; threads are at work on a few items ahead, and what they
+    have begun is finished when the iteration ends early."""
+    waiting: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -28,10 +28,9 @@ def _check(holds: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"setting {name}: got {value!r}, expected {expected}")
 
 
-def _cores() -> int:
-    # Those this process may use: a container or a scheduler may have granted fewer than there are.
-    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(granted, 8)
+def cores() -> int:
+    """Return how many cores this process may use: a container or a scheduler may grant fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -425,7 +424,7 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the networks' forward and backward pass."""
 
-    workers: int = field(default_factory=_cores)
+    workers: int = field(default_factory=lambda: min(cores(), 8))
     """Processes that read images, and that make masks (0: none beside the main one). By default one a core, up to 8."""
 
     maps: Baseline = "cam"
@@ -459,8 +458,11 @@ class Settings:
         """Return the mask settings with the background rule that auto stands for."""
         if self.masks.background != "auto":
             return self.masks
-        posterior = self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
-        return dataclasses.replace(self.masks, background="rest" if posterior else "otsu")
+        return dataclasses.replace(self.masks, background="rest" if self.has_posteriors() else "otsu")
+
+    def has_posteriors(self) -> bool:
+        """Tell whether maps are posteriors, which are probabilities."""
+        return self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values (tuples become lists)."""

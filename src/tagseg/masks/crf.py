@@ -1,10 +1,8 @@
 """The dense CRF, which ties every pixel to every other that is near or alike (Kraehenbuehl and Koltun 2011)."""
 
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -12,7 +10,8 @@ from jaxtyping import Float32, UInt8
 
 from tagseg.masks.lattice import build_lattices
 from tagseg.masks.meanfield import mean_field
-from tagseg.settings import CrfSettings
+from tagseg.progress import ahead
+from tagseg.settings import CrfSettings, cores
 
 Array = TypeVar("Array", bound=Any)
 """A NumPy array or a PyTorch tensor."""
@@ -84,15 +83,11 @@ def dense_crfs(
     Raises:
         ValueError: as `dense_crf`.
     """
-    count = threads or cores()
-    with ThreadPoolExecutor(count) as pool:
-        waiting: deque[Future[Float32[np.ndarray, ...]]] = deque()
-        for probabilities, image in images:
-            waiting.append(pool.submit(dense_crf, probabilities, image, settings, 1))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+
+    def refine(pair: tuple[Float32[np.ndarray, "..."], UInt8[np.ndarray, "..."]]) -> Float32[np.ndarray, "..."]:
+        return dense_crf(*pair, settings=settings, threads=1)
+
+    yield from ahead(images, refine, threads or cores())
 
 
 def kernel_features(
@@ -105,11 +100,6 @@ def kernel_features(
     colours = image.reshape(-1, 3).astype(np.float32) / np.float32(settings.bilateral_srgb)
     near = places / np.float32(settings.gaussian_sxy)
     return near, np.concatenate([places / np.float32(settings.bilateral_sxy), colours], axis=1)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shared_among(pool: ThreadPoolExecutor, threads: int) -> Callable[..., None]:

@@ -6,11 +6,9 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from tagseg.masks.crf import SMALLEST
 from tagseg.masks.lattice import embedding
 from tagseg.settings import CrfSettings
-
-SMALLEST = 1e-5
-"""As in crf.py."""
 
 
 class TensorLattice(NamedTuple):

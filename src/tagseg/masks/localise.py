@@ -3,12 +3,10 @@
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset, Sample
 from tagseg.masks.maps import map_file, write_maps
 from tagseg.optimise import choose_device
-from tagseg.progress import Track, images_per_s, silent
+from tagseg.progress import Track, ahead, images_per_s, silent
 from tagseg.rca.accumulate import read_accumulated
 from tagseg.rca.backbone import Backbone
 from tagseg.rca.network import RcaNetwork
@@ -39,9 +37,6 @@ MAP_STRIDE = 4
 READERS = 2
 WRITERS = 2
 """Threads that decode images and that write maps while the network runs."""
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -100,28 +95,15 @@ def localise(
         return sample, maps is not None
 
     started, images = time.monotonic(), 0
-    with contextlib.closing(_ahead(samples, read, READERS)) as decoded:
+    with contextlib.closing(ahead(samples, read, READERS)) as decoded:
         maps = (find(*one) for one in track(decoded, "localise", len(samples)))
-        for sample, new in _ahead(maps, write, WRITERS):
+        for sample, new in ahead(maps, write, WRITERS):
             images += new
             if then is not None:
                 then(sample)
     pace = images_per_s(images, time.monotonic() - started)
     log.info("localise: %d images, %.1f a second", images, pace)
     return Localised(run.maps, images, pace)
-
-
-def _ahead(items: Iterable[A], work: Callable[[A], B], threads: int) -> Generator[B]:
-    """Yield the outcomes of `work` in the order of the items; threads are at work on a few items ahead, and what they
-    have begun is finished when the iteration ends early."""
-    waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def complete(

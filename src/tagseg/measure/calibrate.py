@@ -18,7 +18,7 @@ from tagseg.measure.calibration import Calibration, Candidate, choices, measure_
 from tagseg.measure.iou import confusion
 from tagseg.progress import Track, silent
 from tagseg.run import Run, change_settings
-from tagseg.settings import CrfSettings, MaskSettings, Settings, map_kind
+from tagseg.settings import CrfSettings, MaskSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,8 @@ def backgrounds(settings: Settings) -> list[Settings]:
     | threshold | `CUTS` |
     | power | `POWERS` |
     """
-    posterior = settings.maps != "oaa" and map_kind(settings.localise, settings.rca, settings.maps) == "posterior"
     own = settings.mask_rule()
-    rules = [dataclasses.replace(own, background="rest")] if posterior else []
+    rules = [dataclasses.replace(own, background="rest")] if settings.has_posteriors() else []
     rules += [dataclasses.replace(own, background="otsu")]
     rules += [dataclasses.replace(own, background="threshold", threshold=value) for value in CUTS]
     rules += [dataclasses.replace(own, background="power", power=value) for value in POWERS]
