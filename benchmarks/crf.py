@@ -24,7 +24,8 @@ from PIL import Image
 from record import record
 
 from tagseg.masks.crf import dense_crf, dense_crfs
-from tagseg.settings import CrfSettings, cores
+from tagseg.settings import cores
+from tagseg.settings_stages import CrfSettings
 
 SIZE = 500, 375
 NOISE = {"photograph": 0.0, "noisy photograph": 60.0}

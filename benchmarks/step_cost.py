@@ -26,7 +26,8 @@ from tagseg.rca.bank import Bank, kmeans
 from tagseg.rca.network import Maps, build_network
 from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import contrast_loss, training_step
-from tagseg.settings import RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 TARGETS = {
     "rca_over_cam": 1.15,

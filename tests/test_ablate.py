@@ -14,7 +14,8 @@ from tagseg.measure.ablation import ARMS, Ablation
 from tagseg.measure.arms import SCORE_FILE
 from tagseg.pipeline import fit
 from tagseg.run import Run, RunError
-from tagseg.settings import LocaliseSettings, MaskSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import LocaliseSettings, MaskSettings
 
 T = TypeVar("T")
 

@@ -18,7 +18,8 @@ from tagseg.progress import T
 from tagseg.rca.accumulate import GRID, read_accumulated
 from tagseg.rca.train import load_network, train
 from tagseg.run import SECTIONS, Run, RunError, change_settings, open_run
-from tagseg.settings import Baseline, LocaliseSettings, RcaSettings, Settings, TrainSettings
+from tagseg.settings import Baseline, Settings
+from tagseg.settings_stages import LocaliseSettings, RcaSettings, TrainSettings
 
 SETTINGS = Settings(
     device="cpu",

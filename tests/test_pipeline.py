@@ -21,14 +21,14 @@ from tagseg.masks.write import write_mask
 from tagseg.measure.evaluate import read_evaluation
 from tagseg.pipeline import Fitted, fit, run_stage
 from tagseg.run import OUTPUTS, STAGES, Run, RunError, Stage
-from tagseg.settings import (
+from tagseg.settings import Settings
+from tagseg.settings_stages import (
     DataSettings,
     LocaliseSettings,
     MaskSettings,
     RcaSettings,
     ReportSettings,
     SegmentSettings,
-    Settings,
     TrainSettings,
 )
 

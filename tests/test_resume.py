@@ -17,7 +17,8 @@ import torch
 import tagseg
 from tagseg.pipeline import fit, run_stage
 from tagseg.run import OUTPUTS, STAGES, Run, RunError, Stage
-from tagseg.settings import MaskSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import MaskSettings
 
 SOURCE = Path(tagseg.__file__).parents[1]
 IMAGES = 9

@@ -14,7 +14,8 @@ import pytest
 from tagseg import __version__
 from tagseg.run import OUTPUTS, SECTIONS, STAGES, Run, RunError, Stage, atomic_path, open_run, write_atomically
 from tagseg.run import change_settings as change
-from tagseg.settings import MaskSettings, ReportSettings, SegmentSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import MaskSettings, ReportSettings, SegmentSettings, TrainSettings
 
 DIFFERENT: dict[Stage, dict[str, Any]] = {
     "train": {"train": {"epochs": 9}},

@@ -5,7 +5,8 @@ from pathlib import Path
 from tagseg.data.demo import draw_demo
 from tagseg.pipeline import Fitted, fit
 from tagseg.progress import Track, silent
-from tagseg.settings import LocaliseSettings, RcaSettings, ReportSettings, SegmentSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import LocaliseSettings, RcaSettings, ReportSettings, SegmentSettings, TrainSettings
 
 
 def demo_settings(seed: int = 0, device: str = "auto") -> Settings:

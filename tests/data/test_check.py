@@ -9,7 +9,7 @@ from tagseg.data.check import check_images, healthy, require_saliency
 from tagseg.data.read import read_dataset
 from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.progress import silent
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

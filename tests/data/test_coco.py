@@ -10,7 +10,7 @@ from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.images import load_mask
 from tagseg.data.read import read_dataset
 from tagseg.data.records import CocoMask, DataError
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 SQUARE = [[0, 0, 2, 0, 2, 2, 0, 2]]

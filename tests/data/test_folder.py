@@ -8,7 +8,7 @@ from PIL import Image
 
 from tagseg.data.folder import Row, attach, read_folder, read_rows, split_rows, split_tags
 from tagseg.data.records import DataError
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

@@ -10,7 +10,8 @@ from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
 from tagseg.data.records import DataError
 from tagseg.run import Run, RunError, open_run
-from tagseg.settings import DataSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import DataSettings
 
 SETTINGS = Settings(data=DataSettings(min_images=2, max_broken=0.3))
 

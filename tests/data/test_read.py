@@ -6,7 +6,7 @@ from PIL import Image
 
 from tagseg.data.read import read_dataset
 from tagseg.data.records import DataError
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tagseg.masks.background import LIMIT, agreement, cut, decide, label_probabilities, otsu, with_saliency
-from tagseg.settings import MaskSettings
+from tagseg.settings_stages import MaskSettings
 
 VALUES = arrays.arrays(np.uint8, st.integers(1, 30), elements=st.integers(0, 255))
 SHARES = st.integers(0, 256).map(lambda number: number / 256)

@@ -21,7 +21,7 @@ from tagseg.masks.compiled import jit
 from tagseg.masks.crf import SMALLEST, dense_crf, dense_crfs, kernel_features
 from tagseg.masks.crf_torch import build_lattice, filtered
 from tagseg.masks.lattice import build_lattices, run_here
-from tagseg.settings import CrfSettings
+from tagseg.settings_stages import CrfSettings
 
 FILE = Path(__file__).parent / "recorded" / "crf.npz"
 

@@ -14,7 +14,8 @@ from tagseg.masks.maps import map_file, read_maps, write_maps
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import load_network, train
 from tagseg.run import Run, RunError, open_run
-from tagseg.settings import LocaliseSettings, RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import LocaliseSettings, RcaSettings, TrainSettings
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=8, crop=33, epochs=1, batch=4, freeze_stride=0)
 RCA = RcaSettings(layer="last", slots=4, prototypes=2)

@@ -18,7 +18,8 @@ from tagseg.masks.maps import map_file, write_maps
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.masks.write import at_size, enlarge, make_masks, mask_file, mask_image, refined_size, write_mask
 from tagseg.run import Run, RunError, open_run
-from tagseg.settings import CrfSettings, MaskSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import CrfSettings, MaskSettings
 
 CLASSES = ("cat", "dog|wolf", "größer")
 

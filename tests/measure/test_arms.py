@@ -15,7 +15,8 @@ from tagseg.measure.arms import SCORE_FILE, arm_settings, collect, mask_rule_tex
 from tagseg.measure.evaluate import score_pseudo_masks
 from tagseg.pipeline import fit
 from tagseg.run import Run, open_run
-from tagseg.settings import CrfSettings, LocaliseSettings, MaskSettings, RcaSettings, ReportSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import CrfSettings, LocaliseSettings, MaskSettings, RcaSettings, ReportSettings
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from tagseg.measure.evaluate import score_pseudo_masks
 from tagseg.pipeline import run_stage
 from tagseg.progress import silent
 from tagseg.run import Run, RunError, open_run, write_atomically
-from tagseg.settings import CrfSettings, LocaliseSettings, MaskSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import CrfSettings, LocaliseSettings, MaskSettings
 
 H, W, IMAGES = 24, 40, 9
 CHANCE = (0.6, 0.3, 0.65, 0.6, 0.4, 0.7, 0.6, 0.35, 0.65)

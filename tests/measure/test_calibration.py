@@ -13,7 +13,8 @@ from tagseg.measure.calibration import (
     widening,
 )
 from tagseg.measure.iou import confusion, iou
-from tagseg.settings import CrfSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import CrfSettings
 
 
 def noisy(candidates: int, images: int, seed: int, gain: float = 0.0) -> np.ndarray:

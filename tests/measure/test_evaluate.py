@@ -21,7 +21,8 @@ from tagseg.measure.evaluate import (
 )
 from tagseg.run import OUTPUTS, Run, RunError, open_run
 from tagseg.segment.networks import empty_segmenter
-from tagseg.settings import ReportSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import ReportSettings
 
 H, W = 24, 32
 

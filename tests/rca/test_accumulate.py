@@ -24,7 +24,8 @@ from tagseg.rca.accumulate import (
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.tagmaps import tag_maps
 from tagseg.run import RunError
-from tagseg.settings import MapKind, RcaSettings, Settings, TrainSettings
+from tagseg.settings import MapKind, Settings
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 RCA = RcaSettings(slots=4, prototypes=2)
 SETTINGS = Settings(maps="oaa", train=TrainSettings(epochs=4), rca=RCA)

@@ -14,7 +14,8 @@ from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import load_network
 from tagseg.run import RunError
-from tagseg.settings import RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=6, freeze_stride=0)
 RCA = RcaSettings(layer="last", slots=8, prototypes=2, attention_temperature=0.5)

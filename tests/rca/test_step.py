@@ -13,7 +13,8 @@ from tagseg.optimise import build_optimizer
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import build_network
 from tagseg.rca.train import training_step
-from tagseg.settings import RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 SETTINGS = Settings(
     train=TrainSettings(backbone="test_resnet", weights="random", neck=8, crop=33, freeze_stride=0),

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.tagmaps import against_background, pair_maps, tag_maps
-from tagseg.settings import MapKind, RcaSettings, TrainSettings
+from tagseg.settings import MapKind
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=8, freeze_stride=0)
 RCA = RcaSettings(slots=4, prototypes=2)

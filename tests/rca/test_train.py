@@ -23,7 +23,8 @@ from tagseg.rca.network import Maps
 from tagseg.rca.regions import mine_regions, pool_regions
 from tagseg.rca.train import contrast_loss, load_network, tag_loss, train
 from tagseg.run import RunError
-from tagseg.settings import RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 SETTINGS = Settings(
     device="cpu",

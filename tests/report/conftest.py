@@ -13,7 +13,8 @@ from PIL import Image
 from tagseg.data.read import read_dataset
 from tagseg.masks.palette import png_palette
 from tagseg.run import Run
-from tagseg.settings import DataSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import DataSettings
 
 HEIGHT, WIDTH = 24, 32
 

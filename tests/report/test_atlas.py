@@ -17,7 +17,8 @@ from tagseg.report.atlas import atlas
 from tagseg.report.exhibits import Crop, room, show_entry, show_pair
 from tagseg.report.nearest import Memory, Pair, Seen, load_memory
 from tagseg.run import Run, RunError
-from tagseg.settings import DataSettings, LocaliseSettings, RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import DataSettings, LocaliseSettings, RcaSettings, TrainSettings
 
 HOSTILE_CLASS = "<script>alert(1)</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(2)>{{ 7 * 7 }}'

@@ -12,7 +12,7 @@ from scipy import ndimage
 from tagseg.rca.network import Maps, build_network
 from tagseg.report.attention import attended_areas, connected
 from tagseg.report.nearest import Memory
-from tagseg.settings import RcaSettings, TrainSettings
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 
 def test_connected_by_hand():

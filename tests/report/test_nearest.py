@@ -21,7 +21,8 @@ from tagseg.report.nearest import (
     find_regions,
     slot_shares,
 )
-from tagseg.settings import LocaliseSettings, RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import LocaliseSettings, RcaSettings, TrainSettings
 
 E, K, S, D = 4, 3, 5, 6
 

@@ -7,7 +7,8 @@ import pytest
 
 from tagseg.report.page import duration, memory, report
 from tagseg.run import RunError
-from tagseg.settings import DataSettings, ReportSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import DataSettings, ReportSettings, TrainSettings
 
 HOSTILE_CLASS = "<script>alert(1)</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(2)>'

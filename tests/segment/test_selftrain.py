@@ -19,7 +19,8 @@ from tagseg.run import Run, RunError
 from tagseg.segment import selftrain
 from tagseg.segment.selftrain import join_evidence, self_train
 from tagseg.segment.train import Segmented
-from tagseg.settings import MaskSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import MaskSettings
 
 SHARES = st.integers(0, 255)
 

@@ -14,7 +14,8 @@ from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.masks.write import write_mask
 from tagseg.run import RunError
 from tagseg.segment.train import mask_loss, train_segmenter
-from tagseg.settings import SegmentSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import SegmentSettings, TrainSettings
 
 SETTINGS = Settings(
     device="cpu",

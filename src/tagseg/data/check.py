@@ -11,7 +11,7 @@ from tagseg.data.images import image_size, load_mask
 from tagseg.data.read import check_counts
 from tagseg.data.records import CocoMask, DataError, Dataset, Sample
 from tagseg.progress import Track, silent
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 _LISTED = 10
 """At most this many files are named in a message."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tagseg.data.folder import attach
 from tagseg.data.images import find_image
 from tagseg.data.records import CocoMask, DataError, Dataset, Sample
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 
 @dataclass(frozen=True)

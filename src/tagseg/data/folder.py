@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
 from tagseg.data.records import DataError, Dataset, Sample
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 TAG_FILES = ("tags.csv", "metadata.csv", "metadata.jsonl")
 """Tag files that are recognised, the preferred one first."""

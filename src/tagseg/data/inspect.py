@@ -11,7 +11,7 @@ import numpy as np
 from tagseg.data.check import below, check_images
 from tagseg.data.records import Dataset
 from tagseg.progress import Track, silent
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 
 @dataclass(frozen=True)

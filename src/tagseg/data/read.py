@@ -9,7 +9,7 @@ from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.folder import class_folders, read_folder, tag_files
 from tagseg.data.records import MAX_CLASSES, DataError, Dataset, Sample
 from tagseg.data.voc import read_voc, voc_root
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 
 def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> Dataset:

@@ -12,7 +12,7 @@ import numpy as np
 from tagseg.data.folder import attach, companion, read_rows, split_rows
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, read_mask_file
 from tagseg.data.records import VOID, DataError, Dataset, Sample
-from tagseg.settings import DataSettings
+from tagseg.settings_stages import DataSettings
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),

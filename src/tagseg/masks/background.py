@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from tagseg.settings import MaskSettings
+from tagseg.settings_stages import MaskSettings
 
 LIMIT = 1e-4
 """Probabilities stay this far from 0 and 1, so that later evidence can still overrule them."""

@@ -11,7 +11,8 @@ from jaxtyping import Float32, UInt8
 from tagseg.masks.lattice import build_lattices
 from tagseg.masks.meanfield import mean_field
 from tagseg.progress import ahead
-from tagseg.settings import CrfSettings, cores
+from tagseg.settings import cores
+from tagseg.settings_stages import CrfSettings
 
 Array = TypeVar("Array", bound=Any)
 """A NumPy array or a PyTorch tensor."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tagseg.masks.crf import SMALLEST
 from tagseg.masks.lattice import embedding
-from tagseg.settings import CrfSettings
+from tagseg.settings_stages import CrfSettings
 
 
 class TensorLattice(NamedTuple):

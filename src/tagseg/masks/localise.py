@@ -27,7 +27,8 @@ from tagseg.rca.network import RcaNetwork
 from tagseg.rca.tagmaps import has_posterior, tag_maps
 from tagseg.rca.train import load_network
 from tagseg.run import Run
-from tagseg.settings import LocaliseSettings, map_kind
+from tagseg.settings import map_kind
+from tagseg.settings_stages import LocaliseSettings
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from tagseg.masks.palette import png_palette
 from tagseg.masks.pool import Made, MaskWorkers, mask_workers
 from tagseg.progress import Track, images_per_s, silent
 from tagseg.run import Run, RunError, atomic_path, write_atomically
-from tagseg.settings import CrfSettings, MaskSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import CrfSettings, MaskSettings
 
 log = logging.getLogger(__name__)
 

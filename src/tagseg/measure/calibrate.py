@@ -18,7 +18,8 @@ from tagseg.measure.calibration import Calibration, Candidate, choices, measure_
 from tagseg.measure.iou import confusion
 from tagseg.progress import Track, silent
 from tagseg.run import Run, change_settings
-from tagseg.settings import CrfSettings, MaskSettings, Settings
+from tagseg.settings import Settings
+from tagseg.settings_stages import CrfSettings, MaskSettings
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from tagseg.data.records import Sample
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.tagmaps import pair_maps
 from tagseg.run import RunError, atomic_path, write_atomically
-from tagseg.settings import LocaliseSettings, MapKind, Settings, map_kind
+from tagseg.settings import MapKind, Settings, map_kind
+from tagseg.settings_stages import LocaliseSettings
 
 GRID = 56
 """Cells of an accumulated map per side, over the whole image whatever its shape."""

@@ -25,7 +25,8 @@ from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.regions import Regions, pool_regions
 from tagseg.rca.saliency import saliency_loss
 from tagseg.run import write_atomically
-from tagseg.settings import RcaSettings, Settings, TrainSettings
+from tagseg.settings import Settings
+from tagseg.settings_stages import RcaSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 

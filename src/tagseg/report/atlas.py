@@ -17,7 +17,8 @@ from tagseg.report.exhibits import draw_region, show_entry, show_image, show_pai
 from tagseg.report.nearest import Pair, choose_samples, closest_pairs, find_regions, load_memory
 from tagseg.report.render import css, render_page
 from tagseg.run import Run, RunError, write_atomically
-from tagseg.settings import LocaliseSettings, RcaSettings, map_kind
+from tagseg.settings import map_kind
+from tagseg.settings_stages import LocaliseSettings, RcaSettings
 
 BACKGROUND: Colour = (150, 150, 150)
 """Background's colour on this page: in masks it is black, which is lost on a photo."""

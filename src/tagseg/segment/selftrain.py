@@ -22,7 +22,7 @@ from tagseg.run import Run, write_atomically
 from tagseg.segment.networks import probabilities
 from tagseg.segment.predict import Predictor, read_predictor
 from tagseg.segment.train import Segmented, train_segmenter
-from tagseg.settings import MaskSettings
+from tagseg.settings_stages import MaskSettings
 
 
 def self_train(prepared: Prepared, run: Run, track: Track = silent) -> Segmented:

@@ -1,0 +1,26 @@
+"""The command line: one thin command a stage. Only this package prints."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from rich.logging import RichHandler
+
+from tagseg.cli import stages, study, use  # noqa: F401  their commands enter the app
+from tagseg.cli.root import app, err
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; what is wrong with the input goes to standard error, with exit status 2."""
+    handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("tagseg").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
+    try:
+        app(sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt:
+        err.print("Interrupted. Run the same command again to continue.", style="yellow")
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        err.print(f"Error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,75 @@
+"""The command line itself: its help, its shared flags, and how settings files and run folders fill the other flags."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, ArgumentCollection, Group, Parameter
+from cyclopts.config import Dict
+from rich.console import Console
+
+from tagseg import __version__
+from tagseg.presets import preset_values
+from tagseg.settings import Settings
+from tagseg.settings_file import read_toml
+
+out = Console()
+err = Console(stderr=True)
+
+HELP = """tagseg turns image tags into segmentation masks.
+
+Give it photographs with tags; get pixel masks for them, a segmentation network for new images, and a report.
+
+Start here:
+
+    tagseg demo                        see it work in minutes
+    tagseg inspect photos/             is my data as it should be?
+    tagseg fit photos/ --out runs/a    masks, network, report
+    tagseg predict runs/a new/ --out masks/
+
+All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win. The paper's own
+come with --preset paper-voc or paper-coco; a TOML file and flags win over them.
+"""
+
+
+def _settings_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill settings that have no flag from --settings FILE, --preset, then from the run folder, and check them."""
+    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    places = []
+    if "--settings" in given:
+        places.append((given["--settings"], read_toml(given["--settings"])))
+    if "--preset" in given:
+        places.append((f"preset {given['--preset']}", preset_values(given["--preset"])))
+    run = given.get("RUN") or given.get("--out")
+    if run and "--seed" in {argument.name for argument in arguments}:
+        saved = Path(run) / "settings.toml"
+        if saved.exists():
+            places.append((str(saved), read_toml(saved)))
+    for place, values in places:
+        Settings.from_dict(values, place)  # our message names the file and the setting
+        # Below the command's name, or cyclopts drops the sections that are named like commands: train, masks, ...
+        for command in reversed(commands):
+            values = {command: values}
+        Dict(values, source=place)(app, commands, arguments)
+
+
+app = App(
+    name="tagseg",
+    help=HELP,
+    version=__version__,
+    config=_settings_files,
+    default_parameter=Parameter(negative_iterable=()),
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `main` says how to continue
+)
+
+Options = Annotated[Settings, Parameter(name="*")]
+SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings; flags win over it.")]
+Force = Annotated[bool, Parameter(negative=(), help="Do again what is done, and all that follows from it.")]
+RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder made by tagseg fit.")]
+STAGES = Group("Stages of fit, one by one", sort_key=2)
+MAIN = Group("Main commands", sort_key=1)
+
+
+def say(line: str) -> None:
+    """Print a line as it is, without markup."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
