@@ -15,7 +15,9 @@ from tagseg.progress import Track, silent
 from tagseg.rca.train import train
 from tagseg.report.page import report
 from tagseg.run import STAGES, Run, RunError, Stage, change_settings, open_run
+from tagseg.segment.labels import foreign_labels
 from tagseg.segment.selftrain import self_train
+from tagseg.segment.train import train_segmenter
 from tagseg.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -59,12 +61,12 @@ def fit(
     if settings is None:
         settings = run.settings() if run.manifest_file.exists() else Settings()
     run = open_run(out, data, settings, force)
-    wanted = STAGES[: STAGES.index(until) + 1]
+    wanted = [stage for stage in needed_stages(settings) if STAGES.index(stage) <= STAGES.index(until)]
     for stage in wanted:
         if stage == "localise" and "masks" in wanted and not run.done(stage):
             localise_and_mask(prepare(run), run, track)
         elif not run.done(stage):
-            _run(run, stage, track)
+            repeat_stage(run, stage, track)
     return None if until != STAGES[-1] else Fitted(run.root, run.masks, read_evaluation(run), run.report_file)
 
 
@@ -84,10 +86,27 @@ def run_stage(
         if not force:
             raise RunError(f"{run.root}: stage {stage} is done; --force does it again (and undoes the later stages)")
         run.discard(stage)
-    for earlier in STAGES[: STAGES.index(stage)]:
+    needed = needed_stages(run.settings())
+    if stage not in needed:
+        raise RunError(f"{run.root}: learns from the masks in {run.settings().segment.labels}; it has no stage {stage}")
+    for earlier in needed[: needed.index(stage)]:
         run.require(earlier)
-    _run(run, stage, track)
+    repeat_stage(run, stage, track)
     return run
+
+
+def needed_stages(settings: Settings) -> tuple[Stage, ...]:
+    """Return the stages of a run in order: where the segmentation network learns from masks of another tool, there are
+    no maps and no pseudo-masks to be made."""
+    return STAGES[STAGES.index("segment") :] if settings.segment.labels else STAGES
+
+
+def repeat_stage(run: Run, stage: Stage, track: Track = silent) -> None:
+    """Run a stage whether or not it was done before; what it finds of its own outputs it keeps."""
+    log.info("stage %s", stage)
+    run.remove_leftovers(stage)
+    with run.stage(stage) as figures:
+        figures |= _STAGES[stage](run, track)
 
 
 def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> None:
@@ -110,13 +129,6 @@ def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> No
         log.info("stage masks")
         with run.stage("masks") as figures:
             figures |= _masks_figures(make_masks(prepared, run, track, workers))
-
-
-def _run(run: Run, stage: Stage, track: Track) -> None:
-    log.info("stage %s", stage)
-    run.remove_leftovers(stage)
-    with run.stage(stage) as figures:
-        figures |= _STAGES[stage](run, track)
 
 
 def _train(run: Run, track: Track) -> dict[str, Any]:
@@ -142,7 +154,12 @@ def _masks_figures(done: Masks) -> dict[str, Any]:
 
 
 def _segment(run: Run, track: Track) -> dict[str, Any]:
-    self_train(prepare(run), run, track)
+    settings, prepared = run.settings(), prepare(run, track)
+    if settings.segment.labels:
+        labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track)
+        train_segmenter(labelled, run.labels, settings, run.segmenter, track)
+    else:
+        self_train(prepared, run, track)
     return {}
 
 

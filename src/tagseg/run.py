@@ -33,7 +33,7 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
     "train": ("network", "data.json"),
     "localise": ("maps",),
     "masks": ("masks", "masks_without_void"),
-    "segment": ("segmenter", "self_training"),
+    "segment": ("segmenter", "self_training", "labels"),
     "evaluate": ("predictions", "evaluation.json", "evaluation.md"),
     "report": ("report.html",),
 }
@@ -120,6 +120,17 @@ class Run:
         could be continued by itself.
         """
         return Run(self.root / "self_training" / f"round_{number}")
+
+    @property
+    def labels(self) -> Path:
+        """Folder of the masks of another tool that the segmentation network learns from (segment.labels)."""
+        return self.root / "labels"
+
+    @property
+    def full_supervision(self) -> "Run":
+        """The folder of the same network trained on true masks: segmenter, masks and predictions as in a run, scores in
+        evaluation.json, and settings.toml says what of the settings counts for it; it is no run by itself."""
+        return Run(self.root / "full_supervision")
 
     @property
     def predictions(self) -> Path:

@@ -106,7 +106,7 @@ def test_missing_weights_name_both_ways() -> None:
 
 
 def test_an_encoder_that_cannot_be_dilated_is_named() -> None:
-    with pytest.raises(ValueError, match=r"encoder test_vit: cannot .*choose another --segment\.encoder"):
+    with pytest.raises(ValueError, match=r"encoder test_vit: has features at one .*--segment\.network deeplabv2"):
         Segmenter("test_vit", 3, 16, "random", FREE)
 
 

@@ -71,10 +71,54 @@ _stage_command(
 )
 _stage_command("localise", "Compute the maps of the training images' tags.", "tagseg localise runs/a")
 _stage_command("masks", "Turn maps into pseudo-masks.", "tagseg masks runs/a --masks.background power --force")
-_stage_command(
-    "segment",
-    "Train the segmentation network on the pseudo-masks.",
-    "tagseg segment runs/a --segment.epochs 12 --force",
-)
+
+
+@app.command(group=STAGES, sort_key=ORDER.index("segment"))
+def segment(
+    run: RunFolder,
+    /,
+    *,
+    labels: Annotated[
+        str,
+        Parameter(
+            help="Masks to learn from: pseudo (the run's own); truth (the data's true masks: the same network's upper "
+            "bound, kept beside the run's own network); or a folder of any other tool's, PNGs named like the images."
+        ),
+    ] = "pseudo",
+    data: Annotated[
+        Path | None, Parameter(help="With --labels FOLDER: data folder, where RUN is to be made anew.")
+    ] = None,
+    settings_file: SettingsFile = None,
+    force: Force = False,
+    settings: Options = Settings(),
+) -> None:
+    """Train the segmentation network on the pseudo-masks, on true masks or on those of another tool.
+
+    tagseg segment runs/a --segment.epochs 12 --force
+    tagseg segment runs/a --labels truth
+    tagseg segment runs/b --labels drawn/ --data photos/
+    """
+    import dataclasses
+
+    from tagseg.pipeline import fit, run_stage
+
+    if labels == "truth":
+        from tagseg.upper_bound import train_upper_bound
+
+        bound = train_upper_bound(run, settings, force, bars)
+        say(f"Full supervision: mIoU {100 * bound.scores.miou:.1f} % on {bound.scores.images} validation images")
+        if bound.share is not None:
+            say(f"The run's own network reaches {100 * bound.share:.1f} % of it.")
+        return
+    if labels != "pseudo":
+        own = dataclasses.replace(settings.segment, labels=str(Path(labels).resolve()))
+        settings = dataclasses.replace(settings, segment=own)
+        if data is not None:
+            fit(data, run, settings, force, bars, "segment")
+            return
+    run_stage(run, "segment", settings, force, bars)
+    say(f"Stage segment done: {run}")
+
+
 _stage_command("evaluate", "Score pseudo-masks and segmenter where true masks exist.", "tagseg evaluate runs/a")
 _stage_command("report", "Write the report page.", "tagseg report runs/a --force")

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,9 +19,13 @@ from tagseg.measure.calibration import calibration_images
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
 from tagseg.run import Run, write_atomically
-from tagseg.segment.predict import load_predictor
+from tagseg.segment.predict import read_predictor
+from tagseg.settings import Settings
+from tagseg.settings_stages import TrainSettings
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,19 @@ class Scores:
 class Evaluation:
     """A run's figures; None where no true masks exist. `calibrated` is how many training images would be scored, had
     `tagseg calibrate` not seen their true masks. `self_trained`: the pseudo-masks that the last round of self-training
-    learned from, None where there was one round alone."""
+    learned from, None where there was one round alone. `full_supervision`: the same network trained on true masks (see
+    tagseg.upper_bound), None where it was not."""
 
     classes: tuple[str, ...]
     pseudo_masks: Scores | None
     segmenter: Scores | None
     calibrated: int = 0
     self_trained: Scores | None = None
+    full_supervision: Scores | None = None
+
+    def share(self) -> float | None:
+        """Return the share of full supervision's mIoU that the segmenter reaches, None where either is not known."""
+        return self.segmenter.miou / self.full_supervision.miou if self.segmenter and self.full_supervision else None
 
     def table(self) -> str:
         """Return the figures as a Markdown table, in per cent."""
@@ -54,6 +65,7 @@ class Evaluation:
             ("pseudo-masks", self.pseudo_masks),
             ("pseudo-masks after self-training", self.self_trained),
             ("segmenter", self.segmenter),
+            ("full supervision", self.full_supervision),
         ]
         shown = [(f"{name} ({scores.images} {scores.split} images)", scores) for name, scores in columns if scores]
         left_out = f"Not scored: {self.calibrated} training images whose true masks `tagseg calibrate` has seen.\n"
@@ -68,7 +80,9 @@ class Evaluation:
             cells = [scores.iou[i] for _, scores in shown]
             safe = name.replace("|", "\\|")
             rows.append(f"| {safe} | " + " | ".join("-" if c is None else f"{100 * c:.1f}" for c in cells) + " |")
-        return "\n".join(rows) + "\n" + (f"\n{left_out}" if self.calibrated else "")
+        share = self.share()
+        reached = "" if share is None else f"\nThe segmenter reaches {100 * share:.1f} % of full supervision.\n"
+        return "\n".join(rows) + "\n" + reached + (f"\n{left_out}" if self.calibrated else "")
 
 
 def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
@@ -80,25 +94,57 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
         DataError: when a true mask has another size than its image, or unknown ids.
     """
     dataset = prepared.dataset
-    predictor = load_predictor(run, run.settings().device)
-    classes = ("background", *dataset.classes)
-    validation = scored_samples(dataset, "val")
-    wanted = [*validation, *examples(dataset.split("train"), run.settings().report.examples)]
-    write_classes(run.predictions, dataset.classes)
-    for sample in track(wanted, "predict", len(wanted)):
-        target = mask_file(run.predictions, sample.id)
-        if not target.exists():
-            image = read_image(sample.image, run.settings().data.max_megapixels)
-            write_mask(target, predictor(image))
-    pseudo = score_pseudo_masks(prepared, run, track)
-    rounds = run.settings().segment.rounds
+    settings, classes = run.settings(), ("background", *dataset.classes)
+    shown = examples(dataset.split("train"), settings.report.examples)
+    segmenter = score_segmenter(prepared, run, settings, track, shown)
+    # With masks of another tool there are none of the run's own.
+    pseudo = None if settings.segment.labels else score_pseudo_masks(prepared, run, track)
+    rounds = settings.segment.rounds
     improved = score_pseudo_masks(prepared, run, track, run.round(rounds - 1)) if rounds > 1 else None
     calibrated = len(scored_samples(dataset, "train")) - len(scored_samples(dataset, "train", calibration_images(run)))
-    segmenter = _score(prepared, validation, "val", run.predictions, track)
-    result = Evaluation(classes, pseudo, segmenter, calibrated, improved)
+    result = Evaluation(classes, pseudo, segmenter, calibrated, improved, read_bound(run))
     write_atomically(run.evaluation_file, json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False))
     write_atomically(run.evaluation_file.with_suffix(".md"), result.table())
     return result
+
+
+def score_segmenter(
+    prepared: Prepared, run: Run, settings: Settings, track: Track = silent, also: Iterable[Sample] = ()
+) -> Scores | None:
+    """Predict the validation images whose true masks count, and `also` others, into the run's `predictions`, and score
+    the former; None where there are none. Predictions that are there are kept.
+
+    Raises:
+        DataError: when an image cannot be read, or a true mask has another size than its image, or unknown ids.
+    """
+    validation = scored_samples(prepared.dataset, "val")
+    predictor = read_predictor(run.segmenter, settings.device)
+    wanted = [*validation, *also]
+    write_classes(run.predictions, prepared.dataset.classes)
+    for sample in track(wanted, "predict", len(wanted)):
+        target = mask_file(run.predictions, sample.id)
+        if not target.exists():
+            write_mask(target, predictor(read_image(sample.image, settings.data.max_megapixels)))
+    return _score(prepared, validation, "val", run.predictions, track)
+
+
+def bound_settings(settings: Settings) -> Settings:
+    """Return the settings that count for the network trained on true masks; all others are at their defaults."""
+    train = TrainSettings(backbone=settings.train.backbone, weights=settings.train.weights)
+    segment = dataclasses.replace(settings.segment, rounds=1, labels="")
+    return Settings(settings.seed, precision=settings.precision, workers=0, data=settings.data, train=train,
+                    segment=segment)  # fmt: skip
+
+
+def read_bound(run: Run) -> Scores | None:
+    """Return the scores of the run's network trained on true masks; None where it was not, or with other settings."""
+    bound = run.full_supervision
+    if not bound.evaluation_file.exists():
+        return None
+    if bound.settings_file.read_text(encoding="utf-8") != bound_settings(run.settings()).to_toml():
+        log.warning("%s: trained with other settings than the run's now, left out", bound.root)
+        return None
+    return _scores(json.loads(bound.evaluation_file.read_text(encoding="utf-8")))
 
 
 def score_pseudo_masks(
@@ -152,11 +198,13 @@ def read_evaluation(run: Run) -> Evaluation:
     """
     run.require("evaluate")
     values = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
-    pseudo, segmenter, improved = (
-        Scores(**{**part, "iou": tuple(part["iou"])}) if part else None
-        for part in (values["pseudo_masks"], values["segmenter"], values.get("self_trained"))
-    )
-    return Evaluation(tuple(values["classes"]), pseudo, segmenter, values.get("calibrated", 0), improved)
+    parts = ("pseudo_masks", "segmenter", "self_trained", "full_supervision")
+    pseudo, segmenter, improved, full = (_scores(values.get(part)) for part in parts)
+    return Evaluation(tuple(values["classes"]), pseudo, segmenter, values.get("calibrated", 0), improved, full)
+
+
+def _scores(values: dict[str, Any] | None) -> Scores | None:
+    return Scores(**{**values, "iou": tuple(values["iou"])}) if values else None
 
 
 def _score(prepared: Prepared, samples: list[Sample], split: str, folder: Path, track: Track) -> Scores | None:

@@ -31,7 +31,7 @@ class Backbone(nn.Module):
     mean: Float[Tensor, "1 3 1 1"]
     std: Float[Tensor, "1 3 1 1"]
 
-    def __init__(self, name: str, model: nn.Module, stride: int, layer: str = LAST) -> None:
+    def __init__(self, name: str, model: nn.Module, stride: int | None, layer: str = LAST) -> None:
         super().__init__()
         self.name = name
         self.model = model
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         features, earlier = probed
         self.channels, self.earlier_channels = features.shape[1], earlier.shape[1]
         self.stride = round(224 / features.shape[2])
-        if self.stride != stride:
+        if stride not in (None, self.stride):
             raise ValueError(
                 f"backbone {name}: has stride {self.stride}, asked for {stride}; set --train.stride {self.stride}"
             )
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         except AssertionError:  # patches that do not divide the image
             return None
 
-    def fitting_size(self, height: float, width: float) -> tuple[int, int]:
+    def fitting_size(self, height: int | float, width: int | float) -> tuple[int, int]:
         """Return the image size nearest to `height` x `width` pixels that cells cover exactly."""
         extra = int(self.cornered)
         h, w = (max(round((side - extra) / self.stride), 2) * self.stride + extra for side in (height, width))
@@ -107,13 +107,13 @@ class Backbone(nn.Module):
         return features
 
 
-def build_backbone(name: str, weights: str, stride: int, layer: str = LAST) -> Backbone:
+def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAST) -> Backbone:
     """Build a backbone.
 
     Args:
         name: a timm model.
         weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
-        stride: 8, 16 or 32 image pixels per cell.
+        stride: 8, 16 or 32 image pixels per cell; None: that of a model which has but one.
         layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or a name among the model's modules.
 
     Raises:
@@ -129,7 +129,7 @@ def build_backbone(name: str, weights: str, stride: int, layer: str = LAST) -> B
     options = weight_options(name, weights)
     try:
         if name.split(".")[0].startswith("vgg"):
-            model = _dilate_vgg(timm.create_model(name, num_classes=0, **options), stride)
+            model = _dilate_vgg(timm.create_model(name, num_classes=0, **options), stride or 32)
         else:
             model = _create(name, stride, options)
     except (RuntimeError, OSError) as error:
@@ -207,7 +207,9 @@ def freeze(model: nn.Module, feature_info: list[dict[str, Any]], up_to_stride: i
     if not stages:
         return
     modules = [name for name, _ in model.named_modules()]
-    last = max(i for i, name in enumerate(modules) if f"{name}.".startswith(f"{stages[-1]}."))
+    # timm's feature extractors call a stage stages_0 where the model itself calls it stages.0.
+    end = stages[-1].replace(".", "_")
+    last = max(i for i, name in enumerate(modules) if f"{name}.".replace(".", "_").startswith(f"{end}_"))
     for name, module in model.named_modules():
         if modules.index(name) <= last:
             for parameter in module.parameters(recurse=False):
@@ -221,10 +223,11 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval().requires_grad_(False)
 
 
-def _create(name: str, stride: int, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, stride: int | None, options: dict[str, Any]) -> nn.Module:
     try:
-        model: nn.Module = timm.create_model(name, num_classes=0, output_stride=stride, **options)
-        return model
+        if stride is not None:
+            model: nn.Module = timm.create_model(name, num_classes=0, output_stride=stride, **options)
+            return model
     except (TypeError, NotImplementedError):  # models with a fixed stride, vision transformers above all
         pass
     except AssertionError as error:

@@ -78,7 +78,9 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     """
     file = folder / "network.safetensors"
     tensors, about = load_tensors(file)
-    network = empty_segmenter(about["encoder"], len(about["classes"]), about["stride"])
+    # Runs older than the choice have a DeepLabV3+.
+    name = about.get("network", "deeplabv3plus")
+    network = empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
     restore(network, tensors, file)
     network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Predictor(

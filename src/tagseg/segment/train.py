@@ -1,14 +1,18 @@
-"""Training the segmentation network on pseudo-masks; 255 counts for nothing."""
+"""Training the segmentation network on masks; 255 counts for nothing."""
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tagseg.checkpoint import save_tensors
 from tagseg.data.loading import MaskImages, epoch_seed, loader
@@ -16,8 +20,8 @@ from tagseg.data.records import VOID, Dataset
 from tagseg.masks.write import mask_file
 from tagseg.optimise import History, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
 from tagseg.progress import Track, silent
-from tagseg.run import write_atomically
-from tagseg.segment.networks import Segmenter
+from tagseg.run import RunError, write_atomically
+from tagseg.segment.networks import Segmenter, choose_network
 from tagseg.settings import Settings
 
 STEPS = 1000
@@ -40,50 +44,79 @@ def train_segmenter(
     Leaves network.safetensors, network.json and history.jsonl in `folder`.
 
     Raises:
-        ValueError: when weights, encoder or device cannot be had.
+        ValueError: when encoder, network and stride do not go together, or weights or device cannot be had.
+        RunError: when the masks hold no pixel to learn from, or the loss stops being a number.
     """
-    options = settings.segment
-    chosen = enough_epochs(options.epochs, len(dataset.split("train")), options.batch, STEPS)
-    options = dataclasses.replace(options, epochs=chosen)
-    settings = dataclasses.replace(settings, segment=options)
+    options, images = settings.segment, len(dataset.split("train"))
+    chosen = enough_epochs(options.epochs, images, options.batch * options.accumulate, STEPS)
+    settings = dataclasses.replace(settings, segment=dataclasses.replace(options, epochs=chosen))
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
-    encoder, weights = options.encoder or settings.train.backbone, options.weights or settings.train.weights
-    ids = len(dataset.classes) + 1
-    warn_if_random(encoder, weights)
-    freezing = (options.freeze_stride, options.freeze_batch_norm)
-    network = Segmenter(encoder, ids, options.stride, weights, freezing).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network, about = build_segmenter(settings, len(dataset.classes) + 1)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = weight_average(network, options.ema) if options.ema else None
     rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser)
     optimizer = build_optimizer(network.encoder_parameters(), network.new_parameters(), *rates)
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
 
     def one_epoch(epoch: int) -> dict[str, float]:
-        return _one_epoch(network, optimizer, pairs, settings, device, epoch, track)
+        return _one_epoch(network, average, optimizer, pairs, settings, device, epoch, track)
 
-    history = epochs(folder, {"network": network}, optimizer, options.epochs, one_epoch)
-    about = {
+    modules: dict[str, nn.Module] = {"network": network} | ({"average": average} if average else {})
+    history = epochs(folder, modules, optimizer, chosen, one_epoch)
+    about |= {
         "classes": ["background", *dataset.classes],
-        "encoder": encoder,
-        "stride": options.stride,
         "predict_scales": options.predict_scales,
         "predict_flip": options.predict_flip,
         "max_side": options.max_side,
     }
-    save_tensors(folder / "network.safetensors", network.state_dict(), about)
+    kept = average.module if average else network
+    save_tensors(folder / "network.safetensors", kept.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
     write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return Segmented(folder, history)
 
 
+def build_segmenter(settings: Settings, ids: int) -> tuple[Segmenter, dict[str, Any]]:
+    """Return the network that the settings ask for, with its start weights, and what it takes to build it again.
+
+    Raises:
+        ValueError: when encoder, network and stride do not go together, or weights cannot be had.
+    """
+    options = settings.segment
+    encoder, weights = options.encoder or settings.train.backbone, options.weights or settings.train.weights
+    warn_if_random(encoder, weights)
+    name = choose_network(options.network, encoder)
+    freezing = (options.freeze_stride, options.freeze_batch_norm)
+    network = Segmenter(encoder, ids, options.stride, weights, freezing, name)
+    return network, {"network": name, "encoder": encoder, "stride": options.stride}
+
+
+def weight_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of a network for the exponential moving average of its weights and batch norms.
+
+    A step moves it by 1 - `decay` towards the network, and by more while few steps are done: step t has a decay of
+    (1 + t) / (10 + t) at most, so that start weights do not stay in a short training.
+    """
+
+    def step(mean: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for one, other in zip(mean, now, strict=True):
+            # Counters of batches are whole numbers: there is no average of them.
+            one.lerp_(other, share) if one.is_floating_point() else one.copy_(other)
+
+    return AveragedModel(network, multi_avg_fn=step, use_buffers=True)
+
+
 def mask_loss(scores: Float[Tensor, "b ids h w"], masks: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy over pixels that are not void (0 when all are)."""
-    losses = F.cross_entropy(scores.float(), masks, ignore_index=VOID, reduction="sum")
-    return losses / (masks != VOID).sum().clamp_min(1)
+    """Return the cross-entropy, summed over the pixels that are not void."""
+    return F.cross_entropy(scores.float(), masks, ignore_index=VOID, reduction="sum")
 
 
 def _one_epoch(
     network: Segmenter,
+    average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     pairs: list[tuple[Path, Path]],
     settings: Settings,
@@ -94,20 +127,39 @@ def _one_epoch(
     options = settings.segment
     seed = epoch_seed(settings.seed + 1, epoch)
     torch.manual_seed(seed)
-    images = MaskImages(
-        pairs, options.crop, options.scale, options.max_side, options.jitter, settings.data.max_megapixels, seed
-    )
+    # Square, and of a size that the network takes.
+    crop, limit = network.fitting_size(options.crop, options.crop)[0], settings.data.max_megapixels
+    images = MaskImages(pairs, crop, options.scale, options.max_side, options.jitter, limit, seed)
     batches = loader(images, options.batch, settings.workers, seed)
+    shown = iter(track(batches, f"segment, epoch {epoch}/{options.epochs}", len(batches)))
+    steps = -(-len(batches) // options.accumulate)
     network.train()
-    total = 0.0
-    for i, (pictures, masks) in enumerate(track(batches, f"segment, epoch {epoch}/{options.epochs}", len(batches))):
-        set_lr(optimizer, options.lr * poly((epoch - 1 + i / len(batches)) / options.epochs))
-        pictures = pictures.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            scores = network(pictures)
-        loss = mask_loss(scores, masks.to(device))
+    # Sums are kept small by a constant, and turned into means when all labelled pixels of a step are counted.
+    scale = float(options.batch * crop * crop)
+    total, labelled = 0.0, 0
+    for step in range(steps):
+        set_lr(optimizer, options.lr * poly((epoch - 1 + step / steps) / options.epochs))
         optimizer.zero_grad()
-        loss.backward()
+        pixels = 0
+        for pictures, masks in itertools.islice(shown, options.accumulate):
+            pictures, masks = pictures.to(device, memory_format=torch.channels_last), masks.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                scores = network(pictures)
+            loss = mask_loss(scores, masks) / scale
+            loss.backward()
+            total += loss.item() * scale
+            pixels += int((masks != VOID).sum())
+        # The mean over all batches of the step is what one large batch would give.
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= scale / max(pixels, 1)
         optimizer.step()
-        total += loss.item() / len(batches)
-    return {"loss": total, "lr": optimizer.param_groups[0]["lr"]}
+        if average:
+            average.update_parameters(network)
+        labelled += pixels
+    if not labelled:
+        raise RunError(
+            f"{pairs[0][1].parent}: the masks hold no pixel to learn from, all are 255; look at them, and lower "
+            "--masks.unsure or train the classifier longer (--train.epochs)"
+        )
+    return {"loss": total / labelled, "lr": optimizer.param_groups[0]["lr"]}

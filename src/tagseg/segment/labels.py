@@ -1,0 +1,85 @@
+"""Masks to learn from that tagseg did not make: true ones, or a folder of any other tool's."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from tagseg.data.images import load_mask
+from tagseg.data.prepare import Prepared
+from tagseg.data.records import VOID, DataError, Dataset, Sample
+from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.progress import Track, silent
+
+log = logging.getLogger(__name__)
+
+
+def true_labels(prepared: Prepared, folder: Path, track: Track = silent) -> Dataset:
+    """Write the true masks of the training images to `folder`, in class ids, and return the data set of these images.
+
+    Raises:
+        DataError: when no training image has a true mask, or one is of another size than its image or holds other ids.
+    """
+    samples = tuple(sample for sample in prepared.dataset.split("train") if sample.mask is not None)
+    if not samples:
+        raise DataError(f"{prepared.dataset.root}: no training image has a true mask, so there is none to learn from")
+    return _collect(prepared, samples, prepared.dataset, folder, track)
+
+
+def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track = silent) -> Dataset:
+    """Write the masks in `source` to `folder`, in class ids, and return the data set of the images that have one.
+
+    They are PNGs (palette or 8-bit grey) of their images' sizes, named like the images; 255 is void. A `classes.json`
+    beside them says which class each value is, as in the folders of masks that tagseg writes; without it values are
+    those of the data set's own masks.
+
+    Raises:
+        DataError: when the folder or a class is unknown, no image has a mask, or a mask is of another size than its
+            image or holds other ids.
+    """
+    if not source.is_dir():
+        raise DataError(f"--labels {source}: no such folder; expected masks as PNGs named like the training images")
+    found = [
+        dataclasses.replace(sample, mask=mask_file(source, sample.id))
+        for sample in prepared.dataset.split("train")
+        if mask_file(source, sample.id).exists()
+    ]
+    missing = len(prepared.dataset.split("train")) - len(found)
+    if not found:
+        example = prepared.dataset.split("train")[0].id
+        raise DataError(f"--labels {source}: holds no mask of a training image, expected {example}.png and so on")
+    if missing:
+        log.warning("%s: %d training images have no mask there and are left out", source, missing)
+    meaning = _values(source / "classes.json", prepared.dataset)
+    return _collect(prepared, tuple(found), dataclasses.replace(prepared.dataset, mask_ids=meaning), folder, track)
+
+
+def _collect(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, folder: Path, track: Track) -> Dataset:
+    write_classes(folder, meaning.classes)
+    labelled = False
+    for sample in track(samples, "read labels", len(samples)):
+        mask = load_mask(sample, meaning, prepared.sizes[sample.id])
+        labelled = labelled or bool((mask != VOID).any())
+        write_mask(mask_file(folder, sample.id), mask)
+    if not labelled:
+        raise DataError(f"{samples[0].mask} and the {len(samples) - 1} others: every pixel is void (255)")
+    rest = tuple(sample for sample in prepared.dataset.samples if sample.split != "train")
+    return dataclasses.replace(prepared.dataset, samples=(*samples, *rest))
+
+
+def _values(file: Path, dataset: Dataset) -> dict[int, int] | None:
+    """Which class id each value of a folder's masks stands for, by its classes.json; the data set's own without one."""
+    if not file.exists():
+        return None if dataset.mask_ids is None else dict(dataset.mask_ids)
+    try:
+        names = {int(value): str(name) for value, name in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f'{file}: expected an object like {{"0": "background", "1": "cat"}} ({error})') from error
+    ids = {name: i for i, name in enumerate(dataset.classes, 1)}
+    meant = {value: name for value, name in names.items() if value not in (0, VOID)}
+    strange = sorted(set(meant.values()) - ids.keys())
+    if strange or not all(0 < value < VOID for value in meant):
+        raise DataError(
+            f"{file}: classes {', '.join(strange) or 'with ids out of 1..254'}; the data set has {', '.join(ids)}"
+        )
+    return {value: ids[name] for value, name in meant.items()}

@@ -1,0 +1,79 @@
+"""The upper bound: the same network trained on full masks, so that a run can say how far tags alone have come."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tagseg.data.prepare import prepare
+from tagseg.data.records import DataError
+from tagseg.measure.evaluate import Scores, bound_settings, read_bound, score_segmenter, scored_samples
+from tagseg.pipeline import repeat_stage
+from tagseg.progress import Track, silent
+from tagseg.run import Run, RunError, write_atomically
+from tagseg.segment.labels import true_labels
+from tagseg.segment.train import train_segmenter
+from tagseg.settings import Settings
+
+
+@dataclass(frozen=True)
+class UpperBound:
+    """A segmentation network trained on true masks: its folder, its scores on validation images, and by them the share
+    of full supervision that the run's own network reaches (None until that one is evaluated)."""
+
+    folder: Path
+    scores: Scores
+    share: float | None
+
+
+def train_upper_bound(
+    root: str | Path, settings: Settings | None = None, force: bool = False, track: Track = silent
+) -> UpperBound:
+    """Train a run's segmentation network on the true masks of its training images, equal in all else, and score it.
+
+    It needs no earlier stage, lies in the run's folder `full_supervision`, and an interrupted training continues. Where
+    the run is evaluated or has a report, these are brought up to date.
+
+    Args:
+        root: a run folder of data with true masks of training and validation images.
+        settings: must be the run's own, or the comparison would be of two networks; None takes them.
+        force: train again when it is there already.
+
+    Raises:
+        DataError: when there are no true masks.
+        RunError: when the settings are not the run's, or what is there was trained with others, without `force`.
+    """
+    run = Run(Path(root))
+    own = run.settings()
+    if settings is not None and settings != own:
+        raise RunError(f"{run.root}: the upper bound takes the run's own settings; leave out the flags that differ")
+    bound = run.full_supervision
+    if force and bound.root.exists():
+        shutil.rmtree(bound.root)
+    scores = read_bound(run)
+    if scores is None:
+        scores = _train(run, bound, own, track)
+        for stage in ("evaluate", "report"):
+            if run.done(stage):
+                repeat_stage(run, stage, track)
+    weak = None
+    if run.done("evaluate"):
+        weak = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["segmenter"]
+    return UpperBound(bound.segmenter, scores, weak and weak["miou"] / scores.miou)
+
+
+def _train(run: Run, bound: Run, settings: Settings, track: Track) -> Scores:
+    prepared = prepare(run, track)
+    if not scored_samples(prepared.dataset, "val"):
+        raise DataError(f"{prepared.dataset.root}: no validation image has a true mask, so nothing could be compared")
+    wanted = bound_settings(settings)
+    if bound.settings_file.exists() and bound.settings_file.read_text(encoding="utf-8") != wanted.to_toml():
+        raise RunError(f"{bound.root}: trained with other settings; --force trains it again")
+    dataset = true_labels(prepared, bound.masks, track)
+    write_atomically(bound.settings_file, wanted.to_toml())
+    train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
+    scores = score_segmenter(prepared, bound, settings, track)
+    assert scores is not None, "there are validation images to score"
+    write_atomically(bound.evaluation_file, json.dumps(dataclasses.asdict(scores), indent=1))
+    return scores
