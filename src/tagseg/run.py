@@ -278,7 +278,7 @@ def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "t
             that will run next) would have to be done again.
     """
     run._require()
-    old, new = read_toml(run.settings_file), settings.to_dict()
+    old, new = _stored(run), settings.to_dict()
     for stage in STAGES:
         changed = [
             line for section in SECTIONS[stage] for line in _differences(section, old.get(section), new[section])
@@ -297,6 +297,14 @@ def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "t
             run.discard(stage)
             break
     write_atomically(run.settings_file, settings.to_toml())
+
+
+def _stored(run: Run) -> dict[str, Any]:
+    """The run's settings; those that tagseg has learned since are at their defaults."""
+    try:
+        return run.settings().to_dict()
+    except ValueError:  # it has settings that are no more: they differ from whatever is asked for
+        return read_toml(run.settings_file)
 
 
 def _started(run: Run, stage: Stage) -> bool:

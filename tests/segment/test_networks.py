@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tagseg.segment.networks import Segmenter, empty_segmenter, probabilities
+from tagseg.segment.deeplabv2 import RATES, Pyramid
+from tagseg.segment.networks import NetworkName, Segmenter, choose_network, empty_segmenter, probabilities
 
 FREE = (0, False)
 
@@ -123,3 +124,75 @@ def test_start_is_reproducible() -> None:
     torch.manual_seed(3)
     two = empty_segmenter("test_resnet", 3, 16).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one) and math.isfinite(sum(v.sum() for v in one.values()))
+
+
+EVERY = [
+    ("deeplabv2", "test_resnet", 8, (73, 97)),
+    ("deeplabv2", "vgg11", 8, (72, 96)),
+    ("deeplabv2", "test_vit", 16, (64, 96)),
+    ("deeplabv2", "test_convnext", 16, (64, 96)),
+    ("deeplabv3plus", "test_resnet", 16, (64, 96)),
+    ("upernet", "test_resnet", 16, (64, 96)),
+    ("upernet", "test_convnext", 16, (64, 96)),
+]
+
+
+@pytest.mark.parametrize(("name", "encoder", "stride", "size"), EVERY)
+def test_every_network_learns_at_any_size_it_takes(
+    name: NetworkName, encoder: str, stride: int, size: tuple[int, int]
+) -> None:
+    network = Segmenter(encoder, 3, stride, "random", FREE, name)
+    assert network.fitting_size(70, 100) == size
+    pictures = torch.rand(2, 3, *size)
+    truth = (pictures[:, 0] > 0.5).long() + (pictures[:, 1] > 0.5).long()
+    scores = network.train()(pictures)
+    assert scores.shape == (2, 3, *size)
+    nn.functional.cross_entropy(scores, truth).backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.new_parameters())
+    assert any(p.grad is not None and p.grad.any() for p in network.encoder_parameters())
+    split = [*network.encoder_parameters(), *network.new_parameters()]
+    assert {id(p) for p in split} == {id(p) for p in network.parameters()} and len(split) == len({id(p) for p in split})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encoder", "size"), [("vit_small_patch14_dinov2", (70, 98)), ("vit_small_patch16_dinov3", (64, 96))]
+)
+def test_dino_encoders_take_any_multiple_of_their_patch(encoder: str, size: tuple[int, int]) -> None:
+    network = empty_segmenter(encoder, 3, 16, choose_network("auto", encoder)).eval()
+    assert network.fitting_size(70, 100) == size
+    with torch.no_grad():
+        small, large = network(torch.rand(1, 3, *size)), network(torch.rand(1, 3, 2 * size[0], size[1]))
+    assert small.shape == (1, 3, *size) and large.shape == (1, 3, 2 * size[0], size[1])
+
+
+def test_a_pyramid_is_the_sum_of_dilated_convolutions() -> None:
+    pyramid, features = Pyramid(4, 3, 0).eval(), torch.randn(2, 4, 9, 11)
+    expected = torch.zeros(2, 3, 9, 11)
+    for branch, rate in zip(pyramid.branches, RATES, strict=True):
+        assert isinstance(branch, nn.Conv2d) and branch.bias is not None
+        padded = nn.functional.pad(features, (rate,) * 4)
+        for dy in range(3):
+            for dx in range(3):
+                seen = padded[:, :, dy * rate : dy * rate + 9, dx * rate : dx * rate + 11]
+                expected += torch.einsum("oi,bihw->bohw", branch.weight[:, :, dy, dx], seen)
+        expected += branch.bias[None, :, None, None]
+    with torch.no_grad():
+        assert torch.allclose(pyramid(features), expected, atol=1e-5)
+
+
+def test_around_vgg_each_branch_has_hidden_layers() -> None:
+    shapes = [tuple(p.shape) for p in Pyramid(512, 21, 1024).branches[0].parameters() if p.dim() > 1]
+    assert shapes == [(1024, 512, 3, 3), (1024, 1024, 1, 1), (21, 1024, 1, 1)]
+
+
+def test_auto_looks_at_the_encoder() -> None:
+    assert choose_network("auto", "test_vit") == "deeplabv2" and choose_network("auto", "resnet50") == "deeplabv3plus"
+    assert choose_network("upernet", "resnet50") == "upernet"
+    with pytest.raises(ValueError, match="timm has no such model"):
+        choose_network("auto", "resnet5000")
+
+
+def test_an_encoder_of_one_image_size_is_named() -> None:
+    with pytest.raises(ValueError, match=r"swin_tiny_patch4_window7_224: does not suit upernet .*224"):
+        Segmenter("swin_tiny_patch4_window7_224", 3, 16, "random", FREE, "upernet")

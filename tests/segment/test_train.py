@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from tagseg.checkpoint import load_tensors
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.masks.write import write_mask
 from tagseg.run import RunError
-from tagseg.segment.train import mask_loss, train_segmenter
+from tagseg.segment.train import mask_loss, train_segmenter, weight_average
 from tagseg.settings import Settings
 from tagseg.settings_stages import SegmentSettings, TrainSettings
 
@@ -154,3 +155,77 @@ def test_void_alone_is_no_loss_and_no_gradient() -> None:
     loss = mask_loss(scores, torch.full((1, 2, 2), VOID))
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0 and scores.grad is not None and not scores.grad.any()
+
+
+def test_accumulated_batches_learn_as_a_large_one(dataset: Dataset, tmp_path: Path) -> None:
+    frozen = dataclasses.replace(SETTINGS.segment, encoder="test_vit", network="deeplabv2", epochs=2, freeze_stride=0)
+    # Neither dropout nor batch norms, which see a batch at a time: what is left is the gradient.
+    tensors = []
+    for batch, times in ((6, 1), (2, 3), (4, 2)):
+        options = dataclasses.replace(frozen, batch=batch, accumulate=times)
+        folder = tmp_path / f"{batch}"
+        fit(dataset, folder, dataclasses.replace(SETTINGS, segment=options))
+        tensors.append(load_tensors(folder / "network.safetensors")[0])
+    one, *others = tensors
+    assert all(torch.allclose(one[name], other[name], atol=2e-5) for other in others for name in one)
+
+
+def test_average_weights_are_what_a_loop_gives() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    average = weight_average(network, 0.9)
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(30):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter))
+            network(torch.randn(4, 2))
+        average.update_parameters(network)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            now = value.clone()
+            old = expected.get(name, now)
+            expected[name] = decay * old + (1 - decay) * now if now.is_floating_point() else now
+    found = average.module.state_dict()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+    assert not torch.allclose(found["0.weight"], network.state_dict()["0.weight"], atol=1e-2)
+
+
+def test_the_average_is_kept_and_survives_an_interruption(dataset: Dataset, tmp_path: Path) -> None:
+    options = dataclasses.replace(SETTINGS.segment, ema=0.9)
+    settings = dataclasses.replace(SETTINGS, segment=options)
+    whole, last = fit(dataset, tmp_path / "whole", settings), fit(dataset, tmp_path / "last")
+    assert whole["network.safetensors"] != last["network.safetensors"]
+    assert whole["network.json"] == last["network.json"]
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+        if title.startswith("segment, epoch 2"):
+            raise Interrupted
+        return iter(items)
+
+    with pytest.raises(Interrupted):
+        fit(dataset, tmp_path / "cut", settings, track=stop)
+    assert fit(dataset, tmp_path / "cut", settings)["network.safetensors"] == whole["network.safetensors"]
+
+
+def test_masks_without_a_labelled_pixel_are_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    for path in (tmp_path / "masks").glob("*.png"):
+        write_mask(path, np.full((40, 48), VOID, np.uint8))
+    with pytest.raises(RunError, match="the masks hold no pixel to learn from, all are 255"):
+        fit(dataset, tmp_path / "net")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"accumulate": 0}, r"segment\.accumulate: got 0"),
+        ({"ema": 1.0}, r"segment\.ema: got 1\.0"),
+        ({"crop": 16}, r"segment\.crop: got 16"),
+    ],
+)
+def test_settings_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTINGS.segment, **values)

@@ -24,6 +24,14 @@ DUTIES: dict[Stage, str] = {
     "report": "this page",
 }
 
+COLUMNS = {
+    "pseudo_masks": ("Pseudo-masks", "one"),
+    "self_trained": ("Pseudo-masks after self-training", "one"),
+    "segmenter": ("Segmenter", "two"),
+    "full_supervision": ("Full supervision", "three"),
+}
+"""Parts of an evaluation: what their columns are called, and how they look."""
+
 SHOWN_PATHS = 50
 """So many skipped files are listed by name."""
 
@@ -45,14 +53,23 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of the per-class table; the mean IoU in per cent, `look` is the colour of its bars."""
+
+    title: str
+    look: str
+    mean: float
+
+
+@dataclass(frozen=True)
 class ClassRow:
-    """A line of the per-class table; None where there is nothing to count or measure. IoU in per cent."""
+    """A line of the per-class table: the IoU in per cent of each column; None where there is nothing to count or
+    measure."""
 
     name: str
     colour: str
     images: int | None
-    pseudo_masks: float | None
-    segmenter: float | None
+    scores: tuple[float | None, ...]
 
 
 def report(run: Run, track: Track = silent) -> Report:
@@ -77,7 +94,7 @@ def render(run: Run, track: Track = silent) -> str:
         title=settings.report.title,
         figures=_figures(data, evaluation, manifest),
         class_rows=_class_rows(data, evaluation, colours),
-        measured={part: evaluation[part] for part in ("pseudo_masks", "segmenter")},
+        columns=[Column(*COLUMNS[part], 100 * evaluation[part]["miou"]) for part in _measured(evaluation)],
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
         classes=data["classes"],
@@ -126,6 +143,7 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
     return [
         _score("Pseudo-masks, mIoU", masks, "made from the tags alone", "training", calibrated),
         _score("Segmenter, mIoU", evaluation["segmenter"], "predicted without any tag", "validation"),
+        *_share(evaluation),
         Figure(
             "Images",
             f"{sum(counts.values()):,}",
@@ -159,22 +177,38 @@ def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str, 
     )
 
 
+def _share(evaluation: Mapping[str, Any]) -> list[Figure]:
+    own, full = evaluation["segmenter"], evaluation.get("full_supervision")
+    if not own or not full:
+        return []
+    reached = (
+        f"The same network, trained alike on the true masks of the training images, has {per_cent(full['miou'])}: the "
+        "most that could be hoped for. This is the share of it that tags alone have reached."
+    )
+    return [Figure("Of full supervision", f"{per_cent(own['miou'] / full['miou'])} of full supervision", reached)]
+
+
 def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
     names = ["background", *data["classes"]]
-    found: dict[str, list[float | None]] = {}
-    for part in ("pseudo_masks", "segmenter"):
-        shares = evaluation[part]["iou"] if evaluation[part] else [None] * len(names)
+    found: list[list[float | None]] = []
+    for part in _measured(evaluation):
+        shares = evaluation[part]["iou"]
         if len(shares) != len(names):
             raise RunError(
                 f"evaluation.json: {part} has {len(shares)} IoUs, expected {len(names)} (background and the classes of "
                 "data.json); run `tagseg evaluate` again"
             )
-        found[part] = [None if share is None else 100.0 * share for share in shares]
+        found.append([None if share is None else 100.0 * share for share in shares])
     tagged = [tag for record in data["samples"] if record["split"] == "train" for tag in record["tags"]]
     return [
-        ClassRow(name, colours[i], tagged.count(i) if i else None, found["pseudo_masks"][i], found["segmenter"][i])
+        ClassRow(name, colours[i], tagged.count(i) if i else None, tuple(shares[i] for shares in found))
         for i, name in enumerate(names)
     ]
+
+
+def _measured(evaluation: Mapping[str, Any]) -> list[str]:
+    """The parts of an evaluation that were measured."""
+    return [part for part in COLUMNS if evaluation.get(part)]
 
 
 def _charts(run: Run) -> list[tuple[Chart, list[dict[str, Any]]]]:
