@@ -4,8 +4,9 @@
 method that is kept beside the default. What is not in them keeps its default. They differ from the paper where tagseg
 does: one shared head instead of one per class; free slots are written whole, and the bank holds nothing that no region
 gave it; attention compares by cosine with a temperature, where the paper takes plain inner products; background is cut
-from the maps, not from a saliency map, and without a CRF; the segmenter is a DeepLabV3+, the paper's a DeepLab-v2.
-Region rule and bank follow the authors' table, with the paper's backbone (VGG16 dilated by stages).
+from the maps, not from a saliency map (masks.saliency takes it from there, if you have one).
+Region rule and bank follow the authors' table, with the paper's backbone (VGG16 dilated by stages). The segmenter is
+DeepLab-v2 with the schedule of its own paper (Chen et al., TPAMI 2018): poly, 20,000 steps of 10 crops of 321 pixels.
 """
 
 from typing import Any, Literal
@@ -53,7 +54,21 @@ _PAPER: dict[str, Any] = {
         "aggregation": True,
         "prototypes": 10,
     },
-    "segment": {"encoder": "resnet101", "weights": "timm"},
+    "segment": {
+        "network": "deeplabv2",
+        "encoder": "resnet101",
+        "weights": "timm",
+        "stride": 8,
+        "freeze_stride": 0,
+        "epochs": 19,  # of VOC's 10,582 images
+        "batch": 10,
+        "crop": 321,
+        "optimiser": "sgd",
+        "lr": 0.00025,
+        "head_lr": 10.0,
+        "weight_decay": 5e-4,
+        "predict_scales": [0.5, 0.75, 1.0],
+    },
 }
 
 # The text we work from gives no schedule of its own for COCO 2014 (80 classes): it keeps VOC's.
