@@ -18,7 +18,7 @@ from tagseg.measure.calibration import calibration_images
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
 from tagseg.run import Run, write_atomically
-from tagseg.segment.predict import load_predictor
+from tagseg.segment.predict import load
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
         DataError: when a true mask has another size than its image, or unknown ids.
     """
     dataset = prepared.dataset
-    predictor = load_predictor(run, run.settings().device)
+    predictor = load(run.root, run.settings().device)
     classes = ("background", *dataset.classes)
     validation = scored_samples(dataset, "val")
     wanted = [*validation, *examples(dataset.split("train"), run.settings().report.examples)]

@@ -56,6 +56,11 @@ class Segmenter(nn.Module):
         scores: Tensor = self.net((images - self.mean) / self.std)
         return scores
 
+    def fitting_size(self, height: float, width: float) -> tuple[int, int]:
+        """Return the image size nearest to `height` x `width` pixels that the network takes."""
+        h, w = (max(round(side / CELL), 2) * CELL for side in (height, width))
+        return h, w
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that come with start weights."""
         return list(self.net.encoder.parameters())
@@ -78,7 +83,7 @@ def probabilities(
     h, w = picture.shape[1:]
     total: Tensor | None = None
     for scale in scales:
-        size = [max(round(side * scale / CELL), 2) * CELL for side in (h, w)]
+        size = network.fitting_size(h * scale, w * scale)
         scaled = F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=scale < 1)
         for mirrored in (False, True) if flip else (False,):
             scores = network(scaled.flip(-1) if mirrored else scaled).float()
