@@ -58,7 +58,7 @@ def test_another_process_restores_the_same_network(run: Run, tmp_path: Path) -> 
     expected = outputs(run.root, image)
     assert outputs(run.segmenter, image) == expected
     environment = os.environ | {"PYTHONPATH": str(Path(tagseg.__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", ELSEWHERE, out, image, seen], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", ELSEWHERE, out, image, seen], env=environment, check=True, timeout=600)
     assert seen.read_bytes() == expected
 
 
