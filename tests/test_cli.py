@@ -14,7 +14,7 @@ from tagseg.cli import main
 from tagseg.run import STAGES, Run
 from tagseg.settings import Settings
 
-COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", "atlas", "calibrate", *STAGES)
+COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", "atlas", "calibrate", "export-model", *STAGES)
 SMALL = """\
 device = "cpu"
 workers = 0
@@ -181,6 +181,8 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["predict", "photos", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["predict", "run", "nothing.jpg", "--out", "new"], "nothing.jpg: no such image, folder or pattern"),
         (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device tpu: not available here"),
+        (["export-model", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
+        (["export-model", "run", "--out", "photos"], "photos: holds what no export wrote (0.png, 1.png, 2"),
         (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
         (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class: got 0, expected at least 1 image"),
         (["calibrate", "run"], "--masks"),
@@ -245,6 +247,18 @@ def test_predict_writes_masks_and_lists_what_it_skipped(finished: Path, tmp_path
         "predict", finished, tmp_path / "new [blue].jpg", "--out", tmp_path / "out", "--device", "cpu"
     )
     assert status == 2 and "exists (1 masks do)" in error
+
+
+def test_an_exported_model_predicts_like_its_run(finished: Path, tmp_path: Path, call: Call) -> None:
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "a.png")
+    status, text, error = call("export-model", finished, "--out", tmp_path / "model")
+    assert status == 0 and error == "", error
+    assert f"Model: {tmp_path / 'model'} (MODEL_CARD.md, network.json, network.safetensors)" in " ".join(text.split())
+    status, _, error = call("export-model", finished, "--out", tmp_path / "model")
+    assert status == 2 and "model: exists; choose another --out or --force" in " ".join(error.split())
+    for source, out in ((finished, "one"), (tmp_path / "model", "two")):
+        assert call("predict", source, tmp_path / "a.png", "--out", tmp_path / out, "--device", "cpu")[0] == 0
+    assert (tmp_path / "one/a.png").read_bytes() == (tmp_path / "two/a.png").read_bytes()
 
 
 def test_ablate_prints_the_table_and_where_it_lies(home: Path, tmp_path: Path, call: Call) -> None:

@@ -10,7 +10,7 @@ from tagseg.data.records import DataError
 from tagseg.measure.evaluate import read_bound, read_evaluation
 from tagseg.pipeline import fit, run_stage
 from tagseg.run import Run, RunError, open_run
-from tagseg.segment.predict import load_predictor
+from tagseg.segment.predict import load
 from tagseg.settings import Settings
 from tagseg.upper_bound import train_upper_bound
 
@@ -112,7 +112,7 @@ def test_masks_of_another_tool_replace_the_stages_before(photos: Path, quick: Se
     call(*command, "--data", photos)
     run = Run(root)
     assert list(run.manifest()["stages"]) == ["segment"] and run.settings().segment.labels == str(drawn.resolve())
-    assert load_predictor(run, "cpu").classes == ("background", "blue", "red")
+    assert load(run.root, "cpu").classes == ("background", "blue", "red")
     assert {path.name for path in run.labels.glob("*.png")} == {"0.png", "1.png"}
     fitted = fit(photos, root)
     assert fitted is not None and sorted(run.manifest()["stages"]) == STAGES

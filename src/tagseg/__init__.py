@@ -9,20 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Settings", "fit", "inspect", "load_predictor", "predict", "read_dataset", "run_stage"]
+__all__ = ["Settings", "fit", "inspect", "load", "predict", "read_dataset", "run_stage"]
 
 if TYPE_CHECKING:
     from tagseg.data.inspect import inspect
     from tagseg.data.read import read_dataset
     from tagseg.pipeline import fit, run_stage
-    from tagseg.segment.predict import load_predictor, predict
+    from tagseg.segment.predict import load, predict
     from tagseg.settings import Settings
 
 _HOMES = {
     "Settings": "tagseg.settings",
     "fit": "tagseg.pipeline",
     "inspect": "tagseg.data.inspect",
-    "load_predictor": "tagseg.segment.predict",
+    "load": "tagseg.segment.predict",
     "predict": "tagseg.segment.predict",
     "read_dataset": "tagseg.data.read",
     "run_stage": "tagseg.pipeline",

@@ -28,9 +28,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("tagseg", "{}"))
+            about = json.loads((file.metadata() or {}).get("tagseg", "{}"))
+        if not isinstance(about, dict):
+            raise ValueError("its metadata holds no object")
         return load_file(path), about
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:  # the last two: what is no JSON, or absurd
         raise RunError(f"{path}: missing or damaged ({error})") from error
 
 

@@ -13,7 +13,7 @@ from tagseg.data.records import DataError
 from tagseg.masks.palette import class_colours
 from tagseg.run import Run, RunError, open_run
 from tagseg.segment.networks import empty_segmenter
-from tagseg.segment.predict import Predictor, find_images, load_predictor, overlay, predict
+from tagseg.segment.predict import Predictor, find_images, load, overlay, predict
 from tagseg.settings import Settings
 
 
@@ -149,13 +149,13 @@ def test_a_photo_taken_upright_has_an_upright_mask(run: Run, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("size", [(300, 170), (1, 1), (1, 500), (7, 5)])
 def test_masks_have_the_images_size(size: tuple[int, int], run: Run) -> None:
-    predictor = load_predictor(run, "cpu")
+    predictor = load(run.root, "cpu")
     mask = predictor(Image.new("RGB", size, "red"))
     assert mask.shape == size[::-1] and mask.dtype == np.uint8 and mask.max() <= 2
 
 
 def test_large_images_are_reduced_before_the_network_sees_them(run: Run) -> None:
-    predictor = load_predictor(run, "cpu")
+    predictor = load(run.root, "cpu")
     seen = []
     predictor.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
     predictor(Image.new("RGB", (256, 128)))
@@ -164,7 +164,7 @@ def test_large_images_are_reduced_before_the_network_sees_them(run: Run) -> None
 
 
 def test_a_mask_is_the_likeliest_id(run: Run) -> None:
-    predictor = load_predictor(run, "cpu")
+    predictor = load(run.root, "cpu")
     last = predictor.network.net.segmentation_head[0]
     torch.nn.init.zeros_(last.weight)
     for likeliest in range(3):
@@ -186,7 +186,7 @@ def test_a_damaged_network_is_named(run: Run, tmp_path: Path) -> None:
         other.segmenter.mkdir()
         (other.segmenter / "network.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(RunError, match=r"segmenter/network\.safetensors: missing or damaged"):
-        load_predictor(other, "cpu")
+        load(other.root, "cpu")
 
 
 def test_overlay_colours_all_but_the_background() -> None:
@@ -197,6 +197,6 @@ def test_overlay_colours_all_but_the_background() -> None:
 
 
 def test_a_predictor_says_what_its_ids_mean(run: Run) -> None:
-    predictor = load_predictor(run, "cpu")
+    predictor = load(run.root, "cpu")
     assert isinstance(predictor, Predictor) and predictor.classes == ("background", "cat", "Bär")
     assert not predictor.network.training and predictor.scales == (1.0,) and predictor.flip and predictor.max_side == 64

@@ -1,4 +1,4 @@
-"""Commands that use a trained run: predict."""
+"""Commands that use a trained run: predict, export-model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,3 +34,31 @@ def predict(
     say(f"{len(done.ids)} masks: {done.folder}")
     for _, reason in done.skipped:
         err.print(f"skipped: {reason}", markup=False, style="yellow")
+
+
+@app.command(group=MAIN, sort_key=5)
+def export_model(
+    run: RunFolder,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="The new folder.")],
+    onnx: Annotated[bool, Parameter(negative=(), help="Also write model.onnx (needs tagseg[onnx]).")] = False,
+    force: Annotated[bool, Parameter(negative=(), help="Replace a folder that an earlier export made.")] = False,
+) -> None:
+    """Write the segmentation network into a folder to take away, with a model card.
+
+    tagseg.load(DIR) and tagseg predict DIR take it on any machine; model.onnx does without tagseg.
+
+        tagseg export-model runs/a --out cats/
+        tagseg export-model runs/a --out cats/ --onnx
+    """
+    from tagseg.export.model import export_model
+
+    done = export_model(run, out, onnx, force)
+    say(f"Model: {done.folder} ({', '.join(done.files)})")
+    if done.onnx_difference is not None:
+        say(f"ONNX Runtime gives PyTorch's probabilities, to within {done.onnx_difference:.1g}.")
+    elif onnx:
+        err.print(
+            "model.onnx was not checked: onnxruntime is not installed (pip install 'tagseg[onnx]').", markup=False
+        )

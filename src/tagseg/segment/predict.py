@@ -21,7 +21,8 @@ from tagseg.masks.palette import class_colours
 from tagseg.masks.write import mask_file, write_classes, write_mask
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, silent
-from tagseg.run import Run, atomic_path
+from tagseg.run import Run, RunError, atomic_path
+from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.networks import Segmenter, empty_segmenter, probabilities
 
 log = logging.getLogger(__name__)
@@ -60,27 +61,52 @@ class Predictions:
     skipped: tuple[tuple[str, str], ...]
 
 
-def load_predictor(run: Run, device: str = "auto") -> Predictor:
-    """Restore a run's segmentation network.
+def load(path: str | Path, device: str = "auto") -> Predictor:
+    """Restore a segmentation network, ready to predict: the same output in every process of one machine.
+
+    Args:
+        path: a run folder, its segmenter folder, or a folder made by `tagseg export-model`.
+        device: as `--device`.
 
     Raises:
-        RunError: when the run has none yet, or its files are damaged.
+        RunError: when no trained segmenter is there, or its files are damaged or describe something else.
+        ValueError: when the device cannot be had.
     """
-    run.require("segment")
-    return read_predictor(run.segmenter, device)
+    folder, run = Path(path), Run(Path(path))
+    if run.manifest_file.exists():
+        run.require("segment")
+        folder = run.segmenter
+    elif not (folder / "network.safetensors").is_file():
+        raise RunError(
+            f"{folder}: not a run folder (no {run.manifest_file.name}), and no network.safetensors in it; expected a "
+            "run with a trained segmenter, its segmenter folder, or what `tagseg export-model RUN --out DIR` made"
+        )
+    try:
+        return read_predictor(folder, device)
+    except RunError as error:
+        raise RunError(
+            f"{error}. Copy the folder again, or make it anew: `tagseg segment RUN --force`, then, if it was exported, "
+            "`tagseg export-model RUN --out DIR`"
+        ) from error
 
 
 def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     """Restore a segmentation network from the folder that its training left.
 
     Raises:
-        ValueError: when its files are damaged.
+        RunError: when its files are damaged, or describe what is no segmentation network of ours.
+        ValueError: when the device cannot be had.
     """
     file = folder / "network.safetensors"
     tensors, about = load_tensors(file)
-    # Runs older than the choice have a DeepLabV3+.
+    check_about(about, file)
+    check_twin(folder / "network.json", about)
+    # Networks older than the choice are DeepLabV3+.
     name = about.get("network", "deeplabv3plus")
-    network = empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
+    try:
+        network = empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
     restore(network, tensors, file)
     network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Predictor(
@@ -101,7 +127,7 @@ def predict(
     """Write a palette mask for every image, named like it, and classes.json, into `out`.
 
     Args:
-        run: a run folder with a trained segmenter.
+        run: a run folder with a trained segmenter, or any other folder that `load` takes.
         images: image files, folders (searched with their subfolders) or glob patterns.
         out: folder of the masks.
         overlays: also write `NAME.overlay.jpg`, the image with its mask laid over.
@@ -111,9 +137,9 @@ def predict(
 
     Raises:
         DataError: when there is no image, none can be read, or a mask exists and `force` is not given.
-        RunError: when the run has no segmenter.
+        RunError: as `load`.
     """
-    predictor = load_predictor(Run(Path(run)), device)
+    predictor = load(run, device)
     found = find_images([images] if isinstance(images, str | Path) else images)
     out = Path(out)
     present = [name for name in found if mask_file(out, name).exists()]

@@ -1,0 +1,130 @@
+"""A trained segmentation network to take away: weights, description, model card, and on request an ONNX file."""
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import torch
+
+from tagseg.checkpoint import load_tensors, save_tensors
+from tagseg.export.card import model_card, weights_licence
+from tagseg.export.onnx import require_exporter, write_onnx
+from tagseg.masks.palette import class_colours
+from tagseg.run import Run, RunError, write_atomically
+from tagseg.segment.predict import Predictor, load
+
+_CARD = "MODEL_CARD.md"
+_FILES = ("network.safetensors", "network.json", "model.onnx", _CARD)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What `export_model` wrote: the folder, its files, and by how much probabilities of ONNX Runtime and PyTorch
+    differ at most (None without ONNX file, or where ONNX Runtime is not installed)."""
+
+    folder: Path
+    files: tuple[str, ...]
+    onnx_difference: float | None
+
+
+def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bool = False) -> ExportedModel:
+    """Write a run's segmentation network into a folder that `tagseg.load` restores anywhere.
+
+    The folder has network.safetensors, network.json, MODEL_CARD.md, and with `onnx` model.onnx; it appears whole or not
+    at all. No path of this machine gets into it.
+
+    Args:
+        run: a run folder with a trained segmenter.
+        out: the new folder.
+        onnx: also write model.onnx.
+        force: replace a folder that an earlier export made.
+
+    Raises:
+        RunError: when the run has no segmenter, `out` exists and `force` is not given, or `out` holds anything else.
+        ValueError: when the ONNX file cannot be written, or computes something else than PyTorch.
+    """
+    source, folder = Run(Path(run)), Path(out).resolve()
+    source.require("segment")
+    _require_free(folder, force)
+    if onnx:
+        require_exporter()
+    predictor = load(source.root, "cpu")
+    about, settings = describe(source), without_folders(source.settings().to_dict())
+    difference = None
+    with _new_folder(folder) as temporary:
+        save_tensors(temporary / "network.safetensors", predictor.network.state_dict(), about)
+        write_atomically(temporary / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
+        if onnx:
+            difference = write_onnx(predictor.network, _onnx_metadata(predictor, about), temporary / "model.onnx")
+        write_atomically(temporary / _CARD, model_card(source, about, settings, onnx, difference))
+        files = tuple(sorted(path.name for path in temporary.iterdir()))
+    return ExportedModel(folder, files, difference)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Return what the exported network says about itself: what the trained one does, versions, the weights' licence."""
+    from tagseg import __version__
+
+    settings = run.settings()
+    _, about = load_tensors(run.segmenter / "network.safetensors")
+    licence = weights_licence(about["encoder"], settings.segment.weights or settings.train.weights)
+    versions = {"tagseg": __version__, "torch": torch.__version__}
+    own: dict[str, Any] = without_folders(about, keep=("classes",))
+    return own | versions | {"licence": {"id": licence.id, "text": licence.text}}
+
+
+def without_folders(value: Any, keep: tuple[str, ...] = ()) -> Any:
+    """Return nested plain values where a path is its last part alone; what stands under the names `keep` stays."""
+    if isinstance(value, dict):
+        return {name: part if name in keep else without_folders(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(part) for part in value]
+    return PureWindowsPath(value).name if isinstance(value, str) else value
+
+
+def _onnx_metadata(predictor: Predictor, about: dict[str, Any]) -> dict[str, Any]:
+    mean, std = (numbers.flatten().tolist() for numbers in (predictor.network.mean, predictor.network.std))
+    return {
+        "classes": about["classes"],
+        "palette": class_colours(len(predictor.classes) - 1),
+        "normalisation": {"inside": True, "mean": mean, "std": std},
+        "max_side": about["max_side"],
+        "licence": about["licence"],
+        "tagseg": about["tagseg"],
+    }
+
+
+def _require_free(folder: Path, force: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise RunError(f"{folder}: is a file; choose another --out")
+    found = {path.name for path in folder.iterdir()}
+    if _CARD not in found or not found <= set(_FILES):
+        other = sorted(found - set(_FILES)) or sorted(found)
+        raise RunError(f"{folder}: holds what no export wrote ({', '.join(other[:5])}); choose another --out")
+    if not force:
+        raise RunError(f"{folder}: exists; choose another --out or --force")
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder` that takes its place when the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".writing-{secrets.token_hex(8)}") for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)

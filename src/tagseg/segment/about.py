@@ -1,0 +1,83 @@
+"""What a saved segmentation network says about itself, checked before anything is built from it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from tagseg.data.records import MAX_CLASSES
+from tagseg.run import RunError
+from tagseg.segment.networks import NetworkName
+
+_MAX_SCALE = 32
+"""Image scales beyond this would only fill the memory."""
+
+
+def _are_classes(value: Any) -> bool:
+    names = isinstance(value, list) and all(isinstance(name, str) and 0 < len(name) <= 1000 for name in value)
+    return names and 2 <= len(value) <= MAX_CLASSES + 1 and value[0] == "background"
+
+
+def _are_scales(value: Any) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 100 and all(map(_is_scale, value))
+
+
+def _is_scale(value: Any) -> bool:
+    return _is_number(value) and 0.01 <= value <= _MAX_SCALE
+
+
+def _is_number(value: Any, kinds: tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "classes": (f"background and 1 to {MAX_CLASSES} other names", _are_classes),
+    "network": (" or ".join(get_args(NetworkName)), lambda value: value in get_args(NetworkName)),
+    "encoder": ("the name of a timm model", lambda value: isinstance(value, str) and 0 < len(value) <= 200),
+    "stride": ("8, 16 or 32", lambda value: _is_number(value, (int,)) and value in (8, 16, 32)),
+    "predict_scales": (f"a list of numbers from 0.01 to {_MAX_SCALE}", _are_scales),
+    "predict_flip": ("true or false", lambda value: isinstance(value, bool)),
+    "max_side": ("a number of pixels", lambda value: _is_number(value, (int,)) and value >= 1),
+}
+
+
+def check_about(about: object, source: Path) -> None:
+    """Check a network's own description, which may come from a stranger. Its `network` may be missing: those older than
+    the choice are DeepLabV3+.
+
+    Raises:
+        RunError: naming `source`, what came and what was expected.
+    """
+    if not isinstance(about, dict) or not about:
+        raise RunError(f"{source}: holds no description of a segmentation network of tagseg")
+    for name, (expected, holds) in _EXPECTED.items():
+        if name not in about and name == "network":
+            continue
+        if name not in about:
+            raise RunError(f"{source}: not a segmentation network of tagseg: {name} is missing, expected {expected}")
+        if not holds(about[name]):
+            raise RunError(f"{source}: {name} is {repr(about[name])[:200]}, expected {expected}")
+
+
+def check_twin(file: Path, about: dict[str, Any]) -> None:
+    """Check that network.json, where there is one, says what the weights beside it say of themselves.
+
+    The weights' own description counts. A file that says otherwise was edited in vain, or belongs to other weights.
+
+    Raises:
+        RunError: naming the file and what differs.
+    """
+    try:
+        twin = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{file}: damaged ({error})") from error
+    if not isinstance(twin, dict):
+        raise RunError(f"{file}: damaged (holds no object)")
+    for name, value in about.items():
+        if name not in twin or twin[name] != value:
+            found = repr(twin[name])[:200] if name in twin else "missing"
+            raise RunError(
+                f"{file}: {name} is {found}, the network.safetensors beside it says {repr(value)[:200]}, which counts"
+            )

@@ -1,0 +1,182 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import tagseg
+from tagseg.checkpoint import load_tensors, save_tensors
+from tagseg.export.model import export_model, without_folders
+from tagseg.run import Run, RunError, open_run
+from tagseg.settings import Settings
+
+MakeRun = Callable[..., Run]
+FILES = ("MODEL_CARD.md", "network.json", "network.safetensors")
+
+ELSEWHERE = """
+import sys, tagseg, torch
+from PIL import Image
+torch.set_num_threads(1)
+predictor = tagseg.load(sys.argv[1], "cpu")
+torch.manual_seed(5)
+with torch.no_grad():
+    probabilities = predictor.network(torch.rand(1, 3, 64, 48)).softmax(1)
+with open(sys.argv[3], "wb") as file:
+    file.write(predictor(Image.open(sys.argv[2])).tobytes() + probabilities.contiguous().numpy().tobytes())
+"""
+
+
+def listing(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir()))
+
+
+def outputs(folder: Path, image: Path) -> bytes:
+    """What `ELSEWHERE` writes."""
+    predictor = tagseg.load(folder, "cpu")
+    torch.manual_seed(5)
+    with torch.no_grad():
+        probabilities = predictor.network(torch.rand(1, 3, 64, 48)).softmax(1)
+    mask = predictor(Image.open(image))
+    assert len(np.unique(mask)) > 1
+    return b"".join((mask.tobytes(), probabilities.contiguous().numpy().tobytes()))
+
+
+def test_another_process_restores_the_same_network(run: Run, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    image, out, seen = tmp_path / "a.png", tmp_path / "model", tmp_path / "seen"
+    Image.fromarray(pixels).save(image)
+    exported = export_model(run.root, out)
+    assert exported.folder == out and exported.files == FILES == listing(out) and exported.onnx_difference is None
+    expected = outputs(run.root, image)
+    assert outputs(run.segmenter, image) == expected
+    environment = os.environ | {"PYTHONPATH": str(Path(tagseg.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", ELSEWHERE, out, image, seen], env=environment, check=True, timeout=600)
+    assert seen.read_bytes() == expected
+
+
+def test_a_predictor_of_an_exported_folder_is_the_runs(run: Run, tmp_path: Path) -> None:
+    export_model(run.root, tmp_path / "model")
+    one, two = tagseg.load(run.root, "cpu"), tagseg.load(str(tmp_path / "model"), "cpu")
+    for name in ("classes", "scales", "flip", "max_side"):
+        assert getattr(one, name) == getattr(two, name)
+    assert two.classes == ("background", "cat", "dog") and two.scales == (1.0, 1.5) and not two.network.training
+
+
+def test_the_description_stands_beside_the_weights_and_in_them(run: Run, tmp_path: Path) -> None:
+    export_model(run.root, tmp_path / "model")
+    about = json.loads((tmp_path / "model/network.json").read_text())
+    assert about["classes"] == ["background", "cat", "dog"] and about["tagseg"] == tagseg.__version__
+    assert about["licence"] == {"id": None, "text": "none, training started from random weights"}
+    with safe_open(tmp_path / "model/network.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["tagseg"]) == about
+
+
+def test_no_folder_of_this_machine_goes_along(new_run: MakeRun, tmp_path: Path) -> None:
+    weights = tmp_path / "anna/secret/start.safetensors"
+    values: dict[str, Any] = {
+        "data": {"masks": str(tmp_path / "anna/masks")},
+        "train": {"backbone": "test_resnet", "weights": str(weights)},
+        "segment": {"weights": r"C:\Users\anna\second.safetensors"},
+    }
+    run = new_run(tmp_path / "anna", settings=Settings.from_dict(values))
+    file = run.segmenter / "network.safetensors"
+    tensors, about = load_tensors(file)
+    about |= {"weights": str(weights), "nested": {"labels": ["/home/anna/drawn"]}}
+    save_tensors(file, tensors, about)
+    (run.segmenter / "network.json").write_text(json.dumps(about))
+    export_model(run.root, tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        content = path.read_bytes()
+        assert b"anna" not in content and str(tmp_path).encode() not in content, path.name
+    assert json.loads((tmp_path / "model/network.json").read_text())["nested"] == {"labels": ["drawn"]}
+    card = (tmp_path / "model/MODEL_CARD.md").read_text()
+    assert '"start.safetensors"' in card and '"second.safetensors"' in card and "Data folder: my photos;" in card
+
+
+def test_names_with_slashes_are_no_folders() -> None:
+    about = {"classes": ["background", "sea/lake"], "weights": "~/a/b.safetensors", "stride": 8, "flip": True}
+    assert without_folders(about, keep=("classes",)) == about | {"weights": "b.safetensors"}
+    assert without_folders({"scales": (0.5, 1.0), "file": "D:x\\y"}) == {"scales": [0.5, 1.0], "file": "y"}
+
+
+def test_an_earlier_export_is_replaced_with_force_alone(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "deep/model"
+    export_model(run.root, out)
+    (out / "model.onnx").write_bytes(b"old")
+    before = (out / "network.json").stat().st_mtime_ns
+    with pytest.raises(RunError, match=r"deep/model: exists; choose another --out or --force"):
+        export_model(run.root, out)
+    assert (out / "model.onnx").read_bytes() == b"old" and (out / "network.json").stat().st_mtime_ns == before
+    export_model(run.root, out, force=True)
+    # The old ONNX file would be another network's.
+    assert listing(out) == FILES and listing(out.parent) == ("model",)
+
+
+def test_an_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert export_model(run.root, tmp_path / "empty").files == listing(tmp_path / "empty")
+
+
+def test_nothing_but_an_export_is_ever_replaced(new_run: MakeRun, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "a")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").write_bytes(b"mine")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"photos: holds what no export wrote \(holiday\.jpg\); choose another --out"):
+        export_model(run.root, tmp_path / "photos", force=True)
+    with pytest.raises(RunError, match="file: is a file"):
+        export_model(run.root, tmp_path / "file", force=True)
+    (run.segmenter / "history.jsonl").unlink()
+    before = listing(run.segmenter)
+    with pytest.raises(RunError, match="segmenter: holds what no export wrote"):
+        export_model(run.root, run.segmenter, force=True)
+    assert listing(run.segmenter) == before and listing(tmp_path / "photos") == ("holiday.jpg",)
+
+
+def test_a_failed_export_leaves_everything_as_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_model(run.root, tmp_path / "old")
+
+    def broken(*_: object) -> str:
+        raise RunError("no card")
+
+    monkeypatch.setattr("tagseg.export.model.model_card", broken)
+    for name, force in (("new", False), ("old", True)):
+        with pytest.raises(RunError, match="no card"):
+            export_model(run.root, tmp_path / name, force=force)
+    assert listing(tmp_path) == ("old",) and listing(tmp_path / "old") == FILES
+
+
+def test_the_old_export_comes_back_when_the_new_one_cannot_take_its_place(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_model(run.root, tmp_path / "model")
+    rename = Path.rename
+
+    def refused(source: Path, target: Path) -> Path:
+        if (source / "MODEL_CARD.md").exists() and target == tmp_path / "model" and source != moved[0]:
+            raise PermissionError("in use")
+        moved[0] = target
+        return rename(source, target)
+
+    moved = [Path()]
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError, match="in use"):
+        export_model(run.root, tmp_path / "model", force=True)
+    assert listing(tmp_path) == ("model",) and listing(tmp_path / "model") == FILES
+
+
+def test_a_run_without_a_finished_segmenter(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run folder"):
+        export_model(tmp_path, tmp_path / "model")
+    begun = open_run(tmp_path / "run", tmp_path, Settings())
+    with pytest.raises(RunError, match="stage segment has not finished; run `tagseg segment"):
+        export_model(begun.root, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
