@@ -3,14 +3,10 @@
 import segmentation_models_pytorch as smp
 import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tagseg.rca.backbone import RANDOM, TIMM, freeze, freeze_batch_norm, no_weights, weight_options
-
-CELL = 16
-"""Image sides the network takes are multiples of this."""
 
 
 class Segmenter(nn.Module):
@@ -56,6 +52,11 @@ class Segmenter(nn.Module):
         scores: Tensor = self.net((images - self.mean) / self.std)
         return scores
 
+    def fitting_size(self, height: float, width: float) -> tuple[int, int]:
+        """Return the image size nearest to `height` x `width` pixels that the network takes: multiples of 16."""
+        h, w = (max(round(side / 16), 2) * 16 for side in (height, width))
+        return h, w
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that come with start weights."""
         return list(self.net.encoder.parameters())
@@ -68,22 +69,3 @@ class Segmenter(nn.Module):
 def empty_segmenter(encoder: str, ids: int, stride: int) -> Segmenter:
     """Return a segmenter whose weights are about to be loaded."""
     return Segmenter(encoder, ids, stride, RANDOM, (0, True))
-
-
-@torch.no_grad()
-def probabilities(
-    network: Segmenter, picture: Float[Tensor, "3 h w"], scales: tuple[float, ...], flip: bool
-) -> Float[Tensor, "ids h w"]:
-    """Return an image's class probabilities, averaged over scales and the mirrored image."""
-    h, w = picture.shape[1:]
-    total: Tensor | None = None
-    for scale in scales:
-        size = [max(round(side * scale / CELL), 2) * CELL for side in (h, w)]
-        scaled = F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=scale < 1)
-        for mirrored in (False, True) if flip else (False,):
-            scores = network(scaled.flip(-1) if mirrored else scaled).float()
-            scores = F.interpolate(scores, (h, w), mode="bilinear", align_corners=False)
-            seen = (scores.flip(-1) if mirrored else scores)[0].softmax(0)
-            total = seen if total is None else total + seen
-    assert total is not None
-    return total / (len(scales) * (1 + flip))
