@@ -18,7 +18,7 @@ from tagseg.masks.palette import class_colours
 from tagseg.masks.write import enlarge, mask_file
 from tagseg.measure.evaluate import evenly_spaced, examples
 from tagseg.run import Run
-from tagseg.segment.predict import overlay
+from tagseg.segment.outputs import overlay
 
 CELL = (240, 180)
 GAP = 6

@@ -241,7 +241,7 @@ def test_predict_writes_masks_and_lists_what_it_skipped(finished: Path, tmp_path
     assert status == 0 and f"1 masks: {tmp_path / 'out'}" in text
     assert "skipped: " in error and "broken.jpg" in error.replace("\n", "")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "new [blue].png", "new [blue].overlay.jpg", "classes.json",
+        "new [blue].png", "new [blue].overlay.jpg", "classes.json", "predictions.jsonl",
     }  # fmt: skip
     status, _, error = call(
         "predict", finished, tmp_path / "new [blue].jpg", "--out", tmp_path / "out", "--device", "cpu"

@@ -9,16 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Settings", "fit", "inspect", "load", "predict", "read_dataset", "run_stage"]
+__all__ = ["PredictOptions", "Settings", "fit", "inspect", "load", "predict", "read_dataset", "run_stage"]
 
 if TYPE_CHECKING:
     from tagseg.data.inspect import inspect
     from tagseg.data.read import read_dataset
     from tagseg.pipeline import fit, run_stage
+    from tagseg.segment.options import PredictOptions
     from tagseg.segment.predict import load, predict
     from tagseg.settings import Settings
 
 _HOMES = {
+    "PredictOptions": "tagseg.segment.options",
     "Settings": "tagseg.settings",
     "fit": "tagseg.pipeline",
     "inspect": "tagseg.data.inspect",

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tagseg.segment.deeplabv2 import RATES, Pyramid
-from tagseg.segment.networks import NetworkName, Segmenter, choose_network, empty_segmenter, probabilities
+from tagseg.segment.networks import NetworkName, Segmenter, choose_network, empty_segmenter
 
 FREE = (0, False)
 
@@ -26,27 +26,10 @@ def test_scores_have_the_images_size(stride: int, size: tuple[int, int]) -> None
         assert network(torch.rand(2, 3, *size)).shape == (2, 5, *size)
 
 
-@pytest.mark.parametrize("size", [(40, 56), (33, 47), (1, 60), (60, 1), (1, 1)])
-@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.25)])
-def test_probabilities_sum_to_one_at_any_size(
-    size: tuple[int, int], scales: tuple[float, ...], network: Segmenter
-) -> None:
-    seen = probabilities(network, torch.rand(3, *size), scales, flip=True)
-    assert seen.shape == (4, *size) and seen.min() >= 0
-    assert torch.allclose(seen.sum(0), torch.ones(size), atol=1e-5)
-
-
-def test_probabilities_of_one_scale_are_the_networks_softmax(network: Segmenter) -> None:
-    picture = torch.rand(3, 32, 48)
-    with torch.no_grad():
-        expected = network(picture[None]).softmax(1)[0]
-    assert torch.allclose(probabilities(network, picture, (1.0,), flip=False), expected, atol=1e-5)
-
-
-def test_probabilities_of_a_mirrored_image_are_mirrored(network: Segmenter) -> None:
-    picture = torch.rand(3, 32, 48)
-    straight, mirrored = (probabilities(network, p, (1.0, 1.5), flip=True) for p in (picture, picture.flip(-1)))
-    assert torch.allclose(mirrored.flip(-1), straight, atol=1e-5) and not torch.allclose(mirrored, straight, atol=5e-5)
+def test_the_nearest_sizes_that_fit(network: Segmenter) -> None:
+    assert network.fitting_size(48.0, 70.0) == (48, 64)
+    assert network.fitting_size(57.0, 71.9) == (64, 64)
+    assert network.fitting_size(0.5, 100.0) == (32, 96)  # never fewer than two steps
 
 
 def test_encoder_and_new_parameters_are_all_parameters(network: Segmenter) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -8,13 +9,19 @@ import torch
 from PIL import Image
 
 from tagseg.checkpoint import save_tensors
-from tagseg.data.images import read_mask_file
+from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import DataError
-from tagseg.masks.palette import class_colours
+from tagseg.progress import Track
 from tagseg.run import Run, RunError, open_run
-from tagseg.segment.networks import empty_segmenter
-from tagseg.segment.predict import Predictor, find_images, load, overlay, predict
+from tagseg.segment import infer
+from tagseg.segment.networks import Segmenter, empty_segmenter
+from tagseg.segment.options import PredictOptions
+from tagseg.segment.predict import Predictor, adapted, load, predict
 from tagseg.settings import Settings
+from tagseg.settings_stages import CrfSettings
+
+CPU = PredictOptions(device="cpu")
+ALWAYS = {"classes.json", "predictions.jsonl"}
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +32,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = open_run(root / "run", root, Settings())
     about = {"classes": ["background", "cat", "Bär"], "encoder": "test_resnet", "stride": 16}
     about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 64}
+    network = empty_segmenter("test_resnet", 3, 16)
+    # So that masks have more than one value.
+    torch.nn.init.normal_(network.net.segmentation_head[0].weight, std=3.0)
     with run.stage("segment"):
-        save_tensors(run.segmenter / "network.safetensors", empty_segmenter("test_resnet", 3, 16).state_dict(), about)
+        save_tensors(run.segmenter / "network.safetensors", network.state_dict(), about)
     return run
 
 
@@ -46,10 +56,10 @@ def test_a_folder_with_subfolders_and_odd_names(run: Run, tmp_path: Path) -> Non
     for name in ("a b.jpg", "sub/Größe ü.PNG", "sub/deep/日本.webp", "same.jpg", "same.png", "x.y.jpg"):
         noise(photos / name)
     (photos / "notes.txt").write_text("no image")
-    result = predict(run.root, photos, out, device="cpu")
+    result = predict(run.root, photos, out, CPU)
     names = {"a b", "sub/Größe ü", "sub/deep/日本", "same.jpg", "same.png", "x.y"}
     assert set(result.ids) == names and result.skipped == () and result.folder == out
-    assert written(out) == {f"{name}.png" for name in names} | {"classes.json"}
+    assert written(out) == {f"{name}.png" for name in names} | ALWAYS
     for name in names:
         assert read_mask_file(out / f"{name}.png", (30, 40)).max() <= 2
     with Image.open(out / "a b.png") as picture:
@@ -62,59 +72,38 @@ def test_a_folder_with_subfolders_and_odd_names(run: Run, tmp_path: Path) -> Non
 def test_a_file_a_pattern_and_a_list(run: Run, tmp_path: Path) -> None:
     one, two = noise(tmp_path / "in/one.png"), noise(tmp_path / "in/two.jpg")
     (tmp_path / "in/readme.md").write_text("")
-    assert predict(run.root, one, tmp_path / "a", device="cpu").ids == ("one",)
-    assert predict(run.root, str(tmp_path / "in/*"), tmp_path / "b", device="cpu").ids == ("one", "two")
-    assert predict(run.root, [two, str(one)], tmp_path / "c", device="cpu").ids == ("two", "one")
-    # The same file named twice is one image; a folder whose name looks like a pattern is a folder.
-    assert set(find_images([one, tmp_path / "in"])) == {"one", "two"}
-    deep = noise(tmp_path / "in/more/deep/three.png")
-    assert find_images([str(tmp_path / "i*/**/*.png")]) == {"one": one, "three": deep}
-    odd = noise(tmp_path / "in [2]/x.png")
-    assert find_images([odd]) == find_images([odd.parent]) == {"x": odd}
+    assert predict(run.root, one, tmp_path / "a", CPU).ids == ("one",)
+    assert predict(run.root, str(tmp_path / "in/*"), tmp_path / "b", CPU).ids == ("one", "two")
+    assert predict(run.root, [two, str(one)], tmp_path / "c", CPU).ids == ("two", "one")
+    done = predict(run.root, str(tmp_path / "*/*.jpg"), tmp_path / "d", CPU)
+    assert done.ids == ("in/two",) and read_mask_file(tmp_path / "d/in/two.png").shape == (30, 40)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ("nothing.jpg", r"nothing\.jpg: no such image, folder or pattern"),
-        ("*.bmp", r"\*\.bmp: no such image, folder or pattern"),
-        ("empty", r"empty: holds no images \(\.jpg, "),
-        ("*.md", r"\*\.md: holds no images"),
-    ],
-)
-def test_nothing_to_predict_is_named(
-    wanted: str, message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.md").write_text("")
-    with pytest.raises(DataError, match=message):
-        predict(run.root, wanted, tmp_path / "out", device="cpu")
+def test_nothing_to_predict_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.jpg: no such image, folder or pattern"):
+        predict(run.root, tmp_path / "nothing.jpg", tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
-
-
-def test_two_images_whose_masks_would_have_one_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"their masks would have the same name; predict them apart"):
-        find_images([noise(tmp_path / "a/1.png"), noise(tmp_path / "b/1.png")])
 
 
 def test_masks_that_exist_need_force(run: Run, tmp_path: Path) -> None:
     image, out = noise(tmp_path / "a.jpg"), tmp_path / "out"
-    predict(run.root, image, out, device="cpu")
+    predict(run.root, image, out, CPU)
     (out / "a.png").write_bytes(b"mine")
     noise(tmp_path / "b.jpg")
-    with pytest.raises(DataError, match=r"a\.png: exists \(1 masks do\); choose another --out or --force"):
-        predict(run.root, tmp_path / "*.jpg", out, device="cpu")
+    with pytest.raises(DataError, match=r"a\.png: exists \(1 masks do\); choose another --out, --resume .* or --force"):
+        predict(run.root, tmp_path / "*.jpg", out, CPU)
     assert (out / "a.png").read_bytes() == b"mine" and not (out / "b.png").exists()
-    predict(run.root, tmp_path / "*.jpg", out, device="cpu", force=True)
+    predict(run.root, tmp_path / "*.jpg", out, options=PredictOptions(device="cpu", force=True))
     assert read_mask_file(out / "a.png").shape == (30, 40) and (out / "b.png").exists()
 
 
 def test_masks_do_not_overwrite_the_images_they_lie_beside(run: Run, tmp_path: Path) -> None:
     image = noise(tmp_path / "a.png")
     before = image.read_bytes()
-    with pytest.raises(DataError, match="exists"):
-        predict(run.root, tmp_path, tmp_path, device="cpu")
+    with pytest.raises(DataError, match="its images lie in --out"):
+        predict(run.root, tmp_path, tmp_path, CPU)
+    with pytest.raises(DataError, match="would overwrite the image"):
+        predict(run.root, image, tmp_path, PredictOptions(device="cpu", force=True))
     assert image.read_bytes() == before
 
 
@@ -124,8 +113,10 @@ def test_broken_images_are_skipped_and_listed(run: Run, tmp_path: Path, caplog: 
     broken.write_bytes(noise(tmp_path / "whole.jpg", (400, 300)).read_bytes()[:2000])
     noise(tmp_path / "in/large.png", (500, 400))
     with caplog.at_level(logging.WARNING, "tagseg"):
-        result = predict(run.root, tmp_path / "in", tmp_path / "out", device="cpu", max_megapixels=0.15)
-    assert result.ids == ("good",) and written(tmp_path / "out") == {"good.png", "classes.json"}
+        result = predict(
+            run.root, tmp_path / "in", tmp_path / "out", options=PredictOptions(device="cpu", max_megapixels=0.15)
+        )
+    assert result.ids == ("good",) and written(tmp_path / "out") == {"good.png", *ALWAYS}
     (first, damage), (second, size) = result.skipped
     assert first == str(broken) and "damaged" in damage and second.endswith("large.png") and "too large" in size
     assert caplog.text.count("skipped: ") == 2
@@ -134,14 +125,14 @@ def test_broken_images_are_skipped_and_listed(run: Run, tmp_path: Path, caplog: 
 def test_when_every_image_is_broken_that_is_an_error(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 1 images could be read; first: .*a\.jpg"):
-        predict(run.root, tmp_path / "a.jpg", tmp_path / "out", device="cpu")
+        predict(run.root, tmp_path / "a.jpg", tmp_path / "out", CPU)
 
 
 def test_a_photo_taken_upright_has_an_upright_mask(run: Run, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = noise(tmp_path / "in/turned.jpg", (40, 30), exif=exif)
-    predict(run.root, image, tmp_path / "out", overlays=True, device="cpu")
+    predict(run.root, image, tmp_path / "out", options=PredictOptions(device="cpu", overlays=True))
     assert read_mask_file(tmp_path / "out/turned.png").shape == (40, 30)
     with Image.open(tmp_path / "out/turned.overlay.jpg") as picture:
         assert picture.size == (30, 40) and picture.mode == "RGB"
@@ -189,14 +180,165 @@ def test_a_damaged_network_is_named(run: Run, tmp_path: Path) -> None:
         load(other.root, "cpu")
 
 
-def test_overlay_colours_all_but_the_background() -> None:
-    image = Image.new("RGB", (3, 1), (100, 100, 100))
-    shown = np.asarray(overlay(image, np.array([[0, 1, 2]], np.uint8), opacity=0.5)).tolist()
-    expected = [[100, 100, 100], *[[round(50 + c / 2) for c in class_colours(2)[i]] for i in (1, 2)]]
-    assert shown == [expected]
-
-
 def test_a_predictor_says_what_its_ids_mean(run: Run) -> None:
     predictor = load(run.root, "cpu")
     assert isinstance(predictor, Predictor) and predictor.classes == ("background", "cat", "Bär")
     assert not predictor.network.training and predictor.scales == (1.0,) and predictor.flip and predictor.max_side == 64
+
+
+def lines(out: Path) -> list[dict[str, object]]:
+    return [json.loads(text) for text in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_every_image_has_a_line_in_the_order_given(run: Run, tmp_path: Path) -> None:
+    good, broken = noise(tmp_path / "in/z.jpg"), tmp_path / "in/m.jpg"
+    broken.write_bytes(b"")
+    last = noise(tmp_path / "in/a.jpg", (60, 20))
+    result = predict(run.root, [good, broken, last], tmp_path / "out", CPU)
+    first, second, third = lines(tmp_path / "out")
+    assert (first["image"], first["mask"], first["width"], first["height"]) == (str(good), "z.png", 40, 30)
+    assert second == {"image": str(broken), "error": dict(result.skipped)[str(broken)]}
+    assert (third["image"], third["width"], third["height"]) == (str(last), 60, 20)
+    # What a line says is what the mask shows, and what the network thinks of it.
+    predictor, mask = load(run.root, "cpu"), read_mask_file(tmp_path / "out/z.png")
+    seen = predictor.probabilities(read_image(good))
+    assert seen.shape == (3, 30, 40) and (mask == seen.argmax(0)).all()
+    found = {part["id"]: part for part in first["classes"]}  # type: ignore[attr-defined]
+    assert set(found) == set(np.unique(mask)) - {0} != set()
+    for i, part in found.items():
+        assert part["name"] == predictor.classes[i]
+        assert part["area"] == pytest.approx((mask == i).mean(), abs=1e-4)
+        assert part["confidence"] == pytest.approx(seen[i][mask == i].mean(), abs=1e-4)
+
+
+def photos(folder: Path) -> Path:
+    """Write images of several sizes in turn, and a broken one."""
+    for i in range(11):
+        noise(folder / f"{'x' * i}{i:02}.png", ((40, 30), (30, 40), (90, 70))[i % 3])
+    (folder / "zz.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("batch", [2, 3, 16])
+def test_masks_do_not_depend_on_the_batch(batch: int, run: Run, tmp_path: Path) -> None:
+    source = photos(tmp_path / "in")
+    one = predict(run.root, source, tmp_path / "1", PredictOptions(device="cpu", batch=1))
+    many = predict(run.root, source, tmp_path / "n", PredictOptions(device="cpu", batch=batch))
+    assert one.ids == many.ids and len(one.ids) == 11
+    for name in one.ids:
+        alone, together = (read_mask_file(tmp_path / folder / f"{name}.png") for folder in "1n")
+        assert (alone == together).mean() > 0.999
+    assert [line["image"] for line in lines(tmp_path / "1")] == [line["image"] for line in lines(tmp_path / "n")]
+
+
+def interrupted(after: int) -> Track:
+    def track(items, title, total):  # type: ignore[no-untyped-def]
+        for number, item in enumerate(items):
+            if number == after:
+                raise KeyboardInterrupt
+            yield item
+
+    return track
+
+
+def test_an_interrupted_prediction_goes_on(run: Run, tmp_path: Path) -> None:
+    source, out = photos(tmp_path / "in"), tmp_path / "in/masks"
+    with pytest.raises(KeyboardInterrupt):
+        predict(run.root, source, out, CPU, interrupted(4))
+    files = [out / str(line["mask"]) for line in lines(out)]
+    times = [file.stat().st_mtime_ns for file in files]
+    assert len(times) == 4
+    with (out / "predictions.jsonl").open("ab") as file:
+        file.write(b'{"image": "brok')
+    with pytest.raises(DataError, match="--resume to go on"):
+        predict(run.root, source, out, CPU)
+    again = PredictOptions(device="cpu", resume=True)
+    done = predict(run.root, source, out, again)
+    assert done.kept == 4 and len(done.ids) == 11 and len(done.skipped) == 1
+    assert [file.stat().st_mtime_ns for file in files] == times
+    # The same as in one go, broken image included; masks in the searched folder were no images.
+    predict(run.root, sorted(source.glob("*.*g")), tmp_path / "once", CPU)
+    assert lines(out) == lines(tmp_path / "once") and len(lines(out)) == 12
+    # Everything is there but what is broken.
+    done = predict(run.root, source, out, again)
+    assert done.kept == 11 and len(done.ids) == 11 and lines(out) == lines(tmp_path / "once")
+
+
+def test_lines_of_other_images_stay(run: Run, tmp_path: Path) -> None:
+    one, two = noise(tmp_path / "1.png"), noise(tmp_path / "2.png")
+    for image in (two, one):
+        predict(run.root, image, tmp_path / "out", CPU)
+    assert [line["image"] for line in lines(tmp_path / "out")] == [str(two), str(one)]
+    predict(run.root, two, tmp_path / "out", PredictOptions(device="cpu", force=True))
+    assert [line["image"] for line in lines(tmp_path / "out")] == [str(one), str(two)]
+
+
+def test_probabilities_on_request(run: Run, tmp_path: Path) -> None:
+    small, large = noise(tmp_path / "small.png"), noise(tmp_path / "large.png", (256, 100))
+    options = PredictOptions(device="cpu", probabilities=True)
+    predict(run.root, [small, large], tmp_path / "out", options)
+    found = np.load(tmp_path / "out/small.probabilities.npy", allow_pickle=False)
+    assert found.dtype == np.float16 and found.shape == (3, 30, 40)
+    assert np.allclose(found.sum(0, dtype=float), 1, atol=2e-3)
+    assert (found.argmax(0) == read_mask_file(tmp_path / "out/small.png")).mean() > 0.999
+    assert np.load(tmp_path / "out/large.probabilities.npy", allow_pickle=False).shape == (3, 25, 64)
+
+
+def test_the_crf_on_request(run: Run, tmp_path: Path) -> None:
+    image = noise(tmp_path / "a.png", (120, 90))
+    plain = predict(run.root, image, tmp_path / "plain", CPU).folder
+    refined = predict(run.root, image, tmp_path / "crf", PredictOptions(device="cpu", crf=True)).folder
+    before, after = (read_mask_file(folder / "a.png", (90, 120)) for folder in (plain, refined))
+    assert (before != after).any()
+    # As the predictor makes it of the image itself.
+    predictor = adapted(load(run.root, "cpu"), PredictOptions(crf=True))
+    assert predictor.crf == CrfSettings() and (predictor(read_image(image)) == after).all()
+
+
+def test_options_override_what_the_network_came_with(run: Run) -> None:
+    predictor = load(run.root, "cpu")
+    assert (predictor.window, predictor.max_side) == (64, 64)
+    assert adapted(predictor, PredictOptions()) == predictor
+    found = adapted(
+        predictor, PredictOptions(scales=(0.5, 2.0), flip=False, max_side=0, window=96, batch=3, precision="bf16")
+    )
+    assert (found.scales, found.flip, found.max_side, found.window) == ((0.5, 2.0), False, 0, 96)
+    assert (found.batch, found.precision, found.crf) == (3, "bf16", None) and found.network is predictor.network
+
+
+def wide(size: tuple[int, int]) -> Image.Image:
+    """Return an image of patches of 20 pixels in clear colours."""
+    draw = np.random.default_rng(0).integers(0, 3, (-(-size[1] // 20), -(-size[0] // 20)))
+    pixels = np.eye(3, dtype=np.uint8)[draw].repeat(20, 0).repeat(20, 1) * 255
+    return Image.fromarray(pixels[: size[1], : size[0]])
+
+
+def test_full_size_is_predicted_in_windows(pixelwise: Segmenter) -> None:
+    image = wide((400, 240))
+    predictor = Predictor(pixelwise, ("background", "a", "b"), (1.0,), False, 0, window=128)
+    whole = dataclasses.replace(predictor, window=512)
+    assert whole.probabilities(image).shape == (3, 240, 400)
+    assert predictor.probabilities(image).shape == (3, 60, 100)
+    assert isinstance(pixelwise.sizes, list) and set(pixelwise.sizes[1:]) == {(1, 3, 128, 128)}
+    # Patches lie on cells: but where the corners of several meet, enlarging decides as the picture does.
+    truth = np.asarray(image).argmax(2)
+    assert (whole(image) == truth).all() and (predictor(image) == truth).mean() > 0.998
+    # An image with other sides than multiples of a cell's is fitted to them.
+    odd = predictor(wide((397, 239)))
+    assert odd.shape == (239, 397) and (odd == np.asarray(wide((397, 239))).argmax(2)).mean() > 0.97
+
+
+def test_an_image_no_larger_than_a_window_is_one_call(pixelwise: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer, "window_starts", lambda *_: pytest.fail("windows were made"))
+    predictor = Predictor(pixelwise, ("background", "a", "b"), (1.0,), True, 0, window=128)
+    predictor(Image.new("RGB", (128, 50)))
+    assert pixelwise.sizes == [(1, 3, 52, 128)] * 2  # straight and mirrored
+
+
+def test_a_predictor_takes_images_of_any_kind(run: Run) -> None:
+    predictor, image = load(run.root, "cpu"), Image.new("RGB", (40, 30), (200, 10, 90))
+    expected = predictor(image)
+    assert (predictor(image.convert("RGBA")) == expected).all()
+    assert (predictor(image.quantize(4)) == expected).all()
+    grey = Image.fromarray(np.full((30, 40), 40_000, np.uint16))
+    assert (predictor(grey) == predictor(Image.new("RGB", (40, 30), (156,) * 3))).all()

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from tagseg.cli.root import MAIN, RunFolder, app, err, say
 from tagseg.progress import bars
+from tagseg.segment.options import PredictOptions
 
 
 @app.command(group=MAIN, sort_key=1)
@@ -16,22 +17,26 @@ def predict(
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the masks.")],
-    overlays: Annotated[bool, Parameter(negative=(), help="Also write each image with its mask laid over.")] = False,
-    device: Annotated[str, Parameter(help="Where to compute: auto, cpu, cuda, mps.")] = "auto",
-    max_megapixels: Annotated[float, Parameter(help="Larger images are skipped.")] = 120.0,
-    force: Annotated[bool, Parameter(negative=(), help="Overwrite masks that exist.")] = False,
+    options: Annotated[PredictOptions, Parameter(name="*")] = PredictOptions(),
 ) -> None:
     """Write masks for new images; no tags needed.
 
-    Masks are palette PNGs at the image's size, named like it; classes.json says what the values mean.
+    Masks are palette PNGs at the image's size, named like it; classes.json says what the values mean, and
+    predictions.jsonl has a line per image: what was found, on how much of it, and how surely.
 
         tagseg predict runs/a holiday/ --out masks/ --overlays
-        tagseg predict runs/a "new/*.jpg" --out masks/
+        tagseg predict runs/a "new/*/*.jpg" --out masks/ --scales 0.75,1,1.25,1.5 --crf
+        tagseg predict runs/a scans/ --out masks/ --max-side 0
     """
     from tagseg.segment.predict import predict
 
-    done = predict(run, images, out, overlays, device, max_megapixels, force, bars)
-    say(f"{len(done.ids)} masks: {done.folder}")
+    try:
+        done = predict(run, images, out, options, bars)
+    except KeyboardInterrupt:
+        err.print("Interrupted. Go on with the same command and --resume.", style="yellow")
+        raise SystemExit(130) from None
+    kept = f" ({done.kept} of them were there)" if done.kept else ""
+    say(f"{len(done.ids)} masks: {done.folder}{kept}")
     for _, reason in done.skipped:
         err.print(f"skipped: {reason}", markup=False, style="yellow")
 

@@ -67,6 +67,11 @@ def read_image(path: Path, max_megapixels: float = _MAX_MEGAPIXELS, enough: int 
         raise DataError(f"{path}: damaged image ({error})") from error
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode as `read_image` would, an RGB image as it is; its EXIF orientation is left alone."""
+    return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+
+
 def image_size(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> tuple[int, int]:
     """Decode an image as cheaply as its format allows and return its (height, width) after EXIF orientation, in pixels.
 

@@ -159,10 +159,7 @@ def mask_image(
     scores = np.concatenate([after, agreement(before, after)])
     labels = len(after)
     decided, sure = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    height = max(_STRIP // (2 * labels * size[1]), 1)
-    for top in range(0, size[0], height):
-        rows = slice(top, min(top + height, size[0]))
-        strip = _strip(scores, size, rows)
+    for rows, strip in strips(scores, size):
         decided[rows], unsure = decide(strip[:labels], strip[labels:], classes, settings.unsure)
         sure[rows] = np.where(unsure, VOID, decided[rows])
     return decided, sure
@@ -179,6 +176,19 @@ def refined_size(size: tuple[int, int], settings: MaskSettings) -> tuple[int, in
     """Return the (height, width) at which the maps of an image of `size` are refined: its own up to `max_side`."""
     reduce = min(1.0, settings.max_side / max(size))
     return max(round(size[0] * reduce), 1), max(round(size[1] * reduce), 1)
+
+
+def strips(
+    scores: Float[np.ndarray, "k h w"], size: tuple[int, int]
+) -> Iterator[tuple[slice, Float[np.ndarray, "k rows W"]]]:
+    """Yield scores enlarged to `size` (height, width), bilinear, a strip of rows at a time: which rows, and the scores.
+
+    At `size` itself only a strip exists.
+    """
+    height = max(_STRIP // max(len(scores) * size[1], 1), 1)
+    for top in range(0, size[0], height):
+        rows = slice(top, min(top + height, size[0]))
+        yield rows, _strip(scores, size, rows)
 
 
 def _strip(scores: Float[np.ndarray, "k h w"], size: tuple[int, int], rows: slice) -> Float[np.ndarray, "k rows W"]:

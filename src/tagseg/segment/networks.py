@@ -5,7 +5,6 @@ from typing import Any, Literal, get_args
 import segmentation_models_pytorch as smp
 import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -88,25 +87,6 @@ class Segmenter(nn.Module):
 def empty_segmenter(encoder: str, ids: int, stride: int, network: NetworkName = "deeplabv3plus") -> Segmenter:
     """Return a segmenter whose weights are about to be loaded."""
     return Segmenter(encoder, ids, stride, RANDOM, (0, True), network)
-
-
-@torch.no_grad()
-def probabilities(
-    network: Segmenter, picture: Float[Tensor, "3 h w"], scales: tuple[float, ...], flip: bool
-) -> Float[Tensor, "ids h w"]:
-    """Return an image's class probabilities, averaged over scales and the mirrored image."""
-    h, w = picture.shape[1:]
-    total: Tensor | None = None
-    for scale in scales:
-        size = network.fitting_size(h * scale, w * scale)
-        scaled = F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=scale < 1)
-        for mirrored in (False, True) if flip else (False,):
-            scores = network(scaled.flip(-1) if mirrored else scaled).float()
-            scores = F.interpolate(scores, (h, w), mode="bilinear", align_corners=False)
-            seen = (scores.flip(-1) if mirrored else scores)[0].softmax(0)
-            total = seen if total is None else total + seen
-    assert total is not None
-    return total / (len(scales) * (1 + flip))
 
 
 def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> NetworkName:

@@ -1,64 +1,126 @@
 """Masks for images without tags, from a trained segmentation network."""
 
-import glob
+import dataclasses
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
+from torch import Tensor
 
 from tagseg.checkpoint import load_tensors, restore
-from tagseg.data.images import IMAGE_SUFFIXES, read_image, reduction
-from tagseg.data.loading import to_tensor
+from tagseg.data.images import as_rgb, read_image, reduction
+from tagseg.data.loading import to_bytes
 from tagseg.data.records import DataError
-from tagseg.masks.palette import class_colours
 from tagseg.masks.write import mask_file, write_classes, write_mask
 from tagseg.optimise import choose_device
-from tagseg.progress import Track, silent
-from tagseg.run import Run, RunError, atomic_path
+from tagseg.progress import Track, ahead, silent
+from tagseg.run import Run, RunError
 from tagseg.segment.about import check_about, check_twin
-from tagseg.segment.networks import Segmenter, empty_segmenter, probabilities
+from tagseg.segment.batches import Read, Seen, in_batches
+from tagseg.segment.decide import Decided, candidates, decide, refine
+from tagseg.segment.infer import CELL, in_windows, probabilities
+from tagseg.segment.inputs import find_images
+from tagseg.segment.networks import Segmenter, empty_segmenter
+from tagseg.segment.options import Precision, PredictOptions
+from tagseg.segment.outputs import (
+    LINES,
+    Line,
+    append_line,
+    begin,
+    image_line,
+    overlay_file,
+    probabilities_file,
+    write_lines,
+    write_overlay,
+    write_probabilities,
+)
+from tagseg.settings import cores
+from tagseg.settings_stages import CrfSettings
 
 log = logging.getLogger(__name__)
+
+THREADS = min(cores(), 4)
+"""Threads that read images, and as many that decide and write masks, while the network is at work. Each may hold a
+whole image."""
+
+GPU_BATCH = 8
+"""Images that go through the network together on a GPU where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained segmentation network ready to use; class id i is `classes[i]`."""
+    """A trained segmentation network ready to use; class id i is `classes[i]`.
+
+    scales, flip: what is averaged. max_side: larger images are reduced to this long side (0: never). window: what still
+    exceeds this is predicted in windows of this side. batch: how many of these go through the network together.
+    precision: of the network's forward pass. crf: the dense CRF that refines masks, if any.
+    """
 
     network: Segmenter
     classes: tuple[str, ...]
     scales: tuple[float, ...]
     flip: bool
     max_side: int
+    window: int = 512
+    batch: int = 1
+    precision: Precision = "fp32"
+    crf: CrfSettings | None = None
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-        """Return the mask of an RGB image at its own size."""
-        device = next(self.network.parameters()).device
-        reduce = reduction(image, self.max_side)
-        small = image.resize(
-            (max(round(image.width * reduce), 1), max(round(image.height * reduce), 1)), reducing_gap=2.0
-        )
-        seen = probabilities(self.network, to_tensor(small).to(device), self.scales, self.flip)
-        if small.size != image.size:
-            seen = F.interpolate(seen[None], image.size[::-1], mode="bilinear", align_corners=False)[0]
-        ids: UInt8[np.ndarray, "h w"] = seen.argmax(0).to(torch.uint8).cpu().numpy()
-        return ids
+        """Return the mask of an image at its own size."""
+        image = as_rgb(image)
+        return self.decided(self.probabilities(image), (image.height, image.width), image).mask
+
+    def probabilities(self, image: Image.Image) -> Seen:
+        """Return the probabilities of an image's classes (ids y x) at the resolution of the prediction, or, where it is
+        predicted in windows, at a quarter of it."""
+        return self.look([self.picture(as_rgb(image))])[0]
+
+    def picture(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        """Return an RGB image at the resolution of the prediction."""
+        reduce = reduction(image, self.max_side) if self.max_side else 1.0
+        w, h = (max(round(side * reduce), 1) for side in image.size)
+        if self._windowed(h, w):
+            h, w = (max(round(side / CELL), 1) * CELL for side in (h, w))
+        return to_bytes(image.resize((w, h), Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+    def look(self, pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> list[Seen]:
+        """Return the probabilities of the classes (ids y x) in pictures of one size (see `picture`)."""
+        if self._windowed(*pictures[0].shape[1:]):
+            return [in_windows(self._see, picture, self.window, self.batch).numpy() for picture in pictures]
+        return list(self._see(torch.stack(list(pictures))).cpu().numpy())
+
+    def decided(self, seen: Seen, size: tuple[int, int], image: Image.Image | None = None) -> Decided:
+        """Return the mask of an image of (height, width) `size` from its probabilities; the dense CRF needs the RGB
+        image."""
+        if self.crf is None:
+            return decide(candidates(seen), size, len(self.classes))
+        assert image is not None, "the dense CRF needs the image"
+        return decide(refine(seen, image, size, self.crf), size, len(self.classes))
+
+    def _windowed(self, height: int, width: int) -> bool:
+        return max(height, width) > self.window
+
+    def _see(self, pictures: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b ids h w"]:
+        # As bytes they are a quarter of what goes to the device.
+        pixels = pictures.to(next(self.network.parameters()).device).float().div_(255)
+        return probabilities(self.network, pixels, self.scales, self.flip, self.precision)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` wrote: the folder, the ids of the images in it, and the unreadable images with their reasons."""
+    """What `predict` wrote: the folder, the ids of the images in it, the unreadable images with their reasons, and how
+    many of the ids were there before (resume)."""
 
     folder: Path
     ids: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    kept: int = 0
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
@@ -109,102 +171,97 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
         raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
     restore(network, tensors, file)
     network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Predictor(
-        network, tuple(about["classes"]), tuple(about["predict_scales"]), about["predict_flip"], about["max_side"]
-    )
+    classes, scales, side = tuple(about["classes"]), tuple(about["predict_scales"]), about["max_side"]
+    return Predictor(network, classes, scales, about["predict_flip"], side, window=side)
 
 
 def predict(
     run: str | Path,
     images: str | Path | Sequence[str | Path],
     out: str | Path,
-    overlays: bool = False,
-    device: str = "auto",
-    max_megapixels: float = 120.0,
-    force: bool = False,
+    options: PredictOptions | None = None,
     track: Track = silent,
 ) -> Predictions:
-    """Write a palette mask for every image, named like it, and classes.json, into `out`.
+    """Write a palette mask for every image, named like it, and classes.json and predictions.jsonl, into `out`.
+
+    predictions.jsonl has a line per image in their order (see `image_line`; for an image that cannot be read its file
+    and the error), each appended when all of the image's files are there. Lines of other images stay, in front.
 
     Args:
         run: a run folder with a trained segmenter, or any other folder that `load` takes.
         images: image files, folders (searched with their subfolders) or glob patterns.
         out: folder of the masks.
-        overlays: also write `NAME.overlay.jpg`, the image with its mask laid over.
-        device: as `--device`.
-        max_megapixels: larger images are skipped.
-        force: overwrite masks that exist.
+        options: how to predict, and what to write.
+        track: how to report progress.
 
     Raises:
-        DataError: when there is no image, none can be read, or a mask exists and `force` is not given.
+        DataError: when there is no image, none can be read, an image would be overwritten, or a mask exists and neither
+            `force` nor `resume` is given.
         RunError: as `load`.
     """
-    predictor = load(run, device)
-    found = find_images([images] if isinstance(images, str | Path) else images)
+    options = options or PredictOptions()
+    predictor = adapted(load(run, options.device), options)
     out = Path(out)
-    present = [name for name in found if mask_file(out, name).exists()]
-    if present and not force:
-        raise DataError(
-            f"{mask_file(out, present[0])}: exists ({len(present)} masks do); choose another --out or --force"
-        )
+    found = find_images([images] if isinstance(images, str | Path) else images, out)
+    todo, lines = begin(found, out, options)
     write_classes(out, predictor.classes[1:])
-    skipped = []
-    for name, path in track(found.items(), "predict", len(found)):
-        try:
-            image = read_image(path, max_megapixels)
-        except DataError as error:
-            log.warning("skipped: %s", error)
-            skipped.append((str(path), str(error)))
-            continue
-        mask = predictor(image)
-        write_mask(mask_file(out, name), mask)
-        if overlays:
-            with atomic_path(out / f"{name}.overlay.jpg") as temporary:
-                overlay(image, mask).save(temporary, quality=90)
+    write_lines(out / LINES, lines)
+    new = []
+    for line in track(_predicted(predictor, todo, out, options), "predict", len(todo)):
+        append_line(out / LINES, line)
+        new.append(line)
+        if "error" in line:
+            log.warning("skipped: %s", line["error"])
+    if lines and new:
+        order = {str(path): place for place, path in enumerate(found.values())}
+        write_lines(out / LINES, sorted(lines + new, key=lambda line: order.get(line["image"], -1)))
+    skipped = {line["image"]: line["error"] for line in new if "error" in line}
     if len(skipped) == len(found):
-        raise DataError(f"none of the {len(found)} images could be read; first: {skipped[0][1]}")
-    done = {path for path, _ in skipped}
-    return Predictions(out, tuple(name for name, path in found.items() if str(path) not in done), tuple(skipped))
+        raise DataError(f"none of the {len(found)} images could be read; first: {next(iter(skipped.values()))}")
+    ids = tuple(name for name, path in found.items() if str(path) not in skipped)
+    return Predictions(out, ids, tuple(skipped.items()), len(found) - len(todo))
 
 
-def find_images(wanted: Sequence[str | Path]) -> dict[str, Path]:
-    """Return images by the name their outputs get: the path below the given folder, without suffix where that is
-    unique.
-
-    Raises:
-        DataError: when a path does not exist or nothing is found.
-    """
-    files: dict[Path, Path] = {}  # file -> the folder its name is relative to
-    for item in wanted:
-        path = Path(item)
-        if path.is_dir():
-            below = (
-                file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
-            files.update((file, path) for file in below)
-        elif path.is_file():
-            files[path] = path.parent
-        else:
-            matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
-            if not matches:
-                raise DataError(f"{item}: no such image, folder or pattern")
-            files.update((file, file.parent) for file in matches if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(f"{', '.join(map(str, wanted))}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    relative = {file: file.relative_to(root) for file, root in files.items()}
-    stems = Counter(path.with_suffix("") for path in relative.values())
-    named: dict[str, Path] = {}
-    for file, path in relative.items():
-        name = (path.with_suffix("") if stems[path.with_suffix("")] == 1 else path).as_posix()
-        if name in named:
-            raise DataError(f"{file} and {named[name]}: their masks would have the same name; predict them apart")
-        named[name] = file
-    return named
+def adapted(predictor: Predictor, options: PredictOptions) -> Predictor:
+    """Return a predictor that predicts as the options say; what they leave open stays as the network came."""
+    on_cpu = next(predictor.network.parameters()).device.type == "cpu"
+    asked = {name: getattr(options, name) for name in ("scales", "flip", "max_side", "window")}
+    return dataclasses.replace(
+        predictor,
+        **{name: value for name, value in asked.items() if value is not None},
+        batch=options.batch or (1 if on_cpu else GPU_BATCH),
+        precision=options.precision,
+        crf=CrfSettings() if options.crf else None,
+    )
 
 
-def overlay(image: Image.Image, mask: UInt8[np.ndarray, "h w"], opacity: float = 0.55) -> Image.Image:
-    """Return an RGB image with its mask's colours laid over everything but background."""
-    colours = np.array(class_colours(255), np.float32)[mask]
-    pixels = np.asarray(image, np.float32)
-    shown = np.where((mask > 0)[..., None], (1 - opacity) * pixels + opacity * colours, pixels)
-    return Image.fromarray(shown.round().astype(np.uint8))
+def _predicted(predictor: Predictor, todo: dict[str, Path], out: Path, options: PredictOptions) -> Iterator[Line]:
+    """Write the images' files and yield their lines; threads read and write while the network is at work."""
+
+    def read(item: tuple[str, Path]) -> tuple[Read, Tensor | None]:
+        name, path = item
+        try:
+            image = read_image(path, options.max_megapixels)
+        except DataError as error:
+            return Read(name, path, error=str(error)), None
+        return Read(name, path, (image.height, image.width)), predictor.picture(image)
+
+    def write(pair: tuple[Read, Seen | None]) -> Line:
+        one, seen = pair
+        if seen is None:
+            return {"image": str(one.path), "error": one.error}
+        # Read once more where it is needed: whole images would fill the memory while they wait for the network.
+        again = options.overlays or options.crf
+        image = read_image(one.path, options.max_megapixels) if again else None
+        decided = predictor.decided(seen, one.size, image)
+        mask = mask_file(out, one.name)
+        write_mask(mask, decided.mask)
+        if image is not None and options.overlays:
+            write_overlay(overlay_file(out, one.name), image, decided.mask)
+        if options.probabilities:
+            write_probabilities(probabilities_file(out, one.name), seen)
+        return image_line(one.path, mask.relative_to(out).as_posix(), decided, predictor.classes)
+
+    pictures = ahead(todo.items(), read, THREADS)
+    seen = in_batches(pictures, predictor.look, predictor.batch, predictor.window**2)
+    return ahead(seen, write, THREADS)

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from torch import Tensor
 
-from tagseg.data.images import read_image, reduction
-from tagseg.data.loading import to_tensor
+from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared
 from tagseg.masks.background import cut, label_probabilities
 from tagseg.masks.localise import MAP_STRIDE
@@ -19,7 +17,6 @@ from tagseg.masks.maps import map_file, read_maps, write_maps
 from tagseg.masks.write import enlarge, make_masks
 from tagseg.progress import Track, silent
 from tagseg.run import Run, write_atomically
-from tagseg.segment.networks import probabilities
 from tagseg.segment.predict import Predictor, read_predictor
 from tagseg.segment.train import Segmented, train_segmenter
 from tagseg.settings_stages import MaskSettings
@@ -88,12 +85,8 @@ def improved_maps(
 def predict_tags(predictor: Predictor, image: Image.Image, tags: tuple[int, ...]) -> Float32[np.ndarray, "l h w"]:
     """Return the network's probabilities of background and an image's tags, given that it shows nothing else; at the
     size at which the network predicts."""
-    device = next(predictor.network.parameters()).device
-    reduce = reduction(image, predictor.max_side)
-    size = max(round(image.width * reduce), 1), max(round(image.height * reduce), 1)
-    picture = to_tensor(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)).to(device)
-    seen: Tensor = probabilities(predictor.network, picture, predictor.scales, predictor.flip)[[0, *tags]].cpu()
-    shares: Float32[np.ndarray, "l h w"] = (seen / seen.sum(0).clamp_min(1e-6)).numpy()
+    seen = predictor.probabilities(image)[[0, *tags]]
+    shares: Float32[np.ndarray, "l h w"] = seen / np.maximum(seen.sum(0), 1e-6)
     return shares
 
 

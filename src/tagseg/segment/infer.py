@@ -1,0 +1,100 @@
+"""Class probabilities of images: over scales and the mirrored image, and in windows where an image is large."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from tagseg.segment.networks import Segmenter
+from tagseg.segment.options import Precision
+
+CELL = 4
+"""Side in pixels of the cells that probabilities found in windows are kept for: a quarter of the resolution, as fine as
+networks see, with a sixteenth of the memory."""
+
+OVERLAP = 0.25
+"""Share of a window's side that it has in common with the next, or more: what lies outside of a window is missed most
+near its edge."""
+
+
+@torch.inference_mode()
+def probabilities(
+    network: Segmenter,
+    pictures: Float[Tensor, "b 3 h w"],
+    scales: tuple[float, ...],
+    flip: bool,
+    precision: Precision = "fp32",
+) -> Float32[Tensor, "b ids h w"]:
+    """Return the class probabilities of images (RGB in 0..1), averaged over scales and the mirrored image."""
+    h, w = pictures.shape[2:]
+    total: Tensor | None = None
+    for scale in scales:
+        size = network.fitting_size(h * scale, w * scale)
+        scaled = resized(pictures, size, antialias=scale < 1)
+        for mirrored in (False, True) if flip else (False,):
+            with torch.autocast(pictures.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                scores = network(scaled.flip(-1) if mirrored else scaled)
+            scores = resized(scores.float(), (h, w))
+            seen = (scores.flip(-1) if mirrored else scores).softmax(1)
+            total = seen if total is None else total.add_(seen)
+    assert total is not None
+    return total.div_(len(scales) * (1 + flip))
+
+
+def in_windows(
+    look: Callable[[Tensor], Tensor],
+    picture: UInt8[Tensor, "3 h w"],
+    window: int,
+    batch: int,
+) -> Float32[Tensor, "ids y x"]:
+    """Return the class probabilities of a picture's cells of 4 x 4 pixels, found in overlapping windows.
+
+    `look` gives the probabilities (b ids h w) of up to `batch` windows (uint8, b 3 h w) at a time; where windows
+    overlap they are averaged, weighted by how far a cell lies from its window's edge. The picture's sides are multiples
+    of 4; a window's are `window` brought down to one, or the picture's. What takes memory: the cells, and `batch`
+    windows.
+    """
+    height, width = picture.shape[1:]
+    assert height % CELL == width % CELL == 0, "a picture whose sides are not multiples of 4"
+    side = window // CELL * CELL
+    high, wide = min(side, height), min(side, width)
+    places = [(top, left) for top in window_starts(height, high) for left in window_starts(width, wide)]
+    weights = window_weights(high // CELL)[:, None] * window_weights(wide // CELL)
+    weight = torch.zeros(height // CELL, width // CELL)
+    total = torch.zeros(0)
+    for first in range(0, len(places), batch):
+        some = places[first : first + batch]
+        pixels = torch.stack([picture[:, top : top + high, left : left + wide] for top, left in some])
+        found = F.avg_pool2d(look(pixels), CELL).cpu() * weights
+        if not total.numel():
+            total = torch.zeros(found.shape[1], *weight.shape)
+        for (top, left), values in zip(some, found, strict=True):
+            cells = (slice(top // CELL, (top + high) // CELL), slice(left // CELL, (left + wide) // CELL))
+            total[:, *cells] += values
+            weight[cells] += weights
+    return total.div_(weight)
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """Return where windows begin along a side of `length` pixels, evenly spaced at multiples of 4; as few as overlap
+    enough."""
+    step = max(int(window * (1 - OVERLAP)), CELL)
+    count = math.ceil((length - window) / step) + 1
+    return [round(i * (length - window) / max(count - 1, 1) / CELL) * CELL for i in range(count)]
+
+
+def window_weights(cells: int) -> Float32[Tensor, "cells"]:
+    """Return the weights of a window's cells along a side: from 1 in its middle they fall to almost 0 at its edges."""
+    return torch.sin((torch.arange(cells) + 0.5) * math.pi / cells) ** 2
+
+
+def resized(
+    values: Float[Tensor, "b c h w"], size: tuple[int, int], antialias: bool = False
+) -> Float[Tensor, "b c H W"]:
+    """Return values at another (height, width), bilinear; where the size stays, as they are."""
+    if tuple(values.shape[2:]) == size:
+        return values
+    return F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=antialias)

@@ -1,0 +1,70 @@
+"""Which images are to be predicted, and the names of what is written for them."""
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tagseg.data.images import IMAGE_SUFFIXES
+from tagseg.data.records import DataError
+
+
+def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[str, Path]:
+    """Return images by the name their outputs get: the path below the given folder, or below the part of a pattern
+    before its first wildcard, without suffix where that is unique.
+
+    Folders, those that a pattern matches too, are searched with their subfolders. Where `out` lies in what is searched,
+    its files are left out: masks are no images.
+
+    Raises:
+        DataError: when a path does not exist, nothing is found, or two images would have one name.
+    """
+    files: dict[Path, Path] = {}  # file -> the folder its name is relative to
+    for item in wanted:
+        path = Path(item)
+        if path.is_file():
+            files.setdefault(path, path.parent)
+            continue
+        root, entries = (path, [path]) if path.is_dir() else _matches(path)
+        if not entries:
+            raise DataError(f"{item}: no such image, folder or pattern")
+        found = [file for entry in entries for file in _images(entry)]
+        if out is not None and out.resolve().is_relative_to(root.resolve()):
+            found = _without_outputs(found, out.resolve(), str(item))
+        for file in found:
+            files.setdefault(file, root)
+    if not files:
+        raise DataError(f"{', '.join(map(str, wanted))}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return _named({file: file.relative_to(root) for file, root in files.items()})
+
+
+def _matches(pattern: Path) -> tuple[Path, list[Path]]:
+    """The folder that a pattern's wildcards begin in (what exists as it is written is none), and what it matches."""
+    root = pattern
+    while not root.is_dir():
+        root = root.parent
+    names = glob.glob(str(pattern.relative_to(root)), root_dir=root, recursive=True)
+    return root, sorted(root / name for name in names)
+
+
+def _images(entry: Path) -> list[Path]:
+    files = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
+    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+
+
+def _without_outputs(found: list[Path], out: Path, item: str) -> list[Path]:
+    kept = [file for file in found if not file.resolve().is_relative_to(out)]
+    if found and not kept:
+        raise DataError(f"{item}: its images lie in --out {out}, where masks go; choose another --out")
+    return kept
+
+
+def _named(relative: dict[Path, Path]) -> dict[str, Path]:
+    stems = Counter(path.with_suffix("") for path in relative.values())
+    named: dict[str, Path] = {}
+    for file, path in relative.items():
+        name = (path.with_suffix("") if stems[path.with_suffix("")] == 1 else path).as_posix()
+        if name in named:
+            raise DataError(f"{file} and {named[name]}: their masks would have the same name; predict them apart")
+        named[name] = file
+    return named

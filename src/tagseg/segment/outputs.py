@@ -1,0 +1,162 @@
+"""What is written for a predicted image: mask, overlay, probabilities, and its line in predictions.jsonl."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from tagseg.data.records import DataError
+from tagseg.masks.palette import class_colours
+from tagseg.masks.write import mask_file
+from tagseg.run import atomic_path, write_atomically
+from tagseg.segment.decide import Decided
+from tagseg.segment.options import PredictOptions
+
+LINES = "predictions.jsonl"
+"""The file beside the masks with a line per image."""
+
+Line = dict[str, Any]
+
+_ROWS = 256
+"""Rows that an overlay is painted in at a time."""
+
+
+def begin(found: dict[str, Path], out: Path, options: PredictOptions) -> tuple[dict[str, Path], list[Line]]:
+    """Return the images that are to be predicted, by name, and the lines of predictions.jsonl that stay.
+
+    Raises:
+        DataError: when a file would overwrite one of the images, or a mask exists and neither `force` nor `resume` is
+            given.
+    """
+    targets = {name: output_files(out, name, options) for name in found}
+    images = {path.resolve(): path for path in found.values()}
+    for file in (file for files in targets.values() for file in files):
+        if file.resolve() in images:
+            raise DataError(f"{file}: would overwrite the image {images[file.resolve()]}; choose another --out")
+    present = [files[0] for files in targets.values() if files[0].exists()]
+    if present and not (options.force or options.resume):
+        raise DataError(
+            f"{present[0]}: exists ({len(present)} masks do); choose another --out, --resume to go on with the images "
+            "that have no mask yet, or --force to do all again"
+        )
+    lines = read_lines(out / LINES)
+    masks = {name: files[0].relative_to(out).as_posix() for name, files in targets.items()}
+    known = {line.get("mask"): Path(line["image"]).resolve() for line in lines} if options.resume else {}
+    todo = {
+        name: path
+        for name, path in found.items()
+        if known.get(masks[name]) != path.resolve() or not all(file.exists() for file in targets[name])
+    }
+    outdated = {masks[name] for name in todo} | {str(path) for path in todo.values()}
+    return todo, [line for line in lines if outdated.isdisjoint((line.get("mask"), line["image"]))]
+
+
+def output_files(out: Path, name: str, options: PredictOptions) -> list[Path]:
+    """Return the files that are written for an image, the mask first."""
+    wanted = {
+        mask_file(out, name): True,
+        overlay_file(out, name): options.overlays,
+        probabilities_file(out, name): options.probabilities,
+    }
+    return [file for file, write in wanted.items() if write]
+
+
+def overlay_file(out: Path, name: str) -> Path:
+    """Return where an image's overlay lies."""
+    return out / f"{name}.overlay.jpg"
+
+
+def probabilities_file(out: Path, name: str) -> Path:
+    """Return where an image's probabilities lie."""
+    return out / f"{name}.probabilities.npy"
+
+
+def write_overlay(path: Path, image: Image.Image, mask: UInt8[np.ndarray, "h w"]) -> None:
+    """Write an image with its mask laid over, as a JPEG."""
+    with atomic_path(path) as temporary:
+        overlay(image, mask).save(temporary, quality=90)
+
+
+def write_probabilities(path: Path, seen: Float32[np.ndarray, "ids y x"]) -> None:
+    """Write probabilities as a float16 array that `numpy.load` reads."""
+    with atomic_path(path) as temporary:
+        np.save(temporary, seen.astype(np.float16), allow_pickle=False)
+
+
+def overlay(image: Image.Image, mask: UInt8[np.ndarray, "h w"], opacity: float = 0.55) -> Image.Image:
+    """Return an RGB image with its mask's colours laid over everything but background."""
+    palette, shown = np.array(class_colours(255), np.float32), np.array(image)
+    # A strip at a time: as floats an image takes four times its memory.
+    for top in range(0, len(mask), _ROWS):
+        pixels, ids = shown[top : top + _ROWS], mask[top : top + _ROWS]
+        laid = ids > 0
+        pixels[laid] = ((1 - opacity) * pixels[laid] + opacity * palette[ids[laid]]).round().astype(np.uint8)
+    return Image.fromarray(shown)
+
+
+def image_line(path: Path, mask: str, decided: Decided, classes: Sequence[str]) -> Line:
+    """Return an image's line: its file, its mask's, its size, and the classes in it, largest first."""
+    height, width = decided.mask.shape
+    found = [i for i in range(1, len(classes)) if decided.area[i] > 0]
+    return {
+        "image": str(path),
+        "mask": mask,
+        "width": width,
+        "height": height,
+        "classes": [
+            {
+                "id": i,
+                "name": classes[i],
+                "area": round(decided.area[i], 4),
+                "confidence": round(decided.confidence[i], 4),
+            }
+            for i in sorted(found, key=lambda i: -decided.area[i])
+        ],
+    }
+
+
+def read_lines(file: Path) -> list[Line]:
+    """Return the lines of a predictions.jsonl, none where it does not exist; a last one that breaks off is dropped.
+
+    Raises:
+        DataError: naming the line that is none of ours.
+    """
+    if not file.exists():
+        return []
+    whole, _, _ = file.read_bytes().rpartition(b"\n")
+    lines = []
+    for number, text in enumerate(whole.splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: not JSON ({error}); move the file away") from error
+        if not isinstance(line, dict) or not isinstance(line.get("image"), str):
+            raise DataError(f"{file}, line {number}: names no image; move the file away")
+        lines.append(line)
+    return lines
+
+
+def write_lines(file: Path, lines: Iterable[Line]) -> None:
+    """Write a whole predictions.jsonl."""
+    write_atomically(file, b"".join(map(_text, lines)))
+
+
+def append_line(file: Path, line: Line) -> None:
+    """Append a line: whole, or, when it cannot be written, not at all."""
+    before = file.stat().st_size
+    try:
+        with file.open("ab") as opened:
+            opened.write(_text(line))
+    except BaseException:
+        os.truncate(file, before)
+        raise
+
+
+def _text(line: Line) -> bytes:
+    # A file name that is no Unicode holds lone surrogates: JSON can escape them, UTF-8 cannot have them.
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+
+from tagseg.data.records import DataError
+from tagseg.segment.inputs import find_images
+
+
+def files(root: Path, *names: str) -> list[Path]:
+    paths = [root / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return paths
+
+
+def test_a_folder_is_searched_with_its_subfolders(tmp_path: Path) -> None:
+    one, two, png, jpg = files(tmp_path, "a b.jpg", "sub/deep/日本.WEBP", "x/same.png", "x/same.jpg")
+    files(tmp_path, "notes.txt", "sub/x.jpg.part")
+    expected = {"a b": one, "sub/deep/日本": two, "x/same.jpg": jpg, "x/same.png": png}
+    assert find_images([tmp_path]) == find_images([str(tmp_path)]) == expected
+
+
+def test_files_folders_and_patterns_in_the_order_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = files(tmp_path, "in/one.png", "in/two.jpg")
+    assert list(find_images([two, one])) == ["two", "one"]
+    # The same file named twice is one image.
+    assert list(find_images([two, tmp_path / "in"])) == ["two", "one"]
+    monkeypatch.chdir(tmp_path / "in")
+    assert find_images(["*"]) == {"one": Path("one.png"), "two": Path("two.jpg")}
+    # A file that is named is taken whatever its suffix.
+    odd = files(tmp_path, "scan.dat")[0]
+    assert find_images([odd]) == {"scan": odd}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*/img.jpg", {"a/img", "b/img"}),
+        ("[ab]/img.*", {"a/img", "b/img"}),
+        ("b/*.jpg", {"img", "more"}),
+        ("?/**/img.jpg", {"a/img", "a/c/img", "b/img"}),
+        ("**/c/*.jpg", {"a/c/img"}),
+        ("*", {"a/img", "a/c/img", "b/img", "b/more", "top"}),
+        ("**", {"a/img", "a/c/img", "b/img", "b/more", "top"}),
+    ],
+)
+def test_names_are_relative_to_the_part_before_the_first_wildcard(
+    pattern: str, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files(tmp_path, "a/img.jpg", "a/c/img.jpg", "b/img.jpg", "b/more.jpg", "top.jpg", "top.txt")
+    assert set(find_images([str(tmp_path / pattern)])) == names
+    monkeypatch.chdir(tmp_path)
+    assert set(find_images([pattern])) == names
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
+    odd, other = files(tmp_path, "in [2]/x.png", "in [2]/y.png")
+    assert find_images([odd]) == {"x": odd}
+    assert find_images([odd.parent]) == {"x": odd, "y": other}
+    # A pattern in a folder whose name looks like one.
+    assert find_images([str(odd.parent / "y*")]) == {"y": other}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("nothing.jpg", r"nothing\.jpg: no such image, folder or pattern"),
+        ("*.bmp", r"\*\.bmp: no such image, folder or pattern"),
+        ("nowhere/*/a.jpg", r"nowhere/\*/a\.jpg: no such image, folder or pattern"),
+        ("empty", r"empty: holds no images \(\.jpg, "),
+        ("*.md", r"\*\.md: holds no images"),
+    ],
+)
+def test_nothing_to_predict_is_named(
+    wanted: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.md").write_text("")
+    with pytest.raises(DataError, match=message):
+        find_images([wanted])
+
+
+def test_two_images_whose_masks_would_have_one_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"their masks would have the same name; predict them apart"):
+        find_images(files(tmp_path, "a/1.png", "b/1.png"))
+
+
+def test_masks_in_the_searched_folder_are_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, mask = files(tmp_path, "a.jpg", "masks/a.png")
+    out = tmp_path / "masks"
+    assert find_images([tmp_path], out) == find_images([str(tmp_path / "*")], out) == {"a": image}
+    # A file that is named is wanted, and so is what lies below --out where that is not what is searched.
+    assert set(find_images([mask], out)) == {"a"} and set(find_images([out], tmp_path)) == {"a"}
+    monkeypatch.chdir(tmp_path)
+    assert set(find_images(["masks"], Path("."))) == {"a"}
+    with pytest.raises(DataError, match=r"a\.\*: its images lie in --out .*, where masks go; choose another --out"):
+        find_images(["a.*"], Path("."))
