@@ -120,7 +120,7 @@ def test_no_more_than_a_batch_of_windows_is_seen_at_once(pixelwise: Segmenter) -
     in_windows(looks(pixelwise, (0.5, 1.25), flip=True), coloured(400, 1000), 100, 3)
     assert isinstance(pixelwise.sizes, list)
     assert {size[2:] for size in pixelwise.sizes} == {(52, 52), (124, 124)}  # of 100: 50 and 125
-    assert max(size[0] for size in pixelwise.sizes) == 3
+    assert max(size[0] for size in pixelwise.sizes) == 6  # three, and each mirrored
 
 
 @pytest.mark.parametrize(("length", "window"), [(64, 64), (68, 64), (112, 64), (116, 64), (1000, 64), (4608, 512)])

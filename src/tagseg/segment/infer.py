@@ -34,12 +34,15 @@ def probabilities(
     for scale in scales:
         size = network.fitting_size(h * scale, w * scale)
         scaled = resized(pictures, size, antialias=scale < 1)
-        for mirrored in (False, True) if flip else (False,):
-            with torch.autocast(pictures.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                scores = network(scaled.flip(-1) if mirrored else scaled)
-            scores = resized(scores.float(), (h, w))
-            seen = (scores.flip(-1) if mirrored else scores).softmax(1)
-            total = seen if total is None else total.add_(seen)
+        # Together the image and its mirror take the network less time than one after the other.
+        looks = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
+        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            scores = network(looks)
+        seen = resized(scores.float(), (h, w)).softmax(1)
+        if flip:
+            straight, mirrored = seen.chunk(2)
+            seen = straight + mirrored.flip(-1)
+        total = seen if total is None else total.add_(seen)
     assert total is not None
     return total.div_(len(scales) * (1 + flip))
 
