@@ -283,7 +283,7 @@ def test_a_stage_of_no_run(tmp_path: Path) -> None:
 def test_three_lines_of_python(original: Fitted, data: Path, tmp_path: Path) -> None:
     fitted = tagseg.fit(data, original.run)
     assert fitted == original
-    done = tagseg.predict(original.run, data / "images", tmp_path / "masks", device="cpu")
+    done = tagseg.predict(original.run, data / "images", tmp_path / "masks")
     assert len(done.ids) == 14 and json.loads((tmp_path / "masks/classes.json").read_text())["2"] == "red"
 
 

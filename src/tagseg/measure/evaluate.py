@@ -92,7 +92,9 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
 
     Raises:
         DataError: when a true mask has another size than its image, or unknown ids.
+        RunError: when the run has no segmenter.
     """
+    run.require("segment")
     dataset = prepared.dataset
     settings, classes = run.settings(), ("background", *dataset.classes)
     shown = examples(dataset.split("train"), settings.report.examples)
