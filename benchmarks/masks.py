@@ -28,7 +28,7 @@ from tagseg.measure.evaluate import scored_samples
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import bars
 from tagseg.run import Run
-from tagseg.segment.predict import load
+from tagseg.segment.predict import read_predictor
 from tagseg.segment.selftrain import improved_maps
 from tagseg.settings import Settings
 
@@ -92,7 +92,7 @@ def plain(prepared: Prepared, run: Run) -> Callable[[Sample], Mask]:
 
 def self_trained(prepared: Prepared, run: Run, settings: Settings) -> Callable[[Sample], Mask]:
     """Return what makes a mask as the second round of self-training would learn from."""
-    predictor, before = load(run.root), settings.mask_rule()
+    predictor, before = read_predictor(run.round(1).segmenter), settings.mask_rule()
     after = dataclasses.replace(before, background="rest")
 
     def make(sample: Sample) -> Mask:
