@@ -12,7 +12,8 @@ from PIL import Image
 
 import tagseg
 from tagseg.export.card import as_text, model_card, weights_licence
-from tagseg.export.model import ExportedModel, describe
+from tagseg.export.model import ExportedModel, describe, without_folders
+from tagseg.masks.write import write_mask
 from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 
@@ -209,3 +210,13 @@ def test_the_snippets_of_a_card_run(
     large = Image.fromarray(found[1]["mask"].astype(np.uint8)).resize((100, 80), Image.Resampling.NEAREST)
     assert (np.asarray(large) == found[0]["mask"]).mean() > 0.5
     assert "onnxruntime" not in card_of(run)
+
+
+def test_a_network_that_learned_from_foreign_masks_says_so(new_run: MakeRun, tmp_path: Path) -> None:
+    drawn = {"segment": {"labels": "/home/anna/drawn masks"}, "train": {"backbone": "test_resnet", "weights": "random"}}
+    run = new_run(tmp_path, settings=Settings.from_dict(drawn))
+    write_mask(run.labels / "0.png", np.zeros((4, 4), np.uint8))
+    card = model_card(run, describe(run), without_folders(run.settings().to_dict()))
+    assert "# A segmentation network learned from masks" in card and "no masks were used" not in card
+    assert "from masks of 1 training images that tagseg did not make (folder drawn masks)" in card
+    assert "anna" not in card and "It learned from tags" not in card and "It knows the classes above alone" in card

@@ -14,6 +14,7 @@ from tagseg.checkpoint import load_tensors
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.masks.write import write_mask
 from tagseg.run import RunError
+from tagseg.segment.predict import read_predictor
 from tagseg.segment.train import mask_loss, train_segmenter, weight_average
 from tagseg.settings import Settings
 from tagseg.settings_stages import SegmentSettings, TrainSettings
@@ -229,3 +230,36 @@ def test_masks_without_a_labelled_pixel_are_an_error(dataset: Dataset, tmp_path:
 def test_settings_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SETTINGS.segment, **values)
+
+
+@pytest.mark.parametrize(
+    ("network", "encoder", "precision"),
+    [
+        ("deeplabv2", "test_resnet", "fp32"),
+        ("deeplabv2", "vgg11", "fp32"),
+        ("auto", "test_vit", "fp32"),
+        ("upernet", "test_convnext", "fp32"),
+        ("auto", "test_resnet", "bf16"),
+    ],
+)
+def test_every_network_trains_and_predicts(
+    network: Any, encoder: str, precision: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(SETTINGS.segment, network=network, encoder=encoder, epochs=1)
+    if network == "deeplabv2":
+        options = dataclasses.replace(options, stride=8)
+    history = train_segmenter(
+        dataset,
+        dataset.root / "masks",
+        dataclasses.replace(SETTINGS, segment=options, precision=precision),
+        tmp_path / "net",
+    ).history
+    assert np.isfinite(history[0]["loss"]) and history[0]["loss"] > 0
+    predictor = read_predictor(tmp_path / "net", "cpu")
+    tensors = load_tensors(tmp_path / "net" / "network.safetensors")[0]
+    assert all(torch.equal(tensors[name], value) for name, value in predictor.network.state_dict().items())
+    for size in ((48, 40), (33, 71), (150, 20)):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+        mask, seen = predictor(image), predictor.probabilities(image)
+        assert mask.shape == size[::-1] and set(np.unique(mask)) <= {0, 1, 2}
+        assert np.allclose(seen.sum(0), 1, atol=1e-4) and np.ptp(seen) > 0

@@ -12,7 +12,7 @@ from tagseg.segment.options import PredictOptions
 
 @app.command(group=MAIN, sort_key=1)
 def predict(
-    run: RunFolder,
+    run: Annotated[Path, Parameter(name="RUN", help="Run folder, or what export-model wrote.")],
     images: Annotated[list[str], Parameter(name="IMAGES", help="Image files, folders or glob patterns.")],
     /,
     *,

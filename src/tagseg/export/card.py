@@ -59,13 +59,13 @@ def model_card(
     """
     parts = (
         _front_matter(about["licence"]["id"]),
-        _summary(about),
+        _summary(about, settings),
         _data(run, about["classes"], settings),
         _figures(run),
         _PYTHON + (_by_onnx(about["max_side"], difference) if onnx else ""),
         _settings(run, about, settings),
         _licence(about["licence"]["text"]),
-        _LIMITS,
+        _limits(settings),
     )
     return "\n".join(parts)
 
@@ -90,8 +90,9 @@ tags:
 """
 
 
-def _summary(about: Mapping[str, Any]) -> str:
-    return f"""# A segmentation network learned from image tags
+def _summary(about: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    teacher = "masks" if settings["segment"]["labels"] else "image tags"
+    return f"""# A segmentation network learned from {teacher}
 
 It gives every pixel of a photograph one of {len(about["classes"])} ids: background, or one of the classes below. It was
 made by tagseg, which trains such networks from photographs and the names of what they show (RCA, CVPR 2022).
@@ -108,11 +109,14 @@ def _data(run: Run, classes: list[str], settings: Mapping[str, Any]) -> str:
         raise RunError(f"{run.data_file}: missing or damaged ({error}); the model card needs it") from error
     saliency = settings["maps"] == "eps" or settings["masks"]["saliency"]
     beside = " and saliency maps" if saliency else ""
+    learned = f"from the tags of the training images{beside}; no masks were used in training"
+    if drawn := settings["segment"]["labels"]:
+        count = len(list(run.labels.rglob("*.png")))
+        learned = f"from masks of {count} training images that tagseg did not make (folder {as_text(drawn)})"
     lines = [
         "## Data\n",
         f"Data folder: {as_text(run.data_root().name)}; {splits['train']} training images, {splits['val']} validation "
-        f"images, {skipped} unreadable ones left out. It learned from the tags of the training images{beside}; no "
-        "masks were used in training.",
+        f"images, {skipped} unreadable ones left out. It learned {learned}.",
     ]
     if calibration := len(calibration_images(run)):
         lines.append(f"Settings of its pseudo-masks were tried on the true masks of {calibration} training images.")
@@ -130,6 +134,10 @@ def _figures(run: Run) -> str:
         "## Figures\n\nIntersection over union in per cent, pooled over all pixels of a set, background included.\n"
         f"Pseudo-masks are what it learned from, the segmenter is this network.\n\n{shown.table()}"
     )
+
+
+def _limits(settings: Mapping[str, Any]) -> str:
+    return f"## Limits\n\n{'' if settings['segment']['labels'] else _FROM_TAGS}{_LIMITS}"
 
 
 def _by_onnx(max_side: int, difference: float | None) -> str:
@@ -192,11 +200,12 @@ mask = probabilities[0].argmax(0)  # height x width of the reduced image, ids of
 ```
 """
 
-_LIMITS = """## Limits
-
+_FROM_TAGS = """\
 - It learned from tags, not from drawn masks: borders and thin parts are rough, and what often stands beside a class
   (water under a boat) may be taken for it. Look at its masks before anything depends on them.
-- It knows the classes above alone: anything else becomes background, or the class it is most like.
+"""
+
+_LIMITS = """- It knows the classes above alone: anything else becomes background, or the class it is most like.
 - Objects of one class are not told apart: masks are semantic, not instances.
 - Figures hold for photographs like those it was trained and scored on.
 """
