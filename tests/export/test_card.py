@@ -216,7 +216,9 @@ def test_a_network_that_learned_from_foreign_masks_says_so(new_run: MakeRun, tmp
     drawn = {"segment": {"labels": "/home/anna/drawn masks"}, "train": {"backbone": "test_resnet", "weights": "random"}}
     run = new_run(tmp_path, settings=Settings.from_dict(drawn))
     write_mask(run.labels / "0.png", np.zeros((4, 4), np.uint8))
+    card_of_tags = card_of(new_run(tmp_path / "tags"))
     card = model_card(run, describe(run), without_folders(run.settings().to_dict()))
     assert "# A segmentation network learned from masks" in card and "no masks were used" not in card
     assert "from masks of 1 training images that tagseg did not make (folder drawn masks)" in card
+    assert "weakly-supervised" not in parsed(card)[0]["tags"] and "weakly-supervised" in parsed(card_of_tags)[0]["tags"]
     assert "anna" not in card and "It learned from tags" not in card and "It knows the classes above alone" in card

@@ -17,7 +17,7 @@ from tagseg.export.model import ExportedModel, export_model
 from tagseg.export.onnx import MeanPool, Sides, probe_sides, write_onnx
 from tagseg.masks.palette import class_colours
 from tagseg.run import Run
-from tagseg.segment.networks import Segmenter, empty_segmenter
+from tagseg.segment.networks import NetworkName, Segmenter, empty_segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -197,3 +197,17 @@ def test_without_onnx_runtime_nothing_is_checked(tmp_path: Path, monkeypatch: py
     without(monkeypatch, "onnxruntime")
     assert write_onnx(Toy(nn.Identity()).eval(), {}, tmp_path / "a.onnx") is None
     assert (tmp_path / "a.onnx").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "encoder", "stride"),
+    [("deeplabv2", "test_resnet", 8), ("deeplabv2", "test_vit", 16), ("upernet", "test_resnet", 16)],
+)
+def test_every_network_is_exported(name: NetworkName, encoder: str, stride: int, tmp_path: Path) -> None:
+    network = empty_segmenter(encoder, 3, stride, name).eval()
+    difference = write_onnx(network, {"classes": ["background", "a", "b"]}, tmp_path / "model.onnx")
+    assert difference is not None and difference < 1e-4
+    images = torch.rand(2, 3, 75, 101)
+    (seen,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"images": images.numpy()})
+    assert seen.shape == (2, 3, 75, 101) and np.abs(seen - expected(network, images).numpy()).max() < 1e-4

@@ -58,7 +58,7 @@ def model_card(
         RunError: when the run's record of its data is missing or damaged.
     """
     parts = (
-        _front_matter(about["licence"]["id"]),
+        _front_matter(about["licence"]["id"], bool(settings["segment"]["labels"])),
         _summary(about, settings),
         _data(run, about["classes"], settings),
         _figures(run),
@@ -76,8 +76,9 @@ def as_text(words: str) -> str:
     return " ".join(printable.split()).translate(_MARKS)
 
 
-def _front_matter(licence: str | None) -> str:
+def _front_matter(licence: str | None, foreign: bool) -> str:
     named = licence if licence in _HUB_LICENCES else f"other\nlicense_name: {licence or 'see-licence-below'}"
+    weak = "- weakly-supervised\n"  # what masks of another tool cost is not known
     return f"""---
 license: {named}
 library_name: tagseg
@@ -85,8 +86,7 @@ pipeline_tag: image-segmentation
 tags:
 - tagseg
 - semantic-segmentation
-- weakly-supervised
----
+{"" if foreign else weak}---
 """
 
 

@@ -1,6 +1,7 @@
 """DeepLab-v2 (Chen, Papandreou, Kokkinos, Murphy and Yuille, TPAMI 2018), the segmentation network of RCA's paper."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,7 +43,8 @@ class DeepLabV2(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids H W"]:
         """Return scores of RGB images in 0..1 at their size, which is a `fitting_size` of the encoder."""
-        return self.encoder.enlarge(self.head(self.encoder(images)), (images.shape[2], images.shape[3]))
+        scores = self.head(self.encoder(images))
+        return F.interpolate(scores, images.shape[2:], mode="bilinear", align_corners=self.encoder.cornered)
 
 
 def _branch(channels: int, ids: int, hidden: int, rate: int) -> nn.Module:
