@@ -13,7 +13,7 @@ from tagseg.settings_stages import DataSettings
 
 
 @dataclass(frozen=True)
-class _Instances:
+class Instances:
     """A checked instance file: category names by id, image records by id, and annotations by image id."""
 
     file: Path
@@ -51,8 +51,8 @@ def read_coco(root: Path, settings: DataSettings) -> Dataset:
         if len(files) > 1 or (name == "train" and not files):
             got = ", ".join(file.relative_to(root).as_posix() for file in files) or "none"
             raise DataError(f"{root}: got {got} for {name}, expected one file annotations/instances_{name}*.json")
-    train = _read_instances(train_files[0])
-    val = _read_instances(val_files[0]) if val_files else None
+    train = read_instances(train_files[0])
+    val = read_instances(val_files[0]) if val_files else None
     used = sorted(train.tagged())
     classes = tuple(train.categories[category] for category in used)
     numbers = {category: number for number, category in enumerate(used, start=1)}
@@ -77,7 +77,7 @@ def read_coco(root: Path, settings: DataSettings) -> Dataset:
 
 
 def _samples(
-    root: Path, instances: _Instances, split: Literal["train", "val"], numbers: Mapping[int, int]
+    root: Path, instances: Instances, split: Literal["train", "val"], numbers: Mapping[int, int]
 ) -> list[Sample]:
     name = instances.file.stem.removeprefix("instances_")
     places = [root / below for below in (name, f"images/{name}", split, f"images/{split}", "images")]
@@ -98,7 +98,12 @@ def _samples(
     return samples
 
 
-def _read_instances(file: Path) -> _Instances:
+def read_instances(file: Path) -> Instances:
+    """Read and check a COCO instance file.
+
+    Raises:
+        DataError: naming file and entry, when the JSON is broken, or a key is missing or of another type.
+    """
     try:
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -122,7 +127,7 @@ def _read_instances(file: Path) -> _Instances:
             if entry[key] not in known:
                 raise DataError(f"{file}: annotations[{index}]: unknown {key} {entry[key]}")
         grouped.setdefault(entry["image_id"], []).append(entry)
-    return _Instances(file, names, records, grouped)
+    return Instances(file, names, records, grouped)
 
 
 def _entries(file: Path, content: Mapping[str, Any], name: str, keys: Mapping[str, type]) -> list[Mapping[str, Any]]:

@@ -82,7 +82,7 @@ def image_size(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> tuple[int
         with _open(path, max_megapixels) as image:
             width, height = image.size
             # The decoder still reads every byte of a JPEG, but computes an eighth of the side.
-            image.draft("L", (width // 8, height // 8))
+            image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
             image.load()
             return (width, height) if _orientation(image) >= 5 else (height, width)
     except DataError:

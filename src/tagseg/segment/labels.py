@@ -50,7 +50,7 @@ def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track 
         raise DataError(f"--labels {source}: holds no mask of a training image, expected {example}.png and so on")
     if missing:
         log.warning("%s: %d training images have no mask there and are left out", source, missing)
-    meaning = _values(source / "classes.json", prepared.dataset)
+    meaning = class_values(source / "classes.json", prepared.dataset)
     return _collect(prepared, tuple(found), dataclasses.replace(prepared.dataset, mask_ids=meaning), folder, track)
 
 
@@ -67,8 +67,13 @@ def _collect(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, 
     return dataclasses.replace(prepared.dataset, samples=(*samples, *rest))
 
 
-def _values(file: Path, dataset: Dataset) -> dict[int, int] | None:
-    """Which class id each value of a folder's masks stands for, by its classes.json; the data set's own without one."""
+def class_values(file: Path, dataset: Dataset) -> dict[int, int] | None:
+    """Return which class id each value of a folder's masks stands for, by its classes.json; without one, those of the
+    data set's own masks.
+
+    Raises:
+        DataError: when the file is no such object, or names a class that the data set does not have.
+    """
     if not file.exists():
         return None if dataset.mask_ids is None else dict(dataset.mask_ids)
     try:

@@ -1,0 +1,82 @@
+"""COCO's instance JSON: run-length codes, exact, or polygons."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tagseg.data.records import VOID
+from tagseg.export.folder import write_json_list
+from tagseg.export.masks import MaskedImage, MaskSet, read_mask
+from tagseg.export.outlines import polygon
+from tagseg.export.regions import Region, regions
+from tagseg.export.settings import ExportSettings
+from tagseg.progress import Track
+from tagseg.run import atomic_path
+
+
+def write_coco(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
+    """Write `annotations/instances_SUBSET.json`: category id is class id; unsure pixels that are kept are crowds of the
+    image's tags, which evaluation leaves out.
+
+    Raises:
+        DataError: when a mask cannot be read.
+    """
+    subset = masks.subset
+    write_coco_file(folder / "annotations" / f"instances_{subset}.json", masks, settings, track)
+
+
+def write_coco_file(path: Path, masks: MaskSet, settings: ExportSettings, track: Track) -> None:
+    """Write COCO's instance JSON to `path`, an image's annotations at a time.
+
+    Raises:
+        DataError: when a mask cannot be read.
+    """
+    images = (
+        {"id": number, "file_name": image.name, "width": image.size[1], "height": image.size[0]}
+        for number, image in enumerate(masks.images, 1)
+    )
+    categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(masks.classes, 1)]
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write('{"info": {"description": "masks by tagseg"}, "licenses": [],\n"categories": ')
+        file.write(json.dumps(categories, ensure_ascii=False) + ',\n"images": ')
+        write_json_list(file, images)
+        file.write(',\n"annotations": ')
+        write_json_list(file, _annotations(masks, settings, track))
+        file.write("}\n")
+
+
+def _annotations(masks: MaskSet, settings: ExportSettings, track: Track) -> Iterator[dict[str, Any]]:
+    count = 0
+    for number, image in enumerate(track(masks.images, "export", len(masks.images)), 1):
+        for entry in _of_image(masks, image, settings):
+            count += 1
+            yield {"id": count, "image_id": number, **entry}
+
+
+def _of_image(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+    found = list(regions(read_mask(masks, image)))
+    shown = tuple(region.class_id for region in found if region.class_id != VOID)
+    for region in found:
+        if region.class_id == VOID:
+            for class_id in image.tags or shown or (1,):
+                yield {"category_id": class_id, "iscrowd": 1, **_measures(region), "segmentation": region.code()}
+            continue
+        for part in region.parts() if settings.parts else (region,):
+            drawn = _polygons(part, settings.tolerance) if settings.polygons else part.code()
+            yield {"category_id": region.class_id, "iscrowd": 0, **_measures(part), "segmentation": drawn}
+
+
+def _measures(region: Region) -> dict[str, Any]:
+    return {"area": region.area(), "bbox": list(region.box())}
+
+
+def _polygons(region: Region, tolerance: float) -> list[list[float]]:
+    drawn = []
+    for part in region.parts():
+        left, top = part.box()[:2]
+        points = polygon(part.pixels(), tolerance) + np.array([left, top])
+        drawn.append([round(number, 2) for number in points.ravel().tolist()])
+    return drawn

@@ -1,0 +1,81 @@
+"""CVAT's import formats: "Segmentation mask 1.1" and COCO, each as the archive that CVAT takes."""
+
+import io
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from tagseg.data.records import VOID, DataError
+from tagseg.export.coco import write_coco_file
+from tagseg.export.masks import MaskSet, read_mask
+from tagseg.export.regions import regions
+from tagseg.export.settings import ExportSettings
+from tagseg.export.voc import image_list, label_map
+from tagseg.masks.palette import class_colours, png_palette
+from tagseg.progress import Track
+from tagseg.run import atomic_path, write_atomically
+
+_MOST_OBJECTS = 254
+"""Objects that SegmentationObject can tell apart: the colours of a palette, less background and void."""
+
+
+def write_cvat(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
+    """Write segmentation_mask_1.1.zip and coco_1.0.zip, either of which CVAT imports into a task with these images, and
+    labels.json, from which it makes the task's labels (Raw).
+
+    Raises:
+        DataError: when a mask cannot be read, or a name cannot stand in CVAT's lists.
+    """
+    try:
+        names, labels = image_list(masks), label_map(masks.classes)
+    except DataError as error:
+        raise DataError(f"{error}; CVAT imports --to coco as well") from error
+    colours = class_colours(VOID)
+    raw = [
+        {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colours[i]), "type": "mask", "attributes": []}
+        for i, name in enumerate(masks.classes, 1)
+    ]
+    write_atomically(folder / "labels.json", json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
+    with atomic_path(folder / "segmentation_mask_1.1.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        _store(archive, "labelmap.txt", labels.encode())
+        _store(archive, "ImageSets/Segmentation/default.txt", names.encode())
+        for image in track(masks.images, "export masks", len(masks.images)):
+            mask = read_mask(masks, image)
+            _store(archive, f"SegmentationClass/{image.id}.png", _png(mask))
+            _store(archive, f"SegmentationObject/{image.id}.png", _png(objects(mask, settings.parts)))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as below:
+        file = Path(below) / "instances_default.json"
+        write_coco_file(file, masks, settings, track)
+        with atomic_path(folder / "coco_1.0.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            archive.write(file, "annotations/instances_default.json", zipfile.ZIP_DEFLATED)
+
+
+def objects(mask: UInt8[np.ndarray, "h w"], parts: bool) -> UInt8[np.ndarray, "h w"]:
+    """Return a mask whose values number the objects from 1: a class each, or a connected part each; what comes after
+    number 254 has it, too."""
+    numbered = np.zeros_like(mask)
+    count = 0
+    for region in regions(mask):
+        for part in region.parts() if parts else (region,):
+            count = min(count + 1, _MOST_OBJECTS)
+            left, top, width, height = part.box()
+            numbered[top : top + height, left : left + width][part.pixels()] = count
+    return numbered
+
+
+def _png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
+    picture = Image.fromarray(mask).convert("P")
+    picture.putpalette(png_palette())
+    memory = io.BytesIO()
+    picture.save(memory, "PNG", optimize=True)
+    return memory.getvalue()
+
+
+def _store(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    # Without the time of day: the same masks give the same archive.
+    archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)

@@ -1,0 +1,71 @@
+"""A folder that is there whole or not at all, images beside masks, and JSON too long to be held in memory."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from tagseg import __version__
+from tagseg.data.records import DataError
+from tagseg.progress import Track
+from tagseg.run import write_atomically
+
+Images = Literal["none", "copy", "link"]
+"""Whether images lie beside their masks: not, as copies, or as links to where they are."""
+
+_MADE = "made_by_tagseg.json"
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path]:
+    """Yield a folder that becomes `out` when the block succeeds, and is gone when it does not; `about` says in it what
+    it is.
+
+    Raises:
+        DataError: when `out` holds something, unless it was made so before and `force` is given: then it is replaced.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / _MADE).is_file():
+            raise DataError(f"{out}: exists, and is no folder that export or import made; choose another --out")
+        if not force:
+            raise DataError(f"{out}: exists; choose another --out or --force")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".writing-{secrets.token_hex(8)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        write_atomically(temporary / _MADE, json.dumps({"tagseg": __version__, **about}, indent=1, ensure_ascii=False))
+        if out.exists():
+            old = out.with_name(f".writing-{secrets.token_hex(8)}")
+            out.replace(old)
+            temporary.replace(out)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, track: Track) -> None:
+    """Copy or link images (file, place), or leave them where they are."""
+    if how == "none":
+        return
+    for source, target in track(pairs, f"{how} images", total):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if how == "link":
+            os.symlink(source.resolve(), target)
+        else:
+            shutil.copyfile(source, target)
+
+
+def write_json_list(file: TextIO, items: Iterable[Any]) -> None:
+    """Write a JSON list, an item a line, one at a time."""
+    before = "[\n"
+    for item in items:
+        file.write(before + json.dumps(item, ensure_ascii=False))
+        before = ",\n"
+    file.write("]" if before != "[\n" else "[]")

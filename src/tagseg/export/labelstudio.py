@@ -1,0 +1,87 @@
+"""Label Studio's import: tasks with brush regions as predictions, and the labelling interface that shows them."""
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import numpy as np
+
+from tagseg.data.records import VOID, DataError
+from tagseg.export.brush import encode_brush
+from tagseg.export.folder import write_json_list
+from tagseg.export.masks import MaskedImage, MaskSet, read_mask
+from tagseg.export.regions import Region, regions
+from tagseg.export.settings import ExportSettings
+from tagseg.masks.palette import class_colours
+from tagseg.progress import Track
+from tagseg.run import atomic_path, write_atomically
+
+_CONTROL, _IMAGE = "masks", "image"
+"""Names by which regions find their tag in the interface."""
+
+_XML_TEXT = re.compile("[\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
+
+
+def write_labelstudio(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
+    """Write tasks.json, masks as predictions that annotators correct, and interface.xml, the project's interface.
+
+    Raises:
+        DataError: when a mask cannot be read, or a class name cannot stand in XML.
+    """
+    write_atomically(folder / "interface.xml", interface(masks.classes))
+    with atomic_path(folder / "tasks.json") as temporary, temporary.open("w", encoding="utf-8") as file:
+        shown = track(masks.images, "export", len(masks.images))
+        write_json_list(file, (task(masks, image, settings) for image in shown))
+
+
+def task(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> dict[str, Any]:
+    """Return an image's task; its path is percent-encoded behind `settings.address`."""
+    result = [
+        {
+            "id": f"{region.class_id}-{number}",
+            "type": "brushlabels",
+            "from_name": _CONTROL,
+            "to_name": _IMAGE,
+            "original_height": image.size[0],
+            "original_width": image.size[1],
+            "image_rotation": 0,
+            "value": {
+                "format": "rle",
+                "rle": encode_brush(_whole(part)),
+                "brushlabels": [masks.classes[region.class_id - 1]],
+            },
+        }
+        for region in regions(read_mask(masks, image))
+        for number, part in enumerate(region.parts() if settings.parts else (region,))
+    ]
+    data = {"image": settings.address + quote(image.name), "name": image.name}
+    return {"data": data, "predictions": [{"model_version": "tagseg", "result": result}]}
+
+
+def interface(classes: tuple[str, ...]) -> str:
+    """Return the labelling interface: a brush for each class, in the masks' colours.
+
+    Raises:
+        DataError: naming a class that XML or Label Studio cannot hold.
+    """
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name=_IMAGE, value="$image", zoom="true")
+    labels = ElementTree.SubElement(view, "BrushLabels", name=_CONTROL, toName=_IMAGE)
+    for name, colour in zip(classes, class_colours(VOID)[1:], strict=False):
+        # What begins with $ is a field of the task to Label Studio.
+        if name.startswith("$") or not _XML_TEXT.fullmatch(name):
+            raise DataError(
+                f"class {name!r}: Label Studio cannot hold it, expected no $ at the beginning and no control characters"
+            )
+        ElementTree.SubElement(labels, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*colour))
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode") + "\n"
+
+
+def _whole(region: Region) -> Any:
+    mask = np.zeros(region.size, bool)
+    left, top, width, height = region.box()
+    mask[top : top + height, left : left + width] = region.pixels()
+    return mask

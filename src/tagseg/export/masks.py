@@ -1,0 +1,133 @@
+"""Which masks leave a run: its pseudo-masks, its predictions, or a folder of masks; one image at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from tagseg.data.images import image_size, load_mask
+from tagseg.data.prepare import Prepared, prepare
+from tagseg.data.records import VOID, DataError, Dataset, Sample
+from tagseg.masks.write import mask_file
+from tagseg.progress import Track, silent
+from tagseg.run import Run
+from tagseg.segment.inputs import find_images
+from tagseg.segment.labels import class_values
+
+Unsure = Literal["void", "decided", "background"]
+"""What becomes of unsure pixels: they stay 255, the masks without them are taken, or they turn into background."""
+
+Subset = Literal["train", "val", "default"]
+
+
+@dataclass(frozen=True)
+class MaskedImage:
+    """An image and its mask. `id` names the mask; `name` is the image's path below the folder of images, with suffix;
+    `size` is (height, width) in pixels, as the image is seen (its EXIF orientation applied); `tags` are class ids."""
+
+    id: str
+    name: str
+    image: Path
+    size: tuple[int, int]
+    mask: Path
+    tags: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """The masks to export; class id i is `classes[i - 1]`. `values` maps values in the files to class ids (None: they
+    are class ids), `subset` is what the images are to the run: train, val, or others (default)."""
+
+    classes: tuple[str, ...]
+    subset: Subset
+    images: tuple[MaskedImage, ...]
+    unsure: Unsure
+    values: Mapping[int, int] | None = None
+
+
+def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track: Track = silent) -> MaskSet:
+    """Return a run's masks to export, without reading any.
+
+    Args:
+        run: a run folder.
+        of: `pseudo` (training images), `predictions` (validation images, by the segmentation network), or a folder of
+            masks as `tagseg predict` and `tagseg import` write them.
+        unsure: what becomes of unsure pixels.
+        photos: with a folder of masks, the folder of their images; None: they are images of the run.
+        track: how to report progress.
+
+    Raises:
+        RunError: when the run has not come as far as these masks.
+        DataError: when a folder is missing or holds no mask, or a mask has no image.
+    """
+    prepared = prepare(run, track)
+    dataset = prepared.dataset
+    if photos is not None and of in ("pseudo", "predictions"):
+        raise DataError(f"--photos {photos}: the images of --of {of} are the run's own; expected --of FOLDER with it")
+    if of == "pseudo":
+        run.require("masks")
+        folder = run.decided_masks if unsure == "decided" else run.masks
+        return MaskSet(dataset.classes, "train", _of_run(prepared, dataset.split("train"), folder), unsure)
+    if of == "predictions":
+        run.require("evaluate")
+        images = _of_run(prepared, dataset.split("val"), run.predictions)
+        if not images:
+            raise DataError(f"{run.predictions}: holds no mask of a validation image; `tagseg predict` makes them")
+        return MaskSet(dataset.classes, "val", images, unsure)
+    folder = Path(of)
+    if not folder.is_dir():
+        raise DataError(f"--of {of}: no such folder; expected pseudo, predictions or a folder of masks")
+    if photos is None:
+        images = _of_run(prepared, dataset.samples, folder)
+    else:
+        images = _of_photos(photos, folder, run.settings().data.max_megapixels, track)
+    if not images:
+        where = f"an image in {photos}" if photos is not None else "an image of the run; --photos says where they lie"
+        raise DataError(f"--of {of}: holds no mask of {where}")
+    # Without classes.json nothing says that values are the data set's own: tagseg's folders always have one.
+    values = class_values(folder / "classes.json", dataset)
+    return MaskSet(dataset.classes, "default", images, unsure, values)
+
+
+def read_mask(masks: MaskSet, image: MaskedImage) -> UInt8[np.ndarray, "h w"]:
+    """Return an image's mask in class ids: 0 background, 1..C, and 255 only where unsure pixels are kept.
+
+    Raises:
+        DataError: when the mask cannot be read, is of another size than its image, holds values that are no class, or
+            unsure pixels that were to be decided.
+    """
+    meaning = Dataset(image.mask.parent, "folder", masks.classes, (), masks.values)
+    mask = load_mask(Sample(image.id, image.image, image.tags, mask=image.mask), meaning, image.size)
+    unsure = mask == VOID
+    if masks.unsure == "decided" and unsure.any():
+        raise DataError(f"{image.mask}: has unsure pixels (255), expected none; give --unsure void or background")
+    return np.where(unsure, np.uint8(0), mask) if masks.unsure == "background" else mask
+
+
+def image_name(sample: Sample) -> str:
+    """Return an image's path below the folder of images, with its suffix, as no other image of the data set has it."""
+    # Ids of images that differ in suffix alone have kept it.
+    return sample.id if Path(sample.id).name == sample.image.name else sample.id + sample.image.suffix
+
+
+def _of_run(prepared: Prepared, samples: tuple[Sample, ...], folder: Path) -> tuple[MaskedImage, ...]:
+    found = [(sample, mask_file(folder, sample.id)) for sample in samples]
+    return tuple(
+        MaskedImage(sample.id, image_name(sample), sample.image, prepared.sizes[sample.id], mask, sample.tags)
+        for sample, mask in found
+        if mask.exists()
+    )
+
+
+def _of_photos(photos: Path, folder: Path, max_megapixels: float, track: Track) -> tuple[MaskedImage, ...]:
+    if not photos.is_dir():
+        raise DataError(f"--photos {photos}: no such folder; expected the images of the masks")
+    found = {name: path for name, path in find_images([photos], folder).items() if mask_file(folder, name).exists()}
+    images = []
+    for name, path in track(found.items(), "read images", len(found)):
+        size = image_size(path, max_megapixels)
+        images.append(MaskedImage(name, path.relative_to(photos).as_posix(), path, size, mask_file(folder, name)))
+    return tuple(images)

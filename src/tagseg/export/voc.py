@@ -1,0 +1,65 @@
+"""Pascal VOC's devkit: palette PNGs, lists, and a text that says which colour is what."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from tagseg.data.records import VOID, DataError
+from tagseg.export.masks import MaskSet, read_mask
+from tagseg.export.settings import ExportSettings
+from tagseg.masks.palette import class_colours
+from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.progress import Track
+from tagseg.run import write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def write_voc(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
+    """Write `SegmentationClass/ID.png`, `ImageSets/Segmentation/SUBSET.txt`, labelmap.txt and classes.json.
+
+    Raises:
+        DataError: when a mask cannot be read, or an image's name cannot stand in a list.
+    """
+    write_atomically(folder / "ImageSets" / "Segmentation" / f"{masks.subset}.txt", image_list(masks))
+    try:
+        write_atomically(folder / "labelmap.txt", label_map(masks.classes))
+    except DataError as error:
+        log.warning("labelmap.txt is left out (%s); classes.json says what the values mean", error)
+    for image in track(masks.images, "export", len(masks.images)):
+        write_mask(mask_file(folder / "SegmentationClass", image.id), read_mask(masks, image))
+    write_classes(folder / "SegmentationClass", masks.classes)
+
+
+def label_map(classes: Iterable[str]) -> str:
+    """Return the text of labelmap.txt, `name:r,g,b::` a line, background first, in the order of mask values.
+
+    Raises:
+        DataError: naming a class whose name cannot stand in it.
+    """
+    names = ("background", *classes)
+    for i, name in enumerate(names):
+        # Each end of line that a reader may see one in, not the line feed alone.
+        if i and (":" in name or name[:1] == "#" or name != name.strip() or len(name.splitlines()) != 1):
+            raise DataError(
+                f"class {name!r}: labelmap.txt cannot hold it, expected no colon, no # at the beginning and one line"
+            )
+        if name in names[:i]:
+            raise DataError(f"class {name!r}: is in labelmap.txt already, expected another name")
+    colours = class_colours(VOID)
+    return "".join(f"{name}:{','.join(map(str, colours[i]))}::\n" for i, name in enumerate(names))
+
+
+def image_list(masks: MaskSet) -> str:
+    """Return the text of an image list: an id a line.
+
+    Raises:
+        DataError: naming an image whose id cannot stand in it.
+    """
+    for image in masks.images:
+        if image.id != image.id.strip() or image.id[:1] == "#" or len(image.id.splitlines()) != 1:
+            raise DataError(
+                f"{image.image}: an image list cannot hold the name {image.id!r}, expected one line, without spaces at "
+                "its ends or # at its beginning"
+            )
+    return "".join(f"{image.id}\n" for image in masks.images)

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from tagseg.export.brush import encode_brush
+
+PIXELS = arrays.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+def decode(code: list[int]) -> list[int]:
+    """Return the values of a code, read bit by bit as rle-pack defines it."""
+    bits = [byte >> (7 - i) & 1 for byte in code for i in range(8)]
+    place = 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        number = 0
+        for bit in bits[place : place + count]:
+            number = 2 * number + bit
+        place += count
+        return number
+
+    total, word = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < total:
+        repeated = read(1)
+        length = read(sizes[read(2)]) + 1
+        values += [read(word)] * length if repeated else [read(word) for _ in range(length)]
+    assert 0 <= len(bits) - place < 8
+    return values
+
+
+@given(PIXELS)
+def test_a_slow_decoder_reads_the_pixels(pixels: np.ndarray) -> None:
+    assert decode(encode_brush(pixels)) == np.repeat(pixels.ravel() * 255, 4).tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 4), (4, 16), (128, 128), (128, 129), (300, 300)])
+def test_runs_of_any_length(shape: tuple[int, int]) -> None:
+    pixels = np.ones(shape, bool)
+    pixels[-1, -1] = False
+    assert decode(encode_brush(pixels)) == np.repeat(pixels.ravel() * 255, 4).tolist()
+
+
+def test_the_head_is_label_studios() -> None:
+    # A task of Label Studio's own with an image of 3332 x 2527 begins so, and an empty image goes on so.
+    code = encode_brush(np.zeros((2527, 3332), bool))
+    head = [2, 1, 233, 240, 57, 27, 255, 255, 255, 0, 255, 255, 224, 31, 255, 252, 3, 255, 255, 128, 127, 255, 240, 15]
+    assert code[: len(head)] == head
+
+
+def test_a_foreign_decoder_reads_the_pixels() -> None:
+    brush = pytest.importorskip("label_studio_converter.brush")
+    pixels = np.random.default_rng(0).random((37, 53)) < 0.4
+    decoded = np.asarray(brush.decode_rle(encode_brush(pixels))).reshape(37, 53, 4)
+    assert np.array_equal(decoded[:, :, 3], pixels * np.uint8(255))

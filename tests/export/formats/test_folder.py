@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tagseg.data.records import DataError
+from tagseg.export.folder import place_images, whole_folder
+from tagseg.progress import silent
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with whole_folder(out, {"export": "coco"}, force=False) as folder:
+        (folder / "a.txt").write_text("a")
+        assert not out.exists()
+    assert (out / "a.txt").read_text() == "a"
+    assert json.loads((out / "made_by_tagseg.json").read_text())["export"] == "coco"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_leaves_nothing_and_harms_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with whole_folder(out, {}, force=False) as folder:
+        (folder / "old.txt").write_text("old")
+    with pytest.raises(error), whole_folder(out, {}, force=True) as folder:
+        (folder / "new.txt").write_text("new")
+        raise error
+    assert (out / "old.txt").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_with_force_and_only_our_own_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()  # empty: as good as new
+    with whole_folder(out, {}, force=False) as folder:
+        (folder / "old.txt").write_text("old")
+    with pytest.raises(DataError, match=r"out: exists; choose another --out or --force"):
+        whole_folder(out, {}, force=False).__enter__()
+    with whole_folder(out, {}, force=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert {path.name for path in out.iterdir()} == {"new.txt", "made_by_tagseg.json"}
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "dear.jpg").write_text("x")
+    with pytest.raises(DataError, match=r"photos: exists, and is no folder that export or import made"):
+        whole_folder(photos, {}, force=True).__enter__()
+    with pytest.raises(DataError, match=r"dear\.jpg: exists, and is no folder"):
+        whole_folder(photos / "dear.jpg", {}, force=True).__enter__()
+    assert (photos / "dear.jpg").read_text() == "x"
+
+
+def test_images_are_copied_or_linked(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("a")
+    for how in ("none", "copy", "link"):
+        target = tmp_path / how / "sub" / "a.jpg"
+        place_images([(tmp_path / "a.jpg", target)], how, 1, silent)  # type: ignore[arg-type]
+        assert target.exists() == (how != "none") and target.is_symlink() == (how == "link")
+    assert (tmp_path / "copy" / "sub" / "a.jpg").read_text() == "a"
+    assert (tmp_path / "link" / "sub" / "a.jpg").resolve() == tmp_path / "a.jpg"

@@ -1,0 +1,94 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tagseg.data.records import DataError
+from tagseg.export.formats import _FORMATS, export
+from tagseg.export.settings import ExportSettings
+from tagseg.run import Run
+
+NAMES = ("cat/1.png", "cat/2.jpg", "cat/2.png", "dog/1.png", "dog/ä b.png", "dog/turned.jpg")
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("to", "images", "wanted"),
+    [
+        ("coco", None, {"annotations/instances_train.json"}),
+        ("coco", "link", {"annotations/instances_train.json", *(f"images/{name}" for name in NAMES)}),
+        ("voc", None, {
+            "labelmap.txt", "ImageSets/Segmentation/train.txt", "SegmentationClass/classes.json",
+            *(f"SegmentationClass/{name}.png" for name in ("cat/1", "cat/2.jpg", "cat/2.png", "dog/1", "dog/ä b",
+              "dog/turned")),
+        }),
+        ("yolo", None, {
+            "data.yaml", *(f"images/train/{name}" for name in ("cat/1.png", "cat/2.jpg.jpg", "cat/2.png.png",
+            "dog/1.png", "dog/ä b.png", "dog/turned.jpg")), *(f"labels/train/{name}.txt" for name in ("cat/1",
+            "cat/2.jpg", "cat/2.png", "dog/1", "dog/ä b", "dog/turned")),
+        }),
+        ("labelstudio", None, {"tasks.json", "interface.xml"}),
+        ("cvat", None, {"segmentation_mask_1.1.zip", "coco_1.0.zip", "labels.json"}),
+    ],
+)  # fmt: skip
+def test_every_format_writes_its_files(to: Any, images: Any, wanted: set[str], run: Run, tmp_path: Path) -> None:
+    done = export(run.root, to, tmp_path / "out", images=images)
+    assert (done.folder, done.masks) == (tmp_path / "out", 6)
+    assert files(tmp_path / "out") == wanted | {"made_by_tagseg.json"}
+    made = json.loads((tmp_path / "out" / "made_by_tagseg.json").read_text())
+    assert (made["export"], made["of"], made["unsure"]) == (to, "pseudo", _FORMATS[to].unsure[0])  # type: ignore[index]
+
+
+def test_an_image_folder_holds_images_and_masks(run: Run, tmp_path: Path) -> None:
+    export(run.root, "hf", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/train/metadata.jsonl").read_text("utf-8").splitlines()]
+    assert [row["file_name"] for row in rows] == [f"images/{name}" for name in NAMES]
+    for row in rows:
+        assert (tmp_path / "out" / "train" / row["file_name"]).is_file()
+        with Image.open(tmp_path / "out" / "train" / row["mask_file_name"]) as mask:
+            assert (np.asarray(mask) == 255).sum() == 1  # unsure pixels are kept
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "labelstudio", "cvat"])
+def test_where_nothing_can_be_unsure_all_is_decided(to: Any, run: Run, tmp_path: Path) -> None:
+    export(run.root, to, tmp_path / "out")
+    if to == "coco":
+        content = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
+        assert content["annotations"] and not any(entry["iscrowd"] for entry in content["annotations"])
+    else:
+        with pytest.raises(DataError, match=f"--unsure void: --to {to} cannot do that, expected decided or background"):
+            export(run.root, to, tmp_path / "other", unsure="void")
+        assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "flags", "message"),
+    [
+        ("hf", {"images": "none"}, "--images none: --to hf cannot do that, expected copy or link"),
+        ("cvat", {"images": "copy"}, "--images copy: --to cvat cannot do that, expected none"),
+        ("voc", {"settings": ExportSettings(parts=True)}, "--parts: --to voc has no use for it"),
+        ("yolo", {"settings": ExportSettings(polygons=True)}, "--polygons: --to yolo has no use for it, .* coco, cvat"),
+        ("coco", {"of": "nowhere"}, "--of nowhere: no such folder"),
+    ],
+)
+def test_what_a_format_cannot_do_is_told(
+    to: Any, flags: dict[str, Any], message: str, run: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        export(run.root, to, tmp_path / "out", **flags)
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("data", "run")]
+
+
+def test_nothing_is_overwritten_without_force(run: Run, tmp_path: Path) -> None:
+    export(run.root, "coco", tmp_path / "out")
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'out'}: exists; choose another --out or --force")):
+        export(run.root, "coco", tmp_path / "out")
+    export(run.root, "labelstudio", tmp_path / "out", force=True)
+    assert files(tmp_path / "out") == {"tasks.json", "interface.xml", "made_by_tagseg.json"}

@@ -1,0 +1,94 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tagseg.data.records import DataError
+from tagseg.export.masks import MaskSet, collect, read_mask
+from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.run import Run, RunError
+
+
+def test_pseudo_masks_of_the_training_images(run: Run) -> None:
+    kept, decided, dropped = (collect(run, "pseudo", unsure) for unsure in ("void", "decided", "background"))  # type: ignore[arg-type]
+    assert [image.name for image in kept.images] == [
+        *("cat/1.png", "cat/2.jpg", "cat/2.png", "dog/1.png", "dog/ä b.png", "dog/turned.jpg"),
+    ]
+    assert [image.id for image in kept.images][1:3] == ["cat/2.jpg", "cat/2.png"]
+    assert (kept.classes, kept.subset, kept.images[3].tags) == (("cat", "dog"), "train", (2,))
+    assert (kept.images[0].size, kept.images[5].size) == ((6, 8), (8, 6))  # as it is seen, not as it is stored
+    for one, two, three in zip(kept.images, decided.images, dropped.images, strict=True):
+        mask = read_mask(kept, one)
+        assert (mask == 255).sum() == 1 and mask.shape == one.size
+        assert np.array_equal(read_mask(decided, two), np.where(mask == 255, 0, mask))
+        assert np.array_equal(read_mask(dropped, three), read_mask(decided, two))
+
+
+def test_predictions_of_the_validation_images(run: Run) -> None:
+    found = collect(run, "predictions", "decided")
+    assert [image.name for image in found.images] == ["new.png"] and found.subset == "val"
+    assert (read_mask(found, found.images[0]) == 2).all()
+    mask_file(run.predictions, "new").unlink()
+    with pytest.raises(DataError, match="predictions: holds no mask of a validation image"):
+        collect(run, "predictions", "decided")
+
+
+def test_a_folder_of_masks_of_the_run(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "drawn"
+    write_mask(mask_file(folder, "dog/ä b"), np.full((6, 8), 9, np.uint8))
+    (folder / "classes.json").write_text(json.dumps({"0": "background", "9": "dog"}))
+    found = collect(run, str(folder), "void")
+    assert [image.id for image in found.images] == ["dog/ä b"] and found.subset == "default"
+    assert (read_mask(found, found.images[0]) == 2).all()
+
+
+def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
+    photos, folder = tmp_path / "holiday", tmp_path / "predicted"
+    (photos / "day 1").mkdir(parents=True)
+    for name in ("day 1/a.jpg", "b.png", "no mask.png"):
+        Image.new("RGB", (7, 5)).save(photos / name)
+    for name in ("day 1/a", "b"):
+        write_mask(mask_file(folder, name), np.ones((5, 7), np.uint8))
+    write_classes(folder, ("cat", "dog"))
+    found = collect(run, str(folder), "decided", photos)
+    assert sorted((image.id, image.name, image.size) for image in found.images) == [
+        ("b", "b.png", (5, 7)), ("day 1/a", "day 1/a.jpg", (5, 7)),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"predicted: holds no mask of an image of the run; --photos says where"):
+        collect(run, str(folder), "decided")
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        collect(run, str(folder), "decided", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("of", "photos", "message"),
+    [
+        ("lunch", None, "--of lunch: no such folder; expected pseudo, predictions or a folder of masks"),
+        ("pseudo", "photos", "--photos photos: the images of --of pseudo are the run's own"),
+    ],
+)
+def test_wrong_flags_are_named(of: str, photos: str | None, message: str, run: Run) -> None:
+    with pytest.raises(DataError, match=message):
+        collect(run, of, "void", None if photos is None else Path(photos))
+
+
+def test_masks_that_are_not_made_yet(run: Run) -> None:
+    manifest = json.loads(run.manifest_file.read_text())
+    manifest["stages"] = {}
+    run.manifest_file.write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="stage masks has not finished"):
+        collect(run, "pseudo", "void")
+    with pytest.raises(RunError, match="stage evaluate has not finished"):
+        collect(run, "predictions", "void")
+
+
+def test_wrong_masks_are_named(mask_set: Callable[..., MaskSet]) -> None:
+    void = mask_set({"a": np.full((3, 4), 255, np.uint8)}, unsure="decided")
+    with pytest.raises(DataError, match=r"0\.png: has unsure pixels \(255\), expected none; give --unsure void or"):
+        read_mask(void, void.images[0])
+    strange = mask_set({"a": np.full((3, 4), 9, np.uint8)})
+    with pytest.raises(DataError, match=r"0\.png: unknown ids 9 in the mask"):
+        read_mask(strange, strange.images[0])
