@@ -3,10 +3,10 @@
     python benchmarks/predict.py
 
 Takes the segmenter of a run of voc_animals.py (another with --run) and the validation images of its data. The bare
-network is its forward passes alone, one image after the other at the same scales and flips, and the decoding of the
-JPEG files: neither resizing, softmax, averaging nor writing. Both take turns; the ratio is the median over the rounds.
-Memory is that of a process of its own that predicts one image, everything that it imports included, and beside it what
-the process has before it predicts. The run folder stays as it is.
+network is the forward passes alone that predict makes of the same images, in the same calls, and the decoding of the
+JPEG files, one image after the other: neither resizing, softmax, averaging nor writing. Both take turns; the ratio is
+the median over the rounds. Memory is that of a process of its own that predicts one image, everything that it imports
+included, and beside it what the process has before it predicts. The run folder stays as it is.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from tagseg.data.images import read_image
 from tagseg.data.prepare import prepare
 from tagseg.measure.evaluate import evenly_spaced
 from tagseg.run import Run
-from tagseg.segment.infer import resized
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.predict import Predictor, adapted, load, predict
 
@@ -66,8 +65,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         bare, whole = [], []
+        inputs: dict[torch.Size, list[Tensor]] = {}
         for turn in range(options.rounds + 1):
-            bare.append(bare_seconds(predictor, files))
+            bare.append(bare_seconds(predictor, files, inputs))
             started = time.perf_counter()
             predict(run.root, list(files), out / "masks", asked)
             whole.append(time.perf_counter() - started)
@@ -97,20 +97,31 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def bare_seconds(predictor: Predictor, files: list[Path]) -> float:
-    """Return the seconds that decoding the images and the network's forward passes take."""
-    device = next(predictor.network.parameters()).device
+def bare_seconds(predictor: Predictor, files: list[Path], inputs: dict[torch.Size, list[Tensor]]) -> float:
+    """Return the seconds that decoding the images and the network's forward passes take.
+
+    The calls are those that `tagseg predict` makes, batches and mirrored images together where it puts them together:
+    else it would be held against a network that is slower than need be. They are kept in `inputs` by size of picture.
+    """
     seconds = 0.0
     for file in files:
         started = time.perf_counter()
         image = read_image(file)
         seconds += time.perf_counter() - started
-        picture = predictor.picture(image)[None].to(device).float() / 255
-        for scale in predictor.scales:
-            scaled = resized(picture, predictor.network.fitting_size(*(side * scale for side in picture.shape[2:])))
-            for look in (scaled, scaled.flip(-1)) if predictor.flip else (scaled,):
-                seconds += forward_seconds(predictor, look)
+        picture = predictor.picture(image)
+        if picture.shape not in inputs:
+            inputs[picture.shape] = network_inputs(predictor, [picture] * predictor.batch)
+        seconds += sum(forward_seconds(predictor, look) for look in inputs[picture.shape]) / predictor.batch
     return seconds
+
+
+def network_inputs(predictor: Predictor, pictures: list[Tensor]) -> list[Tensor]:
+    """Return what the network is given, call by call, for a batch of pictures."""
+    given: list[Tensor] = []
+    handle = predictor.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    predictor.look(pictures)
+    handle.remove()
+    return given
 
 
 def forward_seconds(predictor: Predictor, look: Tensor) -> float:

@@ -76,7 +76,7 @@ def test_the_crf_refines_the_likeliest_ids_at_the_images_scale() -> None:
     assert labels.ids == (1, 3)
     # Kernels are given for 500 pixels, this image has 60.
     settings = CrfSettings(gaussian_sxy=3 * 60 / 500, bilateral_sxy=80 * 60 / 500)
-    expected = dense_crf(np.ascontiguousarray(seen[[1, 3]]), pixels, settings)
+    expected: np.ndarray = dense_crf(np.ascontiguousarray(seen[[1, 3]]), pixels, settings)
     assert np.allclose(labels.decisive, expected, atol=1e-5)
     found, plain = decide(labels, (40, 60), 5), decide(candidates(seen), (40, 60), 5)
     assert (plain.mask[:, 27:] == 3).all() and (found.mask[:, :33] == 1).all() and (found.mask[:, 33:] == 3).all()

@@ -53,6 +53,18 @@ def test_probabilities_of_a_mirrored_image_are_mirrored(network: Segmenter) -> N
     assert torch.allclose(mirrored.flip(-1), straight, atol=1e-5) and not torch.allclose(mirrored, straight, atol=5e-5)
 
 
+def test_a_large_image_and_its_mirror_go_through_a_cpu_one_after_the_other(
+    pixelwise: Segmenter, network: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = torch.rand(2, 3, 40, 60)
+    together = probabilities(network, pictures, (0.75, 1.5), flip=True)
+    monkeypatch.setattr(infer, "TOGETHER", 5000)
+    # 0.75: 2 x 32 x 44 pixels; 1.5: 2 x 60 x 92.
+    assert torch.allclose(probabilities(network, pictures, (0.75, 1.5), flip=True), together, atol=1e-5)
+    probabilities(pixelwise, pictures, (0.75, 1.5), flip=True)
+    assert pixelwise.sizes == [(4, 3, 32, 44), (2, 3, 60, 92), (2, 3, 60, 92)]
+
+
 def test_an_image_has_the_same_probabilities_in_a_batch(network: Segmenter) -> None:
     pictures = torch.rand(3, 3, 40, 56)
     alone = torch.cat([probabilities(network, one[None], (0.75, 1.0), flip=True) for one in pictures])
@@ -61,7 +73,9 @@ def test_an_image_has_the_same_probabilities_in_a_batch(network: Segmenter) -> N
 
 def test_half_precision_computes_in_it_and_answers_in_full(network: Segmenter) -> None:
     pictures, kinds = torch.rand(1, 3, 32, 48), []
-    handle = network.net.segmentation_head.register_forward_hook(lambda *call: kinds.append(call[2].dtype))
+    handle = network.get_submodule("net.segmentation_head").register_forward_hook(
+        lambda *call: kinds.append(call[2].dtype)
+    )
     half, full = (probabilities(network, pictures, (1.0,), False, kind) for kind in ("bf16", "fp32"))
     handle.remove()
     assert kinds == [torch.bfloat16, torch.float32] and half.dtype == torch.float32

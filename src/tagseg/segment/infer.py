@@ -19,6 +19,10 @@ OVERLAP = 0.25
 """Share of a window's side that it has in common with the next, or more: what lies outside of a window is missed most
 near its edge."""
 
+TOGETHER = 100_000
+"""Pixels up to which a CPU is quicker with an image and its mirror in one call; with twice as many, two calls are a
+fifth quicker, and take less memory."""
+
 
 @torch.inference_mode()
 def probabilities(
@@ -34,17 +38,24 @@ def probabilities(
     for scale in scales:
         size = network.fitting_size(h * scale, w * scale)
         scaled = resized(pictures, size, antialias=scale < 1)
-        # Together the image and its mirror take the network less time than one after the other.
-        looks = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            scores = network(looks)
-        seen = resized(scores.float(), (h, w)).softmax(1)
-        if flip:
-            straight, mirrored = seen.chunk(2)
-            seen = straight + mirrored.flip(-1)
-        total = seen if total is None else total.add_(seen)
+        for call in _calls(scaled, flip):
+            looks = torch.cat([scaled.flip(-1) if mirrored else scaled for mirrored in call])
+            with torch.autocast(looks.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                scores = network(looks)
+            found = resized(scores.float(), (h, w)).softmax(1).chunk(len(call))
+            for mirrored, seen in zip(call, found, strict=True):
+                straight = seen.flip(-1) if mirrored else seen
+                total = straight if total is None else total.add_(straight)
     assert total is not None
     return total.div_(len(scales) * (1 + flip))
+
+
+def _calls(pictures: Float[Tensor, "b 3 h w"], flip: bool) -> list[tuple[bool, ...]]:
+    """Which looks, straight (False) or mirrored (True), go through the network in each call."""
+    if not flip:
+        return [(False,)]
+    small = len(pictures) * pictures.shape[2] * pictures.shape[3] <= TOGETHER
+    return [(False, True)] if small or pictures.device.type != "cpu" else [(False,), (True,)]
 
 
 def in_windows(
