@@ -13,7 +13,7 @@ from tagseg.run import Run, RunError
 
 
 def test_pseudo_masks_of_the_training_images(run: Run) -> None:
-    kept, decided, dropped = (collect(run, "pseudo", unsure) for unsure in ("void", "decided", "background"))  # type: ignore[arg-type]
+    kept, decided, dropped = (collect(run, "pseudo", unsure) for unsure in ("void", "decided", "background"))
     assert [image.name for image in kept.images] == [
         *("cat/1.png", "cat/2.jpg", "cat/2.png", "dog/1.png", "dog/ä b.png", "dog/turned.jpg"),
     ]
@@ -83,6 +83,18 @@ def test_masks_that_are_not_made_yet(run: Run) -> None:
         collect(run, "pseudo", "void")
     with pytest.raises(RunError, match="stage evaluate has not finished"):
         collect(run, "predictions", "void")
+
+
+def test_small_parts_become_background(mask_set: Callable[..., MaskSet]) -> None:
+    mask = np.array([[1, 1, 0, 2, 255], [0, 0, 1, 0, 0], [3, 0, 0, 0, 3]], np.uint8)
+    for min_part, wanted in (
+        (0, mask),
+        (1, mask),
+        (2, np.array([[1, 1, 0, 0, 255], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])),
+        (4, np.array([[0, 0, 0, 0, 255], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])),
+    ):
+        found = mask_set({"a": mask}, min_part=min_part)
+        assert np.array_equal(read_mask(found, found.images[0]), wanted)
 
 
 def test_wrong_masks_are_named(mask_set: Callable[..., MaskSet]) -> None:

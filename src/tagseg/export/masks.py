@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from tagseg.data.images import image_size, load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import VOID, DataError, Dataset, Sample
+from tagseg.export.regions import regions
 from tagseg.masks.write import mask_file
 from tagseg.progress import Track, silent
 from tagseg.run import Run
@@ -38,13 +39,15 @@ class MaskedImage:
 @dataclass(frozen=True)
 class MaskSet:
     """The masks to export; class id i is `classes[i - 1]`. `values` maps values in the files to class ids (None: they
-    are class ids), `subset` is what the images are to the run: train, val, or others (default)."""
+    are class ids), `subset` is what the images are to the run: train, val, or others (default). Connected parts of
+    fewer than `min_part` pixels are taken for background."""
 
     classes: tuple[str, ...]
     subset: Subset
     images: tuple[MaskedImage, ...]
     unsure: Unsure
     values: Mapping[int, int] | None = None
+    min_part: int = 0
 
 
 def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track: Track = silent) -> MaskSet:
@@ -103,7 +106,20 @@ def read_mask(masks: MaskSet, image: MaskedImage) -> UInt8[np.ndarray, "h w"]:
     unsure = mask == VOID
     if masks.unsure == "decided" and unsure.any():
         raise DataError(f"{image.mask}: has unsure pixels (255), expected none; give --unsure void or background")
-    return np.where(unsure, np.uint8(0), mask) if masks.unsure == "background" else mask
+    if masks.unsure == "background":
+        mask = np.where(unsure, np.uint8(0), mask)
+    return without_specks(mask, masks.min_part) if masks.min_part > 1 else mask
+
+
+def without_specks(mask: UInt8[np.ndarray, "h w"], min_part: int) -> UInt8[np.ndarray, "h w"]:
+    """Return a mask whose connected parts of fewer than `min_part` pixels have become background; 255 stays."""
+    cleaned = mask.copy()
+    for region in regions(mask):
+        for part in region.parts() if region.class_id != VOID else ():
+            if part.area() < min_part:
+                left, top, width, height = part.box()
+                cleaned[top : top + height, left : left + width][part.pixels()] = 0
+    return cleaned
 
 
 def image_name(sample: Sample) -> str:

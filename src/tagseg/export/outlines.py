@@ -79,7 +79,8 @@ def _turns(ring: Ring) -> Bool[np.ndarray, " _n"]:
     """Which points of a closed line are corners: the others lie on the straight way between their neighbours."""
     came, goes = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     straight = (came[:, 0] * goes[:, 1] == came[:, 1] * goes[:, 0]) & ((came * goes).sum(1) > 0)
-    return ~straight
+    corners: Bool[np.ndarray, " _n"] = ~straight
+    return corners
 
 
 def keyhole(outer: Ring, holes: list[Ring]) -> Float64[np.ndarray, "_n 2"]:
