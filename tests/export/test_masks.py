@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from tagseg.data.records import DataError
-from tagseg.export.masks import MaskSet, collect, read_mask
+from tagseg.export.masks import MaskSet, Unsure, collect, read_mask
 from tagseg.masks.write import mask_file, write_classes, write_mask
 from tagseg.run import Run, RunError
+from tagseg.settings import Settings
 
 
 def test_pseudo_masks_of_the_training_images(run: Run) -> None:
@@ -25,6 +26,20 @@ def test_pseudo_masks_of_the_training_images(run: Run) -> None:
         assert (mask == 255).sum() == 1 and mask.shape == one.size
         assert np.array_equal(read_mask(decided, two), np.where(mask == 255, 0, mask))
         assert np.array_equal(read_mask(dropped, three), read_mask(decided, two))
+
+
+def test_masks_after_self_training(run: Run) -> None:
+    with pytest.raises(DataError, match=r"--of improved: .*run has no self-training \(setting segment.rounds: got 1\)"):
+        collect(run, "improved", "void")
+    run.settings_file.write_text(Settings.from_dict({"data": {"min_images": 1}, "segment": {"rounds": 3}}).to_toml())
+    for number, value in ((1, 1), (2, 2)):
+        write_mask(mask_file(run.round(number).masks, "dog/1"), np.full((6, 8), value, np.uint8))
+        write_mask(mask_file(run.round(number).decided_masks, "dog/1"), np.full((6, 8), value - 1, np.uint8))
+    kinds: tuple[tuple[Unsure, int], ...] = (("void", 2), ("decided", 1))
+    for unsure, value in kinds:
+        found = collect(run, "improved", unsure)
+        assert [image.id for image in found.images] == ["dog/1"] and found.subset == "train"
+        assert (read_mask(found, found.images[0]) == value).all()
 
 
 def test_predictions_of_the_validation_images(run: Run) -> None:
@@ -66,7 +81,7 @@ def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("of", "photos", "message"),
     [
-        ("lunch", None, "--of lunch: no such folder; expected pseudo, predictions or a folder of masks"),
+        ("lunch", None, "--of lunch: no such folder; expected pseudo, improved, predictions or a folder of masks"),
         ("pseudo", "photos", "--photos photos: the images of --of pseudo are the run's own"),
     ],
 )

@@ -22,8 +22,8 @@ def export(
     of: Annotated[
         str,
         Parameter(
-            help="Masks: pseudo (training images), predictions (validation images), or a folder that tagseg predict or "
-            "tagseg import wrote."
+            help="Masks: pseudo (training images), improved (the same after --segment.rounds of self-training), "
+            "predictions (validation images), or a folder that tagseg predict or tagseg import wrote."
         ),
     ] = "pseudo",
     photos: Annotated[

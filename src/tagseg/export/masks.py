@@ -55,8 +55,9 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
 
     Args:
         run: a run folder.
-        of: `pseudo` (training images), `predictions` (validation images, by the segmentation network), or a folder of
-            masks as `tagseg predict` and `tagseg import` write them.
+        of: `pseudo` (training images), `improved` (the same after the rounds of self-training), `predictions`
+            (validation images, by the segmentation network), or a folder of masks as `tagseg predict` and `tagseg
+            import` write them.
         unsure: what becomes of unsure pixels.
         photos: with a folder of masks, the folder of their images; None: they are images of the run.
         track: how to report progress.
@@ -67,11 +68,12 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
     """
     prepared = prepare(run, track)
     dataset = prepared.dataset
-    if photos is not None and of in ("pseudo", "predictions"):
+    if photos is not None and of in ("pseudo", "improved", "predictions"):
         raise DataError(f"--photos {photos}: the images of --of {of} are the run's own; expected --of FOLDER with it")
-    if of == "pseudo":
+    if of in ("pseudo", "improved"):
         run.require("masks")
-        folder = run.decided_masks if unsure == "decided" else run.masks
+        source = run if of == "pseudo" else _last_round(run)
+        folder = source.decided_masks if unsure == "decided" else source.masks
         return MaskSet(dataset.classes, "train", _of_run(prepared, dataset.split("train"), folder), unsure)
     if of == "predictions":
         run.require("evaluate")
@@ -81,7 +83,7 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
         return MaskSet(dataset.classes, "val", images, unsure)
     folder = Path(of)
     if not folder.is_dir():
-        raise DataError(f"--of {of}: no such folder; expected pseudo, predictions or a folder of masks")
+        raise DataError(f"--of {of}: no such folder; expected pseudo, improved, predictions or a folder of masks")
     if photos is None:
         images = _of_run(prepared, dataset.samples, folder)
     else:
@@ -126,6 +128,14 @@ def image_name(sample: Sample) -> str:
     """Return an image's path below the folder of images, with its suffix, as no other image of the data set has it."""
     # Ids of images that differ in suffix alone have kept it.
     return sample.id if Path(sample.id).name == sample.image.name else sample.id + sample.image.suffix
+
+
+def _last_round(run: Run) -> Run:
+    rounds = run.settings().segment.rounds
+    if rounds < 2:
+        raise DataError(f"--of improved: {run.root} has no self-training (setting segment.rounds: got {rounds})")
+    run.require("segment")
+    return run.round(rounds - 1)
 
 
 def _of_run(prepared: Prepared, samples: tuple[Sample, ...], folder: Path) -> tuple[MaskedImage, ...]:
