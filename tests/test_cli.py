@@ -14,7 +14,19 @@ from tagseg.cli import main
 from tagseg.run import STAGES, Run
 from tagseg.settings import Settings
 
-COMMANDS = ("fit", "predict", "inspect", "demo", "ablate", "atlas", "calibrate", "export-model", *STAGES)
+COMMANDS = (
+    "fit",
+    "predict",
+    "inspect",
+    "demo",
+    "ablate",
+    "atlas",
+    "calibrate",
+    "export-model",
+    "export",
+    "import",
+    *STAGES,
+)
 SMALL = """\
 device = "cpu"
 workers = 0
@@ -187,6 +199,10 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class: got 0, expected at least 1 image"),
         (["calibrate", "run"], "--masks"),
         (["calibrate", "run", "--masks", "none"], "--masks none: no such folder, expected one of true masks named"),
+        (["export", "photos", "--to", "coco", "--out", "new"], "photos: not a run folder (no manifest.json)"),
+        (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
+        (["export", "run", "--to", "hf", "--images", "none", "--out", "new"], "--images none: --to hf cannot do that"),
+        (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder; expected a COCO"),
         (["train", "run"], "stage train is done; --force does it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
@@ -288,6 +304,22 @@ def test_atlas_writes_a_page(run: Run, home: Path, tmp_path: Path, call: Call) -
     status, _, error = call("atlas", run.root, "--device", "cpu")
     assert status == 2 and "atlas.html: exists; choose another --out or --force" in " ".join(error.split())
     assert call("atlas", run.root, "--device", "cpu", "--force")[0] == 0
+
+
+def test_masks_leave_in_another_format_and_come_back(run: Run, tmp_path: Path, call: Call) -> None:
+    coco, back = tmp_path / "coco", tmp_path / "back"
+    status, text, error = call("export", run.root, "--to", "coco", "--out", coco, "--parts", "--min-part", "2")
+    assert status == 0 and text.strip() == f"8 masks: {coco}", error
+    # A name between brackets is no markup here either.
+    assert '"name": "[red]x"' in (coco / "annotations" / "instances_train.json").read_text()
+    assert call("export", run.root, "--to", "voc", "--out", coco)[0] == 2
+    assert call("export", run.root, "--to", "voc", "--out", coco, "--force")[0] == 0
+    (coco / "SegmentationClass" / "3.png").unlink()
+    status, text, error = call("import", coco, "--run", run.root, "--out", back, "--with-pseudo")
+    assert status == 0 and f"7 corrected masks and 1 of the run's own: {back}" in text, error
+    assert f"Learn from them: tagseg segment {run.root} --labels {back} --force" in text
+    status, _, error = call("segment", run.root, "--labels", back, "--force")
+    assert status == 0 and run.settings().segment.labels == str(back), error
 
 
 def test_inspect_shows_counts_the_table_and_warnings(home: Path, call: Call) -> None:

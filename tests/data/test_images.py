@@ -275,6 +275,12 @@ def test_find_image_stays_in_the_folder(tmp_path: Path) -> None:
         inside(root, root / "link.png", "folder x")
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 40), (40, 7)])
+def test_small_jpegs_have_a_size(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size).save(tmp_path / "a.jpg")
+    assert image_size(tmp_path / "a.jpg") == size[::-1]
+
+
 def test_saliency_maps_are_grey_and_of_the_images_size(tmp_path: Path) -> None:
     values = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
     Image.fromarray(values).save(tmp_path / "a.png")

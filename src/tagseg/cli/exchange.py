@@ -22,8 +22,8 @@ def export(
     of: Annotated[
         str,
         Parameter(
-            help="Masks: pseudo (training images), predictions (validation images), or a folder that tagseg predict or "
-            "tagseg import wrote."
+            help="Masks: pseudo (training images), improved (the same after --segment.rounds of self-training), "
+            "predictions (validation images), or a folder that tagseg predict or tagseg import wrote."
         ),
     ] = "pseudo",
     photos: Annotated[
@@ -45,6 +45,7 @@ def export(
     ] = False,
     polygons: Annotated[bool, Parameter(negative=(), help="Polygons, not run-length codes (coco, cvat).")] = False,
     tolerance: Annotated[float, Parameter(help="How far outlines may move, in pixels; 0: exact.")] = 1.0,
+    min_part: Annotated[int, Parameter(help="Connected parts of fewer pixels become background.")] = 0,
     address: Annotated[
         str, Parameter(help="What stands before an image's path in Label Studio's tasks.")
     ] = "/data/local-files/?d=",
@@ -55,14 +56,14 @@ def export(
     By default those of the training images. Masks are exact, but for polygons.
 
         tagseg export runs/a --to coco --out coco/
-        tagseg export runs/a --to yolo --out yolo/ --tolerance 0
+        tagseg export runs/a --to yolo --out yolo/ --min-part 20
         tagseg export runs/a --to cvat --out cvat/ --parts --polygons
         tagseg export runs/a --to hf --out hf/ --of masks/ --photos holiday/
     """
     from tagseg.export.formats import export
     from tagseg.export.settings import ExportSettings
 
-    settings = ExportSettings(parts, polygons, tolerance, address)
+    settings = ExportSettings(parts, polygons, tolerance, address, min_part)
     done = export(run, to, out, of, photos, unsure, images, settings, force, bars)
     say(f"{done.masks} masks: {done.folder}")
 

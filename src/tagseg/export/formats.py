@@ -1,5 +1,6 @@
 """Export: a run's masks in the formats of other tools."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,7 @@ def export(
     described = {"export": to, "run": str(Path(run).resolve()), "of": of, "unsure": unsure, "images": images}
     with whole_folder(folder, described, force) as temporary:
         masks = collect(Run(Path(run)), of, unsure, photos, track)
+        masks = dataclasses.replace(masks, min_part=settings.min_part)
         about.write(masks, temporary, settings, track)
         pairs = ((image.image, temporary / about.place(masks, image)) for image in masks.images)
         place_images(pairs, images, len(masks.images), track)

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from tagseg.data.images import image_size, load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import VOID, DataError, Dataset, Sample
+from tagseg.export.regions import regions
 from tagseg.masks.write import mask_file
 from tagseg.progress import Track, silent
 from tagseg.run import Run
@@ -39,13 +40,15 @@ class MaskedImage:
 @dataclass(frozen=True)
 class MaskSet:
     """The masks to export; class id i is `classes[i - 1]`. `values` maps values in the files to class ids (None: they
-    are class ids), `subset` is what the images are to the run: train, val, or others (default)."""
+    are class ids), `subset` is what the images are to the run: train, val, or others (default). Connected parts of
+    fewer than `min_part` pixels are taken for background."""
 
     classes: tuple[str, ...]
     subset: Subset
     images: tuple[MaskedImage, ...]
     unsure: Unsure
     values: Mapping[int, int] | None = None
+    min_part: int = 0
 
 
 def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track: Track = silent) -> MaskSet:
@@ -53,8 +56,9 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
 
     Args:
         run: a run folder.
-        of: `pseudo` (training images), `predictions` (validation images, by the segmentation network), or a folder of
-            masks as `tagseg predict` and `tagseg import` write them.
+        of: `pseudo` (training images), `improved` (the same after the rounds of self-training), `predictions`
+            (validation images, by the segmentation network), or a folder of masks as `tagseg predict` and `tagseg
+            import` write them.
         unsure: what becomes of unsure pixels.
         photos: with a folder of masks, the folder of their images; None: they are images of the run.
         track: how to report progress.
@@ -65,11 +69,12 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
     """
     prepared = prepare(run, track)
     dataset = prepared.dataset
-    if photos is not None and of in ("pseudo", "predictions"):
+    if photos is not None and of in ("pseudo", "improved", "predictions"):
         raise DataError(f"--photos {photos}: the images of --of {of} are the run's own; expected --of FOLDER with it")
-    if of == "pseudo":
+    if of in ("pseudo", "improved"):
         run.require("masks")
-        folder = run.decided_masks if unsure == "decided" else run.masks
+        source = run if of == "pseudo" else _last_round(run)
+        folder = source.decided_masks if unsure == "decided" else source.masks
         return MaskSet(dataset.classes, "train", _of_run(prepared, dataset.split("train"), folder), unsure)
     if of == "predictions":
         run.require("evaluate")
@@ -79,7 +84,7 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
         return MaskSet(dataset.classes, "val", images, unsure)
     folder = Path(of)
     if not folder.is_dir():
-        raise DataError(f"--of {of}: no such folder; expected pseudo, predictions or a folder of masks")
+        raise DataError(f"--of {of}: no such folder; expected pseudo, improved, predictions or a folder of masks")
     if photos is None:
         images = _of_run(prepared, dataset.samples, folder)
     else:
@@ -104,13 +109,34 @@ def read_mask(masks: MaskSet, image: MaskedImage) -> UInt8[np.ndarray, "h w"]:
     unsure = mask == VOID
     if masks.unsure == "decided" and unsure.any():
         raise DataError(f"{image.mask}: has unsure pixels (255), expected none; give --unsure void or background")
-    return np.where(unsure, np.uint8(0), mask) if masks.unsure == "background" else mask
+    if masks.unsure == "background":
+        mask = np.where(unsure, np.uint8(0), mask)
+    return without_specks(mask, masks.min_part) if masks.min_part > 1 else mask
+
+
+def without_specks(mask: UInt8[np.ndarray, "h w"], min_part: int) -> UInt8[np.ndarray, "h w"]:
+    """Return a mask whose connected parts of fewer than `min_part` pixels have become background; 255 stays."""
+    cleaned = mask.copy()
+    for region in regions(mask):
+        for part in region.parts() if region.class_id != VOID else ():
+            if part.area() < min_part:
+                left, top, width, height = part.box()
+                cleaned[top : top + height, left : left + width][part.pixels()] = 0
+    return cleaned
 
 
 def image_name(sample: Sample) -> str:
     """Return an image's path below the folder of images, with its suffix, as no other image of the data set has it."""
     # Ids of images that differ in suffix alone have kept it.
     return sample.id if Path(sample.id).name == sample.image.name else sample.id + sample.image.suffix
+
+
+def _last_round(run: Run) -> Run:
+    rounds = run.settings().segment.rounds
+    if rounds < 2:
+        raise DataError(f"--of improved: {run.root} has no self-training (setting segment.rounds: got {rounds})")
+    run.require("segment")
+    return run.round(rounds - 1)
 
 
 def _of_run(prepared: Prepared, samples: tuple[Sample, ...], folder: Path) -> tuple[MaskedImage, ...]:

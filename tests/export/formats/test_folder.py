@@ -53,7 +53,7 @@ def test_images_are_copied_or_linked(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("a")
     for how in ("none", "copy", "link"):
         target = tmp_path / how / "sub" / "a.jpg"
-        place_images([(tmp_path / "a.jpg", target)], how, 1, silent)  # type: ignore[arg-type]
+        place_images([(tmp_path / "a.jpg", target)], how, 1, silent)
         assert target.exists() == (how != "none") and target.is_symlink() == (how == "link")
     assert (tmp_path / "copy" / "sub" / "a.jpg").read_text() == "a"
     assert (tmp_path / "link" / "sub" / "a.jpg").resolve() == tmp_path / "a.jpg"

@@ -43,7 +43,7 @@ def test_every_format_writes_its_files(to: Any, images: Any, wanted: set[str], r
     assert (done.folder, done.masks) == (tmp_path / "out", 6)
     assert files(tmp_path / "out") == wanted | {"made_by_tagseg.json"}
     made = json.loads((tmp_path / "out" / "made_by_tagseg.json").read_text())
-    assert (made["export"], made["of"], made["unsure"]) == (to, "pseudo", _FORMATS[to].unsure[0])  # type: ignore[index]
+    assert (made["export"], made["of"], made["unsure"]) == (to, "pseudo", _FORMATS[to].unsure[0])
 
 
 def test_an_image_folder_holds_images_and_masks(run: Run, tmp_path: Path) -> None:
@@ -90,5 +90,7 @@ def test_nothing_is_overwritten_without_force(run: Run, tmp_path: Path) -> None:
     export(run.root, "coco", tmp_path / "out")
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'out'}: exists; choose another --out or --force")):
         export(run.root, "coco", tmp_path / "out")
-    export(run.root, "labelstudio", tmp_path / "out", force=True)
+    export(run.root, "labelstudio", tmp_path / "out", settings=ExportSettings(min_part=100), force=True)
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    assert not any(task["predictions"][0]["result"] for task in tasks)
     assert files(tmp_path / "out") == {"tasks.json", "interface.xml", "made_by_tagseg.json"}

@@ -23,7 +23,8 @@ XML_TEXT = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\u
 def brushed(code: list[int], shape: tuple[int, int]) -> np.ndarray:
     """Return the pixels of a code whose runs all repeat a value, as those of a brush do."""
     bits = "".join(f"{byte:08b}" for byte in code)
-    total, place, values = int(bits[:32], 2), 32 + 5 + 16, []
+    total, place = int(bits[:32], 2), 32 + 5 + 16
+    values: list[int] = []
     sizes = [int(bits[37 + 4 * i : 41 + 4 * i], 2) + 1 for i in range(4)]
     while len(values) < total:
         assert bits[place] == "1"

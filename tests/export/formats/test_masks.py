@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from tagseg.data.records import DataError
-from tagseg.export.masks import MaskSet, collect, read_mask
+from tagseg.export.masks import MaskSet, Unsure, collect, read_mask
 from tagseg.masks.write import mask_file, write_classes, write_mask
 from tagseg.run import Run, RunError
+from tagseg.settings import Settings
 
 
 def test_pseudo_masks_of_the_training_images(run: Run) -> None:
-    kept, decided, dropped = (collect(run, "pseudo", unsure) for unsure in ("void", "decided", "background"))  # type: ignore[arg-type]
+    kept, decided, dropped = (collect(run, "pseudo", unsure) for unsure in ("void", "decided", "background"))
     assert [image.name for image in kept.images] == [
         *("cat/1.png", "cat/2.jpg", "cat/2.png", "dog/1.png", "dog/ä b.png", "dog/turned.jpg"),
     ]
@@ -25,6 +26,20 @@ def test_pseudo_masks_of_the_training_images(run: Run) -> None:
         assert (mask == 255).sum() == 1 and mask.shape == one.size
         assert np.array_equal(read_mask(decided, two), np.where(mask == 255, 0, mask))
         assert np.array_equal(read_mask(dropped, three), read_mask(decided, two))
+
+
+def test_masks_after_self_training(run: Run) -> None:
+    with pytest.raises(DataError, match=r"--of improved: .*run has no self-training \(setting segment.rounds: got 1\)"):
+        collect(run, "improved", "void")
+    run.settings_file.write_text(Settings.from_dict({"data": {"min_images": 1}, "segment": {"rounds": 3}}).to_toml())
+    for number, value in ((1, 1), (2, 2)):
+        write_mask(mask_file(run.round(number).masks, "dog/1"), np.full((6, 8), value, np.uint8))
+        write_mask(mask_file(run.round(number).decided_masks, "dog/1"), np.full((6, 8), value - 1, np.uint8))
+    kinds: tuple[tuple[Unsure, int], ...] = (("void", 2), ("decided", 1))
+    for unsure, value in kinds:
+        found = collect(run, "improved", unsure)
+        assert [image.id for image in found.images] == ["dog/1"] and found.subset == "train"
+        assert (read_mask(found, found.images[0]) == value).all()
 
 
 def test_predictions_of_the_validation_images(run: Run) -> None:
@@ -66,7 +81,7 @@ def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("of", "photos", "message"),
     [
-        ("lunch", None, "--of lunch: no such folder; expected pseudo, predictions or a folder of masks"),
+        ("lunch", None, "--of lunch: no such folder; expected pseudo, improved, predictions or a folder of masks"),
         ("pseudo", "photos", "--photos photos: the images of --of pseudo are the run's own"),
     ],
 )
@@ -83,6 +98,18 @@ def test_masks_that_are_not_made_yet(run: Run) -> None:
         collect(run, "pseudo", "void")
     with pytest.raises(RunError, match="stage evaluate has not finished"):
         collect(run, "predictions", "void")
+
+
+def test_small_parts_become_background(mask_set: Callable[..., MaskSet]) -> None:
+    mask = np.array([[1, 1, 0, 2, 255], [0, 0, 1, 0, 0], [3, 0, 0, 0, 3]], np.uint8)
+    for min_part, wanted in (
+        (0, mask),
+        (1, mask),
+        (2, np.array([[1, 1, 0, 0, 255], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])),
+        (4, np.array([[0, 0, 0, 0, 255], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])),
+    ):
+        found = mask_set({"a": mask}, min_part=min_part)
+        assert np.array_equal(read_mask(found, found.images[0]), wanted)
 
 
 def test_wrong_masks_are_named(mask_set: Callable[..., MaskSet]) -> None:

@@ -93,3 +93,5 @@ def test_wrong_tolerances() -> None:
     for tolerance in (-1.0, float("nan"), float("inf")):
         with pytest.raises(DataError, match=f"--tolerance {tolerance}: expected 0 or more pixels"):
             ExportSettings(tolerance=tolerance)
+    with pytest.raises(DataError, match="--min-part -1: expected 0 or more pixels"):
+        ExportSettings(min_part=-1)
