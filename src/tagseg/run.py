@@ -29,11 +29,13 @@ SECTIONS: dict[Stage, tuple[str, ...]] = {
 }
 """The settings each stage depends on, beyond those of the stages before it."""
 
+_ROUNDS = "self_training"
+
 OUTPUTS: dict[Stage, tuple[str, ...]] = {
     "train": ("network", "data.json"),
     "localise": ("maps",),
     "masks": ("masks", "masks_without_void"),
-    "segment": ("segmenter", "self_training", "labels"),
+    "segment": ("segmenter", _ROUNDS, "labels"),
     "evaluate": ("predictions", "evaluation.json", "evaluation.md"),
     "report": ("report.html",),
 }
@@ -119,7 +121,7 @@ class Run:
         It has a segmenter, maps and masks like a run, and settings.toml says how its maps are read; it is no run that
         could be continued by itself.
         """
-        return Run(self.root / "self_training" / f"round_{number}")
+        return Run(self.root / _ROUNDS / f"round_{number}")
 
     @property
     def labels(self) -> Path:
@@ -143,6 +145,21 @@ class Run:
     @property
     def report_file(self) -> Path:
         return self.root / "report.html"
+
+    @property
+    def review(self) -> Path:
+        """Folder of what a person decided about the masks; rounds of self-training share that of their run."""
+        home = self.root.parent.parent if self.root.parent.name == _ROUNDS else self.root
+        return home / "review"
+
+    @property
+    def decisions_file(self) -> Path:
+        return self.review / "decisions.sqlite"
+
+    @property
+    def quality_file(self) -> Path:
+        """How far the masks are to be trusted, as far as that was asked: see measure/quality.py."""
+        return self.root / "quality.jsonl"
 
     @property
     def atlas_file(self) -> Path:

@@ -61,6 +61,17 @@ def otsu(values: UInt8[np.ndarray, "..."]) -> float:
     return float((best.mean() + 0.5) / 255)
 
 
+def against_background(probabilities: Float32[np.ndarray, "l h w"], threshold: float) -> Float32[np.ndarray, "l h w"]:
+    """Return the probabilities with the odds of background moved so that a class beats it from a probability of
+    `threshold` (0..1) among the two on; 0.5 changes nothing."""
+    if threshold == 0.5:
+        return probabilities
+    moved = probabilities.copy()
+    moved[0] *= np.float32(threshold / (1 - threshold))
+    moved /= moved.sum(0)
+    return moved
+
+
 def with_saliency(
     probabilities: Float32[np.ndarray, "l h w"], saliency: UInt8[np.ndarray, "h w"]
 ) -> Float32[np.ndarray, "l h w"]:

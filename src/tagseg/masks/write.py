@@ -17,8 +17,16 @@ from tagseg.data.check import require_saliency
 from tagseg.data.images import read_image, read_saliency
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Sample
-from tagseg.masks.background import agreement, cut, decide, label_probabilities, with_saliency
+from tagseg.masks.background import (
+    against_background,
+    agreement,
+    cut,
+    decide,
+    label_probabilities,
+    with_saliency,
+)
 from tagseg.masks.crf import dense_crf
+from tagseg.masks.decisions import NEUTRAL, OPEN, Decision, accepted_masks, decision_of
 from tagseg.masks.maps import map_file, read_maps
 from tagseg.masks.palette import png_palette
 from tagseg.masks.pool import Made, MaskWorkers, mask_workers
@@ -100,29 +108,48 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: Mas
 
 
 def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Settings) -> bool:
-    """Write an image's two masks at `size` (height, width) from its maps; tells whether they hold none of its tags.
+    """Write an image's two masks at `size` (height, width); tells whether they hold none of its tags, unseen by anyone.
+
+    They come from its maps, or are what a person has made of them (see `reviewed_masks`).
 
     Raises:
         RunError: naming the image, when it or its maps cannot be read or its masks not be written.
     """
     try:
-        decided, sure = mask_sample(run, sample, size, settings)
+        decision = decision_of(run, sample.id)
+        decided, sure = reviewed_masks(run, sample, size, settings, decision)
         write_mask(mask_file(run.masks, sample.id), sure)
         write_mask(mask_file(run.decided_masks, sample.id), decided)
     except (ValueError, OSError, MemoryError) as error:
         raise RunError(f"{sample.image}: no mask could be made of it: {error or 'not enough memory'}") from error
-    return not any((sure == class_id).any() for class_id in sample.tags)
+    return not decision.changes_masks() and not any((sure == class_id).any() for class_id in sample.tags)
+
+
+def reviewed_masks(
+    run: Run, sample: Sample, size: tuple[int, int], settings: Settings, decision: Decision
+) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
+    """Return the masks of an image (every pixel decided; unsure ones 255) as `decision` wants them: accepted ones as
+    they were accepted, rejected ones 255 everywhere, others without the classes that are off and by the threshold."""
+    if decision.verdict == "accepted" and (kept := accepted_masks(run, sample.id)) is not None:
+        return kept
+    if decision.verdict == "rejected":
+        return np.full(size, VOID, np.uint8), np.full(size, VOID, np.uint8)
+    return mask_sample(run, sample, size, settings, decision)
 
 
 def mask_sample(
-    run: Run, sample: Sample, size: tuple[int, int], settings: Settings
+    run: Run, sample: Sample, size: tuple[int, int], settings: Settings, decision: Decision = OPEN
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
     """Return the masks of an image of a run at `size` (height, width), by all of the run's evidence: see `mask_image`.
+
+    Of `decision` the classes that are off and the threshold count.
 
     Raises:
         DataError: when the image or its saliency map cannot be read, or the latter is missing and asked for.
     """
     maps, classes = read_maps(map_file(run, sample.id))
+    shown = [i for i, class_id in enumerate(classes) if class_id not in decision.off]
+    maps, classes = maps[shown], tuple(classes[i] for i in shown)
     rule = settings.mask_rule()
     small, limit = refined_size(size, rule), settings.data.max_megapixels
     image = saliency = None
@@ -132,7 +159,7 @@ def mask_sample(
     if rule.saliency:
         assert sample.saliency is not None, f"{sample.id} has no saliency map"
         saliency = np.asarray(read_saliency(sample.saliency, small, limit))
-    return mask_image(image, maps, classes, size, rule, settings.crf, saliency)
+    return mask_image(image, maps, classes, size, rule, settings.crf, saliency, decision.threshold)
 
 
 def mask_image(
@@ -143,16 +170,18 @@ def mask_image(
     settings: MaskSettings,
     crf: CrfSettings | None = None,
     saliency: UInt8[np.ndarray, "h w"] | None = None,
+    threshold: float = NEUTRAL,
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
     """Return an image's mask with every pixel decided, and the one whose unsure pixels are 255, both at `size`.
 
-    `maps` (0..255 = 0..peak) of `classes` are enlarged to `refined_size` and become probabilities of labels. There they
-    take background from `saliency` where that is given, and are refined by the image with the dense CRF where both are.
-    Then they are enlarged to `size` (height, width) and decided a strip of rows at a time: at full size only the masks
-    exist.
+    `maps` (0..255 = 0..peak) of `classes` are enlarged to `refined_size` and become probabilities of labels, which
+    `threshold` moves for or against background (see `against_background`). There they take background from `saliency`
+    where that is given, and are refined by the image with the dense CRF where both are. Then they are enlarged to
+    `size` (height, width) and decided a strip of rows at a time: at full size only the masks exist.
     """
     cuts = tuple(cut(values, settings) for values in maps)
     before = label_probabilities(enlarge(maps, refined_size(size, settings)), settings, cuts)
+    before = against_background(before, threshold)
     after = before if saliency is None else with_saliency(before, saliency)
     if image is not None and crf is not None and crf.steps and classes:
         after = dense_crf(after, image, at_size(crf, image.shape[:2]))

@@ -1,0 +1,134 @@
+"""What a person has decided about an image's masks, kept in a database in the run folder."""
+
+import contextlib
+import hashlib
+import io
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from tagseg.run import Run, RunError
+
+Verdict = Literal["open", "accepted", "rejected", "flagged"]
+
+NEUTRAL = 0.5
+"""The threshold at which masks are as the run's settings make them."""
+
+_TABLE = """create table if not exists decisions (
+    id text primary key, verdict text not null, off text not null, threshold real not null, decided blob, sure blob,
+    time text not null default current_timestamp
+)"""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about an image.
+
+    verdict: `accepted` masks are kept as they were seen, whatever is trained anew; `rejected` ones become 255
+    everywhere; `flagged` ones wait for someone to look again, and change nothing. off: ids of classes that the image
+    has been found not to show. threshold: the probability, against background, from which a pixel is a class's.
+    """
+
+    verdict: Verdict = "open"
+    off: tuple[int, ...] = ()
+    threshold: float = NEUTRAL
+
+    def __post_init__(self) -> None:
+        if self.verdict not in get_args(Verdict):
+            raise ValueError(f"verdict {self.verdict!r}: expected {', '.join(get_args(Verdict))}")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold {self.threshold!r}: expected a number between 0 and 1")
+        if not all(isinstance(class_id, int) and 0 < class_id < 255 for class_id in self.off):
+            raise ValueError(f"off {self.off!r}: expected class ids, 1 to 254")
+
+    def changes_masks(self) -> bool:
+        """Tell whether masks differ, or are to be kept, because of it."""
+        return self.verdict in ("accepted", "rejected") or bool(self.off) or self.threshold != NEUTRAL
+
+
+OPEN = Decision()
+"""Nothing was decided."""
+
+Pair = tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]
+"""An image's masks: every pixel decided, and with unsure ones 255."""
+
+
+def decide(run: Run, sample_id: str, decision: Decision, masks: Pair | None = None) -> None:
+    """Store a decision about an image at once, in place of an earlier one; `masks` are those that were accepted.
+
+    Raises:
+        RunError: when the database cannot be written.
+    """
+    assert (decision.verdict == "accepted") == (masks is not None), "accepted masks are kept, no others"
+    kept = [_packed(mask) for mask in masks] if masks is not None else [None, None]
+    run.review.mkdir(parents=True, exist_ok=True)
+    row = (sample_id, decision.verdict, json.dumps(decision.off), decision.threshold, *kept)
+    with _open(run) as database, database:
+        database.execute(_TABLE)
+        columns = "id, verdict, off, threshold, decided, sure"
+        database.execute(f"insert or replace into decisions ({columns}) values (?, ?, ?, ?, ?, ?)", row)
+
+
+def decision_of(run: Run, sample_id: str) -> Decision:
+    """Return what was decided about an image; where nothing was, that is an open decision."""
+    rows = _select(run, "select verdict, off, threshold from decisions where id = ?", sample_id)
+    return _decision(*rows[0]) if rows else OPEN
+
+
+def decisions(run: Run) -> dict[str, Decision]:
+    """Return everything that was decided, by sample id."""
+    return {row[0]: _decision(*row[1:]) for row in _select(run, "select id, verdict, off, threshold from decisions")}
+
+
+def accepted_masks(run: Run, sample_id: str) -> Pair | None:
+    """Return the masks of an image as they were accepted; None where they were not."""
+    query = "select decided, sure from decisions where id = ? and verdict = 'accepted'"
+    rows = _select(run, query, sample_id)
+    return (_unpacked(rows[0][0]), _unpacked(rows[0][1])) if rows else None
+
+
+def fingerprints(run: Run) -> dict[str, str]:
+    """Return a short digest of every decision that changes masks, by sample id, the accepted masks included."""
+    rows = _select(run, "select id, verdict, off, threshold, decided, sure from decisions order by id")
+    return {
+        row[0]: hashlib.sha256(repr(row[1:]).encode()).hexdigest()[:16]
+        for row in rows
+        if _decision(*row[1:4]).changes_masks()
+    }
+
+
+def _decision(verdict: Verdict, off: str, threshold: float) -> Decision:
+    return Decision(verdict, tuple(json.loads(off)), threshold)
+
+
+def _packed(mask: UInt8[np.ndarray, "H W"]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()
+
+
+def _unpacked(content: bytes) -> UInt8[np.ndarray, "H W"]:
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.array(picture)
+
+
+def _select(run: Run, query: str, *values: str) -> list[tuple]:  # type: ignore[type-arg]
+    if not run.decisions_file.exists():
+        return []
+    with _open(run) as database:
+        return database.execute(query, values).fetchall()
+
+
+@contextlib.contextmanager
+def _open(run: Run) -> Iterator[sqlite3.Connection]:
+    try:
+        with contextlib.closing(sqlite3.connect(run.decisions_file, timeout=30)) as database:
+            yield database
+    except sqlite3.Error as error:
+        raise RunError(f"{run.decisions_file}: cannot be read or written ({error})") from error
