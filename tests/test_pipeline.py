@@ -17,6 +17,7 @@ import tagseg
 from tagseg.checkpoint import load_tensors
 from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID, DataError
+from tagseg.masks.decisions import Decision, decide
 from tagseg.masks.write import write_mask
 from tagseg.measure.evaluate import read_evaluation
 from tagseg.pipeline import Fitted, fit, run_stage
@@ -298,3 +299,31 @@ def test_the_package_exports_its_functions_when_they_are_used() -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, tagseg; assert 'torch' not in sys.modules; tagseg.Settings; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(SOURCE)}, check=True)
+
+
+def test_fit_honours_what_was_decided_about_masks(
+    finished: Run, original: Fitted, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = times(finished.root)
+    mine = np.full((48, 64), 1, np.uint8)
+    decide(finished, "photo 00", Decision("accepted"), (mine, mine))
+    decide(finished, "photo 01", Decision("rejected"))
+    decide(finished, "photo 02", Decision("flagged"))
+    with caplog.at_level("INFO", "tagseg"):
+        again = fit(data, finished.root, SETTINGS)
+    assert again is not None and "2 masks were reviewed since they were made" in caplog.text
+    assert "2 masks were reviewed since the segmentation network learned from them" in caplog.text
+    after = times(finished.root)
+    written = {name for name in after if after[name] != before.get(name)}
+    masks = {name for name in written if name.startswith("masks") and "classes.json" not in name}
+    assert masks == {f"{folder}/photo {i:02}.png" for folder in ("masks", "masks_without_void") for i in (0, 1)}
+    assert "segmenter/network.safetensors" in written and "network/network.safetensors" not in written
+    assert (read_mask_file(finished.masks / "photo 00.png") == 1).all()
+    assert (read_mask_file(finished.masks / "photo 01.png") == VOID).all()
+    # What the tags alone gave is scored, not what a person made of it.
+    assert again.evaluation.pseudo_masks == original.evaluation.pseudo_masks
+    weights = [load_tensors(root / "segmenter/network.safetensors")[0] for root in (finished.root, original.run)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    caplog.clear()
+    fit(data, finished.root, SETTINGS)
+    assert "reviewed" not in caplog.text and times(finished.root)["report.html"] == after["report.html"]

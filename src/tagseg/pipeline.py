@@ -8,7 +8,9 @@ from typing import Any
 
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.masks.decisions import fingerprints
 from tagseg.masks.localise import Localised, localise
+from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
 from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
 from tagseg.progress import Track, silent
@@ -44,7 +46,8 @@ def fit(
     """Train on a folder of tagged images and return masks, a segmentation network, figures and a report.
 
     Runs train -> localise -> masks -> segment -> evaluate -> report; finished stages of an existing run are kept, and a
-    training continues behind its last finished epoch.
+    training continues behind its last finished epoch. Masks that were reviewed since (`tagseg review`) are made anew as
+    decided, and the segmentation network learns anew from them.
 
     Args:
         data: a data folder of any layout that `read_dataset` recognises.
@@ -61,6 +64,8 @@ def fit(
     if settings is None:
         settings = run.settings() if run.manifest_file.exists() else Settings()
     run = open_run(out, data, settings, force)
+    if run.done("masks") and run.decisions_file.exists():
+        _honour_decisions(run, track)
     wanted = [stage for stage in needed_stages(settings) if STAGES.index(stage) <= STAGES.index(until)]
     for stage in wanted:
         if stage == "localise" and "masks" in wanted and not run.done(stage):
@@ -109,6 +114,14 @@ def repeat_stage(run: Run, stage: Stage, track: Track = silent) -> None:
         figures |= _STAGES[stage](run, track)
 
 
+def _honour_decisions(run: Run, track: Track) -> None:
+    """Make masks anew that were reviewed since, and let the segmentation network learn anew where any were."""
+    update_masks(prepare(run), run, track)
+    if count := unlearned(run):
+        log.info("%d masks were reviewed since the segmentation network learned from them: it learns anew", count)
+        run.discard("segment")
+
+
 def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> None:
     """Run the stages localise and masks; worker processes make masks while the network still finds maps.
 
@@ -128,6 +141,7 @@ def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> No
             figures |= _localise_figures(localise(prepared.dataset, run, track, then=then))
         log.info("stage masks")
         with run.stage("masks") as figures:
+            figures |= _known_decisions(run)
             figures |= _masks_figures(make_masks(prepared, run, track, workers))
 
 
@@ -145,7 +159,12 @@ def _localise_figures(done: Localised) -> dict[str, Any]:
 
 
 def _masks(run: Run, track: Track) -> dict[str, Any]:
-    return _masks_figures(make_masks(prepare(run), run, track))
+    return _known_decisions(run) | _masks_figures(make_masks(prepare(run), run, track))
+
+
+def _known_decisions(run: Run) -> dict[str, Any]:
+    known = fingerprints(run)
+    return {REVIEWED: known} if known else {}
 
 
 def _masks_figures(done: Masks) -> dict[str, Any]:
@@ -154,13 +173,14 @@ def _masks_figures(done: Masks) -> dict[str, Any]:
 
 
 def _segment(run: Run, track: Track) -> dict[str, Any]:
-    settings, prepared = run.settings(), prepare(run, track)
+    settings, prepared, known = run.settings(), prepare(run, track), _known_decisions(run)
     if settings.segment.labels:
         labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track)
         train_segmenter(labelled, run.labels, settings, run.segmenter, track)
     else:
+        update_masks(prepared, run, track)
         self_train(prepared, run, track)
-    return {}
+    return known
 
 
 def _evaluate(run: Run, track: Track) -> dict[str, Any]:

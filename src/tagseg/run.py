@@ -7,9 +7,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from tagseg.memory import peak_memory_mb, reset_peak_memory
@@ -220,12 +221,15 @@ class Run:
             "seconds": round(seconds, 1),
             "peak_mb": round(peak),
             **figures,
-            "files": {
-                path.relative_to(self.root).as_posix(): _checksum(path)
-                for output in OUTPUTS[name]
-                for path in _files(self.root / output)
-            },
+            "files": self._checksums([path for output in OUTPUTS[name] for path in _files(self.root / output)]),
         }
+        write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    def note(self, stage: Stage, files: Iterable[Path], figures: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Note new checksums of some outputs of a finished stage, and figures, in the manifest."""
+        manifest = self.manifest()
+        manifest["stages"][stage] |= figures
+        manifest["stages"][stage]["files"] |= self._checksums(files)
         write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
 
     def remove_leftovers(self, stage: Stage) -> None:
@@ -252,6 +256,9 @@ class Run:
         if first == "train":
             for file in (self.calibration_file, self.calibration_file.with_suffix(".md"), self.atlas_file):
                 file.unlink(missing_ok=True)
+
+    def _checksums(self, files: Iterable[Path]) -> dict[str, str]:
+        return {path.relative_to(self.root).as_posix(): _checksum(path) for path in files}
 
     def _require(self) -> None:
         for file in (self.manifest_file, self.settings_file):

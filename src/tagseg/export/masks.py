@@ -1,5 +1,6 @@
 """Which masks leave a run: its pseudo-masks, its predictions, or a folder of masks; one image at a time."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,15 @@ from tagseg.data.images import image_size, load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import VOID, DataError, Dataset, Sample
 from tagseg.export.regions import regions
+from tagseg.masks.decisions import decisions
+from tagseg.masks.update import update_masks
 from tagseg.masks.write import mask_file
 from tagseg.progress import Track, silent
 from tagseg.run import Run
 from tagseg.segment.inputs import find_images
 from tagseg.segment.labels import class_values
+
+log = logging.getLogger(__name__)
 
 Unsure = Literal["void", "decided", "background"]
 """What becomes of unsure pixels: they stay 255, the masks without them are taken, or they turn into background."""
@@ -74,8 +79,9 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
     if of in ("pseudo", "improved"):
         run.require("masks")
         source = run if of == "pseudo" else _last_round(run)
+        update_masks(prepared, run, track)
         folder = source.decided_masks if unsure == "decided" else source.masks
-        return MaskSet(dataset.classes, "train", _of_run(prepared, dataset.split("train"), folder), unsure)
+        return MaskSet(dataset.classes, "train", _of_run(prepared, _not_rejected(run, dataset), folder), unsure)
     if of == "predictions":
         run.require("evaluate")
         images = _of_run(prepared, dataset.split("val"), run.predictions)
@@ -129,6 +135,17 @@ def image_name(sample: Sample) -> str:
     """Return an image's path below the folder of images, with its suffix, as no other image of the data set has it."""
     # Ids of images that differ in suffix alone have kept it.
     return sample.id if Path(sample.id).name == sample.image.name else sample.id + sample.image.suffix
+
+
+def _not_rejected(run: Run, dataset: Dataset) -> tuple[Sample, ...]:
+    """The training images whose masks no person has rejected."""
+    rejected = {name for name, decision in decisions(run).items() if decision.verdict == "rejected"}
+    kept = tuple(sample for sample in dataset.split("train") if sample.id not in rejected)
+    if len(kept) < len(dataset.split("train")):
+        log.info("left out: %d images whose masks were rejected", len(dataset.split("train")) - len(kept))
+    if not kept:
+        raise DataError(f"{run.root}: the masks of all training images were rejected, so there is none to export")
+    return kept
 
 
 def _last_round(run: Run) -> Run:

@@ -3,9 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,7 +13,8 @@ from jaxtyping import UInt8
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
-from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.masks.decisions import fingerprints
+from tagseg.masks.write import mask_file, mask_sample, write_classes, write_mask
 from tagseg.measure.calibration import calibration_images
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
@@ -127,7 +127,11 @@ def score_segmenter(
         target = mask_file(run.predictions, sample.id)
         if not target.exists():
             write_mask(target, predictor(read_image(sample.image, settings.data.max_megapixels)))
-    return _score(prepared, validation, "val", run.predictions, track)
+
+    def predicted(sample: Sample) -> UInt8[np.ndarray, "h w"]:
+        return read_mask_file(mask_file(run.predictions, sample.id))
+
+    return _score(prepared, validation, "val", predicted, track)
 
 
 def bound_settings(settings: Settings) -> Settings:
@@ -156,19 +160,26 @@ def score_pseudo_masks(
 
     They are those of the run, or of a round of its self-training (`made_in`).
 
-    Unsure pixels are scored by their likelier label, and images that the mask settings were calibrated with are left
-    out: anything else would flatter.
+    Unsure pixels are scored by their likelier label, masks that a person decided about as they were before, and images
+    that the mask settings were calibrated with are left out: anything else would flatter.
 
     Raises:
         DataError: when a true mask has another size than its image, or unknown ids.
     """
     scored = scored_samples(prepared.dataset, "train", calibration_images(run))
     source = made_in or run
-    scores = _score(prepared, scored, "train", source.decided_masks, track)
-    if scores is None:
-        return None
-    void = [(read_mask_file(mask_file(source.masks, sample.id)) == VOID).mean() for sample in scored]
-    return dataclasses.replace(scores, unsure_share=float(np.mean(void)))
+    settings, reviewed, void = source.settings(), fingerprints(run), []
+
+    def made(sample: Sample) -> UInt8[np.ndarray, "h w"]:
+        if sample.id in reviewed:
+            decided, sure = mask_sample(source, sample, prepared.sizes[sample.id], settings)
+        else:
+            decided, sure = (read_mask_file(mask_file(at, sample.id)) for at in (source.decided_masks, source.masks))
+        void.append((sure == VOID).mean())
+        return decided
+
+    scores = _score(prepared, scored, "train", made, track)
+    return dataclasses.replace(scores, unsure_share=float(np.mean(void))) if scores else None
 
 
 def scored_samples(dataset: Dataset, split: Literal["train", "val"], left_out: Container[str] = ()) -> list[Sample]:
@@ -209,22 +220,19 @@ def _scores(values: dict[str, Any] | None) -> Scores | None:
     return Scores(**{**values, "iou": tuple(values["iou"])}) if values else None
 
 
-def _score(prepared: Prepared, samples: list[Sample], split: str, folder: Path, track: Track) -> Scores | None:
+def _score(
+    prepared: Prepared,
+    samples: list[Sample],
+    split: str,
+    predicted: Callable[[Sample], UInt8[np.ndarray, "h w"]],
+    track: Track,
+) -> Scores | None:
     if not samples:
         return None
     ids = len(prepared.dataset.classes) + 1
     matrix = np.zeros((ids, ids), np.int64)
-    for truth, predicted in track(_pairs(prepared, samples, folder), f"score {split}", len(samples)):
-        matrix += confusion(truth, predicted, ids)
+    for sample in track(samples, f"score {split}", len(samples)):
+        truth = load_mask(sample, prepared.dataset, prepared.sizes[sample.id])
+        matrix += confusion(truth, predicted(sample), ids)
     result = iou(matrix)
     return Scores(result.miou, result.iou, len(samples), split)
-
-
-def _pairs(
-    prepared: Prepared, samples: list[Sample], folder: Path
-) -> Iterable[tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]]:
-    for sample in samples:
-        yield (
-            load_mask(sample, prepared.dataset, prepared.sizes[sample.id]),
-            read_mask_file(mask_file(folder, sample.id)),
-        )

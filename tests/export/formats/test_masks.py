@@ -8,6 +8,7 @@ from PIL import Image
 
 from tagseg.data.records import DataError
 from tagseg.export.masks import MaskSet, Unsure, collect, read_mask
+from tagseg.masks.decisions import Decision, decide
 from tagseg.masks.write import mask_file, write_classes, write_mask
 from tagseg.run import Run, RunError
 from tagseg.settings import Settings
@@ -119,3 +120,18 @@ def test_wrong_masks_are_named(mask_set: Callable[..., MaskSet]) -> None:
     strange = mask_set({"a": np.full((3, 4), 9, np.uint8)})
     with pytest.raises(DataError, match=r"0\.png: unknown ids 9 in the mask"):
         read_mask(strange, strange.images[0])
+
+
+def test_what_was_decided_about_masks_leaves_with_them(run: Run) -> None:
+    drawn = np.full((6, 8), 2, np.uint8), np.full((6, 8), 255, np.uint8)
+    decide(run, "cat/1", Decision("accepted"), drawn)
+    decide(run, "dog/1", Decision("rejected"))
+    found = collect(run, "pseudo", "decided")
+    assert [image.id for image in found.images] == ["cat/1", "cat/2.jpg", "cat/2.png", "dog/ä b", "dog/turned"]
+    assert (read_mask(found, found.images[0]) == 2).all() and (read_mask(found, found.images[1]) != 2).all()
+    unsure = collect(run, "pseudo", "void")
+    assert (read_mask(unsure, unsure.images[0]) == 255).all()
+    for name in ("cat/1", "cat/2.jpg", "cat/2.png", "dog/ä b", "dog/turned"):
+        decide(run, name, Decision("rejected"))
+    with pytest.raises(DataError, match="all training images were rejected"):
+        collect(run, "pseudo", "decided")

@@ -1,0 +1,56 @@
+"""Masks that are there already are brought up to date with what a person has decided since."""
+
+import contextlib
+import logging
+
+from tagseg.data.prepare import Prepared
+from tagseg.masks.decisions import fingerprints
+from tagseg.masks.write import make_masks, mask_file
+from tagseg.progress import Track, silent
+from tagseg.run import Run
+
+log = logging.getLogger(__name__)
+
+REVIEWED = "reviewed"
+"""Under this name the manifest keeps, for the stages masks and segment, the decisions that they know of."""
+
+
+def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[str, ...]:
+    """Make the masks anew of which a decision has changed since they were made, those of self-training too.
+
+    The manifest learns their checksums. Returns their images' ids. A segmentation network that has been trained in part
+    is discarded, for it was learning from other masks; what to do with a finished one is up to the caller.
+
+    Raises:
+        RunError: when the stage masks has not finished, or a mask cannot be made.
+    """
+    run.require("masks")
+    now, then = fingerprints(run), run.manifest()["stages"]["masks"].get(REVIEWED, {})
+    changed = tuple(
+        sample.id for sample in prepared.dataset.split("train") if now.get(sample.id) != then.get(sample.id)
+    )
+    if not changed:
+        return ()
+    log.info("%d masks were reviewed since they were made: made anew, as decided", len(changed))
+    segmented = run.done("segment")
+    if not segmented:
+        run.discard("segment")
+    rounds = range(1, run.settings().segment.rounds if segmented else 1)
+    for source in (run, *(run.round(number) for number in rounds)):
+        files = [mask_file(folder, name) for folder in (source.masks, source.decided_masks) for name in changed]
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                file.unlink()
+        make_masks(prepared, source, track)
+        run.note("masks" if source is run else "segment", files)
+    run.note("masks", (), {REVIEWED: now})
+    return changed
+
+
+def unlearned(run: Run) -> int:
+    """Return of how many images the decision was another when the segmentation network learned from their masks; 0
+    where there is no network."""
+    if not run.done("segment"):
+        return 0
+    now, then = fingerprints(run), run.manifest()["stages"]["segment"].get(REVIEWED, {})
+    return sum(now.get(name) != then.get(name) for name in now.keys() | then.keys())
