@@ -14,8 +14,9 @@ Errors = list[tuple[str, str, str]]
 def corrupted(data: Path, out: Path, share: float, seed: int) -> Errors:
     """Make `out` a data folder like `data`, without its masks, where a share of all training tags is corrupted.
 
-    A corrupted tag is swapped for a class that the image has not, gets such a class beside it, or is dropped, with equal
-    chance; an only tag is swapped instead of dropped, for every training image needs a tag. Returns what was done.
+    A corrupted tag is swapped for a class that the image has not, gets such a class beside it, or is dropped, with
+    equal chance; an only tag is swapped instead of dropped, for every training image needs a tag. Returns what was
+    done.
     """
     lists = data / "ImageSets/Segmentation"
     train = set((lists / "train_aug.txt").read_text().split())

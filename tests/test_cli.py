@@ -22,6 +22,7 @@ COMMANDS = (
     "ablate",
     "atlas",
     "calibrate",
+    "worst",
     "export-model",
     "export",
     "import",
@@ -370,3 +371,17 @@ def test_a_real_process_shows_help_without_the_libraries(tmp_path: Path) -> None
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     done = tagseg_process("fit", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "--train.epochs INT" in done.stdout and done.stderr == ""
+
+
+def test_worst_lists_masks_and_tags(run: Run, tmp_path: Path, call: Call) -> None:
+    status, text, _ = call("worst", run.root, "-n", "2", "--csv", tmp_path / "all.csv")
+    images = len(list(run.masks.rglob("*.png")))
+    rows = (tmp_path / "all.csv").read_text().splitlines()
+    assert status == 0 and f"2 of {images} masks" in text and rows[0] == "image,score,classes,reason"
+    scores = [float(row.split(",")[1]) for row in rows[1:]]
+    assert len(scores) == images and scores == sorted(scores)
+    status, text, _ = call("worst", run.root, "--tags", "--csv", tmp_path / "tags.csv")
+    assert status == 0 and ("No tag looks wrong or missing." in text or "likely wrong or missing, the surest" in text)
+    assert (tmp_path / "tags.csv").read_text().startswith("image,tag,suspect,doubt\n")
+    status, _, error = call("worst", run.root, "-n", "0")
+    assert status == 2 and "-n 0: expected 1 or more" in error

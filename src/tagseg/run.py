@@ -253,6 +253,8 @@ class Run:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+        if STAGES.index(first) <= STAGES.index("segment"):
+            self.quality_file.unlink(missing_ok=True)
         if first == "train":
             for file in (self.calibration_file, self.calibration_file.with_suffix(".md"), self.atlas_file):
                 file.unlink(missing_ok=True)
