@@ -186,7 +186,8 @@ def show_worst(ranked: list[Any], total: int) -> None:
     """Print images with their scores as a table."""
     from tagseg.measure.worst import classes_text
 
-    table = Table(title=f"{len(ranked)} of {total} masks, the least trusted first (1: trust, 0: do not)")
+    say(f"{len(ranked)} of {total} masks, the least trusted first (1: trust, 0: do not):")
+    table = Table()
     for column in ("score", "image", "classes", "why"):
         table.add_column(column, overflow="fold")
     for one in ranked:
@@ -200,7 +201,8 @@ def show_suspects(suspects: list[Any], classes: tuple[str, ...], total: int) -> 
     if not total:
         say("No tag looks wrong or missing.")
         return
-    table = Table(title=f"{len(suspects)} of {total} tags that are likely wrong or missing, the surest first")
+    say(f"{len(suspects)} of {total} tags that are likely wrong or missing, the surest first:")
+    table = Table()
     for column in ("doubt", "image", "tag", "likely"):
         table.add_column(column, overflow="fold")
     for one in suspects:
