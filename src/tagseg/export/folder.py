@@ -33,21 +33,27 @@ def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path
             raise DataError(f"{out}: exists, and is no folder that export or import made; choose another --out")
         if not force:
             raise DataError(f"{out}: exists; choose another --out or --force")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".writing-{secrets.token_hex(8)}")
+    with replacing(out) as temporary:
+        yield temporary
+        write_atomically(temporary / _MADE, json.dumps({"tagseg": __version__, **about}, indent=1, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder` that takes its place when the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".writing-{secrets.token_hex(8)}") for _ in range(2))
     temporary.mkdir()
     try:
         yield temporary
-        write_atomically(temporary / _MADE, json.dumps({"tagseg": __version__, **about}, indent=1, ensure_ascii=False))
-        if out.exists():
-            old = out.with_name(f".writing-{secrets.token_hex(8)}")
-            out.replace(old)
-            temporary.replace(out)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(out)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, track: Track) -> None:

@@ -1,10 +1,6 @@
 """A trained segmentation network to take away: weights, description, model card, and on request an ONNX file."""
 
-import contextlib
 import json
-import secrets
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -13,6 +9,7 @@ import torch
 
 from tagseg.checkpoint import load_tensors, save_tensors
 from tagseg.export.card import model_card, weights_licence
+from tagseg.export.folder import replacing
 from tagseg.export.onnx import require_exporter, write_onnx
 from tagseg.masks.palette import class_colours
 from tagseg.run import Run, RunError, write_atomically
@@ -56,7 +53,7 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
     predictor = load(source.root, "cpu")
     about, settings = describe(source), without_folders(source.settings().to_dict())
     difference = None
-    with _new_folder(folder) as temporary:
+    with replacing(folder) as temporary:
         save_tensors(temporary / "network.safetensors", predictor.network.state_dict(), about)
         write_atomically(temporary / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
         if onnx:
@@ -110,21 +107,3 @@ def _require_free(folder: Path, force: bool) -> None:
         raise RunError(f"{folder}: holds what no export wrote ({', '.join(other[:5])}); choose another --out")
     if not force:
         raise RunError(f"{folder}: exists; choose another --out or --force")
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` that takes its place when the block succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".writing-{secrets.token_hex(8)}") for _ in range(2))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
