@@ -124,6 +124,11 @@ class Run:
         """
         return Run(self.root / _ROUNDS / f"round_{number}")
 
+    def final(self) -> "Run":
+        """Return the folder of the masks that are the run's last word: the last round of self-training, or itself."""
+        rounds = self.settings().segment.rounds
+        return self.round(rounds - 1) if rounds > 1 and self.done("segment") else self
+
     @property
     def labels(self) -> Path:
         """Folder of the masks of another tool that the segmentation network learns from (segment.labels)."""

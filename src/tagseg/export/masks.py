@@ -61,9 +61,9 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
 
     Args:
         run: a run folder.
-        of: `pseudo` (training images), `improved` (the same after the rounds of self-training), `predictions`
-            (validation images, by the segmentation network), or a folder of masks as `tagseg predict` and `tagseg
-            import` write them.
+        of: `final` (training images, after the rounds of self-training where there are any), `pseudo` (the same before
+            them), `predictions` (validation images, by the segmentation network), or a folder of masks as `tagseg
+            predict` and `tagseg import` write them.
         unsure: what becomes of unsure pixels.
         photos: with a folder of masks, the folder of their images; None: they are images of the run.
         track: how to report progress.
@@ -74,11 +74,11 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
     """
     prepared = prepare(run, track)
     dataset = prepared.dataset
-    if photos is not None and of in ("pseudo", "improved", "predictions"):
+    if photos is not None and of in ("final", "pseudo", "predictions"):
         raise DataError(f"--photos {photos}: the images of --of {of} are the run's own; expected --of FOLDER with it")
-    if of in ("pseudo", "improved"):
+    if of in ("final", "pseudo"):
         run.require("masks")
-        source = run if of == "pseudo" else _last_round(run)
+        source = run.final() if of == "final" else run
         update_masks(prepared, run, track)
         folder = source.decided_masks if unsure == "decided" else source.masks
         return MaskSet(dataset.classes, "train", _of_run(prepared, _not_rejected(run, dataset), folder), unsure)
@@ -90,7 +90,7 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
         return MaskSet(dataset.classes, "val", images, unsure)
     folder = Path(of)
     if not folder.is_dir():
-        raise DataError(f"--of {of}: no such folder; expected pseudo, improved, predictions or a folder of masks")
+        raise DataError(f"--of {of}: no such folder; expected final, pseudo, predictions or a folder of masks")
     if photos is None:
         images = _of_run(prepared, dataset.samples, folder)
     else:
@@ -146,14 +146,6 @@ def _not_rejected(run: Run, dataset: Dataset) -> tuple[Sample, ...]:
     if not kept:
         raise DataError(f"{run.root}: the masks of all training images were rejected, so there is none to export")
     return kept
-
-
-def _last_round(run: Run) -> Run:
-    rounds = run.settings().segment.rounds
-    if rounds < 2:
-        raise DataError(f"--of improved: {run.root} has no self-training (setting segment.rounds: got {rounds})")
-    run.require("segment")
-    return run.round(rounds - 1)
 
 
 def _of_run(prepared: Prepared, samples: tuple[Sample, ...], folder: Path) -> tuple[MaskedImage, ...]:

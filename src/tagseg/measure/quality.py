@@ -100,7 +100,7 @@ def assess(run: Run, track: Track = silent) -> dict[str, ImageQuality]:
         raise RunError(f"{run.root}: learned from the masks in {labels}; there are none of its own to judge")
     run.require("masks")
     run.require("segment")
-    prepared, settings, source = prepare(run), run.settings(), reviewed_run(run)
+    prepared, settings, source = prepare(run), run.settings(), run.final()
     samples = prepared.dataset.split("train")
     known = read_quality(run)
     # Written anew, so that it ends with a whole line.
@@ -138,12 +138,6 @@ def read_quality(run: Run) -> dict[str, ImageQuality]:
                 quality = _from_line(values)
                 found[quality.id] = quality
     return found
-
-
-def reviewed_run(run: Run) -> Run:
-    """Return where the masks lie that are the run's last word: the last round of self-training, or the run itself."""
-    rounds = run.settings().segment.rounds
-    return run.round(rounds - 1) if rounds > 1 and run.done("segment") else run
 
 
 def expected_iou(probability: Float[np.ndarray, "*l h w"], mask: Bool[np.ndarray, "*l h w"]) -> float:
