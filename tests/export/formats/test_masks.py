@@ -41,7 +41,8 @@ def test_masks_after_self_training(run: Run) -> None:
         found = collect(run, "final", unsure)
         assert [image.id for image in found.images] == ["dog/1"] and found.subset == "train"
         assert (read_mask(found, found.images[0]) == value).all()
-    assert np.array_equal(read_mask(found := collect(run, "pseudo", "void"), found.images[3]), before[0])
+    first = collect(run, "pseudo", "void")
+    assert np.array_equal(read_mask(first, first.images[3]), before[0])
 
 
 def test_predictions_of_the_validation_images(run: Run) -> None:
