@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished run: its folder, pseudo-masks of the training images, figures (None where no truth exists), report."""
+    """A finished run: its folder, pseudo-masks of the training images (after self-training, where there is any), figures
+    (None where no truth exists), report."""
 
     run: Path
     masks: Path
@@ -72,7 +73,7 @@ def fit(
             localise_and_mask(prepare(run), run, track)
         elif not run.done(stage):
             repeat_stage(run, stage, track)
-    return None if until != STAGES[-1] else Fitted(run.root, run.masks, read_evaluation(run), run.report_file)
+    return None if until != STAGES[-1] else Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
 
 
 def run_stage(

@@ -24,6 +24,7 @@ Start here:
     tagseg demo                        see it work in minutes
     tagseg inspect photos/             is my data as it should be?
     tagseg fit photos/ --out runs/a    masks, network, report
+    tagseg worst runs/a                which masks to look at first
     tagseg predict runs/a new/ --out masks/
 
 All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win. The paper's own
