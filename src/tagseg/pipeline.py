@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished run: its folder, pseudo-masks of the training images (after self-training, where there is any), figures
+    """A finished run: its folder, pseudo-masks of the training images (after self-training where there is any), figures
     (None where no truth exists), report."""
 
     run: Path
