@@ -1,4 +1,4 @@
-"""Commands that look at data, at what a run has learned, and at how much of it is due to what."""
+"""Commands that look at data, at masks, at what a run has learned, and at how much of it is due to what."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,6 +137,51 @@ def calibrate(
         say(f"Settings changed, masks and later stages discarded; go on with tagseg fit DATA --out {run}")
     elif apply:
         say("Nothing changed.")
+
+
+@app.command(group=MAIN, sort_key=9)
+def review(
+    run: RunFolder,
+    /,
+    *,
+    port: Annotated[int, Parameter(help="Port to listen at; 0: any that is free.")] = 0,
+    browser: Annotated[bool, Parameter(negative="--no-browser", help="Open the page in the browser.")] = True,
+) -> None:
+    """Look through the masks in the browser, worst first: accept, reject or flag them, switch classes off.
+
+    The page is served to this machine alone, at an address that holds a secret token, until Ctrl-C. Decisions are
+    stored in the run folder at once.
+
+        tagseg review runs/a
+        tagseg review runs/a --port 8000 --no-browser
+    """
+    from tagseg.review.server import review
+
+    def ready(address: str) -> None:
+        say(f"Review: {address}")
+        say("Ctrl-C ends it; decisions are kept.")
+        if browser:
+            open_browser(address)
+
+    review(run, port, ready)
+    say("Ended.")
+
+
+def open_browser(address: str) -> None:
+    """Open a page in the browser, beside what goes on; not in one that would take the terminal over."""
+    import threading
+    import webbrowser
+
+    def open_it() -> None:
+        try:
+            browser = webbrowser.get()
+        except webbrowser.Error:
+            return
+        # Text browsers are of this very class, others of classes below it.
+        if type(browser) is not webbrowser.GenericBrowser:
+            browser.open(address)
+
+    threading.Thread(target=open_it, daemon=True).start()
 
 
 def show_inspection(found: Any, min_images: int) -> None:

@@ -91,6 +91,8 @@ def render(run: Run, track: Track = silent) -> str:
     colours = [css(colour) for colour in class_colours(len(data["classes"]))]
     return render_page(
         "report.html.j2",
+        ("report.css",),
+        ("viewer.js",),
         title=settings.report.title,
         figures=_figures(data, evaluation, manifest),
         class_rows=_class_rows(data, evaluation, colours),
