@@ -119,9 +119,15 @@ def serving(run, port=0):
 
 
 @pytest.fixture
-def served(run):
-    with serving(run) as served:
-        yield served
+def serve():
+    """A function that serves a run's page until the test, and the browser, have ended."""
+    with contextlib.ExitStack() as stack:
+        yield lambda run: stack.enter_context(serving(run))
+
+
+@pytest.fixture
+def served(run, serve):
+    return serve(run)
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +144,7 @@ def chromium():
 
 
 @pytest.fixture
-def open_page(chromium):
+def open_page(chromium, serve):
     """A function that opens an address; at the end nothing may have gone wrong there, or been asked of elsewhere."""
     contexts, wrong, asked, allowed = [], [], set(), set()
 

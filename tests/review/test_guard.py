@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from .conftest import TOKEN, build_run, record_of, serving, write_data
+from .conftest import TOKEN, build_run, record_of, write_data
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_ids_are_looked_up_and_never_part_of_a_path(served, kind, sample_id):
     assert (status, json.loads(body)) == (404, {"error": "id: no such image in this run"})
 
 
-def test_links_out_of_the_folders_are_not_followed(tmp_path):
+def test_links_out_of_the_folders_are_not_followed(tmp_path, serve):
     run = build_run(tmp_path / "one")
     outside = build_run(tmp_path / "two")
     data = tmp_path / "one" / "data"
@@ -78,20 +78,20 @@ def test_links_out_of_the_folders_are_not_followed(tmp_path):
     records = [record_of(f"img{i}", data / f"img{i}.png") for i in range(3)]
     records += [record_of("by-folder", data / "folder" / "img3.png"), record_of("inside", data / "inside.png")]
     write_data(run, [*records, record_of("up", data / ".." / ".." / "two" / "data" / "img3.png")])
-    with serving(run) as served:
-        for path in (
-            "photo?id=img0",
-            "thumb?id=img0",
-            "mask?id=img0&off=1",
-            "mask?id=img1",
-            "photo?id=by-folder",
-            "photo?id=up",
-        ):
-            status, _, body = served.ask(path)
-            assert status == 409 and b"leads out of the run and the data folder" in body, path
-        assert served.ask("photo?id=img1")[0] == served.ask("photo?id=inside")[0] == 200
-        assert served.decide("img1", "accepted")[0] == 409
-        assert served.list()["counts"]["accepted"] == 0
+    served = serve(run)
+    for path in (
+        "photo?id=img0",
+        "thumb?id=img0",
+        "mask?id=img0&off=1",
+        "mask?id=img1",
+        "photo?id=by-folder",
+        "photo?id=up",
+    ):
+        status, _, body = served.ask(path)
+        assert status == 409 and b"leads out of the run and the data folder" in body, path
+    assert served.ask("photo?id=img1")[0] == served.ask("photo?id=inside")[0] == 200
+    assert served.decide("img1", "accepted")[0] == 409
+    assert served.list()["counts"]["accepted"] == 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tagseg.review import images
 from tagseg.review.images import PHOTO_SIDE, THUMB_SIDE
 from tagseg.review.server import PAGE, listen
 
-from .conftest import HEIGHT, SETTINGS, WIDTH, build_run, record_of, serving, write_data
+from .conftest import HEIGHT, SETTINGS, WIDTH, build_run, record_of, write_data
 
 
 def picture(served, path):
@@ -48,13 +48,13 @@ def test_the_list_says_what_is_known_of_an_image(served):
     assert found["items"][3]["score"] is None
 
 
-def test_pictures_have_the_sizes_that_are_needed(tmp_path):
+def test_pictures_have_the_sizes_that_are_needed(tmp_path, serve):
     run = build_run(tmp_path, names=("large",), scores={})
     Image.new("RGB", (3000, 1500), "red").save(tmp_path / "data" / "large.png")
-    with serving(run) as served:
-        assert picture(served, "photo?id=large").size == (PHOTO_SIDE, PHOTO_SIDE // 2)
-        assert picture(served, "thumb?id=large").size == (THUMB_SIDE, THUMB_SIDE // 2)
-        assert picture(served, "mask?id=large").size == (PHOTO_SIDE, round(PHOTO_SIDE * HEIGHT / WIDTH))
+    served = serve(run)
+    assert picture(served, "photo?id=large").size == (PHOTO_SIDE, PHOTO_SIDE // 2)
+    assert picture(served, "thumb?id=large").size == (THUMB_SIDE, THUMB_SIDE // 2)
+    assert picture(served, "mask?id=large").size == (PHOTO_SIDE, round(PHOTO_SIDE * HEIGHT / WIDTH))
 
 
 def test_a_mask_changes_with_classes_and_threshold(served):
@@ -65,17 +65,17 @@ def test_a_mask_changes_with_classes_and_threshold(served):
     assert shares(served, "id=img0&off=2&threshold=0.2")[0] > left + 0.05
 
 
-def test_of_undecided_images_the_runs_own_masks_are_shown_and_accepted(run):
+def test_of_undecided_images_the_runs_own_masks_are_shown_and_accepted(run, serve):
     # As if the masks stage had made something that its maps do not tell.
     own = np.full((HEIGHT, WIDTH), 2, np.uint8)
     for folder in (run.masks, run.decided_masks):
         write_mask(mask_file(folder, "img0"), own)
-    with serving(run) as served:
-        assert shares(served, "id=img0")[1] == 1
-        assert served.decide("img0", "accepted")[0] == 200
-        assert (accepted_masks(run, "img0")[0] == own).all()
-        assert shares(served, "id=img0")[1] == 1, "as it was accepted"
-        assert shares(served, "id=img0&threshold=0.6")[1] < 0.5
+    served = serve(run)
+    assert shares(served, "id=img0")[1] == 1
+    assert served.decide("img0", "accepted")[0] == 200
+    assert (accepted_masks(run, "img0")[0] == own).all()
+    assert shares(served, "id=img0")[1] == 1, "as it was accepted"
+    assert shares(served, "id=img0&threshold=0.6")[1] < 0.5
 
 
 def test_masks_are_accepted_as_they_are_seen(served, run):
@@ -93,24 +93,24 @@ def read_sample(run, sample_id):
     return queue.entries[queue.places[sample_id]].sample
 
 
-def test_accepted_masks_are_shown_as_they_were_whatever_became_of_the_maps(run):
+def test_accepted_masks_are_shown_as_they_were_whatever_became_of_the_maps(run, serve):
     kept = np.full((HEIGHT, WIDTH), 1, np.uint8)
     decide(run, "img0", Decision("accepted", (2,), 0.4), (kept, kept))
-    with serving(run) as served:
-        assert shares(served, "id=img0&off=2&threshold=0.4")[0] == 1
-        assert shares(served, "id=img0")[0] < 0.6, "something else was asked for"
-        assert served.decide("img0", "accepted", (2,), 0.4)[0] == 200
-        assert (accepted_masks(run, "img0")[0] == kept).all(), "accepted again, it stays"
+    served = serve(run)
+    assert shares(served, "id=img0&off=2&threshold=0.4")[0] == 1
+    assert shares(served, "id=img0")[0] < 0.6, "something else was asked for"
+    assert served.decide("img0", "accepted", (2,), 0.4)[0] == 200
+    assert (accepted_masks(run, "img0")[0] == kept).all(), "accepted again, it stays"
 
 
-def test_a_rejected_image_is_shown_as_it_would_be(run):
+def test_a_rejected_image_is_shown_as_it_would_be(run, serve):
     decide(run, "img0", Decision("rejected"))
     void = np.full((HEIGHT, WIDTH), 255, np.uint8)
     for folder in (run.masks, run.decided_masks):
         write_mask(mask_file(folder, "img0"), void)
-    with serving(run) as served:
-        assert shares(served, "id=img0")[0] > 0.3
-        assert served.list(verdict="rejected")["items"][0]["id"] == "img0"
+    served = serve(run)
+    assert shares(served, "id=img0")[0] > 0.3
+    assert served.list(verdict="rejected")["items"][0]["id"] == "img0"
 
 
 def test_decisions_are_stored_at_once_and_counted(served, run):
@@ -143,24 +143,24 @@ def test_what_cannot_be_read_is_said(served, run, tmp_path):
     assert served.list()["counts"]["rejected"] == 0, "what is not stored is not shown as if it were"
 
 
-def test_fifty_thousand_images_come_a_page_at_a_time_and_thumbnails_when_asked_for(run, monkeypatch):
+def test_fifty_thousand_images_come_a_page_at_a_time_and_thumbnails_when_asked_for(run, monkeypatch, serve):
     decoded = []
     read = images.read_image
     monkeypatch.setattr(images, "read_image", lambda path, *rest: decoded.append(path) or read(path, *rest))
     photo = run.root.parent / "data" / "img0.png"
     write_data(run, [record_of(f"{i:05}", photo, (1 + i % 2,)) for i in range(50_000)])
     run.quality_file.write_text(json.dumps({"id": "49999", "score": 0.01, "classes": {}}) + "\n")
-    with serving(run) as served:
-        status, _, body = served.ask("list")
-        assert status == 200 and len(body) < 200 * PAGE and len(served.ask("")[2]) < 100_000
-        found = served.list(count=5000)
-        assert len(found["items"]) == PAGE and found["total"] == 50_000 and found["items"][0]["id"] == "49999"
-        last = served.list(until=50_000, count=2)
-        assert [item["place"] for item in last["items"]] == [49_998, 49_999] and last["first"] == 49_998
-        assert decoded == [], "no picture is made before it is asked for"
-        for _ in range(2):
-            assert picture(served, "thumb?id=00007").size == (WIDTH, HEIGHT)
-        assert decoded == [photo], "once"
+    served = serve(run)
+    status, _, body = served.ask("list")
+    assert status == 200 and len(body) < 200 * PAGE and len(served.ask("")[2]) < 100_000
+    found = served.list(count=5000)
+    assert len(found["items"]) == PAGE and found["total"] == 50_000 and found["items"][0]["id"] == "49999"
+    last = served.list(until=50_000, count=2)
+    assert [item["place"] for item in last["items"]] == [49_998, 49_999] and last["first"] == 49_998
+    assert decoded == [], "no picture is made before it is asked for"
+    for _ in range(2):
+        assert picture(served, "thumb?id=00007").size == (WIDTH, HEIGHT)
+    assert decoded == [photo], "once"
 
 
 def test_ports_are_checked():

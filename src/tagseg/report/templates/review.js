@@ -142,10 +142,10 @@
     drawItem(null);
   }
   const sought = () => (filter.verdict === "all" ? "open" : filter.verdict);
+  const inList = () => items.findIndex((item) => current && item.id === current.id); // -1 after an undo of something elsewhere
+  const behind = () => (inList() < 0 ? [] : items.slice(inList() + 1));
   function preload() {
-    if (!current) return;
-    const behind = items.filter((item) => item.place > current.place);
-    const next = behind.find((item) => item.verdict === sought()) || behind[0];
+    const next = behind().find((item) => item.verdict === sought()) || behind()[0];
     if (next) Promise.all([picture(photoOf(next)), picture(maskOf(next))]).catch(() => {});
   }
   let moving = false;
@@ -162,15 +162,15 @@
   }
   const step = (forward) => move(async () => {
     if (!current) return;
-    const near = forward ? items.find((item) => item.place > current.place) : items.findLast((item) => item.place < current.place);
-    if (near) return show(near);
+    const near = items[inList() + (forward ? 1 : -1)];
+    if (inList() >= 0 && near) return show(near);
     const found = await list(forward ? { from: current.place + 1 } : { until: current.place });
     if (!found.items.length) return tell(forward ? "This is the last one." : "This is the first one.");
     drawStrip(found);
     show(items.at(forward ? 0 : -1));
   });
   const goOn = () => move(async () => {
-    const near = items.find((item) => item.place > current.place && item.verdict === sought());
+    const near = behind().find((item) => item.verdict === sought());
     if (near) return show(near);
     await server.sent();
     for (const from of [current.place + 1, 0]) {
