@@ -183,11 +183,12 @@ def _share(evaluation: Mapping[str, Any]) -> list[Figure]:
     own, full = evaluation["segmenter"], evaluation.get("full_supervision")
     if not own or not full:
         return []
+    share = per_cent(own["miou"] / full["miou"])
     reached = (
         f"The same network, trained alike on the true masks of the training images, has {per_cent(full['miou'])}: the "
-        "most that could be hoped for. This is the share of it that tags alone have reached."
+        f"most that could be hoped for. With tags alone it has {share} of full supervision."
     )
-    return [Figure("Of full supervision", f"{per_cent(own['miou'] / full['miou'])} of full supervision", reached)]
+    return [Figure("Of full supervision", share, reached)]
 
 
 def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
