@@ -130,9 +130,9 @@ def served(run, serve):
     return serve(run)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless browser, for all tests."""
+    """A headless browser; no longer than a module's tests, as its event loop is in the way of others."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no chromium or chromium-browser on this machine")

@@ -285,6 +285,10 @@ def test_everything_can_be_reached_and_is_named(page):
 
 
 @pytest.mark.parametrize("width", [400, 800, 1600])
-def test_nothing_sticks_out(page, width):
-    page.set_viewport_size({"width": width, "height": 800})
+def test_nothing_sticks_out_and_the_page_stays_where_it_is(page, width):
+    page.set_viewport_size({"width": width, "height": 500})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    wait_for(page, "img1")
+    assert page.evaluate("scrollY") == 0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 
 import numpy as np
 from PIL import Image
@@ -48,17 +48,25 @@ def show_queue(queue: Queue) -> Shown:
     """
     # A mask takes all cores for a moment; and what is asked for twice shall be made once.
     one_at_a_time = Lock()
+    # A browser asks for many at once, and a large photo takes much memory while it is decoded.
+    two_at_a_time = BoundedSemaphore(2)
     limit = queue.settings.data.max_megapixels
 
     @lru_cache(maxsize=THUMBS)
     def thumb(place: int) -> bytes:
-        picture = read_image(own_file(queue, queue.entries[place].sample.image), limit, THUMB_SIDE)
-        return encoded(_reduced(picture, THUMB_SIDE), "jpeg", quality=75)
+        with two_at_a_time:
+            picture = _reduced(
+                read_image(own_file(queue, queue.entries[place].sample.image), limit, THUMB_SIDE), THUMB_SIDE
+            )
+        return encoded(picture, "jpeg", quality=75)
 
     @lru_cache(maxsize=PHOTOS)
     def photo(place: int) -> bytes:
-        picture = read_image(own_file(queue, queue.entries[place].sample.image), limit, PHOTO_SIDE)
-        return encoded(_reduced(picture, PHOTO_SIDE), "jpeg", quality=88)
+        with two_at_a_time:
+            picture = _reduced(
+                read_image(own_file(queue, queue.entries[place].sample.image), limit, PHOTO_SIDE), PHOTO_SIDE
+            )
+        return encoded(picture, "jpeg", quality=88)
 
     @lru_cache(maxsize=MASKS)
     def packed(place: int, off: tuple[int, ...], threshold: float, fresh: bool) -> tuple[bytes, bytes]:

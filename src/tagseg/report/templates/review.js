@@ -59,9 +59,14 @@
       button.toggleAttribute("aria-current", false);
       if (here) {
         button.setAttribute("aria-current", "true");
-        entry.scrollIntoView({ block: "nearest", inline: "nearest" });
+        reveal(entry);
       }
     });
+  }
+  function reveal(entry) { // in the list alone: the page stays where it is
+    const [inner, outer] = [entry.getBoundingClientRect(), find("strip").getBoundingClientRect()];
+    const x = Math.min(inner.left - outer.left, 0) + Math.max(inner.right - outer.right, 0);
+    find("strip").scrollBy(x, Math.min(inner.top - outer.top, 0) + Math.max(inner.bottom - outer.bottom, 0));
   }
   function drawItem(item) {
     if (item && item === current) {
