@@ -26,9 +26,10 @@ from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.masks.write import mask_file
 from tagseg.measure.arms import run_folder
+from tagseg.measure.assess import assess
 from tagseg.measure.evaluate import scored_samples
 from tagseg.measure.iou import confusion, iou
-from tagseg.measure.quality import ImageQuality, assess
+from tagseg.measure.quality import ImageQuality
 from tagseg.measure.suspects import find_suspects
 from tagseg.pipeline import fit
 from tagseg.progress import bars

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ COMMANDS = (
     "export-model",
     "export",
     "import",
+    "review",
     *STAGES,
 )
 SMALL = """\
@@ -204,6 +206,8 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
         (["export", "run", "--to", "hf", "--images", "none", "--out", "new"], "--images none: --to hf cannot do that"),
         (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder; expected a COCO"),
+        (["review", "photos"], "photos: not a run folder (no manifest.json)"),
+        (["review", "run", "--port", "70000"], "--port 70000: expected a number from 0 (any that is free) to 65535"),
         (["train", "run"], "stage train is done; --force does it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
@@ -321,6 +325,16 @@ def test_masks_leave_in_another_format_and_come_back(run: Run, tmp_path: Path, c
     assert f"Learn from them: tagseg segment {run.root} --labels {back} --force" in text
     status, _, error = call("segment", run.root, "--labels", back, "--force")
     assert status == 0 and run.settings().segment.labels == str(back), error
+
+
+def test_review_opens_the_page_unless_told_not_to(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    opened = []
+    monkeypatch.setattr("tagseg.review.server.make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
+    monkeypatch.setattr("tagseg.cli.study.open_browser", opened.append)
+    status, text, error = call("review", finished)
+    assert status == 0 and text.startswith("Review: http://127.0.0.1:") and text.endswith("Ended.\n"), error
+    assert opened == [text.split()[1]] and len(opened[0].split("/")[3]) >= 32, "a token that cannot be guessed"
+    assert call("review", finished, "--no-browser")[0] == 0 and len(opened) == 1
 
 
 def test_inspect_shows_counts_the_table_and_warnings(home: Path, call: Call) -> None:

@@ -90,7 +90,8 @@ def render(run: Run, images: Sequence[Path], per_class: int, device: str, track:
     pairs = closest_pairs(memory)
     return render_page(
         "atlas.html.j2",
-        ("style.css", "atlas.css"),
+        ("atlas.css",),
+        ("viewer.js",),
         title="What the memory knows",
         version=run.manifest()["tagseg"],
         run=str(run.root),

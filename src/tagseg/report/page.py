@@ -91,6 +91,8 @@ def render(run: Run, track: Track = silent) -> str:
     colours = [css(colour) for colour in class_colours(len(data["classes"]))]
     return render_page(
         "report.html.j2",
+        ("report.css",),
+        ("viewer.js",),
         title=settings.report.title,
         figures=_figures(data, evaluation, manifest),
         class_rows=_class_rows(data, evaluation, colours),
@@ -181,11 +183,12 @@ def _share(evaluation: Mapping[str, Any]) -> list[Figure]:
     own, full = evaluation["segmenter"], evaluation.get("full_supervision")
     if not own or not full:
         return []
+    share = per_cent(own["miou"] / full["miou"])
     reached = (
         f"The same network, trained alike on the true masks of the training images, has {per_cent(full['miou'])}: the "
-        "most that could be hoped for. This is the share of it that tags alone have reached."
+        f"most that could be hoped for. With tags alone it has {share} of full supervision."
     )
-    return [Figure("Of full supervision", f"{per_cent(own['miou'] / full['miou'])} of full supervision", reached)]
+    return [Figure("Of full supervision", share, reached)]
 
 
 def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:

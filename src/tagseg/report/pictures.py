@@ -1,7 +1,5 @@
 """The report's rows of pictures: photos as JPEG, maps and masks as see-through PNG, all as data URIs."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,10 @@ from PIL import Image
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
-from tagseg.masks.palette import class_colours, png_palette
+from tagseg.masks.palette import class_colours
 from tagseg.measure.evaluate import evenly_spaced
 from tagseg.progress import Track
+from tagseg.report.overlay import data_uri, draw_mask
 from tagseg.run import Run, RunError
 
 SIDE = 480
@@ -98,13 +97,7 @@ def describe_mask(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> str
 
 def mask_overlay(mask: UInt8[np.ndarray, "h w"], width: int, height: int) -> str:
     """Return a mask as a PNG data URI of the given size: class colours, background clear, unsure pixels hatched."""
-    small = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    y, x = np.indices(small.shape)
-    # Only the stripes of unsure areas are painted, so that the photo shows between them.
-    small[(small == VOID) & ((x + y) % 6 >= 3)] = 0
-    picture = Image.fromarray(small)
-    picture.putpalette(png_palette())
-    return data_uri(picture, "png", transparency=0, optimize=True)
+    return data_uri(draw_mask(mask, width, height), "png", transparency=0, optimize=True)
 
 
 def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "k"], width: int, height: int) -> str:
@@ -114,13 +107,6 @@ def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "
     colours = np.array(class_colours(255), dtype=np.uint8)[classes]
     picture = np.concatenate([colours[stack.argmax(0)], stack.max(0)[:, :, None]], axis=2)
     return data_uri(Image.fromarray(picture), "png", optimize=True)
-
-
-def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """Return a picture as a data URI; `options` are those of Pillow's writer of that `kind` (jpeg, png)."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _choose(run: Run, data: dict[str, Any], split: str, count: int) -> tuple[list[dict[str, Any]], str]:
