@@ -330,7 +330,7 @@ def test_masks_leave_in_another_format_and_come_back(run: Run, tmp_path: Path, c
 def test_review_opens_the_page_unless_told_not_to(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     opened = []
     monkeypatch.setattr("tagseg.review.server.make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
-    monkeypatch.setattr("tagseg.cli.study.open_browser", opened.append)
+    monkeypatch.setattr("tagseg.cli.trust.open_browser", opened.append)
     status, text, error = call("review", finished)
     assert status == 0 and text.startswith("Review: http://127.0.0.1:") and text.endswith("Ended.\n"), error
     assert opened == [text.split()[1]] and len(opened[0].split("/")[3]) >= 32, "a token that cannot be guessed"
