@@ -101,11 +101,12 @@ def review(
         tagseg review runs/a
         tagseg review runs/a --port 8000 --no-browser
     """
+    from tagseg.review.queue import read_queue
     from tagseg.review.server import review
     from tagseg.run import Run
 
     opened = Run(run)
-    if scores and opened.done("segment") and not opened.settings().segment.labels:
+    if scores and opened.done("segment") and any(entry.score is None for entry in read_queue(opened).entries):
         from tagseg.measure.assess import assess
 
         assess(opened, bars)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,28 +68,36 @@ def assess(run: Run, track: Track = silent) -> dict[str, ImageQuality]:
         raise RunError(f"{run.root}: learned from the masks in {labels}; there are none of its own to judge")
     run.require("masks")
     run.require("segment")
-    prepared, settings, source = prepare(run), run.settings(), run.final()
-    samples = prepared.dataset.split("train")
+    samples = prepare(run).dataset.split("train")
     known = read_quality(run)
-    # Written anew, so that it ends with a whole line.
-    write_quality(run, known.values())
-    device = choose_device(settings.device)
+    todo = [sample for sample in samples if sample.id not in known]
+    if todo:
+        # Written anew, so that it ends with a whole line.
+        write_quality(run, known.values())
+        known |= {one.id: one for one in _judged(todo, run, track)}
+    return {sample.id: known[sample.id] for sample in samples}
+
+
+def _judged(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[ImageQuality]:
+    """Judge images, and append what is found to the run's file as soon as it is."""
+    settings, source = run.settings(), run.final()
     predictor = read_predictor(run.segmenter, settings.device)
     predictor = dataclasses.replace(predictor, max_side=min(predictor.max_side or SIDE, SIDE))
-    network, _ = load_network(run.network, device)
+    network, _ = load_network(run.network, choose_device(settings.device))
     rule = source.settings().mask_rule()
-    todo = [sample for sample in samples if sample.id not in known]
 
     def read(sample: Sample) -> tuple[Sample, Image.Image]:
         return sample, read_image(sample.image, settings.data.max_megapixels)
 
-    with run.quality_file.open("a", encoding="utf-8") as file, contextlib.closing(ahead(todo, read, READERS)) as images:
-        for sample, image in track(images, "judge masks", len(todo)):
-            seen = look(predictor, source, rule, sample, image)
-            known[sample.id] = judge(seen, tag_scores(network, image, settings.localise))
-            file.write(quality_line(known[sample.id]))
-            file.flush()
-    return {sample.id: known[sample.id] for sample in samples}
+    with run.quality_file.open("a", encoding="utf-8") as file:
+        images = ahead(samples, read, READERS)
+        with contextlib.closing(images):
+            for sample, image in track(images, "judge masks", len(samples)):
+                scores = tag_scores(network, image, settings.localise)
+                found = judge(look(predictor, source, rule, sample, image), scores)
+                file.write(quality_line(found))
+                file.flush()
+                yield found
 
 
 def expected_iou(probability: Float[np.ndarray, "*l h w"], mask: Bool[np.ndarray, "*l h w"]) -> float:
