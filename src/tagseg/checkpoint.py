@@ -41,7 +41,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def is_trained(folder: Path) -> bool:
     """Tell whether a training has left all that it leaves in its folder: its state goes last."""
-    return (folder / "history.jsonl").exists() and not (folder / CHECKPOINT).exists()
+    whole = (folder / "network.safetensors").exists() and (folder / "history.jsonl").exists()
+    return whole and not (folder / CHECKPOINT).exists()
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

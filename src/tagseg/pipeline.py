@@ -176,8 +176,8 @@ def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]
         values = settings.to_dict()
         lower = ", ".join(f"--{name.replace('_', '-')} (now {_value(values, name)})" for name in MEMORY[stage])
         raise RunError(
-            f"{root}: stage {stage} ran out of memory ({cause}); lower {lower} and run the same command again, with "
-            "--force where the setting asks for it"
+            f"{root}: stage {stage} ran out of memory ({cause}); lower {lower} and run the same command again "
+            "(a stage that was begun asks for --force)"
         ) from error
 
 

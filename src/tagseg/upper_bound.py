@@ -86,8 +86,8 @@ def _train(run: Run, bound: Run, settings: Settings, track: Track) -> Scores:
     if not _fits(bound, settings):
         raise RunError(f"{bound.root}: trained with other settings; --force trains it again")
     remove_temporary(bound.root)
-    write_atomically(bound.settings_file, bound_settings(settings).to_toml())
     dataset = true_labels(prepared, bound.masks, track)
+    write_atomically(bound.settings_file, bound_settings(settings).to_toml())
     if not is_trained(bound.segmenter):
         train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
     scores = score_segmenter(prepared, bound, settings, track)

@@ -199,8 +199,9 @@ def _one_epoch(
                 accumulate(accumulation, network, maps, crop)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item() / total
+            sums["lr"] = optimizer.param_groups[0]["lr"]
             steps.end(i + 1, sums, [generator], keep)
-    return sums | {"lr": optimizer.param_groups[0]["lr"]}
+    return sums
 
 
 def _losses(

@@ -169,10 +169,11 @@ def _one_epoch(
         if average:
             average.update_parameters(network)
         sums["labelled"] += pixels
+        sums["lr"] = optimizer.param_groups[0]["lr"]
         steps.end(step + 1, sums, [], lambda: None)
     if not sums["labelled"]:
         raise RunError(
             f"{pairs[0][1].parent}: the masks hold no pixel to learn from, all are 255; look at them, and lower "
             "--masks.unsure or train the classifier longer (--train.epochs)"
         )
-    return {"loss": sums["loss"] / sums["labelled"], "lr": optimizer.param_groups[0]["lr"]}
+    return {"loss": sums["loss"] / sums["labelled"], "lr": sums["lr"]}
