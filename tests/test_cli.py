@@ -24,6 +24,7 @@ COMMANDS = (
     "atlas",
     "calibrate",
     "worst",
+    "doctor",
     "export-model",
     "export",
     "import",
@@ -208,6 +209,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder; expected a COCO"),
         (["review", "photos"], "photos: not a run folder (no manifest.json)"),
         (["review", "run", "--port", "70000"], "--port 70000: expected a number from 0 (any that is free) to 65535"),
+        (["doctor", "photos"], "photos: not a run folder (no manifest.json)"),
         (["train", "run"], "stage train is done; --force does it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
@@ -309,6 +311,15 @@ def test_atlas_writes_a_page(run: Run, home: Path, tmp_path: Path, call: Call) -
     status, _, error = call("atlas", run.root, "--device", "cpu")
     assert status == 2 and "atlas.html: exists; choose another --out or --force" in " ".join(error.split())
     assert call("atlas", run.root, "--device", "cpu", "--force")[0] == 0
+
+
+def test_doctor_tells_a_whole_run_from_a_damaged_one(run: Run, call: Call) -> None:
+    status, text, _ = call("doctor", run.root)
+    assert status == 0 and "train: 5 files, none damaged" in text and text.endswith("Nothing is damaged.\n")
+    (run.masks / "3.png").write_bytes(b"")
+    status, text, error = call("doctor", run.root)
+    assert status == 1 and "  changed: masks/3.png" in text and f"tagseg masks {run.root} --force" in text, error
+    assert call("masks", run.root, "--force")[0] == 0 and call("doctor", run.root)[0] == 0
 
 
 def test_masks_leave_in_another_format_and_come_back(run: Run, tmp_path: Path, call: Call) -> None:

@@ -94,7 +94,8 @@ def test_a_new_run_holds_settings_and_an_empty_manifest(tmp_path: Path, data: Pa
     run = open_run(tmp_path / "runs" / "a", data, settings)
     assert files(run.root) == {"settings.toml", "manifest.json"}
     assert run.settings() == settings and run.data_root() == data
-    assert run.manifest() == {"tagseg": __version__, "data": str(data), "stages": {}}
+    digest = hashlib.sha256(settings.to_toml().encode()).hexdigest()
+    assert run.manifest() == {"tagseg": __version__, "data": str(data), "settings": digest, "stages": {}}
     assert not any(run.done(stage) for stage in STAGES)
 
 
@@ -243,11 +244,12 @@ def test_leftovers_of_a_kill_are_not_listed(tmp_path: Path, data: Path) -> None:
 
 def test_leftovers_of_a_kill_go_where_the_stage_writes(finished: Run) -> None:
     before = files(finished.root)
-    leftovers = ["maps/.writing-1.npz", "masks/a/.writing-2.png", "masks_without_void/.writing-3.png"]
-    leftovers += [".writing-4.json", ".writing-5.html"]
+    # What lies in the run folder itself may come from any stage, and every one deletes it.
+    leftovers = [".writing-4.json", ".writing-5.toml", "maps/.writing-1.npz"]
+    leftovers += ["masks/a/.writing-2.png", "masks_without_void/.writing-3.png"]
     for name in leftovers:
         (finished.root / name).write_text("half")
-    removed: dict[Stage, int] = {"localise": 1, "masks": 3, "evaluate": 4, "report": 5}
+    removed: dict[Stage, int] = {"report": 2, "localise": 3, "masks": 5}
     for stage, gone in removed.items():
         finished.remove_leftovers(stage)
         assert files(finished.root) == before | set(leftovers[gone:])

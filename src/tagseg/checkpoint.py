@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from tagseg.run import RunError, write_atomically
 
+CHECKPOINT = "checkpoint.safetensors"
+"""The state of a training that has not finished."""
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write tensors to `path` (.safetensors) with `about` as JSON in its metadata, in one atomic step."""
@@ -34,6 +37,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), about
     except (OSError, SafetensorError, ValueError, RecursionError) as error:  # the last two: what is no JSON, or absurd
         raise RunError(f"{path}: missing or damaged ({error})") from error
+
+
+def is_trained(folder: Path) -> bool:
+    """Tell whether a training has left all that it leaves in its folder: its state goes last."""
+    whole = (folder / "network.safetensors").exists() and (folder / "history.jsonl").exists()
+    return whole and not (folder / CHECKPOINT).exists()
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -10,6 +10,15 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def ran_out(error: Exception) -> str:
+    """Return what an error says of memory that ran out, the computer's or a GPU's; empty where it is another error."""
+    said = str(error).splitlines()[0][:200] if str(error) else "not enough of it"
+    # By what they are called: this module does without torch.
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    telling = ("DefaultCPUAllocator", "out of memory", "not enough memory", "DataLoader worker (pid")
+    return said if known or any(words in said for words in telling) else ""
+
+
 def peak_memory_mb() -> float:
     """Return this process's peak resident memory since the last reset, in MB (0 where the system does not tell)."""
     with contextlib.suppress(OSError):

@@ -139,6 +139,23 @@ def calibrate(
         say("Nothing changed.")
 
 
+@app.command(group=MAIN, sort_key=7)
+def doctor(run: RunFolder, /) -> None:
+    """Check every file of a run folder against its checksum, and say what is damaged and what to do about it.
+
+    Ends with status 1 where something is damaged. Nothing is changed.
+
+        tagseg doctor runs/a
+    """
+    from tagseg.doctor import examine
+
+    found = examine(run, bars)
+    for line in found.lines():
+        say(line)
+    if found.damage:
+        raise SystemExit(1)
+
+
 def show_inspection(found: Any, min_images: int) -> None:
     """Print an Inspection as tables and warnings."""
     say(f"Layout {found.layout}: " + ", ".join(

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from tagseg.cli.root import MAIN, RunFolder, app, err, say
 from tagseg.progress import bars
 from tagseg.segment.options import PredictOptions
+from tagseg.stopping import exit_status
 
 
 @app.command(group=MAIN, sort_key=1)
@@ -32,9 +33,9 @@ def predict(
 
     try:
         done = predict(run, images, out, options, bars)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         err.print("Interrupted. Go on with the same command and --resume.", style="yellow")
-        raise SystemExit(130) from None
+        raise SystemExit(exit_status(stopped)) from None
     kept = f" ({done.kept} of them were there)" if done.kept else ""
     say(f"{len(done.ids)} masks: {done.folder}{kept}")
     for _, reason in done.skipped:

@@ -13,6 +13,7 @@ from tagseg.data.images import image_size, load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import VOID, DataError, Dataset, Sample
 from tagseg.export.regions import regions
+from tagseg.lock import at_work
 from tagseg.masks.decisions import decisions
 from tagseg.masks.update import update_masks
 from tagseg.masks.write import mask_file
@@ -79,7 +80,8 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
     if of in ("final", "pseudo"):
         run.require("masks")
         source = run.final() if of == "final" else run
-        update_masks(prepared, run, track)
+        with at_work(run.root):
+            update_masks(prepared, run, track)
         folder = source.decided_masks if unsure == "decided" else source.masks
         return MaskSet(dataset.classes, "train", _of_run(prepared, _not_rejected(run, dataset), folder), unsure)
     if of == "predictions":

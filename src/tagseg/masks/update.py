@@ -42,8 +42,8 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
             with contextlib.suppress(FileNotFoundError):
                 file.unlink()
         make_masks(prepared, source, track)
-        run.note("masks" if source is run else "segment", files)
-    run.note("masks", (), {REVIEWED: now})
+        run.amend("masks" if source is run else "segment", files)
+    run.amend("masks", (), {REVIEWED: now})
     return changed
 
 

@@ -79,6 +79,7 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
     score = ArmScore(arm, settings.seed, mask_rule_text(settings), own.miou, own.iou, cuts)
     about = {"made_with": _made_with(run, settings, prepared), "score": dataclasses.asdict(score)}
     write_atomically(run.root / SCORE_FILE, json.dumps(about, indent=1, ensure_ascii=False))
+    run.note("ablation")
     return score
 
 

@@ -75,6 +75,7 @@ def assess(run: Run, track: Track = silent) -> dict[str, ImageQuality]:
         # Written anew, so that it ends with a whole line.
         write_quality(run, known.values())
         known |= {one.id: one for one in _judged(todo, run, track)}
+        run.note("quality")
     return {sample.id: known[sample.id] for sample in samples}
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tagseg.data.loading import Crop
 from tagseg.data.records import Sample
+from tagseg.files import reserve
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.tagmaps import pair_maps
 from tagseg.run import RunError, atomic_path, write_atomically
@@ -51,13 +52,14 @@ class Accumulation:
 
 @contextlib.contextmanager
 def accumulating(
-    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int
+    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int, partway: bool = False
 ) -> Iterator[Accumulation | None]:
     """Yield the maps accumulated before `epoch`, to be raised during it; they are kept when the block succeeds.
 
     None where nothing is accumulated: in the epochs of warm-up, and with other settings than maps = oaa. Every epoch
     has a file of its own, begun as a copy of the one before, which stays until the next epoch: wherever a training is
-    interrupted, it resumes without the maps of an epoch that will be done again.
+    interrupted, it resumes without the maps of an epoch that will be done again, or, when the epoch was left `partway`,
+    with what `keep_accumulated` has kept.
 
     Raises:
         RunError: when the maps of the epoch before are missing or damaged.
@@ -68,17 +70,33 @@ def accumulating(
         return
     counts = [len(sample.tags) for sample in samples]
     with atomic_path(_epoch_file(folder, epoch)) as temporary:
-        if epoch == start:
+        if epoch == start and not partway:
             array = open_memmap(temporary, "w+", np.uint8, (sum(counts), GRID, GRID))
         else:
-            _open(_epoch_file(folder, epoch - 1), "r", sum(counts))
-            shutil.copyfile(_epoch_file(folder, epoch - 1), temporary)
+            before = _partway_file(folder, epoch) if partway else _epoch_file(folder, epoch - 1)
+            _open(before, "r", sum(counts))
+            shutil.copyfile(before, temporary)
             array = open_memmap(temporary, "r+")
+        reserve(temporary, temporary.stat().st_size)
         # The kind does not hang on localise.kind: that may change after the training.
         kind = map_kind(LocaliseSettings(), settings.rca)
         yield Accumulation(array, torch.tensor([0, *counts[:-1]]).cumsum(0), kind)
         array.flush()
     _epoch_file(folder, epoch - 2).unlink(missing_ok=True)
+    # This epoch's own must stay until its end is saved.
+    _partway_file(folder, epoch - 1).unlink(missing_ok=True)
+
+
+def keep_accumulated(folder: Path, epoch: int, accumulation: Accumulation | None) -> None:
+    """Keep the maps of an epoch that is left partway, for `accumulating` to go on with.
+
+    Should the process end before the rest of its state is saved, they are ahead of it: that does no harm, as the steps
+    that are done again raise them to what they are already.
+    """
+    if accumulation is not None:
+        accumulation.array.flush()
+        with atomic_path(_partway_file(folder, epoch)) as temporary:
+            shutil.copyfile(str(accumulation.array.filename), temporary)
 
 
 @torch.no_grad()
@@ -125,7 +143,8 @@ def finish_accumulating(folder: Path, samples: Sequence[Sample], epochs: int) ->
     if _epoch_file(folder, epochs).exists():
         _epoch_file(folder, epochs).replace(folder / FILE)
     # Beside the epoch before, a training that was killed leaves the copy it worked on.
-    for leftover in (_epoch_file(folder, epochs - 1), *folder.glob(".writing-*.npy")):
+    others = (_epoch_file(folder, epochs - 1), _partway_file(folder, epochs))
+    for leftover in (*others, *folder.glob(".writing-*.npy")):
         leftover.unlink(missing_ok=True)
 
 
@@ -147,6 +166,10 @@ def read_accumulated(folder: Path) -> tuple[Array, dict[str, slice]]:
 
 def _epoch_file(folder: Path, epoch: int) -> Path:
     return folder / f"accumulated-{epoch}.npy"
+
+
+def _partway_file(folder: Path, epoch: int) -> Path:
+    return folder / f"accumulated-{epoch}-partway.npy"
 
 
 def _open(path: Path, mode: Literal["r", "r+"], rows: int) -> Array:

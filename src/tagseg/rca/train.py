@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tagseg.checkpoint import load_tensors, restore, save_tensors
+from tagseg.checkpoint import CHECKPOINT, load_tensors, restore, save_tensors
 from tagseg.data.check import require_saliency
 from tagseg.data.loading import Crop, TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
-from tagseg.optimise import History, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
+from tagseg.optimise import (
+    History,
+    Steps,
+    build_optimizer,
+    choose_device,
+    enough_epochs,
+    epochs,
+    poly,
+    set_lr,
+    warn_if_random,
+)
 from tagseg.progress import Track, silent
-from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating
+from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
@@ -43,7 +54,7 @@ class Trained:
 
 
 def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent) -> Trained:
-    """Train the classification network on the tags of the training images; resumes behind the last finished epoch.
+    """Train the classification network on the tags of the training images; resumes where it was left.
 
     Leaves network.safetensors, bank.safetensors, network.json and history.jsonl in `folder`; with maps = oaa also
     accumulated.npy and accumulated.json.
@@ -71,8 +82,8 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser, options.bias_lr)
     optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
 
-    def one_epoch(epoch: int) -> dict[str, float]:
-        return _one_epoch(network, bank, optimizer, dataset, settings, device, folder, epoch, track)
+    def one_epoch(epoch: int, steps: Steps) -> dict[str, float]:
+        return _one_epoch(network, bank, optimizer, dataset, settings, device, folder, epoch, steps, track)
 
     history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
     if rca.contrast or rca.aggregation:
@@ -161,30 +172,36 @@ def _one_epoch(
     device: torch.device,
     folder: Path,
     epoch: int,
+    steps: Steps,
     track: Track,
 ) -> dict[str, float]:
     options, rca = settings.train, settings.rca
     seed = epoch_seed(settings.seed, epoch)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
+    steps.begin([generator])
     samples = dataset.split("train")
     shape = (options.crop, options.scale, options.jitter, settings.data.max_megapixels)
     images = TagImages(samples, len(dataset.classes), *shape, seed, settings.maps == "eps")
-    batches = loader(images, options.batch, settings.workers, seed)
+    batches = loader(images, options.batch, settings.workers, seed, steps.done)
+    total = steps.done + len(batches)
     started = epoch > rca.warmup
-    if (rca.contrast or rca.aggregation) and started:
+    if (rca.contrast or rca.aggregation) and started and not steps.done:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(seed))
     network.train()
-    sums: dict[str, float] = {}
-    with accumulating(folder, samples, settings, epoch) as accumulation:
-        for i, crop in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches))):
-            set_lr(optimizer, _lr(options, epoch, i / len(batches)))
+    sums = dict(steps.sums)
+    with accumulating(folder, samples, settings, epoch, steps.done > 0) as accumulation:
+        keep = partial(keep_accumulated, folder, epoch, accumulation)
+        for i, crop in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches)), steps.done):
+            set_lr(optimizer, _lr(options, epoch, i / total))
             losses, maps = training_step(network, bank, optimizer, crop, settings, started, generator)
             if accumulation is not None:
                 accumulate(accumulation, network, maps, crop)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
-    return sums | {"lr": optimizer.param_groups[0]["lr"]}
+                sums[name] = sums.get(name, 0.0) + value.item() / total
+            sums["lr"] = optimizer.param_groups[0]["lr"]
+            steps.end(i + 1, sums, [generator], keep)
+    return sums
 
 
 def _losses(
@@ -245,4 +262,4 @@ def _save(
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
     write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)

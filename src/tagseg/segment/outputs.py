@@ -11,6 +11,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from tagseg.data.records import DataError
+from tagseg.files import writing
 from tagseg.masks.palette import class_colours
 from tagseg.masks.write import mask_file
 from tagseg.run import atomic_path, write_atomically
@@ -150,7 +151,7 @@ def append_line(file: Path, line: Line) -> None:
     """Append a line: whole, or, when it cannot be written, not at all."""
     before = file.stat().st_size
     try:
-        with file.open("ab") as opened:
+        with writing(file), file.open("ab") as opened:
             opened.write(_text(line))
     except BaseException:
         os.truncate(file, before)
