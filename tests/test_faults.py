@@ -130,17 +130,6 @@ def test_after_a_kill_at_a_random_moment_the_bytes_are_the_same(
     assert not examine(run.root).damage and not list(run.root.rglob(".writing-*"))
 
 
-def test_a_killed_run_leaves_no_process_behind(
-    original: Run, rewound: Callable[[Stage], Run], discs: Path, server: "subprocess.Popen[str]"
-) -> None:
-    run = rewound("localise")
-    kill_in(server, discs, run, "localise", 0.3)
-    deadline = time.monotonic() + 30
-    while (left := _processes(str(run.root))) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left
-
-
 def _processes(named: str) -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -291,6 +280,31 @@ main(sys.argv[2:])
 """The command line; it says where it is, and waits there: in a training for the signal, which lets the step be done."""
 
 
+def command(title: str, data: Path, run: Run) -> "subprocess.Popen[str]":
+    """Start `tagseg fit`, which has come to the second item of `title` when this returns."""
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, title, "fit", data, "--out", run.root],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+    assert child.stdout is not None and child.stdout.readline() == "now\n"
+    return child
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="nothing tells which processes there are")
+@pytest.mark.parametrize("title", ["train, epoch 1", "masks"])
+def test_a_killed_run_leaves_no_process_behind(title: str, rewound: Callable[[Stage], Run], discs: Path) -> None:
+    run = rewound("train" if title.startswith("train") else "masks")
+    child = command(title, discs, run)
+    assert len(_processes(str(run.root))) == 3  # two work for it
+    child.kill()
+    child.communicate()
+    deadline = time.monotonic() + 60
+    while (left := _processes(str(run.root))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
 @pytest.mark.parametrize(
     ("number", "title", "status"),
     [
@@ -311,12 +325,7 @@ def test_a_signal_ends_a_command_which_says_how_to_continue(
 ) -> None:
     stage: Stage = next(stage for stage in STAGES if title.startswith(stage))
     run = rewound(stage)
-    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, title, "fit", discs, "--out", run.root],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
-    )  # fmt: skip
-    assert child.stdout is not None and child.stdout.readline() == "now\n"
+    child = command(title, discs, run)
     # As a terminal does, or a batch system: to the whole group, of which workers are not part.
     os.killpg(child.pid, number)
     _, said = child.communicate(timeout=100)
