@@ -163,6 +163,7 @@ CRASHES: list[tuple[Stage, str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "name", "moment"), CRASHES)
 def test_after_a_crash_between_two_files_the_bytes_are_the_same(
     stage: Stage,
@@ -217,6 +218,7 @@ def test_a_training_that_was_finished_is_not_done_again(
     assert run.done("segment") and "epoch 1:" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_told_with_the_file_and_the_run_continues(
     stage: Stage, original: Run, rewound: Callable[[Stage], Run], discs: Path, monkeypatch: pytest.MonkeyPatch
@@ -305,6 +307,7 @@ def test_a_killed_run_leaves_no_process_behind(title: str, rewound: Callable[[St
     assert not left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "title", "status"),
     [
