@@ -110,7 +110,7 @@ def test_restored_optimizer_goes_on_as_the_undisturbed_one(kind: str, tmp_path: 
     other, other_optimizer = build()
     tensors, _ = load_tensors(tmp_path / "state.safetensors")
     restore(other, select(tensors, "net"), tmp_path / "state.safetensors")
-    restore_optimizer(other_optimizer, tensors)
+    restore_optimizer(other_optimizer, tensors, tmp_path / "state.safetensors")
     for seed in range(3, 6):
         step(module, optimizer, seed)
         step(other, other_optimizer, seed)
@@ -121,6 +121,6 @@ def test_restored_optimizer_keeps_its_own_learning_rate() -> None:
     module = nn.Linear(3, 2)
     old, new = (torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9) for lr in (0.1, 0.5))
     step(module, old, 0)
-    restore_optimizer(new, optimizer_tensors(old))
+    restore_optimizer(new, optimizer_tensors(old), Path("x"))
     assert new.param_groups[0]["lr"] == 0.5
     assert torch.equal(new.state[module.weight]["momentum_buffer"], old.state[module.weight]["momentum_buffer"])

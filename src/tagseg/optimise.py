@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from tagseg.checkpoint import load_tensors, optimizer_tensors, restore, restore_optimizer, save_tensors, select
 from tagseg.rca.backbone import RANDOM
 from tagseg.run import RunError
+from tagseg.untrusted import check_shape
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,8 @@ def epochs(
         tensors, about = load_tensors(file)
         for name, module in modules.items():
             restore(module, select(tensors, name), file)
-        restore_optimizer(optimizer, tensors)
-        history = about["history"]
+        restore_optimizer(optimizer, tensors, file)
+        history = _history(about, file)
         log.info("continuing behind epoch %d of %d", len(history), total)
     for epoch in range(len(history) + 1, total + 1):
         started = time.monotonic()
@@ -122,4 +123,15 @@ def epochs(
             f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
         }
         save_tensors(file, tensors | optimizer_tensors(optimizer), {"history": history})
+    return history
+
+
+def _history(about: dict[str, Any], source: Path) -> History:
+    try:
+        check_shape(about, {"history": [{"epoch": int}]})
+        if [row["epoch"] for row in about["history"]] != list(range(1, len(about["history"]) + 1)):
+            raise ValueError("its epochs are not 1, 2, 3 and so on")
+    except ValueError as error:
+        raise RunError(f"{source}: damaged ({error})") from error
+    history: History = about["history"]
     return history

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from tagseg.data.prepare import prepare
 from tagseg.data.records import DataError
-from tagseg.measure.evaluate import Scores, bound_settings, read_bound, score_segmenter, scored_samples
+from tagseg.measure.evaluate import (
+    Scores,
+    bound_settings,
+    read_bound,
+    read_figures,
+    score_segmenter,
+    scored_samples,
+)
 from tagseg.pipeline import repeat_stage
 from tagseg.progress import Track, silent
 from tagseg.run import Run, RunError, write_atomically
@@ -59,7 +66,7 @@ def train_upper_bound(
                 repeat_stage(run, stage, track)
     weak = None
     if run.done("evaluate"):
-        weak = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["segmenter"]
+        weak = read_figures(run).get("segmenter")
     return UpperBound(bound.segmenter, scores, weak and weak["miou"] / scores.miou)
 
 
