@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tagseg.run import RunError, write_atomically
-from tagseg.untrusted import check_shape, parse_json, require_regular, shown
+from tagseg.untrusted import parse_json, require_regular, shown
 
 About = dict[str, Any]
 
 _MAX_HEADER = 1 << 24
 """Bytes of a file's header: names and shapes of tens of thousands of tensors, and what it says about itself."""
+
+_CHECKSUM = "sha256"
 
 _DTYPES = {
     "F64": torch.float64,
@@ -36,8 +38,9 @@ _DTYPES = {
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write tensors to `path` (.safetensors) in one atomic step; the metadata have `about` as JSON, and a checksum."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(about, ensure_ascii=False)
-    write_atomically(path, save(plain, metadata={"tagseg": text, "sha256": _checksum(text, plain)}))
+    # Beside what the file says about itself: safetensors writes several entries of metadata in any order.
+    text = json.dumps({**about, _CHECKSUM: _checksum(about, plain)}, ensure_ascii=False)
+    write_atomically(path, save(plain, metadata={"tagseg": text}))
 
 
 def load_tensors(
@@ -52,11 +55,7 @@ def load_tensors(
         RunError: when the file is missing or damaged, holds other tensors, or its checksum is not that of its content.
     """
     try:
-        found, metadata = _header(path)
-        text = metadata.get("tagseg", "{}")
-        about = parse_json(text)
-        if not isinstance(about, dict):
-            raise ValueError("its metadata holds no object")
+        found, about, checksum = _header(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{path}: missing or damaged ({error})") from error
     if expected is not None:
@@ -66,7 +65,7 @@ def load_tensors(
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{path}: missing or damaged ({error})") from error
     # Files of earlier versions, and of other programs, have none.
-    if metadata.get("sha256", "") not in ("", _checksum(text, tensors)):
+    if checksum not in (None, _checksum(about, tensors)):
         raise RunError(f"{path}: missing or damaged (its checksum is not that of its content: it was changed)")
     return tensors, about
 
@@ -121,16 +120,13 @@ def read_about(path: Path) -> About:
         RunError: when the file is missing or damaged.
     """
     try:
-        about = parse_json(_header(path)[1].get("tagseg", "{}"))
-        check_shape(about, {})
+        return _header(path)[1]
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{path}: missing or damaged ({error})") from error
-    found: About = about
-    return found
 
 
-def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], dict[str, str]]:
-    """Dtype and shape of every tensor, and the metadata; no tensor is read."""
+def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], About, object]:
+    """Dtype and shape of every tensor, what the file says about itself, and its checksum; no tensor is read."""
     from safetensors import safe_open
 
     require_regular(path)
@@ -145,7 +141,11 @@ def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]],
             if part.get_dtype() not in _DTYPES:
                 raise ValueError(f"{shown(name)} is of type {part.get_dtype()}")
             found[name] = _DTYPES[part.get_dtype()], tuple(part.get_shape())
-        return found, file.metadata() or {}
+        about = parse_json((file.metadata() or {}).get("tagseg", "{}"))
+    if not isinstance(about, dict):
+        raise ValueError("its metadata holds no object")
+    checksum = about.pop(_CHECKSUM, None)
+    return found, about, checksum
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -169,9 +169,9 @@ def _require_fit(
         )
 
 
-def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
+def _checksum(about: About, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of what a file says about itself and of all tensors: names, dtypes, shapes, bytes."""
-    digest = hashlib.sha256(about.encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(json.dumps(about).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
