@@ -11,201 +11,38 @@ of its folder is counted by an audit hook.
 
 import argparse
 import json
-import mmap
+import logging
 import os
-import random
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-FREE_BYTES, CPU_S, WALL_S = 2 << 30, 10, 120
-INVENTED, FOLLOWED = 0.1, 0.05
-"""Shares of hypothesis' cases among those of a text file, and of atheris' among all."""
+FOLLOWED = 0.05
+"""Share of atheris' cases among all."""
 
 STATE = struct.Struct("qqqqdd")
 """What a worker notes of a target, where its parent sees it even when it dies: cases begun, refused, accepted, the
 slowest case and its seconds, peak memory in MB."""
 
-STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "pickle.find_class")
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree")
-
-
-class Worker:
-    """Runs cases one by one and notes what becomes of them."""
-
-    def __init__(self, root: Path, seed: int, cases: int, names: list[str]) -> None:
-        import fuzz_targets
-
-        from tagseg.memory import peak_memory_mb, reset_peak_memory
-
-        self.root, self.seed, self.peak, self.reset = root, seed, peak_memory_mb, reset_peak_memory
-        self.targets = fuzz_targets.targets(root / "files")
-        self.names = names or list(self.targets)
-        self.cases = {name: round(cases * self.targets[name].share / self._shares()) for name in self.names}
-        with (root / "state").open("r+b") as file:
-            self.state = mmap.mmap(file.fileno(), 0)
-        self.escaped: list[str] = []
-
-    def _shares(self) -> float:
-        return sum(self.targets[name].share for name in self.names)
-
-    def limit(self) -> None:
-        """Warm every target up with valid files, then take the limits and the audit hook in force."""
-        import resource
-
-        for name in self.names:
-            target = self.targets[name]
-            target.file.write_bytes(target.valid[0])
-            target.read()
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + FREE_BYTES,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        inside = str(self.root.resolve())
-
-        def leaves(path: Any) -> bool:
-            if isinstance(path, int) or not path:
-                return False
-            return not os.path.realpath(os.fsdecode(path)).startswith((inside, "/dev/null", "/proc/"))
-
-        def watch(event: str, given: tuple[Any, ...]) -> None:
-            if event in STARTS:
-                self.escaped.append(f"{event} {given[:2]!r}"[:200])
-            elif event == "open" and (given[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and leaves(given[0]):
-                self.escaped.append(f"writes {given[0]!r}"[:200])
-            elif event in CHANGES and isinstance(given[-1], int) is False and any(map(leaves, given[:2])):
-                self.escaped.append(f"{event} {given[:2]!r}"[:200])
-
-        sys.addaudithook(watch)
-
-    def run(self) -> None:
-        """Run what is left of every target's cases."""
-        for number, name in enumerate(self.names):
-            target, cases = self.targets[name], self.cases[name]
-            begun = self.read_state(number)[0]
-            mutations = round(cases * (1 - INVENTED)) if target.text else cases
-            self.reset()
-            base = self.peak()
-            for case in range(begun, mutations):
-                rng = random.Random(f"{self.seed} {name} {case}")
-                self.one(number, case, target.mutation(rng, target.valid), base)
-            if begun < cases and target.text:
-                self.invent(number, cases - mutations, base)
-            if begun < cases:
-                target.file.write_bytes(target.valid[0])
-
-    def invent(self, number: int, cases: int, base: float) -> None:
-        """Let hypothesis invent cases of a text file."""
-        from hypothesis import HealthCheck, Phase, given, seed, settings
-        from hypothesis import strategies as st
-
-        leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-        tree = st.recursive(leaf, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=20)
-        trees = tree.map(lambda value: json.dumps(value).encode())
-        texts = st.text().map(lambda text: text.encode("utf-8", "surrogatepass"))
-        health = settings(max_examples=cases, database=None, deadline=None, derandomize=False, phases=[Phase.generate],
-                          suppress_health_check=list(HealthCheck))  # fmt: skip
-
-        @seed(self.seed)
-        @health
-        @given(st.binary() | texts | trees)
-        def invented(data: bytes) -> None:
-            self.one(number, self.read_state(number)[0], data, base)
-
-        invented()
-
-    def follow(self, cases: int) -> None:
-        """Let atheris look for cases of the text files, whose number is a case's first byte; it ends the process."""
-        import atheris  # type: ignore[import-not-found,unused-ignore]
-
-        texts = [name for name in self.names if self.targets[name].text]
-        corpus = self.root / "corpus"
-        corpus.mkdir(exist_ok=True)
-        for i, name in enumerate(texts):
-            for j, data in enumerate(self.targets[name].valid):
-                (corpus / f"{i}_{j}").write_bytes(bytes([i]) + data)
-        self.reset()
-        base = self.peak()
-
-        def one(data: bytes) -> None:
-            if data:
-                target = self.names.index(texts[data[0] % len(texts)])
-                self.one(target, self.read_state(target)[0], data[1:], base)
-
-        options = [f"-runs={cases}", f"-seed={self.seed + 1}", "-max_len=4096", "-rss_limit_mb=0", "-timeout=60", "-verbosity=0"]
-        atheris.Setup([sys.argv[0], str(corpus), *options], one)
-        atheris.Fuzz()
-
-    def one(self, number: int, case: int, data: bytes, base: float) -> None:
-        """Run a case."""
-        name = self.names[number]
-        target = self.targets[name]
-        _, refused, accepted, slow_case, slow, peak = self.read_state(number)
-        self.write_state(number, case + 1, refused, accepted, slow_case, slow, peak)
-        (self.root / "case").write_bytes(data)
-        target.file.write_bytes(data)
-        started, fault = time.process_time(), ""
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)
-        signal.setitimer(signal.ITIMER_REAL, WALL_S)
-        try:
-            target.read()
-            accepted += 1
-        except ValueError as error:
-            refused += 1
-            if not any(one in str(error) for one in target.names or (target.file.name,)):
-                fault = f"unnamed: {type(error).__name__}: {error}"
-        except BaseException:  # noqa: BLE001  whatever it is, it is what is looked for
-            fault = traceback.format_exc()
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        seconds = time.process_time() - started
-        if seconds > slow:
-            slow_case, slow = case, seconds
-        if case % 20 == 0 or seconds > 0.1:
-            peak = max(peak, self.peak() - base)
-        self.write_state(number, case + 1, refused, accepted, slow_case, slow, peak)
-        if fault:
-            self.note(name, case, "traceback", fault, data)
-        for escape in self.escaped:
-            self.note(name, case, "escape", escape, data)
-        self.escaped.clear()
-
-    def note(self, name: str, case: int, kind: str, what: str, data: bytes) -> None:
-        """Write a fault down, and its file beside it."""
-        with (self.root / "faults.jsonl").open("a") as file:
-            file.write(json.dumps({"target": name, "case": case, "kind": kind, "what": what[-3000:]}) + "\n")
-        folder = self.root / "faults"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}-{case}".replace(" ", "_")).write_bytes(data[:10**6])
-
-    def read_state(self, number: int) -> tuple[Any, ...]:
-        """Return what is noted of a target."""
-        return STATE.unpack_from(self.state, number * STATE.size)
-
-    def write_state(self, number: int, *values: Any) -> None:
-        """Note how far a target is."""
-        STATE.pack_into(self.state, number * STATE.size, *values)
-
 
 def work(options: argparse.Namespace) -> None:
     """Be the worker."""
     os.chdir(options.worker)
-    sys.path.insert(0, str(Path(__file__).parent))
     if options.follow:
         import atheris
 
         with atheris.instrument_imports(include=["tagseg", "tomllib", "json"]):
             import tagseg.segment.predict  # noqa: F401
+    from fuzz_worker import Worker
+
     worker = Worker(options.worker, options.seed, options.cases, options.only)
     (options.worker / "plan.json").write_text(json.dumps(worker.cases))
-    import logging
-
     logging.disable()
     worker.limit()
     worker.follow(options.follow) if options.follow else worker.run()
@@ -216,8 +53,9 @@ def supervise(root: Path, options: argparse.Namespace, follow: int = 0) -> list[
     """Run workers until all cases are done; return the cases that killed one."""
     state = root / "state"
     state.write_bytes(b"\0" * STATE.size * 100)
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(root), "--seed", str(options.seed),
-               "--cases", str(options.cases), "--follow", str(follow), *(f"--only={name}" for name in options.only)]  # fmt: skip
+    told = {"worker": root, "seed": options.seed, "cases": options.cases, "follow": follow}
+    command = [sys.executable, str(Path(__file__).resolve()), *(f"--{name}={value}" for name, value in told.items())]
+    command += [f"--only={name}" for name in options.only]
     killed: list[dict[str, Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
     for _ in range(100):
@@ -233,7 +71,12 @@ def supervise(root: Path, options: argparse.Namespace, follow: int = 0) -> list[
         hang = -done.returncode in (signal.SIGPROF, signal.SIGALRM)
         plan, states = read_plan(root, state)
         at = max((i for i, (begun, *_) in enumerate(states) if begun), default=0)
-        case = {"target": list(plan)[at], "case": states[at][0] - 1, "kind": "hang" if hang else "killed", "what": done.stderr[-2000:]}
+        case = {
+            "target": list(plan)[at],
+            "case": states[at][0] - 1,
+            "kind": "hang" if hang else "killed",
+            "what": done.stderr[-2000:],
+        }
         killed.append(case)
         (root / f"killed_{len(killed)}").write_bytes((root / "case").read_bytes())
         print(case)
@@ -281,15 +124,22 @@ def main() -> None:
     report(rows, faults, options, time.monotonic() - started)
 
 
-def report(rows: list[tuple[Any, ...]], faults: list[dict[str, Any]], options: argparse.Namespace, seconds: float) -> None:
+def report(
+    rows: list[tuple[Any, ...]], faults: list[dict[str, Any]], options: argparse.Namespace, seconds: float
+) -> None:
     """Print, and write the results of a whole run."""
     counts = Counter((fault["target"], fault["kind"]) for fault in faults)
     for fault in faults:
         print(f"--- {fault['target']} {fault['case']} {fault['kind']}\n{fault['what']}")
-    lines = ["| file | cases | refused | accepted | tracebacks | hangs | slowest, s of CPU | memory, MB |", "|---|" + "---:|" * 7]
+    lines = [
+        "| file | cases | refused | accepted | tracebacks | hangs | slowest, s of CPU | memory, MB |",
+        "|---|" + "---:|" * 7,
+    ]
     for name, cases, refused, accepted, _, slow, peak in rows:
         bad = counts[name, "traceback"] + counts[name, "killed"], counts[name, "hang"]
-        lines.append(f"| {name} | {cases:,} | {refused:,} | {accepted:,} | {bad[0]} | {bad[1]} | {slow:.2f} | {peak:.0f} |")
+        lines.append(
+            f"| {name} | {cases:,} | {refused:,} | {accepted:,} | {bad[0]} | {bad[1]} | {slow:.2f} | {peak:.0f} |"
+        )
     figures = {
         "cases": sum(row[1] for row in rows),
         "tracebacks": sum(fault["kind"] in ("traceback", "killed") for fault in faults),
@@ -299,9 +149,12 @@ def report(rows: list[tuple[Any, ...]], faults: list[dict[str, Any]], options: a
         "peak_mb": round(max(row[6] for row in rows)),
         "seconds": round(seconds),
     }
-    lines += ["", f"Together {figures['cases']:,} cases, {figures['tracebacks']} tracebacks, {figures['hangs']} hangs, "
-              f"{figures['escapes']} times something written or started elsewhere. Memory is what a file's cases took beyond "
-              "the readers themselves, at most."]  # fmt: skip
+    lines += [
+        "",
+        f"Together {figures['cases']:,} cases, {figures['tracebacks']} tracebacks, {figures['hangs']} hangs, "
+        f"{figures['escapes']} times something written or started elsewhere. Memory is the most that a file's cases "
+        "took beyond the readers themselves.",
+    ]
     if options.only:
         print("\n".join(lines))
         return

@@ -15,8 +15,8 @@ Mutation = Callable[[random.Random, Sequence[bytes]], bytes]
 
 NAMES = (
     *("../outside.png", "/etc/passwd", "a/../../outside.png", "link.png", "far/b.png", "pipe.png", "zero.png", "~root"),
-    *("C:\\Windows\\win.ini", "\\\\host\\share\\x.png", "NUL.png", "CON", "a.png:stream", "a.png\0.txt", "", ".", "..", "/"),
-    *("x" * 300, "x/" * 3000, "%s%n", "\ud800", "\U0001f600.png", "a\n.png", "-rf", "folder.png", ".png", "file:///etc/passwd"),
+    *("C:\\Windows\\win.ini", "\\\\host\\share\\x.png", "NUL.png", "CON", "a.png:stream", "a.png\0.txt", "", ".", ".."),
+    *("/", "x" * 300, "x/" * 3000, "%s%n", "\ud800", "\U0001f600.png", "a\n.png", "-rf", "folder.png", ".png", "file:///"),
 )  # fmt: skip
 """What may stand where the name of a file is expected; the folders that are read have some of them."""
 
@@ -26,7 +26,7 @@ ABSURD: tuple[Any, ...] = (
 )
 TEXTS = (
     *(b"1e999", b"9" * 5000, b"0x" + b"f" * 5000, b"[" * 3000, b"{\"a\":" * 3000, b"[[" * 30000, b"\x00", b"\xff\xfe"),
-    *(b"\xef\xbb\xbf", b'"', b"'", b",", b";", b"\n", b"\r", b"NaN", b"-Infinity", b"\\ud800", b"!!python/object", b"-" * 99),
+    *(b"\xef\xbb\xbf", b'"', b"'", b",", b";", b"\n", b"\r", b"NaN", b"-Infinity", b"\\ud800", b"-" * 99),
     *(b"a." * 5000, b"<!DOCTYPE x [<!ENTITY a 'b'>]>", b"&a;", b"<x>" * 5000, b"\t", b"cos\nsystem\n(S'true'\ntR."),
 )  # fmt: skip
 
@@ -44,7 +44,9 @@ def any_bytes(rng: random.Random, valid: Sequence[bytes]) -> bytes:
         elif kind == 2:
             del data[at : min(end, at + rng.randrange(1, 40))]
         elif kind == 3:
-            data[at:at] = rng.choice(TEXTS) if rng.random() < 0.5 else rng.choice(NAMES).encode("utf-8", "surrogatepass")
+            data[at:at] = (
+                rng.choice(TEXTS) if rng.random() < 0.5 else rng.choice(NAMES).encode("utf-8", "surrogatepass")
+            )
         elif kind == 4:
             data[at:at] = data[at:end][:2000] * rng.choice((1, 2, 30))
         elif kind == 5:
@@ -183,7 +185,9 @@ def archive(rng: random.Random, valid: Sequence[bytes]) -> bytes:
     if what == 0:
         parts[name] = any_bytes(rng, [parts[name]])
     elif what == 1:
-        shape = rng.choice(("(10000000000,)", "(2, -3, 4)", "(1000000, 1000000, 9)", "()", "(2,)", "(True,)", "(0, 0, 0)"))
+        shape = rng.choice(
+            ("(10000000000,)", "(2, -3, 4)", "(1000000, 1000000, 9)", "()", "(2,)", "(True,)", "(0, 0, 0)")
+        )
         parts[name] = npy_header(shape, rng.choice(("|u1", "<i8", "|O", "<f8", "|V0", ">M8[s]"))) + parts[name][128:]
     elif what == 2:
         parts[name] = parts[name][:128] + b"\0" * rng.choice((10**3, 10**6, 3 * 10**7))
@@ -192,7 +196,9 @@ def archive(rng: random.Random, valid: Sequence[bytes]) -> bytes:
     else:
         parts[name] = b""
     packed = io.BytesIO()
-    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2))
+    method = rng.choice(
+        (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2)
+    )
     with zipfile.ZipFile(packed, "w", method) as target:
         for name, part in parts.items():
             target.writestr(name.replace("\ud800", "?") or "?", part)

@@ -3,17 +3,14 @@
 import dataclasses
 import io
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fuzz_mutate as mutate
 import numpy as np
 import torch
-from PIL import Image
-from pycocotools import mask as coco_rle
+from fuzz_files import SIZE, coco, encoded, image_folder, twin
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,7 +22,6 @@ from tagseg.data.read import read_dataset
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.export.importing import import_masks
 from tagseg.masks.maps import read_maps, write_maps
-from tagseg.measure.calibration import calibration_images
 from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
 from tagseg.optimise import build_optimizer, epochs
 from tagseg.rca.accumulate import read_accumulated
@@ -39,9 +35,6 @@ from tagseg.segment.networks import empty_segmenter
 from tagseg.segment.outputs import read_lines
 from tagseg.settings import Settings
 from tagseg.settings_stages import DataSettings
-
-SIZE = 12, 10
-"""Height and width of all valid images."""
 
 LENIENT = DataSettings(min_images=1, max_megapixels=1.0)
 SMALL = Settings.from_dict({"device": "cpu", "workers": 0, "data": {"min_images": 1},
@@ -69,7 +62,10 @@ def targets(root: Path) -> dict[str, Target]:
 
 
 def _data(root: Path) -> dict[str, Target]:
-    csv = (b"image,tags,split\na.png,cat dog,train\nb.png,dog,train\nsub/c.png,cat,val\n", b"file;label\r\na.png;cat|dog\r\n")
+    csv = (
+        b"image,tags,split\na.png,cat dog,train\nb.png,dog,train\nsub/c.png,cat,val\n",
+        b"file;label\r\na.png;cat|dog\r\n",
+    )
     lines = (b'{"file_name": "a.png", "tags": ["cat", "dog"]}\n{"file_name": "b.png", "label": "dog"}\n',)
     voc_csv = (b"a 0 1\nb 1\nJPEGImages/sub/c.png 3\n",)
     xml = (b"<annotation><object><name>cat</name></object><object><name>dog</name></object></annotation>",)
@@ -80,28 +76,30 @@ def _data(root: Path) -> dict[str, Target]:
         ("metadata.jsonl", lines, mutate.json_lines, 12),
         ("classes.txt", (b"cat\ndog\n",), mutate.any_bytes, 3),
     ):
-        folder = _images(root / name.replace(".", "_"))
+        folder = image_folder(root / name.replace(".", "_"))
         if name == "classes.txt":
             (folder / "tags.csv").write_bytes(csv[0])
         read = _reader(folder)
         found[name] = Target(folder / name, valid, mutation, read, share, (str(folder),), True)
-    coco = _images(root / "coco")
-    (coco / "annotations").mkdir()
-    file = coco / "annotations/instances_train.json"
-    found["coco.json"] = Target(file, (_coco(),), mutate.some_json, _reader(coco, "coco"), 14, (str(coco),), True)
+    layout = image_folder(root / "coco")
+    (layout / "annotations").mkdir()
+    file = layout / "annotations/instances_train.json"
+    found["coco.json"] = Target(file, (coco(),), mutate.some_json, _reader(layout, "coco"), 14, (str(layout),), True)
     voc = root / "voc"
-    _images(voc / "JPEGImages")
+    image_folder(voc / "JPEGImages")
     (voc / "ImageSets/Segmentation").mkdir(parents=True)
     (voc / "Annotations").mkdir()
     read, names = _reader(voc), (str(voc),)
     listed = voc / "ImageSets/Segmentation/train.txt"
     found["voc list"] = Target(listed, voc_csv, mutate.any_bytes, read, 6, names, True)
     listed.write_bytes(b"a\n")
-    again = _images(root / "voc_xml/JPEGImages").parent
+    again = image_folder(root / "voc_xml/JPEGImages").parent
     (again / "ImageSets/Main").mkdir(parents=True)
     (again / "ImageSets/Main/train.txt").write_bytes(b"a\n")
     (again / "Annotations").mkdir()
-    found["voc xml"] = Target(again / "Annotations/a.xml", xml, mutate.any_bytes, _reader(again), 6, (str(again),), True)
+    found["voc xml"] = Target(
+        again / "Annotations/a.xml", xml, mutate.any_bytes, _reader(again), 6, (str(again),), True
+    )
     toml = root / "settings.toml"
     valid = (SMALL.to_toml().encode(), b'seed = 1\n[train]\nepochs = 2\nscale = [0.5, 1.0]\n[data]\nmasks = "x"\n')
     read = lambda: Settings.from_toml(toml).to_toml()  # noqa: E731
@@ -110,7 +108,7 @@ def _data(root: Path) -> dict[str, Target]:
 
 
 def _pictures(root: Path) -> dict[str, Target]:
-    made = {kind: tuple(_encoded(mode, kind) for mode in modes) for kind, modes in {
+    made = {kind: tuple(encoded(mode, kind) for mode in modes) for kind, modes in {
         "PNG": ("RGB", "P", "L", "RGBA", "I;16", "1", "LA"), "JPEG": ("RGB", "L", "CMYK"), "GIF": ("P", "L"),
         "TIFF": ("RGB", "L", "F"), "WEBP": ("RGB", "RGBA"), "BMP": ("RGB", "P"), "PPM": ("RGB", "L"),
     }.items()}  # fmt: skip
@@ -120,14 +118,16 @@ def _pictures(root: Path) -> dict[str, Target]:
         mutation, share = (mutate.png, 12) if kind == "PNG" else (mutate.any_bytes, 12 if kind == "JPEG" else 2)
         found[f"image {kind}"] = Target(file, valid, mutation, lambda file=file: _read_picture(file), share)
     mask, labels = root / "mask.png", root / "labelmap.txt"
-    masks = tuple(_encoded(mode, "PNG") for mode in ("P", "L", "1", "RGB"))
+    masks = tuple(encoded(mode, "PNG") for mode in ("P", "L", "1", "RGB"))
     found["mask PNG"] = Target(mask, masks, mutate.png, lambda: read_mask_file(mask, SIZE), 4)
     (root / "map").mkdir()
     labels, colours = root / "map/labelmap.txt", root / "map/colours.png"
     labels.write_bytes(b"background:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n")
     read = lambda: coloured_mask(colours, read_label_map(labels, ("cat", "dog")), SIZE)  # noqa: E731
     colours.write_bytes(masks[1])
-    found["labelmap.txt"] = Target(labels, (labels.read_bytes(),), mutate.any_bytes, read, 4, ("labelmap.txt", "colours"), True)
+    found["labelmap.txt"] = Target(
+        labels, (labels.read_bytes(),), mutate.any_bytes, read, 4, ("labelmap.txt", "colours"), True
+    )
     other = root / "map2/colours.png"
     other.parent.mkdir()
     again = lambda: coloured_mask(other, read_label_map(labels, ("cat", "dog")), SIZE)  # noqa: E731
@@ -136,7 +136,7 @@ def _pictures(root: Path) -> dict[str, Target]:
 
 
 def _runs(root: Path) -> dict[str, Target]:
-    data = _images(root / "photos")
+    data = image_folder(root / "photos")
     (data / "tags.csv").write_bytes(b"image,tags\na.png,cat\nb.png,dog\n")
     run = open_run(root / "run", data, SMALL)
     prepare(run)
@@ -182,13 +182,15 @@ def _runs(root: Path) -> dict[str, Target]:
     read_kept = lambda: [part.max() for part in (read_accumulated(accumulated)[0],) if part.size]  # noqa: E731
     both = (str(accumulated),)
     found["accumulated.json"] = Target(index, (kept,), mutate.some_json, read_kept, 2, both, True)
-    second = _twin(accumulated, root / "accumulated2")
+    second = twin(accumulated, root / "accumulated2")
     read_second = lambda: read_accumulated(second)[1]  # noqa: E731
     arrays = (packed.getvalue(),)
-    found["accumulated.npy"] = Target(second / "accumulated.npy", arrays, mutate.any_bytes, read_second, 2, (str(second),))
+    found["accumulated.npy"] = Target(
+        second / "accumulated.npy", arrays, mutate.any_bytes, read_second, 2, (str(second),)
+    )
     back = root / "corrected.json"
     imported = lambda: import_masks(back, copies["import"].root, root / "imported", force=True)  # noqa: E731
-    found["import COCO"] = Target(back, (_coco(),), mutate.some_json, imported, 1.5, (str(root),), True)
+    found["import COCO"] = Target(back, (coco(),), mutate.some_json, imported, 1.5, (str(root),), True)
     return found
 
 
@@ -199,7 +201,7 @@ def _networks(root: Path) -> dict[str, Target]:
     model, classifier = root / "model", root / "classifier"
     save_tensors(model / "network.safetensors", empty_segmenter("test_resnet", 2, 16).state_dict(), about)
     (model / "network.json").write_text(json.dumps(about))
-    twin = _twin(model, root / "model2")
+    second = twin(model, root / "model2")
     plain = SMALL.to_dict()
     told = {"classes": ["cat", "dog"], **{key: plain[key] for key in ("maps", "train", "rca")}}
     network = build_network(2, SMALL.train, SMALL.rca)
@@ -212,16 +214,16 @@ def _networks(root: Path) -> dict[str, Target]:
     _train(training.parent, 1)
     read = {
         "exported model": (model / "network.safetensors", lambda: tagseg.load(model, "cpu"), 0.8),
-        "network.json": (twin / "network.json", lambda: tagseg.load(twin, "cpu"), 0.4),
+        "network.json": (second / "network.json", lambda: tagseg.load(second, "cpu"), 0.4),
         "classifier": (classifier / "network.safetensors", lambda: load_network(classifier, torch.device("cpu")), 0.5),
         "start weights": (start, lambda: weight_options("test_resnet", str(start)), 0.7),
         "training state": (training, lambda: _train(training.parent, 2), 4),
     }
+    ways = {".json": mutate.some_json, ".safetensors": mutate.safetensors}
     return {
-        name: Target(file, (file.read_bytes(),), mutate.some_json if file.suffix == ".json" else mutate.safetensors, work, share,
-                     (str(file.parent),))
+        name: Target(file, (file.read_bytes(),), ways[file.suffix], work, share, (str(file.parent),))
         for name, (file, work, share) in read.items()
-    }  # fmt: skip
+    }
 
 
 def _train(folder: Path, total: int) -> None:
@@ -256,7 +258,7 @@ def _reader(folder: Path, layout: str = "auto") -> Callable[[], object]:
 
 
 def _read_manifest(run: Run) -> None:
-    calibration_images(run)
+    calibrationimage_folder(run)
     run.done("train")
     run.require_unchanged("evaluate", run.evaluation_file)
 
@@ -266,57 +268,5 @@ def _read_picture(file: Path) -> None:
         read()
 
 
-def _images(folder: Path) -> Path:
-    """A folder of three images, beside them what a stranger may have put there: links, a pipe, a device."""
-    (folder / "sub").mkdir(parents=True)
-    for name in ("a.png", "b.png", "sub/c.png"):
-        (folder / name).write_bytes(_encoded("RGB", "PNG"))
-    (folder / "folder.png").mkdir()
-    outside = folder.parent / "outside"
-    outside.mkdir(exist_ok=True)
-    (outside / "b.png").write_bytes(_encoded("RGB", "PNG"))
-    (folder.parent / "outside.png").write_bytes(_encoded("RGB", "PNG"))
-    for name, meant in (("link.png", outside / "b.png"), ("far", outside), ("zero.png", Path("/dev/zero"))):
-        (folder / name).symlink_to(meant)
-    os.mkfifo(folder / "pipe.png")
-    return folder
-
-
-def _encoded(mode: str, kind: str) -> bytes:
-    values = np.arange(SIZE[0] * SIZE[1], dtype=np.uint8).reshape(SIZE) % 3
-    grey = Image.fromarray(values)
-    image = Image.fromarray(values.astype(np.uint16) * 999) if mode == "I;16" else grey.convert(mode)
-    packed = io.BytesIO()
-    extra: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
-    if kind in ("JPEG", "PNG", "WEBP"):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        extra["exif"] = exif if mode in ("L", "CMYK", "LA") else Image.Exif()
-    image.save(packed, kind, **extra)
-    return packed.getvalue()
-
-
-def _coco() -> bytes:
-    height, width = SIZE
-    images = [{"id": i, "file_name": name, "height": height, "width": width} for i, name in enumerate(("a.png", "b.png"))]
-    compressed = coco_rle.encode(np.asfortranarray(np.eye(height, width, dtype=np.uint8)))["counts"].decode()
-    drawn: Sequence[Any] = ([[1, 1, 5, 1, 5, 5.5]], {"size": [height, width], "counts": [20, 30, 70]},
-                            {"size": [height, width], "counts": compressed})  # fmt: skip
-    entries = [
-        {"id": i, "image_id": i % 2, "category_id": 3 + i % 2, "iscrowd": i // 2, "segmentation": one, "bbox": [1, 1, 4, 4]}
-        for i, one in enumerate(drawn)
-    ]
-    categories = [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]
-    return json.dumps({"images": images, "annotations": entries, "categories": categories}).encode()
-
-
 def _copied(root: Path, run: Run) -> dict[str, Run]:
-    return {name: Run(_twin(run.root, root / f"run_{name}")) for name in ("data", "evaluation", "import")}
-
-
-def _twin(folder: Path, copy: Path) -> Path:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            (copy / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
-            (copy / file.relative_to(folder)).write_bytes(file.read_bytes())
-    return copy
+    return {name: Run(twin(run.root, root / f"run_{name}")) for name in ("data", "evaluation", "import")}

@@ -3,7 +3,6 @@
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -57,7 +56,9 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."
     """An array whose header, unpacked size and limit agree: a few bytes can claim, or unpack to, any size."""
     size = archive.getinfo(name).file_size
     with archive.open(name) as file:
-        shape, fortran, dtype = _header(file)
+        formats = np.lib.format
+        versions = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
+        shape, fortran, dtype = versions[formats.read_magic(file)](file)
         needed = dtype.itemsize
         for side in shape:
             needed *= side
@@ -67,10 +68,3 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."
     if len(content) != needed:
         raise ValueError(f"{name} holds more or less than the {needed} bytes it claims")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(file)
-    return found
