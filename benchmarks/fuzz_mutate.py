@@ -31,6 +31,9 @@ TEXTS = (
 )  # fmt: skip
 
 
+_BOMBS = [zlib.compress(b"\0" * size, 9) for size in (10**3, 10**6, 3 * 10**7)]
+
+
 def any_bytes(rng: random.Random, valid: Sequence[bytes]) -> bytes:
     """Return valid bytes with one to eight accidents: flips, cuts, insertions, repetitions, splices, absurd pieces."""
     data = bytearray(rng.choice(valid))
@@ -128,7 +131,7 @@ def png(rng: random.Random, valid: Sequence[bytes]) -> bytes:
             sides = rng.choice((0, 1, 2**16, 2**31 - 1, 2**32 - 1, 10**4)), rng.choice((0, 1, 9, 2**31, 10**5))
             chunks[0][1] = struct.pack(">II", *sides) + chunks[0][1][8:]
         elif what == 2:
-            bomb = zlib.compress(b"\0" * rng.choice((10**3, 10**6, 3 * 10**7)), 9)
+            bomb = rng.choice(_BOMBS)
             kind = rng.choice((b"iCCP", b"zTXt", b"iTXt", b"IDAT", b"eXIf"))
             head = {b"iCCP": b"p\0\0", b"zTXt": b"t\0\0", b"iTXt": b"t\0\1\0\0\0"}.get(kind, b"")
             chunks.insert(rng.randrange(len(chunks)), [kind, head + bomb])

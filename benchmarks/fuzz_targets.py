@@ -122,7 +122,7 @@ def _pictures(root: Path) -> dict[str, Target]:
     found["mask PNG"] = Target(mask, masks, mutate.png, lambda: read_mask_file(mask, SIZE), 4)
     (root / "map").mkdir()
     labels, colours = root / "map/labelmap.txt", root / "map/colours.png"
-    labels.write_bytes(b"background:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n")
+    labels.write_bytes(b"background:0,0,0::\ncat:1,1,1::\ndog:2,2,2::\n")
     read = lambda: coloured_mask(colours, read_label_map(labels, ("cat", "dog")), SIZE)  # noqa: E731
     colours.write_bytes(masks[1])
     found["labelmap.txt"] = Target(
@@ -258,7 +258,7 @@ def _reader(folder: Path, layout: str = "auto") -> Callable[[], object]:
 
 
 def _read_manifest(run: Run) -> None:
-    calibrationimage_folder(run)
+    calibration_images(run)
     run.done("train")
     run.require_unchanged("evaluate", run.evaluation_file)
 

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Worker:
             elif event in CHANGES and isinstance(given[-1], int) is False and any(map(leaves, given[:2])):
                 self.escaped.append(f"{event} {given[:2]!r}"[:200])
 
+        warnings.simplefilter("ignore")
         sys.addaudithook(watch)
 
     def run(self) -> None:

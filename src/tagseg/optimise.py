@@ -13,7 +13,7 @@ from torch import nn
 from tagseg.checkpoint import load_tensors, optimizer_tensors, restore, restore_optimizer, save_tensors, select
 from tagseg.rca.backbone import RANDOM
 from tagseg.run import RunError
-from tagseg.untrusted import check_shape
+from tagseg.untrusted import check_shape, shown
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,9 @@ def _history(about: dict[str, Any], source: Path) -> History:
         check_shape(about, {"history": [{"epoch": int}]})
         if [row["epoch"] for row in about["history"]] != list(range(1, len(about["history"]) + 1)):
             raise ValueError("its epochs are not 1, 2, 3 and so on")
+        for row in about["history"]:
+            if not all(key.isidentifier() and isinstance(value, int | float) for key, value in row.items()):
+                raise ValueError(f"its history has {shown(row)}, expected numbers")
     except ValueError as error:
         raise RunError(f"{source}: damaged ({error})") from error
     history: History = about["history"]

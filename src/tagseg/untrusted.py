@@ -5,14 +5,30 @@ import json
 import math
 import os
 import reprlib
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
+
+DAMAGED_ARRAY: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, KeyError, EOFError, TypeError, OverflowError, RuntimeError, MemoryError, SyntaxError),
+    *(NotImplementedError, RecursionError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy and zipfile raise on damaged arrays and archives: headers of arrays are read as Python."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxtuple, _SHOWN.maxdict = 3, 10, 10, 10
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
-_NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", dict: "an object"}
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def is_file(path: Path) -> bool:

@@ -23,7 +23,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 # What Pillow raises, format by format, on files that are damaged.
 _DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(
+        AssertionError,
+        AttributeError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ),
 )
 
 _MAX_MEGAPIXELS = 120.0
@@ -119,8 +126,13 @@ def read_image_of_size(path: Path, size: tuple[int, int]) -> tuple[Image.Image, 
     Raises:
         DataError: as for `read_image`, and when it is of another size.
     """
-    with _open(path, float("inf")) as image:
-        found, mode = (image.height, image.width), image.mode
+    try:
+        with _open(path, float("inf")) as image:
+            found, mode = (image.height, image.width), image.mode
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path}: damaged image ({error})") from error
     if found not in (size, size[::-1]):  # turned, perhaps
         _same_size(path, found, size)
     upright = read_image(path, float("inf"))

@@ -1,22 +1,16 @@
 """Maps as files; apart from the network, so that a process which only reads them never imports torch."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from tagseg.run import Run, RunError, atomic_path
-from tagseg.untrusted import require_regular
+from tagseg.untrusted import DAMAGED_ARRAY, require_regular
 
 _MAX_BYTES = 1 << 29
 """An image's maps never need more: 254 classes on 1,400 x 1,400 cells."""
-
-_DAMAGE: tuple[type[Exception], ...] = (
-    *(OSError, ValueError, KeyError, EOFError, TypeError, OverflowError, RuntimeError, MemoryError, SyntaxError),
-    *(NotImplementedError, RecursionError, zipfile.BadZipFile, zlib.error),
-)
 
 
 def map_file(run: Run, sample_id: str) -> Path:
@@ -46,7 +40,7 @@ def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
         if 0 in maps.shape[1:] or not ((classes > 0) & (classes < 255)).all():
             raise ValueError("maps without cells, or of what is no class")
         return maps, tuple(classes.tolist())
-    except _DAMAGE as error:
+    except DAMAGED_ARRAY as error:
         raise RunError(
             f"{path}: missing or damaged maps ({error}); `tagseg localise RUN --force` makes all anew"
         ) from error

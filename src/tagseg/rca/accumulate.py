@@ -26,7 +26,7 @@ from tagseg.rca.tagmaps import pair_maps
 from tagseg.run import RunError, atomic_path, write_atomically
 from tagseg.settings import MapKind, Settings, map_kind
 from tagseg.settings_stages import LocaliseSettings
-from tagseg.untrusted import check_shape, read_json, require_regular
+from tagseg.untrusted import DAMAGED_ARRAY, check_shape, read_json, require_regular
 
 GRID = 56
 """Cells of an accumulated map per side, over the whole image whatever its shape."""
@@ -155,7 +155,7 @@ def _open(path: Path, mode: Literal["r", "r+"], rows: int) -> Array:
     try:
         require_regular(path)
         array = open_memmap(path, mode)
-    except (OSError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+    except DAMAGED_ARRAY as error:
         raise RunError(f"{path}: missing or damaged ({error}); train again with --force") from error
     if array.shape != (rows, GRID, GRID) or array.dtype != np.uint8:
         raise RunError(
