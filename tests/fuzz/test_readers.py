@@ -245,7 +245,8 @@ def test_files_of_a_run(name: str, run: Run) -> None:
     valid = (run.root / name).read_bytes()
 
     def read() -> None:
-        prepare(run)
+        if name != "manifest.json":  # it may name any other folder as that of the data
+            prepare(run)
         calibration_images(run)
         read_evaluation(run).table()
 

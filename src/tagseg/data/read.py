@@ -1,6 +1,7 @@
 """One door to every layout: recognise the data folder, read it, and check what holds for all layouts."""
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
         DataError: when no layout fits, a row or file is wrong, a class has too few images, or classes are too many.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # for Path.is_dir a name that no folder can have is an error of its own
         raise DataError(f"{root}: no such folder, expected the data folder")
     root = root.resolve()
     layout = recognise(root, settings) if settings.layout == "auto" else settings.layout
