@@ -22,6 +22,7 @@ from tagseg.data.read import read_dataset
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.export.importing import import_masks
 from tagseg.masks.maps import read_maps, write_maps
+from tagseg.measure.calibration import calibration_images
 from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
 from tagseg.optimise import build_optimizer, epochs
 from tagseg.rca.accumulate import read_accumulated
