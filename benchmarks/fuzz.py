@@ -66,7 +66,7 @@ def supervise(root: Path, options: argparse.Namespace, follow: int = 0) -> list[
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if (root / "done").exists() or (follow and done.returncode == 0):
             return killed
-        if state.read_bytes() == before:
+        if done.returncode > 0 or state.read_bytes() == before:
             sys.exit(f"the worker does not work:\n{done.stderr[-3000:]}")
         hang = -done.returncode in (signal.SIGPROF, signal.SIGALRM)
         plan, states = read_plan(root, state)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
