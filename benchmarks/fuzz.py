@@ -35,7 +35,7 @@ def work(options: argparse.Namespace) -> None:
     """Be the worker."""
     os.chdir(options.worker)
     if options.follow:
-        import atheris
+        import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         with atheris.instrument_imports(include=["tagseg", "tomllib", "json"]):
             import tagseg.segment.predict  # noqa: F401

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import fuzz_mutate as mutate
@@ -117,7 +118,7 @@ def _pictures(root: Path) -> dict[str, Target]:
     for kind, valid in made.items():
         file = root / f"picture.{kind.lower()}"
         mutation, share = (mutate.png, 12) if kind == "PNG" else (mutate.any_bytes, 12 if kind == "JPEG" else 2)
-        found[f"image {kind}"] = Target(file, valid, mutation, lambda file=file: _read_picture(file), share)
+        found[f"image {kind}"] = Target(file, valid, mutation, partial(_read_picture, file), share)
     mask, labels = root / "mask.png", root / "labelmap.txt"
     masks = tuple(encoded(mode, "PNG") for mode in ("P", "L", "1", "RGB"))
     found["mask PNG"] = Target(mask, masks, mutate.png, lambda: read_mask_file(mask, SIZE), 4)
@@ -144,7 +145,7 @@ def _runs(root: Path) -> dict[str, Target]:
     scores = Scores(0.5, (0.9, None, 0.1), 2, "train", 0.1)
     evaluation = json.dumps(dataclasses.asdict(Evaluation(("background", "cat", "dog"), scores, scores))).encode()
     for stage in ("segment", "evaluate"):
-        with run.stage(stage):  # type: ignore[arg-type]
+        with run.stage(stage):
             run.evaluation_file.write_bytes(evaluation)
     dataset = read_dataset(data, LENIENT)
     names = json.dumps({"0": "background", "1": "cat", "2": "dog", "255": "void"}).encode()
@@ -231,7 +232,7 @@ def _train(folder: Path, total: int) -> None:
     """Train a network of 8 weights for an epoch or two, from the state in the folder where there is one."""
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
-    optimizer = build_optimizer([module.weight], [module.bias], 0.1, 1.0, 0.0)
+    optimizer = build_optimizer(module.parameters(), [], 0.1, 1.0, 0.0)
 
     def one_epoch(_: int) -> dict[str, float]:
         optimizer.zero_grad()

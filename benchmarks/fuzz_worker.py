@@ -59,13 +59,15 @@ class Worker:
         return sum(self.targets[name].share for name in self.names)
 
     def limit(self) -> None:
-        """Warm every target up with valid files, then take the limits and the audit hook in force."""
+        """Warm every target up with valid files, then put the limits and the audit hook in force."""
         import resource
 
         for name in self.names:
             target = self.targets[name]
             target.file.write_bytes(target.valid[0])
             target.read()
+        import hypothesis.strategies  # noqa: F401  its memory is none of the first case's
+
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + FREE_BYTES,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -125,7 +127,7 @@ class Worker:
 
     def follow(self, cases: int) -> None:
         """Let atheris look for cases of the text files, whose number is a case's first byte; it ends the process."""
-        import atheris  # type: ignore[import-not-found,unused-ignore]
+        import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         texts = [name for name in self.names if self.targets[name].text]
         corpus = self.root / "corpus"
