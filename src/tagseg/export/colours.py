@@ -1,5 +1,6 @@
 """Masks whose values are colours, or lines of a labelmap.txt, as annotation tools write them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def read_label_map(file: Path, classes: tuple[str, ...]) -> LabelMap:
             continue
         cells = line.rsplit(":", 3)
         colour = cells[1].split(",") if len(cells) == 4 and cells[1] else []
-        channels = [int(cell) for cell in colour if cell.strip().isdecimal() and int(cell) < 256]
+        channels = [int(cell) for cell in colour if re.fullmatch(" *[0-9]{1,3} *", cell) and int(cell) < 256]
         if len(cells) != 4 or len(channels) != len(colour) or len(colour) not in (0, 3) or len(names) > VOID:
             raise DataError(f"{file}, row {number}: got {line[:60]!r}, expected name:r,g,b::, at most 256 of them")
         red, green, blue = channels or default[len(names)]
