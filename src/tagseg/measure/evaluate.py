@@ -210,8 +210,8 @@ def read_evaluation(run: Run) -> Evaluation:
     for scores in (pseudo, segmenter, improved, full):
         if scores and len(scores.iou) != len(values["classes"]):
             raise RunError(
-                f"{run.evaluation_file}: damaged ({len(scores.iou)} IoUs of {len(values['classes'])} classes); evaluate "
-                "again with --force"
+                f"{run.evaluation_file}: damaged ({len(scores.iou)} IoUs of {len(values['classes'])} classes); "
+                "evaluate again with --force"
             )
     return Evaluation(tuple(values["classes"]), pseudo, segmenter, values.get("calibrated", 0), improved, full)
 
