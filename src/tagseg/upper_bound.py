@@ -10,7 +10,14 @@ from tagseg.data.prepare import prepare
 from tagseg.data.records import DataError
 from tagseg.files import remove_temporary
 from tagseg.lock import at_work
-from tagseg.measure.evaluate import Scores, bound_settings, read_bound, score_segmenter, scored_samples
+from tagseg.measure.evaluate import (
+    Scores,
+    bound_settings,
+    read_bound,
+    read_figures,
+    score_segmenter,
+    scored_samples,
+)
 from tagseg.pipeline import memory_named, repeat_stage
 from tagseg.progress import Track, silent
 from tagseg.run import Run, RunError, write_atomically
@@ -54,7 +61,7 @@ def train_upper_bound(
         scores = _train_anew(run, own, force, track)
     weak = None
     if run.done("evaluate"):
-        weak = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["segmenter"]
+        weak = read_figures(run).get("segmenter")
     return UpperBound(run.full_supervision.segmenter, scores, weak and weak["miou"] / scores.miou)
 
 
