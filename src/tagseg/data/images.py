@@ -1,4 +1,5 @@
-"""Reading image and mask files: every odd kind of image comes in as RGB, every broken one with a clear message."""
+"""Reading image and mask files, in folders or tars: every odd kind of image comes in as RGB, every broken one with a
+clear message."""
 
 import os
 import struct
@@ -13,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_rle
 
 from tagseg.data.records import VOID, CocoMask, DataError, Dataset, Sample
+from tagseg.data.tars import open_member
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
 """Suffixes of files that are taken for images, in lower case."""
@@ -182,7 +184,7 @@ def inside(root: Path, path: Path, where: str) -> Path:
 def _open(path: Path, max_megapixels: float, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     """Open an image and read its header only."""
     try:
-        image = Image.open(path, formats=formats)
+        image = Image.open(open_member(path) or path, formats=formats)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.folder import class_folders, read_folder, tag_files
 from tagseg.data.records import MAX_CLASSES, DataError, Dataset, Sample
+from tagseg.data.shards import read_shards, shard_files
 from tagseg.data.voc import read_voc, voc_root
 from tagseg.settings_stages import DataSettings
 
@@ -27,6 +28,7 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
         "folder": read_folder,
         "voc": read_voc,
         "coco": read_coco,
+        "shards": read_shards,
     }
     dataset = readers[layout](root, settings)
     if not dataset.split("train"):
@@ -44,7 +46,7 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
 
 
 def recognise(root: Path, settings: DataSettings) -> str:
-    """Return the layout of a data folder: voc, coco or folder.
+    """Return the layout of a data folder: voc, coco, folder or shards.
 
     Raises:
         DataError: saying what was looked for, when nothing fits.
@@ -55,14 +57,18 @@ def recognise(root: Path, settings: DataSettings) -> str:
         return "coco"
     if tag_files(root):
         return "folder"
+    folders = class_folders(root, settings)
+    # A tar beside folders of images is where they came from.
+    if not folders and not (root / "images").is_dir() and shard_files(root):
+        return "shards"
     if any(instance_files(root)):
         return "coco"
-    if class_folders(root, settings):
+    if folders:
         return "folder"
     raise DataError(
         f"{root}: no images in a layout that is known; looked for tags.csv, metadata.csv or metadata.jsonl (also in "
         "train/ and val/), one folder per class, JPEGImages and ImageSets (VOC), annotations/instances_train*.json or "
-        "a single JSON file (COCO)"
+        "a single JSON file (COCO), tar shards (*.tar, also in train/ and val/)"
     )
 
 
