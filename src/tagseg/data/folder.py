@@ -140,6 +140,8 @@ def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks:
     """
     mask_folder = companion(root, settings.masks, masks, "data.masks")
     saliency_folder = companion(root, settings.saliency, "saliency", "data.saliency")
+    if mask_folder is None and saliency_folder is None:
+        return tuple(samples)
     stems = Counter(PurePosixPath(sample.id).name for sample in samples)
 
     def find(folder: Path | None, sample: Sample, suffixes: tuple[str, ...]) -> Path | None:

@@ -7,14 +7,19 @@ from pathlib import Path
 
 from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.folder import class_folders, read_folder, tag_files
+from tagseg.data.manifest import keep_manifest, read_manifest, state_of
 from tagseg.data.records import MAX_CLASSES, DataError, Dataset, Sample
 from tagseg.data.shards import read_shards, shard_files
 from tagseg.data.voc import read_voc, voc_root
+from tagseg.memory import no_garbage
 from tagseg.settings_stages import DataSettings
 
 
-def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
+def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cache: bool = False) -> Dataset:
     """Read a data folder of any layout; ids of images that differ in suffix alone keep the suffix.
+
+    With `cache` what was found in a large folder is kept in the user's cache folder, and taken from there as long as
+    the data folder is as it was (see manifest.py).
 
     Raises:
         DataError: when no layout fits, a row or file is wrong, a class has too few images, or classes are too many.
@@ -23,6 +28,18 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
     if not root.is_dir():
         raise DataError(f"{root}: no such folder, expected the data folder")
     root = root.resolve()
+    with no_garbage():
+        dataset = read_manifest(root, settings) if cache else None
+        if dataset is None:
+            state = state_of(root, settings) if cache else None
+            dataset = _read(root, settings)
+            if state is not None:
+                keep_manifest(dataset, settings, state)
+    check_counts(dataset, settings)
+    return dataset
+
+
+def _read(root: Path, settings: DataSettings) -> Dataset:
     layout = recognise(root, settings) if settings.layout == "auto" else settings.layout
     readers: dict[str, Callable[[Path, DataSettings], Dataset]] = {
         "folder": read_folder,
@@ -41,7 +58,6 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
         raise DataError(
             f"{root}: image {twice} is listed more than once, expected once in train and validation together"
         )
-    check_counts(dataset, settings)
     return dataclasses.replace(dataset, samples=_with_unique_ids(dataset))
 
 

@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
     def path(self, shard: Path) -> Path:
         """Return the path that the readers of images open."""
-        return shard / f"{self.offset}+{self.size}" / self.name
+        return shard.joinpath(f"{self.offset}+{self.size}", self.name)
 
 
 def is_member(path: Path) -> bool:
@@ -127,7 +127,7 @@ def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, bytes, int, int
     made to loop, to recurse and to fill the memory by what headers claim."""
     end, at = os.fstat(file.fileno()).st_size, 0
     said: dict[str, bytes] = {}  # by extension headers, about the next member
-    while at + _BLOCK <= end:
+    while at < end:
         file.seek(at)
         head = file.read(_BLOCK)
         if not head.strip(b"\0"):

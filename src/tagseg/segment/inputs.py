@@ -39,10 +39,11 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
             found = _without_outputs(found, out.resolve(), str(item))
         for file in found:
             files.setdefault(file, root)
-    if not files:
+    relative = {file: file.relative_to(root) for file, root in files.items() if not is_shard(file)}
+    relative |= shard_images([file for file in files if is_shard(file)])
+    if not relative:
         raise DataError(f"{', '.join(map(str, wanted))}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    plain = {file: file.relative_to(root) for file, root in files.items() if not is_shard(file)}
-    return _named(plain | shard_images([file for file in files if is_shard(file)]))
+    return _named(relative)
 
 
 def _numbered(item: str) -> list[str]:
