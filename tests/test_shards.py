@@ -21,14 +21,14 @@ from tagseg.settings import Settings
 
 @pytest.fixture(scope="module")
 def runs(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    """Return finished runs on the discs as a folder and as shards, the latter with worker processes."""
+    """Return finished runs on the discs as a folder and as shards, the latter with a worker process."""
     folder = tmp_path_factory.mktemp("shards")
-    settings = Settings.from_dict(
-        tiny.to_dict() | {"segment": {"epochs": 1, "batch": 4, "crop": 32, "max_side": 64, "predict_scales": [1.0]}}
-    )
+    short = {"epochs": 1, "batch": 4, "crop": 32, "max_side": 64, "predict_scales": [1.0]}
+    values = tiny.to_dict() | {"segment": short}
+    settings = Settings.from_dict(values | {"train": values["train"] | {"epochs": 1}})
     pack(discs, folder / "shards")
     fit(discs, folder / "plain", settings)
-    fit(folder / "shards", folder / "packed", dataclasses.replace(settings, workers=2))
+    fit(folder / "shards", folder / "packed", dataclasses.replace(settings, workers=1))
     return Run(folder / "plain"), Run(folder / "packed")
 
 
@@ -57,6 +57,8 @@ def test_networks_maps_masks_and_predictions_are_the_same_bytes(runs: tuple[Run,
         assert files == sorted(path.relative_to(packed.root / output) for path in (packed.root / output).rglob("*.*"))
         assert files or output == "predictions"
         for file in files:
+            if file.name == "history.jsonl":  # it holds seconds
+                continue
             assert (plain.root / output / file).read_bytes() == (packed.root / output / file).read_bytes(), file
     assert json.loads(plain.evaluation_file.read_text())["pseudo"] is not None
     assert plain.evaluation_file.read_text() == packed.evaluation_file.read_text()
@@ -86,8 +88,8 @@ def test_export_copies_images_out_of_shards(runs: tuple[Run, Run], discs: Path, 
         export(run.root, "coco", tmp_path / name, images="copy")
     copied = {path.name: path.read_bytes() for path in (tmp_path / "packed").rglob("*.png")}
     assert copied == {path.name: path.read_bytes() for path in (discs / "images").iterdir()}
-    tables = [next((tmp_path / name).glob("*.json")).read_text() for name in ("plain", "packed")]
-    assert [json.loads(one) for one in tables][0].get("images") == json.loads(tables[1]).get("images")
+    tables = [(tmp_path / name / "annotations/instances_train.json") for name in ("plain", "packed")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
     with pytest.raises(DataError, match=r"--images link: .*\.tar/.* lies in a tar, where no link leads"):
         export(packed.root, "coco", tmp_path / "linked", images="link")
 
