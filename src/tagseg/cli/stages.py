@@ -16,7 +16,7 @@ from tagseg.settings import Settings
 @app.command(group=MAIN, sort_key=0)
 def fit(
     data: Annotated[
-        Path, Parameter(name="DATA", help="Folder of tagged images (tags.csv, metadata.csv, VOC, COCO, ...).")
+        Path, Parameter(name="DATA", help="Folder of tagged images (tags.csv, metadata.csv, VOC, COCO, shards, ...).")
     ],
     /,
     *,
