@@ -60,7 +60,7 @@ def test_networks_maps_masks_and_predictions_are_the_same_bytes(runs: tuple[Run,
             if file.name == "history.jsonl":  # it holds seconds
                 continue
             assert (plain.root / output / file).read_bytes() == (packed.root / output / file).read_bytes(), file
-    assert json.loads(plain.evaluation_file.read_text())["pseudo"] is not None
+    assert json.loads(plain.evaluation_file.read_text())["pseudo_masks"] is not None
     assert plain.evaluation_file.read_text() == packed.evaluation_file.read_text()
     assert "data:image" in packed.report_file.read_text()
     assert prepare(packed).sizes == prepare(plain).sizes
