@@ -14,6 +14,7 @@ from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.loading import to_tensor
 from tagseg.data.prepare import prepare
 from tagseg.data.records import VOID, Sample
+from tagseg.lock import at_work
 from tagseg.masks.background import cut, label_probabilities
 from tagseg.masks.localise import views
 from tagseg.masks.maps import map_file, read_maps
@@ -72,10 +73,11 @@ def assess(run: Run, track: Track = silent) -> dict[str, ImageQuality]:
     known = read_quality(run)
     todo = [sample for sample in samples if sample.id not in known]
     if todo:
-        # Written anew, so that it ends with a whole line.
-        write_quality(run, known.values())
-        known |= {one.id: one for one in _judged(todo, run, track)}
-        run.note("quality")
+        with at_work(run.root):
+            # Written anew, so that it ends with a whole line.
+            write_quality(run, known.values())
+            known |= {one.id: one for one in _judged(todo, run, track)}
+            run.note("quality")
     return {sample.id: known[sample.id] for sample in samples}
 
 
