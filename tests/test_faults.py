@@ -213,9 +213,10 @@ def test_a_training_that_was_finished_is_not_done_again(
     with monkeypatch.context() as patched, pytest.raises(Crash):
         patched.setattr("tagseg.run.checksum", _crash)
         fit(discs, run.root, until="segment")
-    with caplog.at_level("INFO"):
+    caplog.clear()
+    with caplog.at_level("INFO", "tagseg"):
         fit(discs, run.root, until="segment")
-    assert run.done("segment") and "epoch 1:" not in caplog.text
+    assert run.done("segment") and "stage segment" in caplog.text and "epoch 1:" not in caplog.text
 
 
 @pytest.mark.slow
