@@ -222,7 +222,9 @@ def test_a_stage_alone_does_not_undo_an_earlier_one(force: bool, finished: Run) 
 
 def test_every_setting_but_the_place_of_work_belongs_to_a_stage() -> None:
     known = [section for sections in SECTIONS.values() for section in sections]
-    assert sorted([*known, "device", "workers"]) == sorted(field.name for field in dataclasses.fields(Settings))
+    assert sorted([*known, "cache", "device", "workers"]) == sorted(
+        field.name for field in dataclasses.fields(Settings)
+    )
 
 
 def test_files_have_their_checksums(finished: Run) -> None:
