@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Worker:
             target = self.targets[name]
             target.file.write_bytes(target.valid[0])
             target.read()
-        import hypothesis.strategies  # noqa: F401  its memory is none of the first case's
+        _inventor(1, self.seed, lambda _: None)()  # hypothesis' own memory is none of the first case's
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + FREE_BYTES,) * 2)
@@ -107,23 +108,7 @@ class Worker:
 
     def invent(self, number: int, cases: int, base: float) -> None:
         """Let hypothesis invent cases of a text file."""
-        from hypothesis import HealthCheck, Phase, given, seed, settings
-        from hypothesis import strategies as st
-
-        leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-        tree = st.recursive(leaf, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=20)
-        trees = tree.map(lambda value: json.dumps(value).encode())
-        texts = st.text().map(lambda text: text.encode("utf-8", "surrogatepass"))
-        health = settings(max_examples=cases, database=None, deadline=None, derandomize=False, phases=[Phase.generate],
-                          suppress_health_check=list(HealthCheck))  # fmt: skip
-
-        @seed(self.seed)
-        @health
-        @given(st.binary() | texts | trees)
-        def invented(data: bytes) -> None:
-            self.one(number, self.read_state(number)[0], data, base)
-
-        invented()
+        _inventor(cases, self.seed, lambda data: self.one(number, self.read_state(number)[0], data, base))()
 
     def follow(self, cases: int) -> None:
         """Let atheris look for cases of the text files, whose number is a case's first byte; it ends the process."""
@@ -203,3 +188,23 @@ class Worker:
     def write_state(self, number: int, *values: Any) -> None:
         """Note how far a target is."""
         STATE.pack_into(self.state, number * STATE.size, *values)
+
+
+def _inventor(cases: int, start: int, run: Callable[[bytes], None]) -> Callable[[], None]:
+    """A hypothesis test of `cases` invented files."""
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from hypothesis import strategies as st
+
+    leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+    tree = st.recursive(leaf, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=20)
+    trees = tree.map(lambda value: json.dumps(value).encode())
+    texts = st.text().map(lambda text: text.encode("utf-8", "surrogatepass"))
+
+    @seed(start)
+    @settings(max_examples=cases, database=None, deadline=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(st.binary() | texts | trees)
+    def invented(data: bytes) -> None:
+        run(data)
+
+    return invented
