@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tagseg.checkpoint import load_tensors, optimizer_tensors, restore, restore_optimizer, save_tensors, select
+from tagseg.ranks import ALONE, Ranks
 from tagseg.rca.backbone import RANDOM
 from tagseg.run import RunError
 
@@ -19,12 +20,15 @@ log = logging.getLogger(__name__)
 History = list[dict[str, int | float]]
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU.
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU. Of several processes each has
+    its own.
 
     Raises:
         ValueError: when torch does not know the name or the device is not there.
     """
+    if ranks.device is not None:
+        return ranks.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -60,6 +64,24 @@ def build_optimizer(
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 
 
+def compile_network(network: nn.Module, on: bool) -> None:
+    """Let torch.compile translate a network when it is first called, in place and if it is `on`.
+
+    Raises:
+        ValueError: when torch.compile does not work here.
+    """
+    if not on:
+        return
+    device = next(network.parameters()).device
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever its compilers raise where there are none
+        raise ValueError(
+            f"setting compile: torch.compile does not work here ({str(error).splitlines()[0][:200]}); leave it out"
+        ) from error
+    network.compile()
+
+
 def warn_if_random(name: str, weights: str) -> None:
     """Say aloud that a network starts without pretrained weights."""
     if weights == RANDOM:
@@ -92,13 +114,16 @@ def epochs(
     optimizer: torch.optim.Optimizer,
     total: int,
     one_epoch: Callable[[int], dict[str, float]],
+    ranks: Ranks = ALONE,
 ) -> History:
     """Run epochs 1 to `total`, saving the state after each; continue behind the last finished one if there is a state.
+
+    Of several processes all read the state, and the main one saves it.
 
     `one_epoch(epoch)` trains and returns figures for the history, `loss` among them.
 
     Raises:
-        RunError: when the saved state is damaged, or the loss stops being a number.
+        RunError: when the saved state is damaged or not the same for all processes, or the loss stops being a number.
     """
     file = folder / "checkpoint.safetensors"
     history: History = []
@@ -109,6 +134,8 @@ def epochs(
         restore_optimizer(optimizer, tensors)
         history = about["history"]
         log.info("continuing behind epoch %d of %d", len(history), total)
+    if ranks.agree(len(history)) != len(history):
+        raise RunError(f"{file}: not what the main process sees; all machines must see the same run folder")
     for epoch in range(len(history) + 1, total + 1):
         started = time.monotonic()
         figures = one_epoch(epoch)
@@ -118,8 +145,11 @@ def epochs(
             )
         history.append({"epoch": epoch, **figures, "seconds": round(time.monotonic() - started, 1)})
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
-        tensors = {
-            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
-        }
-        save_tensors(file, tensors | optimizer_tensors(optimizer), {"history": history})
+        if ranks.main:
+            _save(file, modules, optimizer, history)
     return history
+
+
+def _save(file: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, history: History) -> None:
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    save_tensors(file, tensors | optimizer_tensors(optimizer), {"history": history})

@@ -12,6 +12,7 @@ from tagseg.masks.localise import Localised, localise
 from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
 from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
 from tagseg.progress import Track, silent
+from tagseg.ranks import ALONE, Ranks, open_ranks
 from tagseg.rca.train import train
 from tagseg.report.page import report
 from tagseg.run import STAGES, Run, RunError, Stage, change_settings, open_run
@@ -44,7 +45,8 @@ def fit(
     """Train on a folder of tagged images and return masks, a segmentation network, figures and a report.
 
     Runs train -> localise -> masks -> segment -> evaluate -> report; finished stages of an existing run are kept, and a
-    training continues behind its last finished epoch.
+    training continues behind its last finished epoch. Processes that were launched together (`accelerate launch`) train
+    together; the main one does all else, while the others wait.
 
     Args:
         data: a data folder of any layout that `read_dataset` recognises.
@@ -60,13 +62,18 @@ def fit(
     run = Run(Path(out))
     if settings is None:
         settings = run.settings() if run.manifest_file.exists() else Settings()
-    run = open_run(out, data, settings, force)
     wanted = [stage for stage in needed_stages(settings) if STAGES.index(stage) <= STAGES.index(until)]
-    for stage in wanted:
-        if stage == "localise" and "masks" in wanted and not run.done(stage):
-            localise_and_mask(prepare(run), run, track)
-        elif not run.done(stage):
-            repeat_stage(run, stage, track)
+    with open_ranks(settings.device) as ranks:
+        if ranks.main:
+            open_run(out, data, settings, force)
+        ranks.agree()
+        for stage in wanted:
+            if ranks.agree(run.done(stage)):
+                continue
+            if stage != "localise" or "masks" not in wanted:
+                repeat_stage(run, stage, track, ranks)
+            elif ranks.main:
+                localise_and_mask(prepare(run), run, track)
     return None if until != STAGES[-1] else Fitted(run.root, run.masks, read_evaluation(run), run.report_file)
 
 
@@ -80,6 +87,16 @@ def run_stage(
             outputs and those of all later stages are deleted first.
     """
     run = Run(Path(root))
+    with open_ranks((settings or run.settings()).device) as ranks:
+        if ranks.main:
+            _begin_stage(run, stage, settings, force)
+        ranks.agree()
+        repeat_stage(run, stage, track, ranks)
+    return run
+
+
+def _begin_stage(run: Run, stage: Stage, settings: Settings | None, force: bool) -> None:
+    """Change the settings, discard what is done and will be done again, and check that the stages before are done."""
     if settings is not None:
         change_settings(run, settings, force, stage)
     if run.done(stage):
@@ -91,8 +108,6 @@ def run_stage(
         raise RunError(f"{run.root}: learns from the masks in {run.settings().segment.labels}; it has no stage {stage}")
     for earlier in needed[: needed.index(stage)]:
         run.require(earlier)
-    repeat_stage(run, stage, track)
-    return run
 
 
 def needed_stages(settings: Settings) -> tuple[Stage, ...]:
@@ -101,12 +116,19 @@ def needed_stages(settings: Settings) -> tuple[Stage, ...]:
     return STAGES[STAGES.index("segment") :] if settings.segment.labels else STAGES
 
 
-def repeat_stage(run: Run, stage: Stage, track: Track = silent) -> None:
-    """Run a stage whether or not it was done before; what it finds of its own outputs it keeps."""
+def repeat_stage(run: Run, stage: Stage, track: Track = silent, ranks: Ranks = ALONE) -> None:
+    """Run a stage whether or not it was done before; what it finds of its own outputs it keeps.
+
+    Several processes (`ranks`) share the stages that train; all others are the main one's alone.
+    """
+    if not ranks.main:
+        if stage in _SHARED:
+            _SHARED[stage](run, silent, ranks)
+        return
     log.info("stage %s", stage)
     run.remove_leftovers(stage)
     with run.stage(stage) as figures:
-        figures |= _STAGES[stage](run, track)
+        figures |= _SHARED[stage](run, track, ranks) if stage in _SHARED else _STAGES[stage](run, track)
 
 
 def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> None:
@@ -131,8 +153,15 @@ def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> No
             figures |= _masks_figures(make_masks(prepared, run, track, workers))
 
 
-def _train(run: Run, track: Track) -> dict[str, Any]:
-    train(prepare(run, track).dataset, run.settings(), run.network, track)
+def prepare_together(run: Run, track: Track, ranks: Ranks) -> Prepared:
+    """Return the data set as `prepare` does; of several processes the main one checks it, the others then read it."""
+    prepared = prepare(run, track) if ranks.main else None
+    ranks.agree()
+    return prepared or prepare(run)
+
+
+def _train(run: Run, track: Track, ranks: Ranks) -> dict[str, Any]:
+    train(prepare_together(run, track, ranks).dataset, run.settings(), run.network, track, ranks)
     return {}
 
 
@@ -153,13 +182,13 @@ def _masks_figures(done: Masks) -> dict[str, Any]:
     return pace | {"worker_peak_mb": round(done.worker_peak_mb)}
 
 
-def _segment(run: Run, track: Track) -> dict[str, Any]:
-    settings, prepared = run.settings(), prepare(run, track)
+def _segment(run: Run, track: Track, ranks: Ranks) -> dict[str, Any]:
+    settings, prepared = run.settings(), prepare_together(run, track, ranks)
     if settings.segment.labels:
-        labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track)
-        train_segmenter(labelled, run.labels, settings, run.segmenter, track)
+        labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track, ranks.main)
+        train_segmenter(labelled, run.labels, settings, run.segmenter, track, ranks)
     else:
-        self_train(prepared, run, track)
+        self_train(prepared, run, track, ranks)
     return {}
 
 
@@ -173,12 +202,13 @@ def _report(run: Run, track: Track) -> dict[str, Any]:
     return {}
 
 
+_SHARED: dict[Stage, Callable[[Run, Track, Ranks], dict[str, Any]]] = {"train": _train, "segment": _segment}
+"""What the stages do that several processes share, and the figures of their own that they note in the manifest."""
+
 _STAGES: dict[Stage, Callable[[Run, Track], dict[str, Any]]] = {
-    "train": _train,
     "localise": _localise,
     "masks": _masks,
-    "segment": _segment,
     "evaluate": _evaluate,
     "report": _report,
 }
-"""What each stage does, and the figures of its own that it notes in the manifest."""
+"""The same of all others."""

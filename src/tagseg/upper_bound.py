@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tagseg.data.prepare import prepare
 from tagseg.data.records import DataError
 from tagseg.measure.evaluate import Scores, bound_settings, read_bound, score_segmenter, scored_samples
-from tagseg.pipeline import repeat_stage
+from tagseg.pipeline import prepare_together, repeat_stage
 from tagseg.progress import Track, silent
+from tagseg.ranks import Ranks, open_ranks
 from tagseg.run import Run, RunError, write_atomically
 from tagseg.segment.labels import true_labels
 from tagseg.segment.train import train_segmenter
@@ -49,31 +49,35 @@ def train_upper_bound(
     if settings is not None and settings != own:
         raise RunError(f"{run.root}: the upper bound takes the run's own settings; leave out the flags that differ")
     bound = run.full_supervision
-    if force and bound.root.exists():
-        shutil.rmtree(bound.root)
+    with open_ranks(own.device) as ranks:
+        if force and ranks.main and bound.root.exists():
+            shutil.rmtree(bound.root)
+        if not ranks.agree(ranks.main and read_bound(run) is not None):
+            _train(run, bound, own, track if ranks.main else silent, ranks)
+            for stage in ("evaluate", "report"):
+                if ranks.main and run.done(stage):
+                    repeat_stage(run, stage, track)
     scores = read_bound(run)
-    if scores is None:
-        scores = _train(run, bound, own, track)
-        for stage in ("evaluate", "report"):
-            if run.done(stage):
-                repeat_stage(run, stage, track)
+    assert scores is not None, "it was there, or has been trained"
     weak = None
     if run.done("evaluate"):
         weak = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["segmenter"]
     return UpperBound(bound.segmenter, scores, weak and weak["miou"] / scores.miou)
 
 
-def _train(run: Run, bound: Run, settings: Settings, track: Track) -> Scores:
-    prepared = prepare(run, track)
+def _train(run: Run, bound: Run, settings: Settings, track: Track, ranks: Ranks) -> None:
+    prepared = prepare_together(run, track, ranks)
     if not scored_samples(prepared.dataset, "val"):
         raise DataError(f"{prepared.dataset.root}: no validation image has a true mask, so nothing could be compared")
-    wanted = bound_settings(settings)
-    if bound.settings_file.exists() and bound.settings_file.read_text(encoding="utf-8") != wanted.to_toml():
+    wanted = bound_settings(settings).to_toml()
+    if bound.settings_file.exists() and bound.settings_file.read_text(encoding="utf-8") != wanted:
         raise RunError(f"{bound.root}: trained with other settings; --force trains it again")
-    dataset = true_labels(prepared, bound.masks, track)
-    write_atomically(bound.settings_file, wanted.to_toml())
-    train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
+    dataset = true_labels(prepared, bound.masks, track, ranks.main)
+    if ranks.main:
+        write_atomically(bound.settings_file, wanted)
+    train_segmenter(dataset, bound.masks, settings, bound.segmenter, track, ranks)
+    if not ranks.main:
+        return
     scores = score_segmenter(prepared, bound, settings, track)
     assert scores is not None, "there are validation images to score"
     write_atomically(bound.evaluation_file, json.dumps(dataclasses.asdict(scores), indent=1))
-    return scores

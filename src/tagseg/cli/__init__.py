@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from rich.logging import RichHandler
 
 from tagseg.cli import exchange, stages, study, use  # noqa: F401  their commands enter the app
-from tagseg.cli.root import app, err
+from tagseg.cli.root import app, err, out
+from tagseg.launch import launched
+
+TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report")
+"""The commands that processes launched together may run; any other would be run by each of them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,8 +20,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("tagseg").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    number, count = launched()
+    out.quiet = number > 0
     try:
-        app(sys.argv[1:] if argv is None else list(argv))
+        if count > 1 and arguments and arguments[0] not in TOGETHER:
+            raise ValueError(
+                f"{count} processes were launched, {arguments[0]} runs in one: leave out accelerate launch"
+            )
+        app(arguments)
     except KeyboardInterrupt:
         err.print("Interrupted. Run the same command again to continue.", style="yellow")
         raise SystemExit(130) from None

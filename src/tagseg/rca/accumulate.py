@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from tagseg.data.loading import Crop
 from tagseg.data.records import Sample
+from tagseg.ranks import ALONE, Ranks
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.tagmaps import pair_maps
 from tagseg.run import RunError, atomic_path, write_atomically
@@ -42,16 +43,17 @@ Array = np.memmap[Any, np.dtype[np.uint8]]
 @dataclass(frozen=True)
 class Accumulation:
     """Accumulated maps on disk: `array` (rows GRID GRID, 0..255 = 0..peak), a row per sample and tag in their order;
-    sample i's begin at row `first[i]`. `kind` is the kind of maps that are accumulated."""
+    sample i's begin at row `first[i]`. `kind` is the kind of maps that are accumulated. Of several processes only the
+    main one has the array, which takes the maps of all."""
 
-    array: Array
+    array: Array | None
     first: Int[Tensor, "samples"]
     kind: MapKind
 
 
 @contextlib.contextmanager
 def accumulating(
-    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int
+    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int, ranks: Ranks = ALONE
 ) -> Iterator[Accumulation | None]:
     """Yield the maps accumulated before `epoch`, to be raised during it; they are kept when the block succeeds.
 
@@ -67,6 +69,11 @@ def accumulating(
         yield None
         return
     counts = [len(sample.tags) for sample in samples]
+    # The kind does not hang on localise.kind: that may change after the training.
+    first, kind = torch.tensor([0, *counts[:-1]]).cumsum(0), map_kind(LocaliseSettings(), settings.rca)
+    if not ranks.main:
+        yield Accumulation(None, first, kind)
+        return
     with atomic_path(_epoch_file(folder, epoch)) as temporary:
         if epoch == start:
             array = open_memmap(temporary, "w+", np.uint8, (sum(counts), GRID, GRID))
@@ -74,32 +81,42 @@ def accumulating(
             _open(_epoch_file(folder, epoch - 1), "r", sum(counts))
             shutil.copyfile(_epoch_file(folder, epoch - 1), temporary)
             array = open_memmap(temporary, "r+")
-        # The kind does not hang on localise.kind: that may change after the training.
-        kind = map_kind(LocaliseSettings(), settings.rca)
-        yield Accumulation(array, torch.tensor([0, *counts[:-1]]).cumsum(0), kind)
+        yield Accumulation(array, first, kind)
         array.flush()
     _epoch_file(folder, epoch - 2).unlink(missing_ok=True)
 
 
 @torch.no_grad()
-def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop) -> None:
+def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop, ranks: Ranks = ALONE) -> None:
     """Raise the accumulated maps to a batch's, each divided by its peak: `M_t = max(M_(t-1), A_t)` (OAA, ICCV 2019).
 
-    Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes.
+    Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes. The
+    maps of several processes come together in every step.
     """
-    tags, device = crop.tags.bool().cpu(), maps.coarse.device
+    tags = crop.tags.bool().cpu()
     image, column = tags.nonzero(as_tuple=True)
     rows = into.first[crop.sample[image]] + (tags.cumsum(1) - 1)[image, column]
     sure = (maps.refined_scores.float().sigmoid() > CONFIDENT).cpu()[image, column]
+    values = _placed_maps(network, maps, crop, into.kind, sure)
+    rows, values = ranks.gather(rows[sure], values)
+    if into.array is not None and len(rows):
+        into.array[rows.numpy()] = np.maximum(into.array[rows.numpy()], values.numpy())
+
+
+def _placed_maps(
+    network: RcaNetwork, maps: Maps, crop: Crop, kind: MapKind, sure: Bool[Tensor, "n"]
+) -> UInt8[Tensor, "m g g"]:
+    """The `sure` ones of the maps of n pairs of an image and its tag, in the whole image's cells, 255 at the peak."""
     if not sure.any():
-        return
-    chosen = pair_maps(network, maps, image.to(device), column.to(device) + 1, into.kind)[sure.to(device)]
+        return torch.zeros(0, GRID, GRID, dtype=torch.uint8)
+    device = maps.coarse.device
+    image, column = crop.tags.bool().cpu().nonzero(as_tuple=True)
+    chosen = pair_maps(network, maps, image.to(device), column.to(device) + 1, kind)[sure.to(device)]
     side = crop.picture.shape[-1]
     pixels = network.backbone.enlarge(chosen[:, None], (side, side))[:, 0]
     placed = place(pixels, crop.box[image[sure]].to(device), crop.mirrored[image[sure]].to(device))
     peaks = placed.amax((1, 2), keepdim=True).clamp_min(1e-6)
-    values = (placed / peaks * 255).round().to(torch.uint8).cpu().numpy()
-    into.array[rows[sure].numpy()] = np.maximum(into.array[rows[sure].numpy()], values)
+    return (placed / peaks * 255).round().to(torch.uint8).cpu()
 
 
 def place(
