@@ -234,9 +234,9 @@ def _accelerator(cpu: bool) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
-    # Some backbones have weights that feature maps never pass: a static graph allows for them. Buffers are alike, for
-    # batch norms see the whole batch.
-    parallel = DistributedDataParallelKwargs(static_graph=True, broadcast_buffers=False)
+    # Some backbones have weights that feature maps never pass (a static graph would allow for them, too, but not for
+    # networks that return records). Buffers are alike, for batch norms see the whole batch.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     group = InitProcessGroupKwargs(backend="gloo" if cpu else None, timeout=STEP)
     # The number format is a setting of ours (precision), whatever accelerate's own configuration says.
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[parallel, group])

@@ -1,6 +1,7 @@
 """The command line: one thin command a stage. Only this package prints."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else list(argv)
     number, count = launched()
     out.quiet = number > 0
+    if count > 1:  # read when PyTorch is imported, which no command has done yet; its warnings are on how DDP is used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if count > 1 and arguments and arguments[0] not in TOGETHER:
             raise ValueError(

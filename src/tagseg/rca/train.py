@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tagseg.checkpoint import load_tensors, restore, save_tensors
@@ -143,34 +143,35 @@ def contrast_loss(
     Of several processes each does so with the regions of all of them, so that their banks stay one bank.
     """
     loss = features.new_zeros((), dtype=torch.float32)
-    embeddings = pool_regions(features.float(), regions)
-    embeddings, regions = _all_regions(embeddings, regions, ranks)
-    if len(regions.label) == 0:
+    embeddings, image, label, confident = _all_regions(pool_regions(features.float(), regions), regions, ranks)
+    if len(label) == 0:
         return loss
     if learn:
         against = (bank.slots, bank.written, rca.temperature)
         if rca.mix:
             alone_and_mixed = mixed_contrast(
-                embeddings, regions.label, regions.image, *against, rca.mix_alpha, generator, rca.negatives
+                embeddings, label, image, *against, rca.mix_alpha, generator, rca.negatives
             )
             loss = torch.cat(alone_and_mixed).mean()
         else:
-            loss = contrast(embeddings, regions.label, *against, rca.negatives, generator).mean()
+            loss = contrast(embeddings, label, *against, rca.negatives, generator).mean()
     # The losses keep no view of the slots, so these may change before the backward pass.
-    bank.write(embeddings.detach()[regions.confident], regions.label[regions.confident])
+    bank.write(embeddings.detach()[confident], label[confident])
     return loss
 
 
 def _all_regions(
     embeddings: Float[Tensor, "n d"], regions: Regions, ranks: Ranks
-) -> tuple[Float[Tensor, "m d"], Regions]:
-    """The regions of all processes (but for their cells), in the order in which one with the whole batch has them."""
+) -> tuple[Float[Tensor, "m d"], Int[Tensor, "m"], Int[Tensor, "m"], Bool[Tensor, "m"]]:
+    """Embedding, image, label and confidence of the regions of all processes, in the order in which one with the whole
+    batch mines them."""
     if ranks.count == 1:
-        return embeddings, regions
+        return embeddings, regions.image, regions.label, regions.confident
     image = regions.image + ranks.share.first
-    embeddings, image, label, confident = ranks.gather(embeddings, image, regions.label, regions.confident)
-    order = (label == 0).int().argsort(stable=True)  # background comes behind all classes, see `mine_regions`
-    return embeddings[order], Regions(image[order], label[order], regions.cells[:0], confident[order])
+    gathered = ranks.gather(embeddings, image, regions.label, regions.confident)
+    order = (gathered[2] == 0).int().argsort(stable=True)  # background comes behind all classes, see `mine_regions`
+    embeddings, image, label, confident = (values[order] for values in gathered)
+    return embeddings, image, label, confident
 
 
 def training_step(
