@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def together(tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., list[Any]]":
     """Return a function that calls `work(*arguments)` in `count` processes launched together on this machine, and
-    returns what each of them returned (plain values), "Name: message" of what it raised, or None where it was killed."""
+    returns what each of them returned (plain values), "Name: message" of what it raised, None where it was killed."""
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here: every process would take seconds to start")
 
