@@ -68,7 +68,7 @@ def fit(
             open_run(out, data, settings, force)
         ranks.agree()
         for stage in wanted:
-            if ranks.agree(run.done(stage)):
+            if ranks.agree(ranks.main and run.done(stage)):
                 continue
             if stage != "localise" or "masks" not in wanted:
                 repeat_stage(run, stage, track, ranks)
@@ -154,9 +154,15 @@ def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> No
 
 
 def prepare_together(run: Run, track: Track, ranks: Ranks) -> Prepared:
-    """Return the data set as `prepare` does; of several processes the main one checks it, the others then read it."""
+    """Return the data set as `prepare` does; of several processes the main one checks it, the others then read it.
+
+    Raises:
+        RunError: when another process does not see what the main one wrote.
+    """
     prepared = prepare(run, track) if ranks.main else None
     ranks.agree()
+    if prepared is None and not run.data_file.exists():
+        raise RunError(f"{run.data_file}: not there; all machines must see the same run folder")
     return prepared or prepare(run)
 
 
