@@ -96,11 +96,8 @@ def learn(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
 def test_the_classifier_learns_as_by_one_process(
     count: int, change: str, dataset: Dataset, together: Together, tmp_path: Path
 ) -> None:
-    settings = SETTINGS
-    if change in ("oaa", "eps"):
-        settings = dataclasses.replace(SETTINGS, maps=change)
-    if change == "bf16":
-        settings = dataclasses.replace(SETTINGS, precision="bf16")
+    changes: dict[str, Any] = {"oaa": {"maps": "oaa"}, "eps": {"maps": "eps"}, "bf16": {"precision": "bf16"}}
+    settings = dataclasses.replace(SETTINGS, **changes.get(change, {}))
     learn(dataset, settings, tmp_path / "one" / "network")
     assert together(count, learn, dataset, settings, tmp_path / "many" / "network") == [None] * count
     one, many = tmp_path / "one" / "network", tmp_path / "many" / "network"
@@ -204,7 +201,7 @@ def test_rows_are_gathered_in_their_order_and_gradients_flow_into_ones_own(toget
             own = torch.full((rows, 2), ranks.number + 1.0, requires_grad=True)
             numbers = torch.arange(rows) + 10 * ranks.number
             values, flags, all_numbers = ranks.gather(own, numbers % 2 == 0, numbers)
-            (values.square().sum() * 3).backward()  # type: ignore[no-untyped-call]
+            (values.square().sum() * 3).backward()
             assert own.grad is not None and flags.dtype == torch.bool
             state = torch.tensor([ranks.number == 0, False])
             ranks.copy_main(state)
