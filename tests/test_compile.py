@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from tagseg import optimise
 from tagseg.checkpoint import load_tensors
 from tagseg.data.prepare import prepare
 from tagseg.optimise import compile_network
@@ -54,7 +53,7 @@ def test_without_a_compiler_the_setting_is_named(monkeypatch: pytest.MonkeyPatch
     def none(function: Callable[..., Any]) -> Callable[..., Any]:
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
 
-    monkeypatch.setattr(optimise.torch, "compile", none)
+    monkeypatch.setattr(torch, "compile", none)
     message = r"setting compile: torch.compile does not work here \(Failed to find C compiler\.\); leave it out"
     with pytest.raises(ValueError, match=message):
         compile_network(nn.Linear(2, 1), True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm.layers
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from tagseg.ranks import ALONE, open_ranks, share_of
@@ -19,7 +19,7 @@ def network() -> nn.Sequential:
     torch.manual_seed(5)
     layers = [
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.4),
-        nn.Conv2d(4, 6, 1), timm.layers.BatchNormAct2d(6), nn.Dropout2d(0.3),
+        nn.Conv2d(4, 6, 1), BatchNormAct2d(6), nn.Dropout2d(0.3),
         nn.Conv2d(6, 2, 1), nn.BatchNorm2d(2, affine=False, momentum=None),
     ]  # fmt: skip
     return nn.Sequential(*layers).double().train()
@@ -48,7 +48,7 @@ def learned(images: int, steps: int = 2) -> dict[str, list[float]]:
         torch.manual_seed(3)
         for _ in range(steps):
             seen = net(pictures[own] if ranks.share.own else pictures[:1])
-            loss_of(ranks.own(seen)[0], ranks.share.first).backward()  # type: ignore[no-untyped-call]
+            loss_of(ranks.own(seen)[0], ranks.share.first).backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None
             found[name] = ranks.total(*parameter.grad.flatten().tolist())

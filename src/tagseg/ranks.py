@@ -4,6 +4,7 @@ What enters a loss is gathered, so that every process computes the loss of the w
 own share alone. The sum of these gradients, which DDP takes, is the gradient that one process with the whole batch has.
 """
 
+import atexit
 import contextlib
 import datetime
 import logging
@@ -216,7 +217,8 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         return
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device {device}: {count} processes were launched, each takes a device; try auto or cpu")
-    began = not dist.is_initialized()
+    if not dist.is_initialized():  # once a process: what it opens first serves all that it trains
+        atexit.register(_close)
     accelerator = _accelerator(cpu=device == "cpu" or (device == "auto" and not torch.cuda.is_available()))
     waiting = dist.new_group(backend="gloo", timeout=STAGE)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
@@ -228,10 +230,12 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     try:
         yield ranks
         ranks.agree()
+        dist.destroy_process_group(waiting)
+    except BaseException:
+        _close()  # so that the others learn of it, even if this process goes on
+        raise
     finally:
         logger.setLevel(level)
-        if began:
-            _close()
 
 
 def _accelerator(cpu: bool) -> Any:
@@ -250,6 +254,7 @@ def _accelerator(cpu: bool) -> Any:
 
 
 def _close() -> None:
+    """Take leave of the other processes."""
     from accelerate.state import AcceleratorState
 
     if dist.is_initialized():
