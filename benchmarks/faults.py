@@ -1,13 +1,15 @@
 """Kills `tagseg fit` at random moments of every stage, runs it again, and compares the run with an undisturbed one.
 
-    python benchmarks/faults.py               36 kills, six a stage; about 20 seconds each on two idle cores
+    python benchmarks/faults.py               36 kills, six a stage; a few seconds each on two idle cores
     python benchmarks/faults.py --kills 60
 
-Every kill (SIGKILL) hits the real command, on drawn images, with worker processes and two rounds of self-training, and
-is followed by the same command, undisturbed. What counts as the same: tagseg.doctor.fingerprints. It can be continued.
+Every kill (SIGKILL) hits the command's process, on drawn images, with worker processes and two rounds of self-training,
+and is followed by the same command, undisturbed. What counts as the same: tagseg.doctor.fingerprints. It can be
+interrupted and continued.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +47,54 @@ SETTINGS = Settings.from_dict(
 )  # fmt: skip
 
 
+SERVER = """
+import os, sys
+import torch
+from tagseg.cli import main
+
+torch.set_num_threads(1)
+data, settings = sys.argv[1:]
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.chdir(line.rstrip())
+        try:
+            main(["fit", data, "--out", "run", "--settings", settings])
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        finally:
+            sys.stdout.flush()
+        os._exit(status)
+    print("process", child, flush=True)
+    _, ended = os.waitpid(child, 0)
+    print("status", os.waitstatus_to_exitcode(ended), flush=True)
+"""
+"""Runs the command for every line, which names a folder, in a process of its own; torch is imported once for all."""
+
+Start = Callable[[Path], tuple[int, Iterator[str]]]
+
+
 def main() -> None:
     """Make the undisturbed run, kill, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=36, help="how many, the stages in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    data, whole = draw(FOLDER / "data"), Run(FOLDER / "whole" / "run")
-    if not whole.manifest_file.exists() or not whole.done("report"):
-        whole.root.parent.mkdir(parents=True, exist_ok=True)
-        assert start(whole.root.parent, data, "--settings", settings_file()).wait() == 0, "the undisturbed run failed"
-    kept = FOLDER / f"kills_{options.seed}.jsonl"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "settings.toml").write_text(SETTINGS.to_toml())
+    draw(FOLDER / "data")
+    whole, kept = Run(FOLDER / "whole" / "run"), FOLDER / f"kills_{options.seed}.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    for number in range(len(done), options.kills):
-        moment = random.Random(options.seed * 1000 + number)
-        outcome = kill_and_compare(whole, data, STAGES[number % len(STAGES)], moment)
-        print(f"{number + 1}/{options.kills}: {outcome}", flush=True)
-        done.append(outcome)
-        kept.write_text("".join(json.dumps(one) + "\n" for one in done))
+    with fits() as start:
+        if not whole.manifest_file.exists() or not whole.done("report"):
+            whole.root.parent.mkdir(parents=True, exist_ok=True)
+            assert [*start(whole.root.parent)[1]][-1] == "status 0\n", "the undisturbed run failed"
+        for number in range(len(done), options.kills):
+            moment, stage = random.Random(options.seed * 1000 + number), STAGES[number % len(STAGES)]
+            done.append(kill_and_compare(start, whole, FOLDER / "killed", stage, moment))
+            print(f"{number + 1}/{options.kills}: {done[-1]}", flush=True)
+            kept.write_text("".join(json.dumps(one) + "\n" for one in done))
     write_results(done[: options.kills], options.seed)
 
 
@@ -85,52 +118,59 @@ def draw(data: Path) -> Path:
     return data
 
 
-def settings_file() -> Path:
-    """Write the settings into a TOML file and return it."""
-    file = FOLDER / "settings.toml"
-    file.write_text(SETTINGS.to_toml())
-    return file
-
-
-def start(folder: Path, data: Path, *flags: str | Path) -> "subprocess.Popen[str]":
-    """Start `tagseg fit` on the run folder `run` in a folder; a name that does not differ between runs."""
-    command = [sys.executable, "-m", "tagseg", "fit", data, "--out", "run", *flags]
+@contextlib.contextmanager
+def fits() -> Iterator[Start]:
+    """Yield a function that starts `tagseg fit` on the data with the run folder `run` in a folder, and returns its
+    process id and its output's lines, of which the last is its exit status (negative: the signal that killed it)."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    command: list[str | Path] = [sys.executable, "-c", SERVER, FOLDER / "data", FOLDER / "settings.toml"]
+    with subprocess.Popen(
+        command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        reading, writing = server.stdout, server.stdin
+
+        def start(folder: Path) -> tuple[int, Iterator[str]]:
+            writing.write(f"{folder}\n")
+            writing.flush()
+            child = next(int(line.split()[1]) for line in reading if line.startswith("process "))
+            return child, lines()
+
+        def lines() -> Iterator[str]:
+            for line in reading:
+                yield line
+                if line.startswith("status "):
+                    return
+
+        yield start
+        writing.close()
 
 
-def kill_and_compare(whole: Run, data: Path, stage: Stage, moment: random.Random) -> dict[str, Any]:
+def kill_and_compare(start: Start, whole: Run, folder: Path, stage: Stage, moment: random.Random) -> dict[str, Any]:
     """Kill `fit` within a stage, in a copy of the undisturbed run before it, run it again, and say what came of it."""
-    folder = FOLDER / "killed"
     shutil.rmtree(folder, ignore_errors=True)
     run = Run(shutil.copytree(whole.root, folder / "run"))
     if stage == "train":  # from the first moment on, the run folder itself included
         shutil.rmtree(run.root)
     else:
         run.discard(stage)
-    child = start(folder, data, "--settings", settings_file())
+    child, lines = start(folder)
     seconds = moment.uniform(0, whole.manifest()["stages"][stage]["seconds"])
-    assert child.stderr is not None
-    for line in child.stderr:
-        if f"stage {stage}" in line:
-            break
+    next(line for line in lines if f"stage {stage}" in line)
     time.sleep(seconds)
-    child.kill()
-    child.stderr.close()
-    killed = child.wait() == -signal.SIGKILL
+    with contextlib.suppress(ProcessLookupError):  # it was quicker
+        os.kill(child, signal.SIGKILL)
+    killed = f"status {-signal.SIGKILL}" in [line.strip() for line in lines]
     unfinished = [name for name in STAGES if not run.done(name)] if run.manifest_file.exists() else list(STAGES)
-    again = start(folder, data, "--settings", settings_file())
-    _, said = again.communicate()
+    said = list(start(folder)[1])
     ones, others = fingerprints(run), fingerprints(whole)
     different = sorted(name for name in ones.keys() | others.keys() if ones.get(name) != others.get(name))
     return {
         "stage": unfinished[0] if killed and unfinished else "none",
         "seconds": round(seconds, 2),
-        "continued": "continuing behind" in said,
-        "identical": again.returncode == 0 and not different and not examine(run.root).damage,
-        "different": different[:5] or said[-300:] * bool(again.returncode),
+        "continued": any("continuing behind" in line for line in said),
+        "identical": said[-1].strip() == "status 0" and not different and not examine(run.root).damage,
+        "different": different[:5] or ("" if said[-1].strip() == "status 0" else "".join(said)[-400:]),
     }
 
 
