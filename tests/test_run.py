@@ -3,6 +3,7 @@ import gc
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -314,3 +315,53 @@ def test_calibration_and_atlas_go_with_the_network_they_show_and_no_sooner(finis
     assert names <= files(finished.root)
     finished.discard("train")
     assert files(finished.root) == {"settings.toml", "manifest.json"}
+
+
+def test_files_of_a_finished_stage_are_compared_with_the_manifest(finished: Run) -> None:
+    file = finished.root / "segmenter/a/segment.bin"
+    finished.require_unchanged("segment", file, finished.root / "segmenter/not noted")
+    file.write_text("another")
+    with pytest.raises(RunError, match=r"segment\.bin: is not the file that stage segment left, by its checksum"):
+        finished.require_unchanged("segment", file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunError, match=r"segment\.bin: is not the file that stage segment left"):
+        finished.require_unchanged("segment", file)
+
+
+def test_links_out_of_the_run_folder_are_refused_where_a_stage_writes(finished: Run, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".writing-0.png").touch()
+    link = finished.root / "masks/photos"
+    link.symlink_to(outside)
+    for stage, refused in (("masks", True), ("segment", False), ("localise", False)):
+        if refused:
+            with pytest.raises(RunError, match=r"masks/photos: is a link to .*outside, out of the run folder"):
+                finished.remove_leftovers(stage)  # type: ignore[arg-type]
+        else:
+            finished.remove_leftovers(stage)  # type: ignore[arg-type]
+    link.unlink()
+    shutil.rmtree(finished.maps)
+    finished.maps.symlink_to(outside)
+    with pytest.raises(RunError, match=r"run/maps: is a link to"):
+        finished.remove_leftovers("localise")
+    assert (outside / ".writing-0.png").exists()
+
+
+def test_links_within_the_run_folder_and_to_it_are_fine(finished: Run, tmp_path: Path) -> None:
+    finished.maps.rename(finished.root / "elsewhere")
+    finished.maps.symlink_to("elsewhere")
+    (tmp_path / "link").symlink_to(finished.root)
+    Run(tmp_path / "link").remove_leftovers("localise")
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "3", '{"data": 3, "stages": {}}', '{"data": "x", "stages": []}', "\xff",
+                '{"data": "x", "stages": {"train": 3}}', '{"data": "x", "stages": {"train": {"files": []}}}',
+                '{"data": "x", "stages": {}, "calibration_images": 5}']
+)  # fmt: skip
+def test_a_manifest_of_another_shape_is_damaged(content: str, finished: Run) -> None:
+    finished.manifest_file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(RunError, match=r"manifest\.json: damaged \("):
+        finished.manifest()

@@ -23,6 +23,7 @@ from tagseg.ranks import ALONE, Ranks
 from tagseg.rca.backbone import RANDOM
 from tagseg.run import RunError
 from tagseg.stopping import postponed
+from tagseg.untrusted import check_shape, shown
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +153,12 @@ def epochs(
     """
     file = folder / CHECKPOINT
     tensors, about = load_tensors(file) if file.exists() else ({}, {"history": []})
-    history: History = about["history"]
+    history = _history(about, file)
     partway: dict[str, Any] = about.get("partway", {})
     if tensors:
         for name, module in modules.items():
             restore(module, select(tensors, name), file)
-        restore_optimizer(optimizer, tensors)
+        restore_optimizer(optimizer, tensors, file)
         within = f"step {partway['done']} of epoch {len(history) + 1}" if partway else f"epoch {len(history)}"
         log.info("continuing behind %s of %d", within, total)
     reached = [len(history), partway.get("done", 0)]
@@ -202,7 +203,10 @@ def _steps(
 
     def begin(generators: Sequence[torch.Generator]) -> None:
         if partway:
-            _restore_random(states, generators)
+            try:
+                _restore_random(states, generators)
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise RunError(f"the saved state of what is random is damaged ({error}); start again") from error
 
     def end(done: int, sums: Sums, generators: Sequence[torch.Generator], keep: Callable[[], None]) -> None:
         if asked():
@@ -230,3 +234,17 @@ def _restore_random(states: dict[str, Tensor], generators: Sequence[torch.Genera
     gpus = [states[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in states]
     if gpus:
         torch.cuda.set_rng_state_all(gpus)
+
+
+def _history(about: dict[str, Any], source: Path) -> History:
+    try:
+        check_shape(about, {"history": [{"epoch": int}], "partway?": {"done": int, "sums": dict, "seconds": float}})
+        if [row["epoch"] for row in about["history"]] != list(range(1, len(about["history"]) + 1)):
+            raise ValueError("its epochs are not 1, 2, 3 and so on")
+        for row in about["history"]:
+            if not all(key.isidentifier() and isinstance(value, int | float) for key, value in row.items()):
+                raise ValueError(f"its history has {shown(row)}, expected numbers")
+    except ValueError as error:
+        raise RunError(f"{source}: damaged ({error})") from error
+    history: History = about["history"]
+    return history

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from tagseg.files import write_atomically as write_atomically
 from tagseg.memory import peak_memory_mb, reset_peak_memory
 from tagseg.settings import Settings
 from tagseg.settings_file import read_toml
+from tagseg.untrusted import check_shape, is_file, read_json
 
 Stage = Literal["train", "localise", "masks", "segment", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -55,6 +57,9 @@ OTHERS: dict[str, tuple[str, ...]] = {
 
 LOCK = ".lock"
 """The file by which processes keep one another out of a run folder (see tagseg.lock)."""
+
+_MANIFEST = {"data": str, "stages": dict, "tagseg?": str, "calibration_images?": [str]}
+_STAGE = {"seconds?": float, "peak_mb?": float, "files?": dict}
 
 
 class RunError(ValueError):
@@ -180,10 +185,11 @@ class Run:
         """Return the manifest: tagseg's version, the data folder; per finished stage seconds, peak memory, files."""
         self._require()
         try:
-            manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-            if not isinstance(manifest, dict) or not {"data", "stages"} <= manifest.keys():
-                raise ValueError("data or stages are missing")
-        except ValueError as error:
+            manifest: dict[str, Any] = read_json(self.manifest_file)
+            check_shape(manifest, _MANIFEST)
+            for name, noted in manifest["stages"].items():
+                check_shape(noted, _STAGE, f"stages.{name}")
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.manifest_file}: damaged ({error}); start again with another --out") from error
         return manifest
 
@@ -268,8 +274,44 @@ class Run:
             else:
                 path.unlink(missing_ok=True)
 
+    def require_unchanged(self, stage: Stage, *files: Path) -> None:
+        """Check files that a finished stage left against their checksums in the manifest; what it does not name passes.
+
+        Raises:
+            RunError: naming a file that is not the one the stage left.
+        """
+        noted = self.manifest()["stages"].get(stage, {}).get("files", {})
+        for file in files:
+            name = file.relative_to(self.root).as_posix()
+            if name in noted and not (is_file(file) and checksum(file) == noted[name]):
+                raise RunError(
+                    f"{file}: is not the file that stage {stage} left, by its checksum in {self.manifest_file.name}: "
+                    f"it was damaged or changed. `tagseg {stage} {self.root} --force` makes it anew"
+                )
+
+    def require_inside(self, stage: Stage) -> None:
+        """Check that a stage's outputs lie in the run folder: a folder in it that is a link would send them elsewhere.
+
+        Raises:
+            RunError: naming the link.
+        """
+        root = self.root.resolve()
+        for output in OUTPUTS[stage]:
+            top = self.root / output
+            for link in (top, *(Path(at, name) for at, names, _ in os.walk(top) for name in names)):
+                if link.is_symlink() and not link.resolve().is_relative_to(root):
+                    raise RunError(
+                        f"{link}: is a link to {link.resolve()}, out of the run folder, where stage {stage} writes; "
+                        "remove it (the whole run folder may lie elsewhere)"
+                    )
+
     def remove_leftovers(self, stage: Stage) -> None:
-        """Delete the temporary files that a killed run left where a stage writes; none may be at work there."""
+        """Delete the temporary files that a killed run left where a stage writes; none may be at work there.
+
+        Raises:
+            RunError: when that is not in the run folder (see `require_inside`).
+        """
+        self.require_inside(stage)
         for leftover in self.root.glob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
         for output in OUTPUTS[stage]:

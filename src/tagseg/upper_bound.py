@@ -8,7 +8,14 @@ from pathlib import Path
 from tagseg.checkpoint import is_trained
 from tagseg.data.records import DataError
 from tagseg.files import remove_temporary
-from tagseg.measure.evaluate import Scores, bound_settings, read_bound, score_segmenter, scored_samples
+from tagseg.measure.evaluate import (
+    Scores,
+    bound_settings,
+    read_bound,
+    read_figures,
+    score_segmenter,
+    scored_samples,
+)
 from tagseg.pipeline import memory_named, prepare_together, repeat_stage, writing
 from tagseg.progress import Track, silent
 from tagseg.ranks import Ranks, open_ranks
@@ -55,7 +62,7 @@ def train_upper_bound(
     assert scores is not None, "it was there, or has been trained"
     weak = None
     if run.done("evaluate"):
-        weak = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["segmenter"]
+        weak = read_figures(run).get("segmenter")
     return UpperBound(run.full_supervision.segmenter, scores, weak and weak["miou"] / scores.miou)
 
 

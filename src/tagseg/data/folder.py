@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
 from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.settings_stages import DataSettings
+from tagseg.untrusted import is_file, parse_json, read_bytes, shown
 
 TAG_FILES = ("tags.csv", "metadata.csv", "metadata.jsonl")
 """Tag files that are recognised, the preferred one first."""
@@ -105,7 +106,7 @@ def read_rows(file: Path, split: str = "train") -> list[Row]:
         DataError: naming file and row, when the file is not readable or has no columns for image and tags.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_bytes(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error
     rows = []
@@ -115,12 +116,17 @@ def read_rows(file: Path, split: str = "train") -> list[Row]:
         if named not in SPLITS:
             raise DataError(f"{where}: split {named!r}, expected train, val, validation or test")
         tags = next((cells[column] for column in _TAG_COLUMNS if column in cells), None)
+        image = next(cells[column] for column in _IMAGE_COLUMNS if column in cells)
+        for cell in (image, *(tags if isinstance(tags, list) else [tags])):
+            if isinstance(cell, list | dict):
+                raise DataError(
+                    f"{where}: got {shown(cell)}, expected the name of an image, and tags or a list of tags"
+                )
         if not isinstance(tags, list):
             tags = "" if tags is None else str(tags)
         else:
             tags = tuple(dict.fromkeys(name for name in (str(tag).strip() for tag in tags) if name))
-        image = next(str(cells[column]) for column in _IMAGE_COLUMNS if column in cells)
-        rows.append(Row(where, image.strip(), tags, SPLITS[named] if named else split))
+        rows.append(Row(where, str(image).strip(), tags, SPLITS[named] if named else split))
     return rows
 
 
@@ -146,7 +152,7 @@ def companion(root: Path, given: str, default: str, flag: str) -> Path | None:
     if not given:
         return root / default if default and (root / default).is_dir() else None
     for folder in (root / given, Path(given)):
-        if folder.is_dir():
+        if os.path.isdir(folder):  # for Path.is_dir a name that no folder can have is an error of its own
             return folder
     raise DataError(f"setting {flag}: {given!r} is no folder, expected one below {root} or a path to one")
 
@@ -170,7 +176,7 @@ def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks:
         below = sample.image.relative_to(root).with_suffix("").as_posix()
         names = (sample.id, below, stem) if stems[stem] == 1 else (sample.id, below)
         paths = (folder / f"{name}{suffix}" for name in names for suffix in suffixes)
-        return next((path for path in paths if path.is_file()), None)
+        return next((path for path in paths if is_file(path)), None)
 
     return tuple(
         dataclasses.replace(
@@ -259,8 +265,8 @@ def _json_cells(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{file}, row {number}: no valid JSON ({error})") from error
         if not isinstance(record, dict):
             raise DataError(f"{file}, row {number}: got {line[:40]!r}, expected a JSON object")

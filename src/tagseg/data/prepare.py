@@ -12,8 +12,13 @@ from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset
 from tagseg.progress import Track, silent
 from tagseg.run import Run, RunError, write_atomically
+from tagseg.untrusted import check_shape, read_json
 
 log = logging.getLogger(__name__)
+
+
+_ROW = {"id": str, "tags": [int], "split": str, "size": [int]}
+_DATA = {"classes": [str], "broken": [[str]], "samples": [_ROW]}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
 
     Raises:
         DataError: as `read_dataset` and `check_images`.
-        RunError: when the data is no longer what the run began with.
+        RunError: when the data is no longer what the run began with, or the kept findings are damaged.
     """
     settings = run.settings().data
     dataset = read_dataset(run.data_root(), settings)
@@ -62,9 +67,17 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
 
 
 def _again(run: Run, dataset: Dataset) -> Prepared:
-    about = json.loads(run.data_file.read_text(encoding="utf-8"))
-    sizes = {row["id"]: (row["size"][0], row["size"][1]) for row in about["samples"]}
-    broken = {path for path, _ in about["broken"]}
+    try:
+        about = read_json(run.data_file)
+        check_shape(about, _DATA)
+        broken = {path for path, _ in about["broken"]}
+        sizes = {row["id"]: (height, width) for row in about["samples"] for height, width in [row["size"]]}
+        if any(min(size) < 1 for size in sizes.values()):
+            raise ValueError("a size below 1 pixel")
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{run.data_file}: damaged ({error}); delete it, and the images are read and checked again"
+        ) from error
     whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
     dataset = dataclasses.replace(dataset, samples=whole)
     then = [{key: row[key] for key in ("id", "tags", "split")} for row in about["samples"]]

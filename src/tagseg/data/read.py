@@ -1,6 +1,7 @@
 """One door to every layout: recognise the data folder, read it, and check what holds for all layouts."""
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from tagseg.data.folder import class_folders, read_folder, tag_files
 from tagseg.data.records import MAX_CLASSES, DataError, Dataset, Sample
 from tagseg.data.voc import read_voc, voc_root
 from tagseg.settings_stages import DataSettings
+from tagseg.untrusted import shown
+
+_MAX_NAME = 1000
 
 
 def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
@@ -19,7 +23,7 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
         DataError: when no layout fits, a row or file is wrong, a class has too few images, or classes are too many.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # for Path.is_dir a name that no folder can have is an error of its own
         raise DataError(f"{root}: no such folder, expected the data folder")
     root = root.resolve()
     layout = recognise(root, settings) if settings.layout == "auto" else settings.layout
@@ -40,6 +44,7 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
             f"{root}: image {twice} is listed more than once, expected once in train and validation together"
         )
     check_counts(dataset, settings)
+    _check_names(dataset)
     return dataclasses.replace(dataset, samples=_with_unique_ids(dataset))
 
 
@@ -76,6 +81,22 @@ def check_counts(dataset: Dataset, settings: DataSettings) -> None:
             f"{dataset.root}: too few training images: {', '.join(few)}, "
             f"expected at least {settings.min_images} of each class (setting data.min-images)"
         )
+
+
+def _check_names(dataset: Dataset) -> None:
+    for name in dataset.classes:
+        if not 0 < len(name) <= _MAX_NAME or not _is_text(name):
+            raise DataError(
+                f"{dataset.root}: a class is called {shown(name)}, expected 1 to {_MAX_NAME} signs of Unicode text"
+            )
+    for sample in dataset.samples:
+        if not _is_text(sample.id):
+            raise DataError(f"{dataset.root}: the name of image {shown(sample.id)} is no Unicode text, rename it")
+
+
+def _is_text(name: str) -> bool:
+    # What is no Unicode comes as lone surrogates, from JSON and from file systems; no file could hold it.
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _with_unique_ids(dataset: Dataset) -> tuple[Sample, ...]:

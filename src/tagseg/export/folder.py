@@ -28,6 +28,7 @@ def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path
     Raises:
         DataError: when `out` holds something, unless it was made so before and `force` is given: then it is replaced.
     """
+    out = out.resolve()  # of a link, the folder that it means is replaced
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / _MADE).is_file():
             raise DataError(f"{out}: exists, and is no folder that export or import made; choose another --out")

@@ -28,6 +28,7 @@ from tagseg.rca.tagmaps import pair_maps
 from tagseg.run import RunError, atomic_path, write_atomically
 from tagseg.settings import MapKind, Settings, map_kind
 from tagseg.settings_stages import LocaliseSettings
+from tagseg.untrusted import DAMAGED_ARRAY, check_shape, read_json, require_regular
 
 GRID = 56
 """Cells of an accumulated map per side, over the whole image whatever its shape."""
@@ -177,9 +178,10 @@ def read_accumulated(folder: Path) -> tuple[Array, dict[str, slice]]:
         RunError: when a file is missing or damaged.
     """
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
+        check_shape(index, {"samples": [list]})
         samples = [(str(name), len(tags)) for name, tags in index["samples"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder / INDEX}: missing or damaged ({error})") from error
     ends = np.cumsum([count for _, count in samples]).tolist()
     rows = {name: slice(end - count, end) for (name, count), end in zip(samples, ends, strict=True)}
@@ -196,8 +198,9 @@ def _partway_file(folder: Path, epoch: int) -> Path:
 
 def _open(path: Path, mode: Literal["r", "r+"], rows: int) -> Array:
     try:
+        require_regular(path)
         array = open_memmap(path, mode)
-    except (OSError, ValueError) as error:
+    except DAMAGED_ARRAY as error:
         raise RunError(f"{path}: missing or damaged ({error}); train again with --force") from error
     if array.shape != (rows, GRID, GRID) or array.dtype != np.uint8:
         raise RunError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +38,10 @@ from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.regions import Regions, pool_regions
 from tagseg.rca.saliency import saliency_loss
-from tagseg.run import write_atomically
+from tagseg.run import RunError, write_atomically
 from tagseg.settings import Settings
 from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.untrusted import check_shape
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +118,28 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
     """Restore a trained network (in evaluation mode) and its class names.
 
     Raises:
-        RunError: when a file is missing or damaged.
+        RunError: when a file is missing or damaged, or describes another network than it holds.
     """
-    tensors, about = load_tensors(folder / "network.safetensors")
-    settings = Settings.from_dict({key: about[key] for key in ("maps", "train", "rca") if key in about}, str(folder))
-    background = settings.maps == "eps"
-    network = build_network(len(about["classes"]), settings.train, settings.rca, start=False, background=background)
-    restore(network, tensors, folder / "network.safetensors")
+    file = folder / "network.safetensors"
+
+    def build(about: dict[str, Any]) -> RcaNetwork:
+        try:
+            check_shape(about, {"classes": [str]})
+            values: dict[str, Any] = {key: about[key] for key in ("maps", "train", "rca") if key in about}
+            settings = Settings.from_dict(values, "its settings")
+            eps = settings.maps == "eps"
+            return build_network(len(about["classes"]), settings.train, settings.rca, start=False, background=eps)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
+
+    def expected(about: dict[str, Any]) -> dict[str, Tensor]:
+        # Without memory first: it may describe an enormous network, and hold another one.
+        with torch.device("meta"):
+            return build(about).state_dict()
+
+    tensors, about = load_tensors(file, expected)
+    network = build(about)
+    restore(network, tensors, file)
     return network.to(device, memory_format=torch.channels_last).eval(), tuple(about["classes"])  # type: ignore[call-overload]
 
 

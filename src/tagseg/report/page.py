@@ -1,6 +1,5 @@
 """The report: one self-contained HTML page about a finished run."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.measure.evaluate import read_figures
 from tagseg.progress import Track, silent
 from tagseg.report.charts import Chart, draw_chart, read_history, values
 from tagseg.report.pictures import draw_galleries
 from tagseg.report.render import css, render_page
 from tagseg.run import STAGES, Run, RunError, Stage, write_atomically
 from tagseg.settings import Settings
+from tagseg.untrusted import check_shape, read_json
 
 DUTIES: dict[Stage, str] = {
     "train": "learn the tags, with the bank of regions",
@@ -34,6 +35,9 @@ COLUMNS = {
 
 SHOWN_PATHS = 50
 """So many skipped files are listed by name."""
+
+_ROW = {"id": str, "tags": [int], "split": str, "size": [int], "image": str, "mask": bool}
+_DATA = {"layout": str, "classes": [str], "notes": [str], "broken": [[str]], "samples": [_ROW]}
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def report(run: Run, track: Track = silent) -> Report:
 
 def render(run: Run, track: Track = silent) -> str:
     """Return the report's HTML."""
-    data, evaluation = _read_json(run.data_file), _read_json(run.evaluation_file)
+    data, evaluation = _read_data(run.data_file), read_figures(run)
     settings, manifest = run.settings(), run.manifest()
     colours = [css(colour) for colour in class_colours(len(data["classes"]))]
     return render_page(
@@ -271,11 +275,12 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_data(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
+        check_shape(found, _DATA)
     except FileNotFoundError as error:
         raise RunError(f"{path}: missing; run the stages before the report again") from error
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: damaged ({error}); run the stage that writes it again") from error
     return found

@@ -12,6 +12,7 @@ from PIL import Image
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.masks.maps import read_maps
 from tagseg.masks.palette import class_colours
 from tagseg.measure.evaluate import evenly_spaced
 from tagseg.progress import Track
@@ -165,10 +166,12 @@ def _row(
 def _map_picture(path: Path, record: dict[str, Any], classes: Sequence[str], size: tuple[int, int]) -> Picture | None:
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        maps, ids = stored["maps"], stored["classes"]
-    if len(ids) == 0:
+    maps, found = read_maps(path)
+    if not found:
         return None
+    if max(found) > len(classes):
+        raise RunError(f"{path}: holds the map of class {max(found)}, the run has {len(classes)}")
+    ids = np.array(found)
     scale = min(1.0, MAP_SIDE / max(size))
     width, height = (max(1, round(length * scale)) for length in size)
     names = ", ".join(classes[index - 1] for index in ids)

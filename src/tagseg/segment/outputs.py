@@ -17,6 +17,7 @@ from tagseg.masks.write import mask_file
 from tagseg.run import atomic_path, write_atomically
 from tagseg.segment.decide import Decided
 from tagseg.segment.options import PredictOptions
+from tagseg.untrusted import parse_json, read_bytes
 
 LINES = "predictions.jsonl"
 """The file beside the masks with a line per image."""
@@ -31,10 +32,13 @@ def begin(found: dict[str, Path], out: Path, options: PredictOptions) -> tuple[d
     """Return the images that are to be predicted, by name, and the lines of predictions.jsonl that stay.
 
     Raises:
-        DataError: when a file would overwrite one of the images, or a mask exists and neither `force` nor `resume` is
-            given.
+        DataError: when a file would overwrite one of the images or lie outside of `out` by a link, or a mask exists and
+            neither `force` nor `resume` is given.
     """
     targets = {name: output_files(out, name, options) for name in found}
+    for folder in {file.parent for files in targets.values() for file in files}:
+        if not folder.resolve().is_relative_to(out.resolve()):
+            raise DataError(f"{folder}: is a link out of {out}, where masks go; choose another --out")
     images = {path.resolve(): path for path in found.values()}
     for file in (file for files in targets.values() for file in files):
         if file.resolve() in images:
@@ -129,11 +133,14 @@ def read_lines(file: Path) -> list[Line]:
     """
     if not file.exists():
         return []
-    whole, _, _ = file.read_bytes().rpartition(b"\n")
+    try:
+        whole, _, _ = read_bytes(file).rpartition(b"\n")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error}); move it away") from error
     lines = []
     for number, text in enumerate(whole.splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError as error:
             raise DataError(f"{file}, line {number}: not JSON ({error}); move the file away") from error
         if not isinstance(line, dict) or not isinstance(line.get("image"), str):

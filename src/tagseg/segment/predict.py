@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,6 +139,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     if run.manifest_file.exists():
         run.require("segment")
         folder = run.segmenter
+        run.require_unchanged("segment", folder / "network.safetensors", folder / "network.json")
     elif not (folder / "network.safetensors").is_file():
         raise RunError(
             f"{folder}: not a run folder (no {run.manifest_file.name}), and no network.safetensors in it; expected a "
@@ -160,15 +162,24 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
         ValueError: when the device cannot be had.
     """
     file = folder / "network.safetensors"
-    tensors, about = load_tensors(file)
-    check_about(about, file)
-    check_twin(folder / "network.json", about)
-    # Networks older than the choice are DeepLabV3+.
-    name = about.get("network", "deeplabv3plus")
-    try:
-        network = empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
+
+    def build(about: dict[str, Any]) -> Segmenter:
+        # Networks older than the choice are DeepLabV3+.
+        name = about.get("network", "deeplabv3plus")
+        try:
+            return empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
+
+    def expected(about: dict[str, Any]) -> dict[str, Tensor]:
+        check_about(about, file)
+        check_twin(folder / "network.json", about)
+        # Without memory first: it may describe an enormous network, and hold another one.
+        with torch.device("meta"):
+            return build(about).state_dict()
+
+    tensors, about = load_tensors(file, expected)
+    network = build(about)
     restore(network, tensors, file)
     network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     classes, scales, side = tuple(about["classes"]), tuple(about["predict_scales"]), about["max_side"]
