@@ -6,6 +6,7 @@ import pytest
 
 from tagseg.doctor import Checkup, examine, fingerprints
 from tagseg.files import write_atomically
+from tagseg.masks.decisions import Decision, decide
 from tagseg.run import OTHERS, OUTPUTS, STAGES, Run, RunError, Stage, open_run
 from tagseg.settings import Settings
 
@@ -173,3 +174,13 @@ def test_what_is_discarded_is_not_missed(stage: Stage, run: Run) -> None:
     run.discard(stage)
     checkup = examine(run.root)
     assert found(checkup) == set() and ("calibration" in checkup.finished) == (stage == "masks")
+
+
+def test_a_damaged_database_of_decisions_is_named(run: Run) -> None:
+    decide(run, "a", Decision("rejected"))
+    assert found(examine(run.root)) == set()
+    content = run.decisions_file.read_bytes()
+    run.decisions_file.write_bytes(content[:200] + b"\x7f" * 300 + content[500:])
+    checkup = examine(run.root)
+    assert found(checkup) == {("review", "unreadable", "review/decisions.sqlite")}
+    assert "review/decisions.sqlite: put it back from a copy, or delete it" in checkup.lines()[-1]

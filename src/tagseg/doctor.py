@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tagseg.files import TEMPORARY, checksum
+from tagseg.masks.decisions import check_database
 from tagseg.progress import Track, ahead, silent
 from tagseg.run import LOCK, OTHERS, OUTPUTS, STAGES, Run, RunError
 
@@ -91,7 +92,7 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
         lost = Damage(run.manifest_file.name, "unreadable", "the run itself")
         lost_advice = f"Nothing can be checked without {run.manifest_file}: take it from a copy, or start another run."
         return Checkup(run.root, {}, {}, (lost,), (), (lost_advice,))
-    damage = [*_check_settings(run, manifest), *_check_files(run.root, noted, track)]
+    damage = [*_check_settings(run, manifest), *_check_files(run.root, noted, track), *_check_decisions(run)]
     known = {name for files in noted.values() for name in files}
     unfinished: dict[str, int] = {}
     temporary = []
@@ -144,6 +145,15 @@ def _check_files(root: Path, noted: Mapping[str, Mapping[str, str]], track: Trac
     return [damage for damage in outcomes if damage is not None]
 
 
+def _check_decisions(run: Run) -> list[Damage]:
+    # It changes with every decision: there is no checksum of it.
+    try:
+        check_database(run)
+    except RunError:
+        return [Damage(run.decisions_file.relative_to(run.root).as_posix(), "unreadable", "review")]
+    return []
+
+
 def _all_files(root: Path) -> set[str]:
     return {Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
 
@@ -165,6 +175,8 @@ def _advice(
             f"{run.settings_file}: what is finished was made with other settings than it holds now. If a command was "
             "interrupted as it changed them, give it again; otherwise put the file back, or start another run."
         )
+    if "review" in parts:
+        lines.append(f"{run.decisions_file}: put it back from a copy, or delete it: what was decided is lost then.")
     stages = [stage for stage in STAGES if stage in parts]
     if stages:
         lines.append(f"Make {stages[0]} and all that follows anew: tagseg {stages[0]} {place} --force, then {again}")
