@@ -180,7 +180,7 @@ def test_a_damaged_database_of_decisions_is_named(run: Run) -> None:
     decide(run, "a", Decision("rejected"))
     assert found(examine(run.root)) == set()
     content = run.decisions_file.read_bytes()
-    run.decisions_file.write_bytes(content[:200] + b"\x7f" * 300 + content[500:])
+    run.decisions_file.write_bytes(content[:100] + b"\x7f" * 300 + content[400:])
     checkup = examine(run.root)
     assert found(checkup) == {("review", "unreadable", "review/decisions.sqlite")}
     assert "review/decisions.sqlite: put it back from a copy, or delete it" in checkup.lines()[-1]
