@@ -45,6 +45,7 @@ def fit(
     say(fitted.evaluation.table())
     say(f"Masks      {fitted.masks}")
     say(f"Report     {fitted.report}")
+    say(f"Review     tagseg review {out}")
     say(f"New images tagseg predict {out} IMAGES --out DIR")
 
 

@@ -103,6 +103,7 @@ def render(run: Run, track: Track = silent) -> str:
         columns=[Column(*COLUMNS[part], 100 * evaluation[part]["miou"]) for part in _measured(evaluation)],
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
+        improved=run.final() != run,
         classes=data["classes"],
         colours=colours,
         void_colour=css(VOID_COLOUR),
@@ -116,6 +117,7 @@ def render(run: Run, track: Track = silent) -> str:
         data=manifest["data"],
         layout=data["layout"],
         again=f"tagseg fit {shlex.quote(manifest['data'])} --out NEW --settings {shlex.quote(str(run.settings_file))}",
+        review=f"tagseg review {shlex.quote(str(run.root))}",
         predict=f"tagseg predict {shlex.quote(str(run.root))} IMAGES --out DIR",
     )
 
@@ -145,9 +147,12 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
     counts = {split: sum(record["split"] == split for record in data["samples"]) for split in ("train", "val")}
     seconds = sum(float(stage["seconds"]) for stage in manifest["stages"].values())
     names = data["classes"]
-    masks, calibrated = evaluation["pseudo_masks"], evaluation.get("calibrated", 0)
+    masks, improved, calibrated = (evaluation.get(key) for key in ("pseudo_masks", "self_trained", "calibrated"))
+    how = "made from the tags alone"
+    if improved and masks:
+        how += f", after self-training ({per_cent(float(masks['miou']))} before),"
     return [
-        _score("Pseudo-masks, mIoU", masks, "made from the tags alone", "training", calibrated),
+        _score("Pseudo-masks, mIoU", improved or masks, how, "training", calibrated),
         _score("Segmenter, mIoU", evaluation["segmenter"], "predicted without any tag", "validation"),
         *_share(evaluation),
         Figure(
@@ -164,7 +169,7 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
     ]
 
 
-def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str, calibrated: int = 0) -> Figure:
+def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str, calibrated: int | None = 0) -> Figure:
     left_out = f" {calibrated:,} are left out: calibration has seen their true masks." if calibrated else ""
     if result is None:
         return Figure(label, "", f"No {images} image has a true mask to compare with.{left_out}")

@@ -152,7 +152,7 @@ def _row(
     pictures = {
         "image": Picture("image", f"Image {record['id']}", ""),
         "map": _map_picture(_file(run.maps, record, ".npz"), record, classes, (width, height)),
-        "pseudo-mask": masked("pseudo-mask", _mask(_file(run.masks, record, ".png"))),
+        "pseudo-mask": masked("pseudo-mask", _mask(_file(run.final().masks, record, ".png"))),
         "prediction": masked("prediction", _mask(_file(run.predictions, record, ".png"))),
         "truth": masked("truth", truth),
     }
