@@ -25,6 +25,7 @@ from tagseg.ranks import ALONE, Ranks, Shares, open_ranks, share_of
 from tagseg.rca import train as rca_train
 from tagseg.rca.accumulate import FILE
 from tagseg.rca.bank import Bank
+from tagseg.rca.network import RcaNetwork
 from tagseg.rca.train import train
 from tagseg.segment.train import train_segmenter
 from tagseg.settings import Settings
@@ -78,18 +79,26 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "history.jsonl"}
 
 
-def learn(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent) -> None:
-    """Train the classifier; every process leaves its bank beside the folder."""
+def learn(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent) -> int:
+    """Train the classifier; every process leaves its bank beside the folder, and says how often it ran k-means."""
     banks: list[Bank] = []
+    clustered: list[Bank] = []
 
     def bank(*arguments: Any) -> Bank:
         banks.append(Bank(*arguments))
         return banks[-1]
 
+    def refresh(network: RcaNetwork, bank: Bank, generator: torch.Generator) -> None:
+        clustered.append(bank)
+        again(network, bank, generator)
+
+    again = RcaNetwork.refresh_prototypes
     with pytest.MonkeyPatch.context() as patch, open_ranks("cpu") as ranks:
         patch.setattr(rca_train, "Bank", bank)
+        patch.setattr(RcaNetwork, "refresh_prototypes", refresh)
         train(dataset, settings, folder, track, ranks)
     save_tensors(folder.with_name(f"bank{ranks.number}.safetensors"), banks[0].state_dict(), {})
+    return len(clustered)
 
 
 @pytest.mark.parametrize(("count", "change"), [(2, "plain"), (4, "plain"), (4, "oaa"), (2, "eps"), (2, "bf16")])
@@ -99,7 +108,7 @@ def test_the_classifier_learns_as_by_one_process(
     changes: dict[str, Any] = {"oaa": {"maps": "oaa"}, "eps": {"maps": "eps"}, "bf16": {"precision": "bf16"}}
     settings = dataclasses.replace(SETTINGS, **changes.get(change, {}))
     learn(dataset, settings, tmp_path / "one" / "network")
-    assert together(count, learn, dataset, settings, tmp_path / "many" / "network") == [None] * count
+    assert together(count, learn, dataset, settings, tmp_path / "many" / "network") == [2] + [0] * (count - 1)
     one, many = tmp_path / "one" / "network", tmp_path / "many" / "network"
     assert files(one).keys() == files(many).keys()
     tolerance = 2e-2 if change == "bf16" else 1e-5
@@ -161,7 +170,7 @@ def test_after_a_process_died_the_others_say_so_and_the_next_run_continues(
     assert "Run the same command again to continue behind the last finished epoch" in main_one
     assert [path.name for path in broken.iterdir()] == ["checkpoint.safetensors"]
     for folder in (broken, whole):
-        assert together(2, learn, dataset, SETTINGS, folder) == [None] * 2
+        assert together(2, learn, dataset, SETTINGS, folder)[1] == 0
     assert files(broken) == files(whole)
     assert losses(broken) == losses(whole)
 
