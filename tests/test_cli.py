@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -231,12 +232,18 @@ def test_mistakes_are_told_in_a_line_on_standard_error(
     shutil.rmtree("new", ignore_errors=True)
 
 
-def test_an_interruption_says_how_to_continue(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_says_how_to_continue(
+    number: signal.Signals, status: int, finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("tagseg.pipeline.run_stage", interrupted)
-    assert call("masks", finished) == (130, "", "Interrupted. Run the same command again to continue.\n")
+    assert call("masks", finished) == (status, "", "Interrupted. Run the same command again to continue.\n")
+    monkeypatch.setattr("tagseg.segment.predict.predict", interrupted)
+    said = "Interrupted. Go on with the same command and --resume.\n"
+    assert call("predict", finished, "new", "--out", "masks") == (status, "", said)
 
 
 def test_weights_that_cannot_be_had_name_both_ways(home: Path, tmp_path: Path, call: Call) -> None:

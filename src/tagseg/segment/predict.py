@@ -18,6 +18,7 @@ from tagseg.data.images import as_rgb, read_image, reduction
 from tagseg.data.loading import to_bytes
 from tagseg.data.records import DataError
 from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.memory import ran_out
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, ahead, silent
 from tagseg.run import Run, RunError
@@ -208,7 +209,8 @@ def predict(
     Raises:
         DataError: when there is no image, none can be read, an image would be overwritten, or a mask exists and neither
             `force` nor `resume` is given.
-        RunError: as `load`.
+        RunError: as `load`, or when memory runs out.
+        WriteError: when a file cannot be written, because the disk is full for example.
     """
     options = options or PredictOptions()
     predictor = adapted(load(run, options.device), options)
@@ -218,7 +220,7 @@ def predict(
     write_classes(out, predictor.classes[1:])
     write_lines(out / LINES, lines)
     new = []
-    for line in track(_predicted(predictor, todo, out, options), "predict", len(todo)):
+    for line in track(_within_memory(_predicted(predictor, todo, out, options)), "predict", len(todo)):
         append_line(out / LINES, line)
         new.append(line)
         if "error" in line:
@@ -244,6 +246,19 @@ def adapted(predictor: Predictor, options: PredictOptions) -> Predictor:
         precision=options.precision,
         crf=CrfSettings() if options.crf else None,
     )
+
+
+def _within_memory(lines: Iterator[Line]) -> Iterator[Line]:
+    """The lines; where memory runs out, the error names the flags to lower."""
+    try:
+        yield from lines
+    except (MemoryError, RuntimeError) as error:
+        cause = ran_out(error)
+        if not cause:
+            raise
+        raise RunError(
+            f"memory ran out ({cause}); lower --batch, --window or --max-side, and go on with --resume"
+        ) from error
 
 
 def _predicted(predictor: Predictor, todo: dict[str, Path], out: Path, options: PredictOptions) -> Iterator[Line]:
