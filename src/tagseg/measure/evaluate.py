@@ -219,6 +219,12 @@ def read_evaluation(run: Run) -> Evaluation:
     values = read_figures(run)
     parts = ("pseudo_masks", "segmenter", "self_trained", "full_supervision")
     pseudo, segmenter, improved, full = (_scores(values.get(part)) for part in parts)
+    for scores in (pseudo, segmenter, improved, full):
+        if scores and len(scores.iou) != len(values["classes"]):
+            raise RunError(
+                f"{run.evaluation_file}: damaged ({len(scores.iou)} IoUs of {len(values['classes'])} classes); "
+                "evaluate again with --force"
+            )
     return Evaluation(tuple(values["classes"]), pseudo, segmenter, values.get("calibrated", 0), improved, full)
 
 
