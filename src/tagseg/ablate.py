@@ -104,7 +104,7 @@ def _require_place(out: Path) -> None:
 
 
 def _require_truth(data: Path, settings: Settings) -> None:
-    dataset = read_dataset(data, settings.data)
+    dataset = read_dataset(data, settings.data, settings.cache)
     if not scored_samples(dataset, "train"):
         raise DataError(
             f"{data}: no training image has a true mask to score with (read as layout {dataset.layout}); an ablation "

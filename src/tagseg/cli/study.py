@@ -29,7 +29,7 @@ def inspect(
     from tagseg.data.read import read_dataset
 
     lenient = dataclasses.replace(settings.data, min_images=1)
-    show_inspection(inspect(read_dataset(data, lenient), settings.data, bars), settings.data.min_images)
+    show_inspection(inspect(read_dataset(data, lenient, settings.cache), settings.data, bars), settings.data.min_images)
 
 
 @app.command(group=MAIN, sort_key=3)

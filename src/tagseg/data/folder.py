@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from tagseg.data.entries import Entry, gather
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
 from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.settings_stages import DataSettings
@@ -35,14 +36,6 @@ class Row:
     split: str
 
 
-@dataclass(frozen=True)
-class _Entry:
-    where: str
-    image: Path
-    tags: tuple[str, ...]
-    split: str
-
-
 def read_folder(root: Path, settings: DataSettings) -> Dataset:
     """Read a folder with a tag file, or with one sub-folder per class.
 
@@ -53,22 +46,8 @@ def read_folder(root: Path, settings: DataSettings) -> Dataset:
     """
     files = tag_files(root)
     entries, notes = _listed(root, files) if files else _foldered(root, settings)
-    tests = sum(entry.split == "test" for entry in entries)
-    if tests:
-        notes = [*notes, f"{tests} images of the test split are left out"]
-        entries = [entry for entry in entries if entry.split != "test"]
-    listed = _class_list(root / "classes.txt")
-    classes = listed or tuple(sorted({tag for entry in entries for tag in entry.tags}))
-    numbers = {name: number for number, name in enumerate(classes, start=1)}
-    samples = []
-    for entry in entries:
-        unknown = [tag for tag in entry.tags if tag not in numbers]
-        if unknown:
-            expected = ", ".join(classes)
-            raise DataError(f"{entry.where}: unknown tag {unknown[0]!r}, expected one of classes.txt: {expected}")
-        tags = tuple(sorted(numbers[tag] for tag in entry.tags))
-        samples.append(Sample(_id(root, entry.image), entry.image, tags, "val" if entry.split == "val" else "train"))
-    return Dataset(root, "folder", classes, attach(samples, root, settings), notes=tuple(notes))
+    dataset = gather(root, "folder", entries, notes)
+    return dataclasses.replace(dataset, samples=attach(dataset.samples, root, settings))
 
 
 def tag_files(root: Path) -> list[tuple[Path, str]]:
@@ -167,6 +146,8 @@ def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks:
     """
     mask_folder = companion(root, settings.masks, masks, "data.masks")
     saliency_folder = companion(root, settings.saliency, "saliency", "data.saliency")
+    if mask_folder is None and saliency_folder is None:
+        return tuple(samples)
     stems = Counter(PurePosixPath(sample.id).name for sample in samples)
 
     def find(folder: Path | None, sample: Sample, suffixes: tuple[str, ...]) -> Path | None:
@@ -182,20 +163,20 @@ def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks:
         dataclasses.replace(
             sample,
             mask=find(mask_folder, sample, (".png",)) or sample.mask,
-            saliency=find(saliency_folder, sample, (".png", ".jpg", ".jpeg")),
+            saliency=find(saliency_folder, sample, (".png", ".jpg", ".jpeg")) or sample.saliency,
         )
         for sample in samples
     )
 
 
-def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[_Entry], list[str]]:
+def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[Entry], list[str]]:
     rows = [(row, file.parent) for file, split in files for row in read_rows(file, split)]
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     first: dict[Path, str] = {}
     for (row, folder), tags in zip(rows, split_rows(row for row, _ in rows), strict=True):
         if row.split == "test":
             # Test images need not be there, and need no tags.
-            entries.append(_Entry(row.where, root / row.image, (), "test"))
+            entries.append(Entry(row.where, row.image, root / row.image, (), "test"))
             continue
         image = find_image(root, (folder, folder / "images"), row.image, row.where)
         if image in first:
@@ -203,36 +184,20 @@ def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[_Entry], li
         first[image] = row.where
         if not tags and row.split == "train":
             raise DataError(f"{row.where}: image {row.image!r} has no tags, expected at least one")
-        entries.append(_Entry(row.where, image, tags, row.split))
+        entries.append(Entry(row.where, _id(root, image), image, tags, row.split))
     return entries, []
 
 
-def _foldered(root: Path, settings: DataSettings) -> tuple[list[_Entry], list[str]]:
+def _foldered(root: Path, settings: DataSettings) -> tuple[list[Entry], list[str]]:
     entries, notes = [], []
     for folder, split in class_folders(root, settings):
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not images:
             notes.append(f"folder {folder.relative_to(root).as_posix()} holds no images and is left out")
         for image in images:
-            entries.append(_Entry(f"folder {folder}", inside(root, image, f"folder {folder}"), (folder.name,), split))
+            inside(root, image, f"folder {folder}")
+            entries.append(Entry(f"folder {folder}", _id(root, image), image, (folder.name,), split))
     return entries, notes
-
-
-def _class_list(file: Path) -> tuple[str, ...]:
-    if not file.is_file():
-        return ()
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error
-    names: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if name in names:
-            raise DataError(f"{file}, row {number}: class {name!r} is there a second time")
-        if name:
-            names.append(name)
-    return tuple(names)
 
 
 def _id(root: Path, image: Path) -> str:

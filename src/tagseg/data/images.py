@@ -1,10 +1,12 @@
-"""Reading image and mask files: every odd kind of image comes in as RGB, every broken one with a clear message."""
+"""Reading image and mask files, in folders or tars: every odd kind of image comes in as RGB, every broken one with a
+clear message."""
 
+import ntpath
 import os
 import struct
 import zlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Num, UInt8
@@ -12,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from tagseg.data.records import VOID, CocoMask, DataError, Dataset, Sample
 from tagseg.data.segmentations import draw
+from tagseg.data.tars import open_member
 from tagseg.untrusted import require_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
@@ -187,22 +190,23 @@ def find_image(root: Path, folders: Sequence[Path], name: str, where: str) -> Pa
     """
     name = name.replace("\\", "/")
     pure = PurePosixPath(name)
-    if pure.is_absolute() or PureWindowsPath(name).drive or ".." in pure.parts:
+    if pure.is_absolute() or ntpath.splitdrive(name)[0] or ".." in pure.parts:
         raise DataError(f"{where}: image {name!r} leaves the data folder, expected a path below it")
     suffixes = [""] if pure.suffix.lower() in IMAGE_SUFFIXES else ["", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)]
     for folder in folders:
         for suffix in suffixes:
-            path = folder / f"{name}{suffix}"
+            path = f"{folder}/{name}{suffix}"
             # os.path, unlike Path, answers False for names that no file can have.
             if os.path.isfile(path):
-                return inside(root, path, where)
+                return inside(root, Path(path), where)
     looked = " and ".join(str(folder) for folder in folders)
     raise DataError(f"{where}: image {name!r} is missing, expected a file in {looked}")
 
 
 def inside(root: Path, path: Path, where: str) -> Path:
     """Return `path`, or raise DataError when it lies outside `root` once links are followed."""
-    if not path.resolve().is_relative_to(root.resolve()):
+    # As text: of a million images, paths that are made and compared would take most of the time.
+    if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
         raise DataError(f"{where}: {path} is a link that leaves the data folder, expected a file below {root}")
     return path
 
@@ -210,8 +214,10 @@ def inside(root: Path, path: Path, where: str) -> Path:
 def _open(path: Path, max_megapixels: float, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     """Open an image and read its header only."""
     try:
-        require_regular(path)
-        image = Image.open(path, formats=formats)
+        member = open_member(path)
+        if member is None:
+            require_regular(path)
+        image = Image.open(member or path, formats=formats)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:

@@ -135,8 +135,12 @@ def without_specks(mask: UInt8[np.ndarray, "h w"], min_part: int) -> UInt8[np.nd
 
 def image_name(sample: Sample) -> str:
     """Return an image's path below the folder of images, with its suffix, as no other image of the data set has it."""
+    return _file_name(sample.id, sample.image)
+
+
+def _file_name(id: str, image: Path) -> str:
     # Ids of images that differ in suffix alone have kept it.
-    return sample.id if Path(sample.id).name == sample.image.name else sample.id + sample.image.suffix
+    return id if Path(id).name == image.name else id + image.suffix
 
 
 def _not_rejected(run: Run, dataset: Dataset) -> tuple[Sample, ...]:
@@ -166,5 +170,5 @@ def _of_photos(photos: Path, folder: Path, max_megapixels: float, track: Track) 
     images = []
     for name, path in track(found.items(), "read images", len(found)):
         size = image_size(path, max_megapixels)
-        images.append(MaskedImage(name, path.relative_to(photos).as_posix(), path, size, mask_file(folder, name)))
+        images.append(MaskedImage(name, _file_name(name, path), path, size, mask_file(folder, name)))
     return tuple(images)

@@ -73,7 +73,11 @@ def draw_galleries(run: Run, data: dict[str, Any], track: Track) -> dict[str, Ga
     chosen = {"train": _choose(run, data, "train", count), "val": _choose(run, data, "val", (count + 1) // 2)}
     records = [record for rows, _ in chosen.values() for record in rows]
     # The data folder is read again only for the truth: without it a report needs no more than the images.
-    dataset = read_dataset(run.data_root(), settings.data) if any(record["mask"] for record in records) else None
+    dataset = (
+        read_dataset(run.data_root(), settings.data, settings.cache)
+        if any(record["mask"] for record in records)
+        else None
+    )
     samples = {sample.id: sample for sample in dataset.samples} if dataset else {}
     side = round(SIDE * min(1.0, (FULL_SIZE_ROWS / max(len(records), 1)) ** 0.5))
     rows: dict[str, list[Row]] = {"train": [], "val": []}

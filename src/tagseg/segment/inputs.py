@@ -1,12 +1,15 @@
 """Which images are to be predicted, and the names of what is written for them."""
 
 import glob
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import DataError
+from tagseg.data.shards import is_shard, shard_images
+from tagseg.data.tars import refuse_compressed
 
 
 def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[str, Path]:
@@ -14,15 +17,18 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
     before its first wildcard, without suffix where that is unique.
 
     Folders, those that a pattern matches too, are searched with their subfolders. Where `out` lies in what is searched,
-    its files are left out: masks are no images.
+    its files are left out: masks are no images. Tar shards stand for the images in them, named by their keys; in a
+    folder they count where no image lies beside them. `{000..009}` in a path stands for each of these numbers.
 
     Raises:
-        DataError: when a path does not exist, nothing is found, or two images would have one name.
+        DataError: when a path does not exist, nothing is found, two images would have one name, or a shard is damaged
+            or compressed.
     """
     files: dict[Path, Path] = {}  # file -> the folder its name is relative to
-    for item in wanted:
+    for item in (one for several in wanted for one in _numbered(str(several))):
         path = Path(item)
         if path.is_file():
+            refuse_compressed(path)
             files.setdefault(path, path.parent)
             continue
         root, entries = (path, [path]) if path.is_dir() else _matches(path)
@@ -33,9 +39,23 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
             found = _without_outputs(found, out.resolve(), str(item))
         for file in found:
             files.setdefault(file, root)
-    if not files:
+    relative = {file: file.relative_to(root) for file, root in files.items() if not is_shard(file)}
+    relative |= shard_images([file for file in files if is_shard(file)])
+    if not relative:
         raise DataError(f"{', '.join(map(str, wanted))}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return _named({file: file.relative_to(root) for file, root in files.items()})
+    return _named(relative)
+
+
+def _numbered(item: str) -> list[str]:
+    """The paths that one with {000..009} stands for; a file that is really called so stands for itself."""
+    found = re.search(r"\{([0-9]+)\.\.([0-9]+)\}", item)
+    if found is None or Path(item).exists():
+        return [item]
+    first, last = int(found[1]), int(found[2])
+    if not 0 <= last - first < 1_000_000:
+        raise DataError(f"{item}: {found[0]} counts {last - first + 1} numbers, expected 1 to 1,000,000")
+    numbers = (f"{number:0{len(found[1])}}" for number in range(first, last + 1))
+    return [path for number in numbers for path in _numbered(item[: found.start()] + number + item[found.end() :])]
 
 
 def _matches(pattern: Path) -> tuple[Path, list[Path]]:
@@ -49,7 +69,8 @@ def _matches(pattern: Path) -> tuple[Path, list[Path]]:
 
 def _images(entry: Path) -> list[Path]:
     files = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
-    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    return images or [file for file in files if is_shard(file) and file.is_file()]
 
 
 def _without_outputs(found: list[Path], out: Path, item: str) -> list[Path]:
