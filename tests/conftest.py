@@ -1,9 +1,13 @@
 """What all tests share: checked shapes, fixed seeds, no network, and the optional real data."""
 
+import json
+import multiprocessing
 import os
 import random
+import socket
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -12,6 +16,8 @@ import torch
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tagseg.settings import Settings
 
 # Hugging Face's client reads this when it is imported, child processes inherit it: no test reaches for the network.
@@ -93,3 +99,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def together(tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., list[Any]]":
+    """Return a function that calls `work(*arguments)` in `count` processes launched together on this machine, and
+    returns what each of them returned (plain values), "Name: message" of what it raised, None where it was killed."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no fork here: every process would take seconds to start")
+
+    def call(count: int, work: "Callable[..., Any]", *arguments: Any, seconds: float = 300) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        files = [tmp_path_factory.mktemp("rank") / "outcome.json" for _ in range(count)]
+        fork = multiprocessing.get_context("fork")
+        children = [
+            fork.Process(target=_launched, args=(number, count, port, file, work, arguments))
+            for number, file in enumerate(files)
+        ]
+        for child in children:
+            child.start()
+        deadline = time.monotonic() + seconds
+        for child in children:
+            child.join(max(deadline - time.monotonic(), 0))
+        late = [number for number, child in enumerate(children) if child.is_alive()]
+        for child in children:
+            child.kill()
+        assert not late, f"processes {late} of {count} still ran after {seconds} s"
+        return [json.loads(file.read_text()) if file.exists() else None for file in files]
+
+    return call
+
+
+def _launched(number: int, count: int, port: int, file: Path, work: "Callable[..., Any]", arguments: Any) -> None:
+    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    try:
+        outcome = work(*arguments)
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    file.write_text(json.dumps(outcome))

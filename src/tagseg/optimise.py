@@ -19,6 +19,7 @@ from tagseg.checkpoint import (
     save_tensors,
     select,
 )
+from tagseg.ranks import ALONE, Ranks
 from tagseg.rca.backbone import RANDOM
 from tagseg.run import RunError
 from tagseg.stopping import postponed
@@ -44,12 +45,15 @@ class Steps(NamedTuple):
     end: Callable[[int, Sums, Sequence[torch.Generator], Callable[[], None]], None]
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU.
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU. Of several processes each has
+    its own.
 
     Raises:
         ValueError: when torch does not know the name or the device is not there.
     """
+    if ranks.device is not None:
+        return ranks.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -85,6 +89,24 @@ def build_optimizer(
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 
 
+def compile_network(network: nn.Module, on: bool) -> None:
+    """Let torch.compile translate a network when it is first called, in place and if it is `on`.
+
+    Raises:
+        ValueError: when torch.compile does not work here.
+    """
+    if not on:
+        return
+    device = next(network.parameters()).device
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever its compilers raise where there are none
+        raise ValueError(
+            f"setting compile: torch.compile does not work here ({str(error).splitlines()[0][:200]}); leave it out"
+        ) from error
+    network.compile()
+
+
 def warn_if_random(name: str, weights: str) -> None:
     """Say aloud that a network starts without pretrained weights."""
     if weights == RANDOM:
@@ -117,14 +139,17 @@ def epochs(
     optimizer: torch.optim.Optimizer,
     total: int,
     one_epoch: Callable[[int, Steps], dict[str, float]],
+    ranks: Ranks = ALONE,
 ) -> History:
     """Run epochs 1 to `total`, saving the state after each; continue where the saved state was left, if there is one.
 
-    `one_epoch(epoch, steps)` trains and returns figures for the history, `loss` among them. At Ctrl-C or SIGTERM the
-    step is finished and the state saved, then the signal takes its effect.
+    Of several processes all read the state, and the main one saves it.
+
+    `one_epoch(epoch, steps)` trains and returns figures for the history, `loss` among them. At Ctrl-C or SIGTERM, in
+    whichever process, the step is finished and the state saved, then the signal takes its effect.
 
     Raises:
-        RunError: when the saved state is damaged, or the loss stops being a number.
+        RunError: when the saved state is damaged or not the same for all processes, or the loss stops being a number.
     """
     file = folder / CHECKPOINT
     tensors, about = load_tensors(file) if file.exists() else ({}, {"history": []})
@@ -136,12 +161,21 @@ def epochs(
         restore_optimizer(optimizer, tensors, file)
         within = f"step {partway['done']} of epoch {len(history) + 1}" if partway else f"epoch {len(history)}"
         log.info("continuing behind %s of %d", within, total)
+    reached = [len(history), partway.get("done", 0)]
+    if [ranks.agree(number) for number in reached] != reached:
+        raise RunError(f"{file}: not what the main process sees; all machines must see the same run folder")
 
     def save(more: dict[str, Tensor], partway: dict[str, Any]) -> None:
+        if not ranks.main:
+            return
         state = {f"{name}.{key}": value for name, one in modules.items() for key, value in one.state_dict().items()}
         save_tensors(file, state | optimizer_tensors(optimizer) | more, {"history": history} | partway)
 
-    with postponed() as asked:
+    with postponed() as came:
+
+        def asked() -> bool:
+            return ranks.any(came())
+
         for epoch in range(len(history) + 1, total + 1):
             started = time.monotonic() - partway.get("seconds", 0.0)
             figures = one_epoch(epoch, _steps(partway, select(tensors, "random"), started, asked, save))

@@ -18,6 +18,7 @@ from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
 from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
 from tagseg.memory import ran_out
 from tagseg.progress import Track, silent
+from tagseg.ranks import ALONE, Ranks, open_ranks
 from tagseg.rca.train import train
 from tagseg.report.page import report
 from tagseg.run import STAGES, Run, RunError, Stage, change_settings, open_run
@@ -62,7 +63,8 @@ def fit(
 
     Runs train -> localise -> masks -> segment -> evaluate -> report; finished stages of an existing run are kept, and a
     training continues behind its last finished epoch. Masks that were reviewed since (`tagseg review`) are made anew as
-    decided, and the segmentation network learns anew from them.
+    decided, and the segmentation network learns anew from them. Processes that were launched together (`accelerate
+    launch`) train together; the main one does all else, while the others wait.
 
     Args:
         data: a data folder of any layout that `read_dataset` recognises.
@@ -79,25 +81,29 @@ def fit(
         KeyboardInterrupt: at Ctrl-C, a training's state saved behind its step; SIGTERM ends the process likewise.
     """
     run = Run(Path(out))
-    with at_work(run.root):
-        if settings is None:
-            settings = run.settings() if run.manifest_file.exists() else Settings()
-        run = open_run(out, data, settings, force)
-        if run.done("masks") and run.decisions_file.exists():
-            _honour_decisions(run, track)
-        _run_stages(run, settings, track, until)
-        return (
-            None if until != STAGES[-1] else Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
-        )
+    if settings is None:
+        settings = run.settings() if run.manifest_file.exists() else Settings()
+    with open_ranks(settings.device) as ranks, writing(run, ranks):
+        if ranks.main:
+            open_run(out, data, settings, force)
+            if run.done("masks") and run.decisions_file.exists():
+                _honour_decisions(run, track)
+        ranks.agree()
+        _run_stages(run, settings, track, until, ranks)
+        if until != STAGES[-1]:
+            return None
+        return Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
 
 
-def _run_stages(run: Run, settings: Settings, track: Track, until: Stage) -> None:
+def _run_stages(run: Run, settings: Settings, track: Track, until: Stage, ranks: Ranks) -> None:
     wanted = [stage for stage in needed_stages(settings) if STAGES.index(stage) <= STAGES.index(until)]
     for stage in wanted:
-        if stage == "localise" and "masks" in wanted and not run.done(stage):
+        if ranks.agree(ranks.main and run.done(stage)):
+            continue
+        if stage != "localise" or "masks" not in wanted:
+            repeat_stage(run, stage, track, ranks)
+        elif ranks.main:
             localise_and_mask(prepare(run), run, track)
-        elif not run.done(stage):
-            repeat_stage(run, stage, track)
 
 
 def run_stage(
@@ -113,12 +119,21 @@ def run_stage(
     """
     run = Run(Path(root))
     run.manifest()
-    with at_work(run.root):
-        _run_stage(run, stage, settings, force, track)
+    with open_ranks((settings or run.settings()).device) as ranks, writing(run, ranks):
+        if ranks.main:
+            _begin_stage(run, stage, settings, force)
+        ranks.agree()
+        repeat_stage(run, stage, track, ranks)
     return run
 
 
-def _run_stage(run: Run, stage: Stage, settings: Settings | None, force: bool, track: Track) -> None:
+def writing(run: Run, ranks: Ranks) -> contextlib.AbstractContextManager[None]:
+    """Return the block in which a run folder is written to (see `at_work`); of several processes the main one's."""
+    return at_work(run.root) if ranks.main else contextlib.nullcontext()
+
+
+def _begin_stage(run: Run, stage: Stage, settings: Settings | None, force: bool) -> None:
+    """Change the settings, discard what is done and will be done again, and check that the stages before are done."""
     if settings is not None:
         change_settings(run, settings, force, stage)
     if run.done(stage):
@@ -130,7 +145,6 @@ def _run_stage(run: Run, stage: Stage, settings: Settings | None, force: bool, t
         raise RunError(f"{run.root}: learns from the masks in {run.settings().segment.labels}; it has no stage {stage}")
     for earlier in needed[: needed.index(stage)]:
         run.require(earlier)
-    repeat_stage(run, stage, track)
 
 
 def needed_stages(settings: Settings) -> tuple[Stage, ...]:
@@ -139,12 +153,20 @@ def needed_stages(settings: Settings) -> tuple[Stage, ...]:
     return STAGES[STAGES.index("segment") :] if settings.segment.labels else STAGES
 
 
-def repeat_stage(run: Run, stage: Stage, track: Track = silent) -> None:
-    """Run a stage whether or not it was done before; what it finds of its own outputs it keeps."""
+def repeat_stage(run: Run, stage: Stage, track: Track = silent, ranks: Ranks = ALONE) -> None:
+    """Run a stage whether or not it was done before; what it finds of its own outputs it keeps.
+
+    Several processes (`ranks`) share the stages that train; all others are the main one's alone.
+    """
+    if not ranks.main:
+        if stage in _SHARED:
+            with memory_named(run.root, stage, run.settings()):
+                _SHARED[stage](run, silent, ranks)
+        return
     log.info("stage %s", stage)
     run.remove_leftovers(stage)
     with memory_named(run.root, stage, run.settings()), run.stage(stage) as figures:
-        figures |= _STAGES[stage](run, track)
+        figures |= _SHARED[stage](run, track, ranks) if stage in _SHARED else _STAGES[stage](run, track)
 
 
 def _honour_decisions(run: Run, track: Track) -> None:
@@ -205,10 +227,24 @@ def _value(values: dict[str, Any], name: str) -> Any:
     return values
 
 
-def _train(run: Run, track: Track) -> dict[str, Any]:
-    dataset = prepare(run, track).dataset
-    if not is_trained(run.network):  # as it is when the process was killed before the stage was noted
-        train(dataset, run.settings(), run.network, track)
+def prepare_together(run: Run, track: Track, ranks: Ranks) -> Prepared:
+    """Return the data set as `prepare` does; of several processes the main one checks it, the others then read it.
+
+    Raises:
+        RunError: when another process does not see what the main one wrote.
+    """
+    prepared = prepare(run, track) if ranks.main else None
+    ranks.agree()
+    if prepared is None and not run.data_file.exists():
+        raise RunError(f"{run.data_file}: not there; all machines must see the same run folder")
+    return prepared or prepare(run)
+
+
+def _train(run: Run, track: Track, ranks: Ranks) -> dict[str, Any]:
+    dataset = prepare_together(run, track, ranks).dataset
+    # It is trained where the process was killed before the stage was noted.
+    if not ranks.agree(ranks.main and is_trained(run.network)):
+        train(dataset, run.settings(), run.network, track, ranks)
     return {}
 
 
@@ -234,17 +270,17 @@ def _masks_figures(done: Masks) -> dict[str, Any]:
     return pace | {"worker_peak_mb": round(done.worker_peak_mb)}
 
 
-def _segment(run: Run, track: Track) -> dict[str, Any]:
-    settings, prepared, known = run.settings(), prepare(run, track), _known_decisions(run)
-    if not settings.segment.labels:
+def _segment(run: Run, track: Track, ranks: Ranks) -> dict[str, Any]:
+    settings, prepared, known = run.settings(), prepare_together(run, track, ranks), _known_decisions(run)
+    if ranks.main and not settings.segment.labels:
         update_masks(prepared, run, track)
-    if is_trained(run.segmenter):  # as it is when the process was killed before the stage was noted
+    if ranks.agree(ranks.main and is_trained(run.segmenter)):
         return known
     if settings.segment.labels:
-        labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track)
-        train_segmenter(labelled, run.labels, settings, run.segmenter, track)
+        labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track, ranks.main)
+        train_segmenter(labelled, run.labels, settings, run.segmenter, track, ranks)
     else:
-        self_train(prepared, run, track)
+        self_train(prepared, run, track, ranks)
     return known
 
 
@@ -258,12 +294,13 @@ def _report(run: Run, track: Track) -> dict[str, Any]:
     return {}
 
 
+_SHARED: dict[Stage, Callable[[Run, Track, Ranks], dict[str, Any]]] = {"train": _train, "segment": _segment}
+"""What the stages do that several processes share, and the figures of their own that they note in the manifest."""
+
 _STAGES: dict[Stage, Callable[[Run, Track], dict[str, Any]]] = {
-    "train": _train,
     "localise": _localise,
     "masks": _masks,
-    "segment": _segment,
     "evaluate": _evaluate,
     "report": _report,
 }
-"""What each stage does, and the figures of its own that it notes in the manifest."""
+"""The same of all others."""

@@ -24,7 +24,7 @@ Stage = Literal["train", "localise", "masks", "segment", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 SECTIONS: dict[Stage, tuple[str, ...]] = {
-    "train": ("seed", "precision", "maps", "data", "train", "rca"),
+    "train": ("seed", "precision", "compile", "maps", "data", "train", "rca"),
     "localise": ("localise",),
     "masks": ("masks", "crf"),
     "segment": ("segment",),

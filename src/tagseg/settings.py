@@ -50,6 +50,10 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the networks' forward and backward pass."""
 
+    compile: bool = False
+    """Let torch.compile translate the networks that learn: a minute at the start, and a long training on a GPU is
+    quicker. Results differ by rounding."""
+
     workers: int = field(default_factory=lambda: min(cores(), 8))
     """Processes that read images, and that make masks (0: none beside the main one). By default one a core, up to 8."""
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tagseg.checkpoint import is_trained
-from tagseg.data.prepare import prepare
 from tagseg.data.records import DataError
 from tagseg.files import remove_temporary
-from tagseg.lock import at_work
 from tagseg.measure.evaluate import (
     Scores,
     bound_settings,
@@ -18,8 +16,9 @@ from tagseg.measure.evaluate import (
     score_segmenter,
     scored_samples,
 )
-from tagseg.pipeline import memory_named, repeat_stage
+from tagseg.pipeline import memory_named, prepare_together, repeat_stage, writing
 from tagseg.progress import Track, silent
+from tagseg.ranks import Ranks, open_ranks
 from tagseg.run import Run, RunError, write_atomically
 from tagseg.segment.labels import true_labels
 from tagseg.segment.train import train_segmenter
@@ -57,27 +56,28 @@ def train_upper_bound(
     own = run.settings()
     if settings is not None and settings != own:
         raise RunError(f"{run.root}: the upper bound takes the run's own settings; leave out the flags that differ")
-    with at_work(run.root):
-        scores = _train_anew(run, own, force, track)
+    with open_ranks(own.device) as ranks, writing(run, ranks):
+        _train_anew(run, own, force, track if ranks.main else silent, ranks)
+    scores = read_bound(run)
+    assert scores is not None, "it was there, or has been trained"
     weak = None
     if run.done("evaluate"):
         weak = read_figures(run).get("segmenter")
     return UpperBound(run.full_supervision.segmenter, scores, weak and weak["miou"] / scores.miou)
 
 
-def _train_anew(run: Run, settings: Settings, force: bool, track: Track) -> Scores:
+def _train_anew(run: Run, settings: Settings, force: bool, track: Track, ranks: Ranks) -> None:
     bound = run.full_supervision
     # What an interrupted training has left is continued, forced or not.
-    if force and (bound.evaluation_file.exists() or not _fits(bound, settings)):
+    if ranks.main and force and (bound.evaluation_file.exists() or not _fits(bound, settings)):
         run.forget("full_supervision")
-    scores = read_bound(run)
-    if scores is None:
-        with memory_named(run.root, "segment", settings):
-            scores = _train(run, bound, settings, track)
-        for stage in ("evaluate", "report"):
-            if run.done(stage):
-                repeat_stage(run, stage, track)
-    return scores
+    if ranks.agree(ranks.main and read_bound(run) is not None):
+        return
+    with memory_named(run.root, "segment", settings):
+        _train(run, bound, settings, track, ranks)
+    for stage in ("evaluate", "report"):
+        if ranks.main and run.done(stage):
+            repeat_stage(run, stage, track)
 
 
 def _fits(bound: Run, settings: Settings) -> bool:
@@ -86,19 +86,22 @@ def _fits(bound: Run, settings: Settings) -> bool:
     return not bound.settings_file.exists() or bound.settings_file.read_text(encoding="utf-8") == wanted
 
 
-def _train(run: Run, bound: Run, settings: Settings, track: Track) -> Scores:
-    prepared = prepare(run, track)
+def _train(run: Run, bound: Run, settings: Settings, track: Track, ranks: Ranks) -> None:
+    prepared = prepare_together(run, track, ranks)
     if not scored_samples(prepared.dataset, "val"):
         raise DataError(f"{prepared.dataset.root}: no validation image has a true mask, so nothing could be compared")
-    if not _fits(bound, settings):
+    if ranks.main and not _fits(bound, settings):
         raise RunError(f"{bound.root}: trained with other settings; --force trains it again")
-    remove_temporary(bound.root)
-    dataset = true_labels(prepared, bound.masks, track)
-    write_atomically(bound.settings_file, bound_settings(settings).to_toml())
-    if not is_trained(bound.segmenter):
-        train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
+    if ranks.main:
+        remove_temporary(bound.root)
+    dataset = true_labels(prepared, bound.masks, track, ranks.main)
+    if ranks.main:
+        write_atomically(bound.settings_file, bound_settings(settings).to_toml())
+    if not ranks.agree(ranks.main and is_trained(bound.segmenter)):
+        train_segmenter(dataset, bound.masks, settings, bound.segmenter, track, ranks)
+    if not ranks.main:
+        return
     scores = score_segmenter(prepared, bound, settings, track)
     assert scores is not None, "there are validation images to score"
     write_atomically(bound.evaluation_file, json.dumps(dataclasses.asdict(scores), indent=1))
     run.note("full_supervision")
-    return scores

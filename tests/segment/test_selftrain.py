@@ -15,6 +15,7 @@ from tagseg.masks.write import mask_file
 from tagseg.measure.evaluate import evaluate, read_evaluation
 from tagseg.pipeline import fit, run_stage
 from tagseg.progress import Track
+from tagseg.ranks import Ranks
 from tagseg.run import Run, RunError
 from tagseg.segment import selftrain
 from tagseg.segment.selftrain import join_evidence, self_train
@@ -90,7 +91,7 @@ def test_what_is_finished_is_kept(trained: Run, monkeypatch: pytest.MonkeyPatch)
     mask_file(first.masks, "3").unlink()
     asked: list[Path] = []
 
-    def train(data: Dataset, masks: Path, settings: Settings, folder: Path, track: Track) -> Segmented:
+    def train(data: Dataset, masks: Path, settings: Settings, folder: Path, track: Track, ranks: Ranks) -> Segmented:
         asked.append(masks)
         return Segmented(folder, [])
 

@@ -1,14 +1,19 @@
 """The command line: one thin command a stage. Only this package prints."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from rich.logging import RichHandler
 
 from tagseg.cli import exchange, stages, study, trust, use  # noqa: F401  their commands enter the app
-from tagseg.cli.root import app, err
+from tagseg.cli.root import app, err, out
+from tagseg.launch import launched
 from tagseg.stopping import exit_status, raised
+
+TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report")
+"""The commands that processes launched together may run; any other would be run by each of them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,9 +25,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("tagseg").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    number, count = launched()
+    out.quiet = number > 0
+    if count > 1:  # read when PyTorch is imported, which no command has done yet; its warnings are on how DDP is used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
+        if count > 1 and arguments and arguments[0] not in TOGETHER:
+            raise ValueError(
+                f"{count} processes were launched, {arguments[0]} runs in one: leave out accelerate launch"
+            )
         with raised():
-            app(sys.argv[1:] if argv is None else list(argv))
+            app(arguments)
     except KeyboardInterrupt as stopped:
         err.print("Interrupted. Run the same command again to continue.", style="yellow")
         raise SystemExit(exit_status(stopped)) from None

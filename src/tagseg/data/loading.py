@@ -4,7 +4,7 @@ workers."""
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from tagseg.data.images import read_image, read_mask_file, read_saliency, reduction
 from tagseg.data.records import VOID, Sample
+from tagseg.ranks import ALONE, Ranks, Shares
 
 T = TypeVar("T")
 
@@ -100,19 +101,24 @@ class Shuffled(Sampler[int]):
         return iter(self.order)
 
 
-def loader(data: Dataset[T], batch: int, workers: int, seed: int, skip: int = 0) -> DataLoader[T]:
+def loader(data: Dataset[T], batch: int, workers: int, seed: int, skip: int = 0, ranks: Ranks = ALONE) -> DataLoader[T]:
     """Return a shuffled loader of one epoch, behind its first `skip` batches; the last batch is dropped when it holds a
-    single image (batch norm)."""
+    single image (batch norm).
+
+    Of several processes each gets its share of every batch, to be read through `ranks.batches`.
+    """
     length = len(data)  # type: ignore[arg-type]
+    order, drop_last = Shuffled(length, seed, skip * batch), length > batch and length % batch == 1
+    settled: dict[str, Any] = {"drop_last": drop_last, "batch_size": batch, "sampler": order}
+    if ranks.count > 1:
+        settled = {"batch_sampler": Shares(order.order, batch, drop_last, ranks)}
     return DataLoader(
         data,
-        batch_size=batch,
-        sampler=Shuffled(length, seed, skip * batch),
-        num_workers=workers,
-        drop_last=length > batch and length % batch == 1,
+        num_workers=-(-workers // ranks.local),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=_apart,
+        **settled,
     )
 
 

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from tagseg.data.loading import Crop
 from tagseg.data.records import Sample
 from tagseg.files import reserve
+from tagseg.ranks import ALONE, Ranks
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.tagmaps import pair_maps
 from tagseg.run import RunError, atomic_path, write_atomically
@@ -44,16 +45,22 @@ Array = np.memmap[Any, np.dtype[np.uint8]]
 @dataclass(frozen=True)
 class Accumulation:
     """Accumulated maps on disk: `array` (rows GRID GRID, 0..255 = 0..peak), a row per sample and tag in their order;
-    sample i's begin at row `first[i]`. `kind` is the kind of maps that are accumulated."""
+    sample i's begin at row `first[i]`. `kind` is the kind of maps that are accumulated. Of several processes only the
+    main one has the array, which takes the maps of all."""
 
-    array: Array
+    array: Array | None
     first: Int[Tensor, "samples"]
     kind: MapKind
 
 
 @contextlib.contextmanager
 def accumulating(
-    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int, partway: bool = False
+    folder: Path,
+    samples: Sequence[Sample],
+    settings: Settings,
+    epoch: int,
+    partway: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Accumulation | None]:
     """Yield the maps accumulated before `epoch`, to be raised during it; they are kept when the block succeeds.
 
@@ -70,6 +77,11 @@ def accumulating(
         yield None
         return
     counts = [len(sample.tags) for sample in samples]
+    # The kind does not hang on localise.kind: that may change after the training.
+    first, kind = torch.tensor([0, *counts[:-1]]).cumsum(0), map_kind(LocaliseSettings(), settings.rca)
+    if not ranks.main:
+        yield Accumulation(None, first, kind)
+        return
     with atomic_path(_epoch_file(folder, epoch)) as temporary:
         if epoch == start and not partway:
             array = open_memmap(temporary, "w+", np.uint8, (sum(counts), GRID, GRID))
@@ -79,9 +91,7 @@ def accumulating(
             shutil.copyfile(before, temporary)
             array = open_memmap(temporary, "r+")
         reserve(temporary, temporary.stat().st_size)
-        # The kind does not hang on localise.kind: that may change after the training.
-        kind = map_kind(LocaliseSettings(), settings.rca)
-        yield Accumulation(array, torch.tensor([0, *counts[:-1]]).cumsum(0), kind)
+        yield Accumulation(array, first, kind)
         array.flush()
     _epoch_file(folder, epoch - 2).unlink(missing_ok=True)
     # This epoch's own must stay until its end is saved.
@@ -94,31 +104,43 @@ def keep_accumulated(folder: Path, epoch: int, accumulation: Accumulation | None
     Should the process end before the rest of its state is saved, they are ahead of it: that does no harm, as the steps
     that are done again raise them to what they are already.
     """
-    if accumulation is not None:
+    if accumulation is not None and accumulation.array is not None:
         accumulation.array.flush()
         with atomic_path(_partway_file(folder, epoch)) as temporary:
             shutil.copyfile(str(accumulation.array.filename), temporary)
 
 
 @torch.no_grad()
-def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop) -> None:
+def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop, ranks: Ranks = ALONE) -> None:
     """Raise the accumulated maps to a batch's, each divided by its peak: `M_t = max(M_(t-1), A_t)` (OAA, ICCV 2019).
 
-    Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes.
+    Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes. The
+    maps of several processes come together in every step.
     """
-    tags, device = crop.tags.bool().cpu(), maps.coarse.device
+    tags = crop.tags.bool().cpu()
     image, column = tags.nonzero(as_tuple=True)
     rows = into.first[crop.sample[image]] + (tags.cumsum(1) - 1)[image, column]
     sure = (maps.refined_scores.float().sigmoid() > CONFIDENT).cpu()[image, column]
+    values = _placed_maps(network, maps, crop, into.kind, sure)
+    rows, values = ranks.gather(rows[sure], values)
+    if into.array is not None and len(rows):
+        into.array[rows.numpy()] = np.maximum(into.array[rows.numpy()], values.numpy())
+
+
+def _placed_maps(
+    network: RcaNetwork, maps: Maps, crop: Crop, kind: MapKind, sure: Bool[Tensor, "n"]
+) -> UInt8[Tensor, "m g g"]:
+    """The `sure` ones of the maps of n pairs of an image and its tag, in the whole image's cells, 255 at the peak."""
     if not sure.any():
-        return
-    chosen = pair_maps(network, maps, image.to(device), column.to(device) + 1, into.kind)[sure.to(device)]
+        return torch.zeros(0, GRID, GRID, dtype=torch.uint8)
+    device = maps.coarse.device
+    image, column = crop.tags.bool().cpu().nonzero(as_tuple=True)
+    chosen = pair_maps(network, maps, image.to(device), column.to(device) + 1, kind)[sure.to(device)]
     side = crop.picture.shape[-1]
     pixels = network.backbone.enlarge(chosen[:, None], (side, side))[:, 0]
     placed = place(pixels, crop.box[image[sure]].to(device), crop.mirrored[image[sure]].to(device))
     peaks = placed.amax((1, 2), keepdim=True).clamp_min(1e-6)
-    values = (placed / peaks * 255).round().to(torch.uint8).cpu().numpy()
-    into.array[rows[sure].numpy()] = np.maximum(into.array[rows[sure].numpy()], values)
+    return (placed / peaks * 255).round().to(torch.uint8).cpu()
 
 
 def place(

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from tagseg.checkpoint import CHECKPOINT, load_tensors, restore, save_tensors
 from tagseg.data.check import require_saliency
@@ -23,6 +23,7 @@ from tagseg.optimise import (
     Steps,
     build_optimizer,
     choose_device,
+    compile_network,
     enough_epochs,
     epochs,
     poly,
@@ -30,6 +31,7 @@ from tagseg.optimise import (
     warn_if_random,
 )
 from tagseg.progress import Track, silent
+from tagseg.ranks import ALONE, Ranks
 from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
@@ -55,11 +57,21 @@ class Trained:
     history: History
 
 
-def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent) -> Trained:
+@dataclass(frozen=True)
+class _Learner:
+    """What learns: the network, how it is called (see `Ranks.join`), the bank, the optimiser."""
+
+    network: RcaNetwork
+    joined: nn.Module
+    bank: Bank
+    optimizer: torch.optim.Optimizer
+
+
+def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent, ranks: Ranks = ALONE) -> Trained:
     """Train the classification network on the tags of the training images; resumes where it was left.
 
     Leaves network.safetensors, bank.safetensors, network.json and history.jsonl in `folder`; with maps = oaa also
-    accumulated.npy and accumulated.json.
+    accumulated.npy and accumulated.json. Of several processes (`ranks`) the main one leaves them.
 
     Raises:
         ValueError: when weights, backbone or device cannot be had, or a saliency map is missing that maps = eps needs.
@@ -72,22 +84,27 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         chosen = max(chosen, settings.warm_epochs() + 1)
     options = dataclasses.replace(options, epochs=chosen)
     settings = dataclasses.replace(settings, train=options)
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, ranks)
     torch.manual_seed(settings.seed)
     classes = len(dataset.classes)
     warn_if_random(settings.train.backbone, settings.train.weights)
     network = build_network(classes, settings.train, settings.rca, background=settings.maps == "eps")
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compile_network(network, settings.compile)
     rca = settings.rca
     bank = Bank(classes + 1, rca.slots, network.channels, rca.update, rca.momentum).to(device)
     new = [parameter for layer in network.new_layers() for parameter in layer.parameters()]
     rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser, options.bias_lr)
     optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
 
-    def one_epoch(epoch: int, steps: Steps) -> dict[str, float]:
-        return _one_epoch(network, bank, optimizer, dataset, settings, device, folder, epoch, steps, track)
+    learner = _Learner(network, ranks.join(network), bank, optimizer)
 
-    history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
+    def one_epoch(epoch: int, steps: Steps) -> dict[str, float]:
+        return _one_epoch(learner, dataset, settings, folder, epoch, steps, track, ranks)
+
+    history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch, ranks)
+    if not ranks.main:
+        return Trained(folder, history)
     if rca.contrast or rca.aggregation:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(epoch_seed(settings.seed, 0)))
         _warn_if_unknown(bank, dataset.classes, rca)
@@ -138,24 +155,42 @@ def contrast_loss(
     rca: RcaSettings,
     learn: bool,
     generator: torch.Generator,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
-    """Return the mean contrast of a batch's regions with the bank (0 unless `learn`), and write them into it."""
+    """Return the mean contrast of a batch's regions with the bank (0 unless `learn`), and write them into it.
+
+    Of several processes each does so with the regions of all of them, so that their banks stay one bank.
+    """
     loss = features.new_zeros((), dtype=torch.float32)
-    if len(regions.label) == 0:
+    embeddings, image, label, confident = _all_regions(pool_regions(features.float(), regions), regions, ranks)
+    if len(label) == 0:
         return loss
-    embeddings = pool_regions(features.float(), regions)
     if learn:
         against = (bank.slots, bank.written, rca.temperature)
         if rca.mix:
             alone_and_mixed = mixed_contrast(
-                embeddings, regions.label, regions.image, *against, rca.mix_alpha, generator, rca.negatives
+                embeddings, label, image, *against, rca.mix_alpha, generator, rca.negatives
             )
             loss = torch.cat(alone_and_mixed).mean()
         else:
-            loss = contrast(embeddings, regions.label, *against, rca.negatives, generator).mean()
+            loss = contrast(embeddings, label, *against, rca.negatives, generator).mean()
     # The losses keep no view of the slots, so these may change before the backward pass.
-    bank.write(embeddings.detach()[regions.confident], regions.label[regions.confident])
+    bank.write(embeddings.detach()[confident], label[confident])
     return loss
+
+
+def _all_regions(
+    embeddings: Float[Tensor, "n d"], regions: Regions, ranks: Ranks
+) -> tuple[Float[Tensor, "m d"], Int[Tensor, "m"], Int[Tensor, "m"], Bool[Tensor, "m"]]:
+    """Embedding, image, label and confidence of the regions of all processes, in the order in which one with the whole
+    batch mines them."""
+    if ranks.count == 1:
+        return embeddings, regions.image, regions.label, regions.confident
+    image = regions.image + ranks.share.first
+    gathered = ranks.gather(embeddings, image, regions.label, regions.confident)
+    order = (gathered[2] == 0).int().argsort(stable=True)  # background comes behind all classes, see `mine_regions`
+    embeddings, image, label, confident = (values[order] for values in gathered)
+    return embeddings, image, label, confident
 
 
 def training_step(
@@ -166,33 +201,37 @@ def training_step(
     settings: Settings,
     started: bool,
     generator: torch.Generator,
+    ranks: Ranks = ALONE,
+    joined: nn.Module | None = None,
 ) -> tuple[dict[str, Float[Tensor, ""]], Maps]:
     """Learn from one batch; return its losses and what the network saw. `started` says whether the contrast has begun
-    (see `rca.warmup`)."""
+    (see `rca.warmup`).
+
+    Of several processes each has its share of the batch, calls the network as `joined` (see `Ranks.join`), and returns
+    the losses of the whole batch."""
     device = network.prototypes.device
     pictures = crop.picture.to(device, memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        maps = network(pictures)
-    losses = _losses(network, maps, crop, bank, settings, started, generator)
+        maps = (joined or network)(pictures)
+    losses = _losses(network, maps, crop, bank, settings, started, generator, ranks)
     optimizer.zero_grad()
-    losses["loss"].backward()
+    ranks.backward(losses["loss"])
     optimizer.step()
     return losses, maps
 
 
 def _one_epoch(
-    network: RcaNetwork,
-    bank: Bank,
-    optimizer: torch.optim.Optimizer,
+    learner: _Learner,
     dataset: Dataset,
     settings: Settings,
-    device: torch.device,
     folder: Path,
     epoch: int,
     steps: Steps,
     track: Track,
+    ranks: Ranks,
 ) -> dict[str, float]:
     options, rca = settings.train, settings.rca
+    network, bank, optimizer = learner.network, learner.bank, learner.optimizer
     seed = epoch_seed(settings.seed, epoch)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -200,20 +239,25 @@ def _one_epoch(
     samples = dataset.split("train")
     shape = (options.crop, options.scale, options.jitter, settings.data.max_megapixels)
     images = TagImages(samples, len(dataset.classes), *shape, seed, settings.maps == "eps")
-    batches = loader(images, options.batch, settings.workers, seed, steps.done)
+    batches = loader(images, options.batch, settings.workers, seed, steps.done, ranks)
     total = steps.done + len(batches)
     started = epoch > rca.warmup
     if (rca.contrast or rca.aggregation) and started and not steps.done:
-        network.refresh_prototypes(bank, torch.Generator(device).manual_seed(seed))
+        if ranks.main:
+            network.refresh_prototypes(bank, torch.Generator(bank.slots.device).manual_seed(seed))
+        ranks.copy_main(network.prototypes, network.exists)
     network.train()
     sums = dict(steps.sums)
-    with accumulating(folder, samples, settings, epoch, steps.done > 0) as accumulation:
+    shown = track(ranks.batches(batches), f"train, epoch {epoch}/{options.epochs}", len(batches))
+    with accumulating(folder, samples, settings, epoch, steps.done > 0, ranks) as accumulation:
         keep = partial(keep_accumulated, folder, epoch, accumulation)
-        for i, crop in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches)), steps.done):
+        for i, crop in enumerate(shown, steps.done):
             set_lr(optimizer, _lr(options, epoch, i / total))
-            losses, maps = training_step(network, bank, optimizer, crop, settings, started, generator)
+            losses, maps = training_step(
+                network, bank, optimizer, crop, settings, started, generator, ranks, learner.joined
+            )
             if accumulation is not None:
-                accumulate(accumulation, network, maps, crop)
+                accumulate(accumulation, network, maps, crop, ranks)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item() / total
             sums["lr"] = optimizer.param_groups[0]["lr"]
@@ -229,25 +273,30 @@ def _losses(
     settings: Settings,
     started: bool,
     generator: torch.Generator,
+    ranks: Ranks,
 ) -> dict[str, Float[Tensor, ""]]:
     """Return a batch's `loss` and the parts it is made of."""
     options, rca = settings.train, settings.rca
     tags = crop.tags.to(maps.coarse.device)
-    losses = {"tag_refined": tag_loss(maps.refined_scores, tags), "tag_coarse": tag_loss(maps.coarse_scores, tags)}
+    refined_scores, coarse_scores, all_tags = ranks.gather(maps.refined_scores, maps.coarse_scores, tags)
+    losses = {"tag_refined": tag_loss(refined_scores, all_tags), "tag_coarse": tag_loss(coarse_scores, all_tags)}
     loss = losses["tag_refined"]
     if rca.aggregation:
         loss = loss + options.coarse_weight * losses["tag_coarse"]
     if maps.coarse_background is not None and maps.refined_background is not None:
         cells = (maps.coarse.shape[-2], maps.coarse.shape[-1])
         saliency = network.backbone.reduce(crop.saliency.to(tags.device), cells)
-        refined = saliency_loss(maps.refined, maps.refined_background, saliency, tags.bool())
-        coarse = saliency_loss(maps.coarse, maps.coarse_background, saliency, tags.bool())
+        refined_maps = ranks.gather(maps.refined, maps.refined_background, saliency, tags.bool())
+        coarse_maps = ranks.gather(maps.coarse, maps.coarse_background, saliency, tags.bool())
+        refined, coarse = saliency_loss(*refined_maps), saliency_loss(*coarse_maps)
         losses |= {"saliency_refined": refined, "saliency_coarse": coarse}
         taught = refined + options.coarse_weight * coarse if rca.aggregation else refined
         loss = loss + options.saliency_weight * taught
     if rca.contrast or rca.aggregation:
         regions = network.mine(maps, tags.bool())
-        losses["contrast"] = contrast_loss(regions, maps.features, bank, rca, rca.contrast and started, generator)
+        losses["contrast"] = contrast_loss(
+            regions, maps.features, bank, rca, rca.contrast and started, generator, ranks
+        )
         loss = loss + rca.contrast_weight * losses["contrast"]
     return {"loss": loss} | losses
 

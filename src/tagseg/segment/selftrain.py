@@ -17,19 +17,21 @@ from tagseg.masks.localise import MAP_STRIDE
 from tagseg.masks.maps import map_file, read_maps, write_maps
 from tagseg.masks.write import enlarge, make_masks
 from tagseg.progress import Track, silent
+from tagseg.ranks import ALONE, Ranks
 from tagseg.run import Run, write_atomically
 from tagseg.segment.predict import Predictor, read_predictor
 from tagseg.segment.train import Segmented, train_segmenter
 from tagseg.settings_stages import MaskSettings
 
 
-def self_train(prepared: Prepared, run: Run, track: Track = silent) -> Segmented:
+def self_train(prepared: Prepared, run: Run, track: Track = silent, ranks: Ranks = ALONE) -> Segmented:
     """Train the segmentation network on the run's masks, `segment.rounds` times.
 
     After every round but the last the network predicts the training images; together with the maps so far (see
     `join_evidence`) this gives the maps, and from these the masks stage makes the masks, that the next round learns
     from. The round's network, maps and masks lie in a run folder of its own, `run.round(number)`; what is finished is
-    kept, so that an interrupted training continues.
+    kept, so that an interrupted training continues. Several processes (`ranks`) train together; the main one alone
+    predicts and makes masks, while the others wait.
 
     Raises:
         ValueError: when weights, encoder or device cannot be had.
@@ -37,18 +39,25 @@ def self_train(prepared: Prepared, run: Run, track: Track = silent) -> Segmented
     settings, source = run.settings(), run
     for number in range(1, settings.segment.rounds):
         current = run.round(number)
-        if not is_trained(current.segmenter):
-            train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track)
-        # Joined maps are probabilities, whatever the maps before them were.
-        joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))
-        write_atomically(current.settings_file, joined.to_toml())
-        manifest = {"data": str(run.data_root()), "stages": {}, "round": number}
-        write_atomically(current.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
-        predictor = read_predictor(current.segmenter, settings.device)
-        find_maps(prepared, source, current, predictor, track)
-        make_masks(prepared, current, track)
+        if not ranks.agree(ranks.main and is_trained(current.segmenter)):
+            train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track, ranks)
+        if ranks.main:
+            _improve(prepared, run, source, number, track)
         source = current
-    return train_segmenter(prepared.dataset, source.masks, settings, run.segmenter, track)
+    return train_segmenter(prepared.dataset, source.masks, settings, run.segmenter, track, ranks)
+
+
+def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Track) -> None:
+    """Make the maps and masks that the round behind `number` learns from."""
+    settings, current = run.settings(), run.round(number)
+    # Joined maps are probabilities, whatever the maps before them were.
+    joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))
+    write_atomically(current.settings_file, joined.to_toml())
+    manifest = {"data": str(run.data_root()), "stages": {}, "round": number}
+    write_atomically(current.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+    predictor = read_predictor(current.segmenter, settings.device)
+    find_maps(prepared, source, current, predictor, track)
+    make_masks(prepared, current, track)
 
 
 def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor, track: Track = silent) -> None:

@@ -23,6 +23,7 @@ from tagseg.optimise import (
     Steps,
     build_optimizer,
     choose_device,
+    compile_network,
     enough_epochs,
     epochs,
     poly,
@@ -30,6 +31,7 @@ from tagseg.optimise import (
     warn_if_random,
 )
 from tagseg.progress import Track, silent
+from tagseg.ranks import ALONE, Ranks
 from tagseg.run import RunError, write_atomically
 from tagseg.segment.networks import Segmenter, choose_network
 from tagseg.settings import Settings
@@ -46,12 +48,23 @@ class Segmented:
     history: History
 
 
+@dataclass(frozen=True)
+class _Learner:
+    """What learns: the network, how it is called (see `Ranks.join`), the average of its weights, the optimiser."""
+
+    network: Segmenter
+    joined: nn.Module
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+
+
 def train_segmenter(
-    dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent
+    dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent, ranks: Ranks = ALONE
 ) -> Segmented:
     """Train the segmentation network on the masks of the training images; resumes where it was left.
 
-    Leaves network.safetensors, network.json and history.jsonl in `folder`.
+    Leaves network.safetensors, network.json and history.jsonl in `folder`. Of several processes (`ranks`) the main one
+    leaves them.
 
     Raises:
         ValueError: when encoder, network and stride do not go together, or weights or device cannot be had.
@@ -60,20 +73,25 @@ def train_segmenter(
     options, images = settings.segment, len(dataset.split("train"))
     chosen = enough_epochs(options.epochs, images, options.batch * options.accumulate, STEPS)
     settings = dataclasses.replace(settings, segment=dataclasses.replace(options, epochs=chosen))
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, ranks)
     torch.manual_seed(settings.seed)
     network, about = build_segmenter(settings, len(dataset.classes) + 1)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = weight_average(network, options.ema) if options.ema else None
+    compile_network(network, settings.compile)
     rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser)
     optimizer = build_optimizer(network.encoder_parameters(), network.new_parameters(), *rates)
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
 
+    learner = _Learner(network, ranks.join(network), average, optimizer)
+
     def one_epoch(epoch: int, steps: Steps) -> dict[str, float]:
-        return _one_epoch(network, average, optimizer, pairs, settings, device, epoch, steps, track)
+        return _one_epoch(learner, pairs, settings, epoch, steps, track, ranks)
 
     modules: dict[str, nn.Module] = {"network": network} | ({"average": average} if average else {})
-    history = epochs(folder, modules, optimizer, chosen, one_epoch)
+    history = epochs(folder, modules, optimizer, chosen, one_epoch, ranks)
+    if not ranks.main:
+        return Segmented(folder, history)
     about |= {
         "classes": ["background", *dataset.classes],
         "predict_scales": options.predict_scales,
@@ -125,25 +143,24 @@ def mask_loss(scores: Float[Tensor, "b ids h w"], masks: Int64[Tensor, "b h w"])
 
 
 def _one_epoch(
-    network: Segmenter,
-    average: AveragedModel | None,
-    optimizer: torch.optim.Optimizer,
+    learner: _Learner,
     pairs: list[tuple[Path, Path]],
     settings: Settings,
-    device: torch.device,
     epoch: int,
     steps: Steps,
     track: Track,
+    ranks: Ranks,
 ) -> dict[str, float]:
-    options = settings.segment
+    options, network, optimizer = settings.segment, learner.network, learner.optimizer
+    device = network.mean.device
     seed = epoch_seed(settings.seed + 1, epoch)
     torch.manual_seed(seed)
     steps.begin([])
     # Square, and of a size that the network takes.
     crop, limit = network.fitting_size(options.crop, options.crop)[0], settings.data.max_megapixels
     images = MaskImages(pairs, crop, options.scale, options.max_side, options.jitter, limit, seed)
-    batches = loader(images, options.batch, settings.workers, seed, steps.done * options.accumulate)
-    shown = iter(track(batches, f"segment, epoch {epoch}/{options.epochs}", len(batches)))
+    batches = loader(images, options.batch, settings.workers, seed, steps.done * options.accumulate, ranks)
+    shown = iter(track(ranks.batches(batches), f"segment, epoch {epoch}/{options.epochs}", len(batches)))
     total = steps.done + -(-len(batches) // options.accumulate)
     network.train()
     # Sums are kept small by a constant, and turned into means when all labelled pixels of a step are counted.
@@ -152,22 +169,25 @@ def _one_epoch(
     for step in range(steps.done, total):
         set_lr(optimizer, options.lr * poly((epoch - 1 + step / total) / options.epochs))
         optimizer.zero_grad()
-        pixels = 0
+        pixels = lost = 0.0
         for pictures, masks in itertools.islice(shown, options.accumulate):
             pictures, masks = pictures.to(device, memory_format=torch.channels_last), masks.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                scores = network(pictures)
+                scores = learner.joined(pictures)
+            scores, masks = ranks.own(scores, masks)
             loss = mask_loss(scores, masks) / scale
-            loss.backward()
-            sums["loss"] += loss.item() * scale
+            ranks.backward(loss)
+            lost += loss.item() * scale
             pixels += int((masks != VOID).sum())
+        pixels, lost = ranks.total(pixels, lost)
         # The mean over all batches of the step is what one large batch would give.
         for parameter in network.parameters():
             if parameter.grad is not None:
                 parameter.grad *= scale / max(pixels, 1)
         optimizer.step()
-        if average:
-            average.update_parameters(network)
+        if learner.average:
+            learner.average.update_parameters(network)
+        sums["loss"] += lost
         sums["labelled"] += pixels
         sums["lr"] = optimizer.param_groups[0]["lr"]
         steps.end(step + 1, sums, [], lambda: None)
