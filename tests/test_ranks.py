@@ -1,9 +1,11 @@
 """Several processes that train together learn what one does with the same batches."""
 
 import dataclasses
+import datetime
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from PIL import Image
 
@@ -30,6 +33,7 @@ from tagseg.rca.train import train
 from tagseg.segment.train import train_segmenter
 from tagseg.settings import Settings
 from tagseg.settings_stages import RcaSettings, SegmentSettings, TrainSettings
+from tagseg.stopping import raised
 
 Together = Callable[..., list[Any]]
 
@@ -178,6 +182,7 @@ def test_after_a_process_died_the_others_say_so_and_the_next_run_continues(
 def test_those_that_wait_for_the_main_process_learn_of_its_end(together: Together) -> None:
     def work() -> int:
         with open_ranks("cpu") as ranks:
+            ranks.agree()  # all are there
             if ranks.main:
                 os.kill(os.getpid(), signal.SIGKILL)
             return ranks.agree(7)
@@ -185,6 +190,62 @@ def test_those_that_wait_for_the_main_process_learn_of_its_end(together: Togethe
     killed, *others = together(4, work, seconds=120)
     assert killed is None
     assert all("another process of this training has ended" in other for other in others)
+
+
+def test_who_waits_for_one_that_never_comes_gives_up_but_the_main_process_may_take_its_time(
+    together: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tagseg.ranks.STEP", datetime.timedelta(seconds=3))
+
+    def absent() -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            if os.environ["RANK"] == "0":  # it dies when the first group is made and the second is not
+                patch.setattr(dist, "new_group", lambda **how: os.kill(os.getpid(), signal.SIGKILL))
+            with open_ranks("cpu"):
+                return 1
+
+    died, other = together(2, absent, seconds=120)
+    assert died is None and "another process of this training has ended" in other
+
+    def slow() -> int:
+        with open_ranks("cpu") as ranks:
+            if ranks.main:
+                time.sleep(6)
+            return ranks.agree(7)
+
+    assert together(2, slow, seconds=120) == [7, 7]
+
+
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_a_signal_to_one_process_saves_the_step_and_the_next_run_ends_with_the_same_bytes(
+    asked: str, dataset: Dataset, together: Together, tmp_path: Path
+) -> None:
+    def signalled(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+        for i, item in enumerate(items):
+            if title == "train, epoch 2/2" and i == 1 and os.environ["RANK"] == asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield item
+
+    def asking(folder: Path) -> str:
+        try:
+            learn(dataset, SETTINGS, folder, signalled)
+        except KeyboardInterrupt as stopped:
+            return type(stopped).__name__
+        return "went on"
+
+    def interrupted(folder: Path) -> str:
+        with raised():
+            return asking(folder)
+
+    stopped, whole = tmp_path / "stopped" / "network", tmp_path / "whole" / "network"
+    ways = together(2, interrupted, stopped)
+    assert ways[int(asked)] == "Terminated" and ways[1 - int(asked)] == "KeyboardInterrupt"
+    _, about = load_tensors(stopped / "checkpoint.safetensors")
+    assert about["partway"]["done"] == 2 and len(about["history"]) == 1
+    for folder in (stopped, whole):
+        assert together(2, learn, dataset, SETTINGS, folder)[1] == 0
+    assert files(stopped) == files(whole)
+    assert losses(stopped) == losses(whole)
 
 
 def test_all_machines_must_see_the_same_state(dataset: Dataset, together: Together, tmp_path: Path) -> None:
@@ -256,7 +317,7 @@ def test_shares_are_neighbours_of_nearly_one_size(total: int, count: int) -> Non
 def test_processes_read_the_batches_of_one(length: int, batch: int, count: int) -> None:
     data = torch.utils.data.TensorDataset(torch.arange(length))
     whole = [numbers.tolist() for (numbers,) in loader(data, batch, 0, 3)]
-    loaders = [loader(data, batch, 0, 3, Ranks(number, count)) for number in range(count)]
+    loaders = [loader(data, batch, 0, 3, ranks=Ranks(number, count)) for number in range(count)]
     assert {len(one) for one in loaders} == {len(whole)}
     parts: list[list[int]] = [[] for _ in whole]
     for number, one in enumerate(loaders):

@@ -219,10 +219,10 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         raise ValueError(f"--device {device}: {count} processes were launched, each takes a device; try auto or cpu")
     if not dist.is_initialized():  # once a process: what it opens first serves all that it trains
         atexit.register(_close)
-    accelerator = _accelerator(cpu=device == "cpu" or (device == "auto" and not torch.cuda.is_available()))
-    waiting = dist.new_group(backend="gloo", timeout=STAGE)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    ranks = Ranks(number, count, local, accelerator.device, accelerator=accelerator, waiting=waiting)
+    ranks = Ranks(number, count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+    with _lost(ranks):
+        accelerator = _accelerator(cpu=device == "cpu" or (device == "auto" and not torch.cuda.is_available()))
+        ranks.accelerator, ranks.device, ranks.waiting = accelerator, accelerator.device, _waiting_group()
     logger = logging.getLogger("tagseg")
     level = logger.level
     if not ranks.main:
@@ -230,7 +230,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     try:
         yield ranks
         ranks.agree()
-        dist.destroy_process_group(waiting)
+        dist.destroy_process_group(ranks.waiting)
     except BaseException:
         _close()  # so that the others learn of it, even if this process goes on
         raise
@@ -251,6 +251,15 @@ def _accelerator(cpu: bool) -> Any:
     if accelerator.distributed_type not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ValueError(f"accelerate is set up for {accelerator.distributed_type.value}; tagseg trains with DDP alone")
     return accelerator
+
+
+def _waiting_group() -> Any:
+    """Make the group in which processes wait for the main one: for days, but not for one that never joins the group."""
+    group = dist.new_group(backend="gloo", timeout=STEP)
+    # Its name until PyTorch 2.10 or so; neither stands in the stubs of all versions.
+    change: Any = getattr(dist, "set_timeout", None) or getattr(dist.distributed_c10d, "_set_pg_timeout")  # noqa: B009
+    change(STAGE, group)
+    return group
 
 
 def _close() -> None:
