@@ -256,7 +256,7 @@ def _accelerator(cpu: bool) -> Any:
 def _waiting_group() -> Any:
     """Make the group in which processes wait for the main one: for days, but not for one that never joins the group."""
     group = dist.new_group(backend="gloo", timeout=STEP)
-    # Its name until PyTorch 2.10 or so; neither stands in the stubs of all versions.
+    # Older versions of PyTorch know it by the second name alone.
     change: Any = getattr(dist, "set_timeout", None) or getattr(dist.distributed_c10d, "_set_pg_timeout")  # noqa: B009
     change(STAGE, group)
     return group
