@@ -1,6 +1,8 @@
 # `make help` lists the targets. PYTHON chooses the interpreter that .venv is made with.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# A process a core; PYTEST_PROCESSES= runs the tests one by one.
+PYTEST_PROCESSES ?= --numprocesses logical --maxprocesses 8 --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,7 +22,7 @@ test: $(STAMP)  ## check format, lint and types, then run the tests (PYTEST_ARGS
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
 clean:  ## delete .venv, builds and caches (run folders stay)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

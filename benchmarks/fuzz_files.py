@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,25 @@ def coco() -> bytes:
     ]
     categories = [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]
     return json.dumps({"images": images, "annotations": entries, "categories": categories}).encode()
+
+
+def tar(form: int, long: bool = False) -> bytes:
+    """Return a shard of two samples, in one of tarfile's formats; with a name too long for a plain header."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=form) as archive:
+        key = "k" * 150 if long else "b"
+        parts = {
+            "a.png": encoded("RGB", "PNG"),
+            "a.json": b'{"tags": ["cat", "dog"]}',
+            "a.mask.png": encoded("L", "PNG"),
+            f"sub/{key}.jpg": encoded("RGB", "JPEG"),
+            f"sub/{key}.cls": b"1",
+        }
+        for name, content in parts.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
 
 
 def twin(folder: Path, copy: Path) -> Path:

@@ -1,6 +1,7 @@
 """How fuzz.py spoils valid files: bytes, parts of JSON, chunks of PNG, headers of safetensors, arrays in archives."""
 
 import copy
+import gzip
 import io
 import json
 import random
@@ -212,3 +213,38 @@ def npy_header(shape: str, kind: str) -> bytes:
     """Return the 128 bytes in front of an .npy file's numbers."""
     text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
     return b"\x93NUMPY\x01\x00\x76\x00" + text.ljust(117) + b"\n"
+
+
+def tar(rng: random.Random, valid: Sequence[bytes]) -> bytes:
+    """Return a tar one of whose headers claims something else, with a right checksum, or with any byte spoiled."""
+    data = bytearray(rng.choice(valid))
+    if rng.random() < 0.3:
+        return any_bytes(rng, [bytes(data)])
+    heads = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        at = rng.choice(heads)
+        what = rng.randrange(5)
+        if what == 0:
+            name = rng.choice(NAMES).encode("utf-8", "surrogatepass")[:100]
+            data[at : at + 100] = name.ljust(100, b"\0")
+        elif what == 1:
+            size = rng.choice(
+                (b"00000000000\0", b"77777777777\0", b"\x80" + b"\xff" * 11, b"-1", b"", b"\xff" * 12, b"9 8")
+            )
+            data[at + 124 : at + 136] = size.ljust(12, b"\0")
+        elif what == 2:
+            data[at + 156] = rng.choice(b"0123456789xgLKSVNAD\0\xff")
+        elif what == 3:
+            data[at + 257 : at + 512] = any_bytes(rng, [bytes(data[at + 257 : at + 512])])[:255].ljust(255, b"\0")
+        elif at + 1024 <= len(data):
+            data[at + 512 : at + 1024] = any_bytes(rng, [bytes(data[at + 512 : at + 1024])])[:512].ljust(512, b"\0")
+        data[at + 148 : at + 156] = b" " * 8
+        data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    return bytes(data)
+
+
+def gzipped(rng: random.Random, valid: Sequence[bytes]) -> bytes:
+    """Return gzipped lines of JSON, one of them spoiled, or with any byte spoiled."""
+    if rng.random() < 0.3:
+        return any_bytes(rng, valid)
+    return gzip.compress(json_lines(rng, [gzip.decompress(rng.choice(valid))]), 1)

@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import json
+import os
+import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,21 +14,31 @@ from pathlib import Path
 import fuzz_mutate as mutate
 import numpy as np
 import torch
-from fuzz_files import SIZE, coco, encoded, image_folder, twin
+from fuzz_files import SIZE, coco, encoded, image_folder, tar, twin
 from safetensors.torch import save_file
 from torch import nn
 
 import tagseg
 from tagseg.checkpoint import save_tensors
+from tagseg.data import manifest
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.export.importing import import_masks
+from tagseg.masks.decisions import (
+    Decision,
+    accepted_masks,
+    check_database,
+    decide,
+    decisions,
+    fingerprints,
+)
 from tagseg.masks.maps import read_maps, write_maps
 from tagseg.measure.calibration import calibration_images
 from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
-from tagseg.optimise import build_optimizer, epochs
+from tagseg.measure.quality import ClassQuality, ImageQuality, read_quality, write_quality
+from tagseg.optimise import Steps, build_optimizer, epochs
 from tagseg.rca.accumulate import read_accumulated
 from tagseg.rca.backbone import weight_options
 from tagseg.rca.network import build_network
@@ -60,7 +73,7 @@ class Target:
 
 def targets(root: Path) -> dict[str, Target]:
     """Make valid files of all kinds below `root`, an empty folder, and return what reads them."""
-    return {**_data(root), **_pictures(root), **_runs(root), **_networks(root)}
+    return {**_data(root), **_shards(root), **_pictures(root), **_runs(root), **_reviews(root), **_networks(root)}
 
 
 def _data(root: Path) -> dict[str, Target]:
@@ -107,6 +120,71 @@ def _data(root: Path) -> dict[str, Target]:
     read = lambda: Settings.from_toml(toml).to_toml()  # noqa: E731
     found["settings.toml"] = Target(toml, valid, mutate.any_bytes, read, 12, text=True)
     return found
+
+
+def _shards(root: Path) -> dict[str, Target]:
+    folder = root / "shards"
+    folder.mkdir()
+    (folder / "classes.txt").write_bytes(b"cat\ndog\n")
+    shard = folder / "train-0.tar"
+    valid = (tar(tarfile.USTAR_FORMAT), tar(tarfile.GNU_FORMAT, long=True), tar(tarfile.PAX_FORMAT, long=True))
+
+    def read() -> None:
+        for sample in read_dataset(folder, LENIENT).samples:
+            image_size(sample.image, 1.0)
+            read_image(sample.image, 1.0)
+            if sample.mask is not None:
+                read_mask_file(sample.mask, SIZE)
+
+    found = {"tar shard": Target(shard, valid, mutate.tar, read, 8, (str(folder),))}
+    listed = root / "listed"
+    listed.mkdir()
+    for name in ("a.png", "b.png"):
+        (listed / name).write_bytes(encoded("RGB", "PNG"))
+    (listed / "tags.csv").write_bytes(b"image,tags\na.png,cat\nb.png,dog\n")
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    state = None
+    while state is None:  # for the first seconds the folder is too young
+        time.sleep(0.5)
+        state = manifest.state_of(listed, LENIENT)
+    manifest.WORTHWHILE = 0
+    manifest.keep_manifest(read_dataset(listed, LENIENT), LENIENT, state)
+    file = manifest.manifest_file(listed, LENIENT)
+    held = file.read_bytes()
+
+    def read_kept() -> None:
+        dataset = manifest.read_manifest(listed, LENIENT)
+        if dataset is None:
+            raise ValueError(f"{file}: not used")
+
+    found["manifest cache"] = Target(file, (held,), mutate.gzipped, read_kept, 3)
+    return found
+
+
+def _reviews(root: Path) -> dict[str, Target]:
+    """What is found and decided about the masks of a run."""
+    run = Run(root / "reviewed")
+    mask = np.zeros(SIZE, np.uint8)
+    decide(run, "a", Decision("accepted", (2,), 0.4), (mask, mask))
+    decide(run, "b", Decision("rejected"))
+    quality = ImageQuality("a", 0.5, {1: ClassQuality(0.5, 0.4, 0.9, 0.1, 0.3)}, {1: 0.9, 2: 0.1})
+    write_quality(run, [quality, dataclasses.replace(quality, id="b")])
+
+    def read_decisions() -> None:
+        check_database(run)
+        for name in decisions(run):
+            accepted_masks(run, name, SIZE)
+        fingerprints(run)
+        decide(run, "c", Decision("flagged"))
+
+    def read_scores() -> None:
+        read_quality(run)
+
+    kept, scores = run.decisions_file, run.quality_file
+    return {
+        "decisions.sqlite": Target(kept, (kept.read_bytes(),), mutate.any_bytes, read_decisions, 2),
+        "quality.jsonl": Target(scores, (scores.read_bytes(),), mutate.json_lines, read_scores, 4, text=True),
+    }
 
 
 def _pictures(root: Path) -> dict[str, Target]:
@@ -161,10 +239,10 @@ def _runs(root: Path) -> dict[str, Target]:
     (accumulated / "accumulated.npy").write_bytes(packed.getvalue())
     index = accumulated / "accumulated.json"
     files = {name: root / "single" / name for name in ("classes.json", "history.jsonl", "predictions.jsonl")}
-    manifest = run.manifest_file
+    noted = run.manifest_file
     copies = _copied(root, run)
     reading = {
-        "manifest.json": (manifest, mutate.some_json, lambda: _read_manifest(run), 4, True),
+        "manifest.json": (noted, mutate.some_json, lambda: _read_manifest(run), 4, True),
         "data.json": (copies["data"].data_file, mutate.some_json, lambda: prepare(copies["data"]), 4, True),
         "evaluation.json": (copies["evaluation"].evaluation_file, mutate.some_json,
                             lambda: read_evaluation(copies["evaluation"]).table(), 6, True),
@@ -234,7 +312,7 @@ def _train(folder: Path, total: int) -> None:
     module = nn.Linear(3, 2)
     optimizer = build_optimizer(module.parameters(), [], 0.1, 1.0, 0.0)
 
-    def one_epoch(_: int) -> dict[str, float]:
+    def one_epoch(_: int, steps: Steps) -> dict[str, float]:
         optimizer.zero_grad()
         loss = module(torch.ones(1, 3)).square().sum()
         loss.backward()

@@ -94,7 +94,11 @@ def tiny() -> "Settings":
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is no CUDA device."""
+    """Skip tests marked gpu where there is no CUDA device, and put those that fork training processes first.
+
+    PyTorch refuses gradients in a fork of a process that has started threads for them, as some other tests make it do.
+    """
+    items.sort(key=lambda item: "together" not in getattr(item, "fixturenames", ()))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,12 @@ def test_small_sets_are_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert manifest_file(data, SETTINGS).exists()
 
 
+def rewritten(packed: bytes, pattern: bytes, other: bytes) -> bytes:
+    changed, times = re.subn(pattern, other, manifest.gzip.decompress(packed), count=1)
+    assert times == 1
+    return manifest.gzip.compress(changed)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -213,6 +220,8 @@ def test_small_sets_are_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) ->
         lambda content: content[:40] + bytes(20) + content[60:],
         lambda content: manifest.gzip.compress(b"[]\n"),
         lambda content: manifest.gzip.compress(b"[" * 100_000),
+        lambda content: rewritten(content, rb'"notes": \[', b'"note": ['),
+        lambda content: rewritten(content, rb'"classes": \[.*?\]', b'"classes": 3'),
     ],
 )
 def test_a_damaged_manifest_is_read_anew(damage: Callable[[bytes], bytes], data: Path, readings: list[Path]) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -20,6 +21,7 @@ from tagseg.masks.decisions import (
     OPEN,
     Decision,
     accepted_masks,
+    check_database,
     decide,
     decision_of,
     decisions,
@@ -111,6 +113,55 @@ def test_a_damaged_database_is_named(run: Run) -> None:
     run.decisions_file.write_bytes(b"no database at all" * 100)
     with pytest.raises(RunError, match=r"decisions\.sqlite: cannot be read or written"):
         decisions(run)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "drop table decisions; create view decisions as with recursive n(i) as (values(1) union all select i from n) "
+        "select i as id, 'open' as verdict, '[]' as off, 0.5 as threshold, null as decided, null as sure from n",
+        "create table more(x)",
+        "create trigger t after insert on decisions begin delete from decisions; end",
+    ],
+)
+def test_sql_of_a_stranger_is_never_run(run: Run, spoil: str) -> None:
+    decide(run, "a", Decision("flagged"))
+    with contextlib.closing(sqlite3.connect(run.decisions_file)) as database, database:
+        database.executescript(spoil)
+    for ask in (decisions, fingerprints, check_database, lambda run: decide(run, "b", OPEN)):
+        with pytest.raises(RunError, match=r"decisions\.sqlite: damaged \(it has other tables than tagseg makes\)"):
+            ask(run)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("verdict", "sure", "verdict 'sure'"),
+        ("verdict", b"\xff", "verdict is b.*, expected text"),
+        ("off", "[1.5]", r"off\[0\] is 1.5"),
+        ("off", "[" * 9000, "nests too deep"),
+        ("threshold", "much", "threshold is 'much'"),
+        ("id", b"\xff", "id is b"),
+    ],
+)
+def test_a_damaged_decision_is_named(run: Run, column: str, value: object, message: str) -> None:
+    decide(run, "a", Decision("flagged"))
+    with contextlib.closing(sqlite3.connect(run.decisions_file)) as database, database:
+        database.execute(f"update decisions set {column} = ?", (value,))
+    with pytest.raises(RunError, match=rf"decisions\.sqlite: damaged \({message}"):
+        decisions(run)
+
+
+def test_accepted_masks_of_another_size_do_not_count_and_damaged_ones_are_named(run: Run) -> None:
+    mask = np.ones(SIZE, np.uint8)
+    decide(run, "a", Decision("accepted"), (mask, mask))
+    kept = accepted_masks(run, "a", SIZE)
+    assert kept is not None and (kept[0] == mask).all() and accepted_masks(run, "a", (20, 25)) is None
+    for content in (b"\x89PNG", None, "text"):
+        with contextlib.closing(sqlite3.connect(run.decisions_file)) as database, database:
+            database.execute("update decisions set sure = ?", (content,))
+        with pytest.raises(RunError, match=r"decisions\.sqlite: damaged \(the accepted mask of image 'a'"):
+            accepted_masks(run, "a", SIZE)
 
 
 def test_a_decision_survives_the_death_of_its_process(run: Run) -> None:

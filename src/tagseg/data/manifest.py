@@ -81,12 +81,12 @@ def read_manifest(root: Path, settings: DataSettings) -> Dataset | None:
             samples = tuple(itertools.chain.from_iterable(_samples(root, json.loads(line), sets) for line in file))
             if len(samples) != head["count"]:
                 return None
+            return Dataset(root, head["layout"], tuple(head["classes"]), samples, notes=tuple(head["notes"]))
     except FileNotFoundError:
         return None
     except _DAMAGE as error:
         log.debug("%s: its manifest cannot be read (%s)", root, error)
         return None
-    return Dataset(root, head["layout"], tuple(head["classes"]), samples, notes=tuple(head["notes"]))
 
 
 def keep_manifest(dataset: Dataset, settings: DataSettings, state: State) -> None:

@@ -1,19 +1,21 @@
 """What a person has decided about an image's masks, kept in a database in the run folder."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from tagseg.run import Run, RunError
+from tagseg.untrusted import check_shape, parse_json, require_regular, shown
 
 Verdict = Literal["open", "accepted", "rejected", "flagged"]
 
@@ -24,6 +26,11 @@ _TABLE = """create table if not exists decisions (
     id text primary key, verdict text not null, off text not null, threshold real not null, decided blob, sure blob,
     time text not null default current_timestamp
 )"""
+
+
+def _require_verdict(verdict: str) -> None:
+    if verdict not in get_args(Verdict):
+        raise ValueError(f"verdict {shown(verdict)}: expected {', '.join(get_args(Verdict))}")
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,7 @@ class Decision:
     threshold: float = NEUTRAL
 
     def __post_init__(self) -> None:
-        if self.verdict not in get_args(Verdict):
-            raise ValueError(f"verdict {self.verdict!r}: expected {', '.join(get_args(Verdict))}")
+        _require_verdict(self.verdict)
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold {self.threshold!r}: expected a number between 0 and 1")
         if not all(isinstance(class_id, int) and 0 < class_id < 255 for class_id in self.off):
@@ -78,19 +84,28 @@ def decide(run: Run, sample_id: str, decision: Decision, masks: Pair | None = No
 def decision_of(run: Run, sample_id: str) -> Decision:
     """Return what was decided about an image; where nothing was, that is an open decision."""
     rows = _select(run, "select verdict, off, threshold from decisions where id = ?", sample_id)
-    return _decision(*rows[0]) if rows else OPEN
+    return _decision(run, sample_id, *rows[0]) if rows else OPEN
 
 
 def decisions(run: Run) -> dict[str, Decision]:
     """Return everything that was decided, by sample id."""
-    return {row[0]: _decision(*row[1:]) for row in _select(run, "select id, verdict, off, threshold from decisions")}
+    rows = _select(run, "select id, verdict, off, threshold from decisions")
+    return {row[0]: _decision(run, *row) for row in rows}
 
 
-def accepted_masks(run: Run, sample_id: str) -> Pair | None:
-    """Return the masks of an image as they were accepted; None where they were not."""
+def accepted_masks(run: Run, sample_id: str, size: tuple[int, int] | None = None) -> Pair | None:
+    """Return the masks of an image as they were accepted; None where they were not, or are not of `size` (height,
+    width), because the image has another size now.
+
+    Raises:
+        RunError: when they, or the database, are damaged.
+    """
     query = "select decided, sure from decisions where id = ? and verdict = 'accepted'"
     rows = _select(run, query, sample_id)
-    return (_unpacked(rows[0][0]), _unpacked(rows[0][1])) if rows else None
+    if not rows:
+        return None
+    decided, sure = (_unpacked(run, sample_id, content, size) for content in rows[0])
+    return None if decided is None or sure is None or decided.shape != sure.shape else (decided, sure)
 
 
 def fingerprints(run: Run) -> dict[str, str]:
@@ -99,7 +114,7 @@ def fingerprints(run: Run) -> dict[str, str]:
     return {
         row[0]: hashlib.sha256(repr(row[1:]).encode()).hexdigest()[:16]
         for row in rows
-        if _decision(*row[1:4]).changes_masks()
+        if _decision(run, *row[:4]).changes_masks()
     }
 
 
@@ -111,11 +126,19 @@ def check_database(run: Run) -> None:
     """
     found = _select(run, "pragma quick_check")
     if found not in ([], [("ok",)]):
-        raise RunError(f"{run.decisions_file}: damaged ({found[0][0]})")
+        raise _damaged(run, found[0][0])
 
 
-def _decision(verdict: Verdict, off: str, threshold: float) -> Decision:
-    return Decision(verdict, tuple(json.loads(off)), threshold)
+def _decision(run: Run, sample_id: Any, verdict: Any, off: Any, threshold: Any) -> Decision:
+    try:
+        about = {"id": sample_id, "verdict": verdict, "off": off, "threshold": threshold}
+        check_shape(about, {"id": str, "verdict": str, "off": str, "threshold": float})
+        _require_verdict(verdict)
+        ids = parse_json(off)
+        check_shape(ids, [int], "off")
+        return Decision(verdict, tuple(ids), threshold)
+    except ValueError as error:
+        raise _damaged(run, error) from error
 
 
 def _packed(mask: UInt8[np.ndarray, "H W"]) -> bytes:
@@ -124,12 +147,19 @@ def _packed(mask: UInt8[np.ndarray, "H W"]) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(content: bytes) -> UInt8[np.ndarray, "H W"]:
-    with Image.open(io.BytesIO(content)) as picture:
-        return np.array(picture)
+def _unpacked(run: Run, sample_id: str, content: Any, size: tuple[int, int] | None) -> UInt8[np.ndarray, "H W"] | None:
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            if size is not None and (picture.height, picture.width) != size:
+                return None
+            if picture.mode != "L":
+                raise ValueError(f"mode {picture.mode}")
+            return np.array(picture)
+    except Exception as error:  # whatever Pillow raises
+        raise _damaged(run, f"the accepted mask of image {shown(sample_id)}: {error}") from error
 
 
-def _select(run: Run, query: str, *values: str) -> list[tuple]:  # type: ignore[type-arg]
+def _select(run: Run, query: str, *values: str) -> list[tuple[Any, ...]]:
     if not run.decisions_file.exists():
         return []
     with _open(run) as database:
@@ -138,8 +168,28 @@ def _select(run: Run, query: str, *values: str) -> list[tuple]:  # type: ignore[
 
 @contextlib.contextmanager
 def _open(run: Run) -> Iterator[sqlite3.Connection]:
+    require_regular(run.decisions_file)
     try:
         with contextlib.closing(sqlite3.connect(run.decisions_file, timeout=30)) as database:
+            # What SQL a stranger's database has of its own (views, triggers, computed columns) is never run.
+            database.execute("pragma trusted_schema = off")
+            if _schema(database) not in ([], _own_schema()):
+                raise _damaged(run, "it has other tables than tagseg makes")
             yield database
     except sqlite3.Error as error:
         raise RunError(f"{run.decisions_file}: cannot be read or written ({error})") from error
+
+
+def _schema(database: sqlite3.Connection) -> list[Any]:
+    return database.execute("select type, name, tbl_name, sql from sqlite_master order by name").fetchall()
+
+
+@functools.cache
+def _own_schema() -> list[Any]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute(_TABLE)
+        return _schema(database)
+
+
+def _damaged(run: Run, why: object) -> RunError:
+    return RunError(f"{run.decisions_file}: damaged ({why}); delete it, and what was decided is forgotten")

@@ -134,7 +134,7 @@ def reviewed_masks(
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
     """Return the masks of an image (every pixel decided; unsure ones 255) as `decision` wants them: accepted ones as
     they were accepted, rejected ones 255 everywhere, others without the classes that are off and by the threshold."""
-    if decision.verdict == "accepted" and (kept := accepted_masks(run, sample.id)) is not None:
+    if decision.verdict == "accepted" and (kept := accepted_masks(run, sample.id, size)) is not None:
         return kept
     if decision.verdict == "rejected":
         return np.full(size, VOID, np.uint8), np.full(size, VOID, np.uint8)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagseg.run import Run, RunError, write_atomically
+from tagseg.untrusted import check_shape, parse_json, require_regular
+
+_MAX_LINE = 1 << 20
+"""Bytes that a line may have; one of a thousand classes has a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,16 @@ def read_quality(run: Run) -> dict[str, ImageQuality]:
     """
     if not run.quality_file.exists():
         return {}
+    require_regular(run.quality_file)
     found: dict[str, ImageQuality] = {}
-    with run.quality_file.open(encoding="utf-8") as file:
-        if file.readline() != json.dumps(_header(run)) + "\n":
+    with run.quality_file.open("rb") as file:
+        if file.readline(_MAX_LINE) != json.dumps(_header(run)).encode() + b"\n":
             return {}
-        for number, line in enumerate(file, 2):
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 2):
             try:
-                quality = _from_line(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                if not line.endswith("\n"):
+                quality = _from_line(parse_json(line))
+            except ValueError as error:
+                if not line.endswith(b"\n") and len(line) < _MAX_LINE:
                     break
                 raise RunError(f"{run.quality_file}: line {number} is damaged ({error}); delete the file") from error
             found[quality.id] = quality
@@ -88,10 +93,14 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _from_line(values: dict[str, Any]) -> ImageQuality:
+def _from_line(values: Any) -> ImageQuality:
+    check_shape(values, {"id": str, "score": float, "classes": dict, "present": dict})
+    for item in values["classes"].values():
+        check_shape(item, {field.name: float for field in dataclasses.fields(ClassQuality)}, "classes")
+    check_shape(list(values["present"].values()), [float], "present")
     classes = {
         int(key): ClassQuality(*(float(item[field.name]) for field in dataclasses.fields(ClassQuality)))
         for key, item in values["classes"].items()
     }
     present = {int(key): float(value) for key, value in values["present"].items()}
-    return ImageQuality(str(values["id"]), float(values["score"]), classes, present)
+    return ImageQuality(values["id"], float(values["score"]), classes, present)

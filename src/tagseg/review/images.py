@@ -12,7 +12,7 @@ from PIL import Image
 
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import DataError
-from tagseg.masks.decisions import Decision, Pair, accepted_masks
+from tagseg.masks.decisions import Decision, Pair
 from tagseg.masks.maps import map_file
 from tagseg.masks.write import mask_file, mask_sample
 from tagseg.report.overlay import draw_mask, encoded
@@ -101,12 +101,6 @@ def make_masks(queue: Queue, entry: Entry, off: tuple[int, ...], threshold: floa
         for folder in (source.decided_masks, source.masks)
     )
     return decided, sure
-
-
-def kept_masks(queue: Queue, entry: Entry) -> Pair | None:
-    """Return the masks of an image that were accepted; None where they were not, or the image has another size now."""
-    kept = accepted_masks(queue.run, entry.sample.id)
-    return kept if kept and all(mask.shape == entry.size for mask in kept) else None
 
 
 def draw_overlay(masks: Pair) -> bytes:

@@ -20,11 +20,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tagseg import __version__
-from tagseg.masks.decisions import NEUTRAL, OPEN, Decision, Pair, Verdict, decide, decisions
+from tagseg.masks.decisions import NEUTRAL, OPEN, Decision, Pair, Verdict, accepted_masks, decide, decisions
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.render import css, render_page
 from tagseg.review.guard import guarded, new_token, read_json
-from tagseg.review.images import Shown, draw_overlay, kept_masks, show_queue
+from tagseg.review.images import Shown, draw_overlay, show_queue
 from tagseg.review.queue import WANTED, Entry, Queue, choose_page, count_verdicts, read_queue
 from tagseg.run import Run
 
@@ -218,7 +218,7 @@ def _masks(held: Review, place: int, entry: Entry, wanted: Decision) -> Pair:
     """Return the masks to be seen, or accepted: those that were accepted, as long as nothing else is asked for."""
     before = held.decided.get(entry.sample.id)
     if before and before.verdict == "accepted" and (before.off, before.threshold) == (wanted.off, wanted.threshold):
-        kept = kept_masks(held.queue, entry)
+        kept = accepted_masks(held.queue.run, entry.sample.id, entry.size)
         if kept:
             return kept
     # The run's own masks are made with what was decided; of undecided images alone they are known to be as they came.
