@@ -3,27 +3,39 @@
 import glob
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import DataError
+from tagseg.segment.remote import is_url, list_url, local_path
+
+Location = Path | str
+"""Where an image lies: a file, or a URL of another storage."""
 
 
-def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[str, Path]:
+def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[str, Location]:
     """Return images by the name their outputs get: the path below the given folder, or below the part of a pattern
     before its first wildcard, without suffix where that is unique.
 
     Folders, those that a pattern matches too, are searched with their subfolders. Where `out` lies in what is searched,
-    its files are left out: masks are no images.
+    its files are left out: masks are no images. URLs of folders, patterns and files in other storage are taken alike.
 
     Raises:
-        DataError: when a path does not exist, nothing is found, or two images would have one name.
+        DataError: when a path does not exist, nothing is found, two images would have one name, or a storage cannot be
+            reached.
     """
-    files: dict[Path, Path] = {}  # file -> the folder its name is relative to
-    for item in wanted:
+    files: dict[Location, PurePath] = {}  # file -> its path below the folder its name is relative to
+    for item in map(local_path, wanted):
+        if isinstance(item, str) and is_url(item):
+            listed = list_url(item)
+            for url, below in listed.items():
+                # A file that is named is taken whatever its suffix.
+                if below.suffix.lower() in IMAGE_SUFFIXES or len(listed) == 1:
+                    files.setdefault(url, below)
+            continue
         path = Path(item)
         if path.is_file():
-            files.setdefault(path, path.parent)
+            files.setdefault(path, Path(path.name))
             continue
         root, entries = (path, [path]) if path.is_dir() else _matches(path)
         if not entries:
@@ -32,10 +44,15 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
         if out is not None and out.resolve().is_relative_to(root.resolve()):
             found = _without_outputs(found, out.resolve(), str(item))
         for file in found:
-            files.setdefault(file, root)
+            files.setdefault(file, file.relative_to(root))
     if not files:
         raise DataError(f"{', '.join(map(str, wanted))}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return _named({file: file.relative_to(root) for file, root in files.items()})
+    return _named(files)
+
+
+def identity(location: Location) -> str:
+    """Return what an image is known by, however its location is written."""
+    return str(location) if is_url(location) else str(Path(location).resolve())
 
 
 def _matches(pattern: Path) -> tuple[Path, list[Path]]:
@@ -59,9 +76,9 @@ def _without_outputs(found: list[Path], out: Path, item: str) -> list[Path]:
     return kept
 
 
-def _named(relative: dict[Path, Path]) -> dict[str, Path]:
+def _named(relative: dict[Location, PurePath]) -> dict[str, Location]:
     stems = Counter(path.with_suffix("") for path in relative.values())
-    named: dict[str, Path] = {}
+    named: dict[str, Location] = {}
     for file, path in relative.items():
         name = (path.with_suffix("") if stems[path.with_suffix("")] == 1 else path).as_posix()
         if name in named:
