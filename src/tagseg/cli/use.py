@@ -13,7 +13,7 @@ from tagseg.segment.options import PredictOptions
 @app.command(group=MAIN, sort_key=1)
 def predict(
     run: Annotated[Path, Parameter(name="RUN", help="Run folder, or what export-model wrote.")],
-    images: Annotated[list[str], Parameter(name="IMAGES", help="Image files, folders or glob patterns.")],
+    images: Annotated[list[str], Parameter(name="IMAGES", help="Image files, folders, glob patterns, or URLs (s3://...) of such.")],
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the masks.")],
@@ -27,6 +27,7 @@ def predict(
         tagseg predict runs/a holiday/ --out masks/ --overlays
         tagseg predict runs/a "new/*/*.jpg" --out masks/ --scales 0.75,1,1.25,1.5 --crf
         tagseg predict runs/a scans/ --out masks/ --max-side 0
+        tagseg predict runs/a s3://bucket/2024/ --out masks/ --engine ray --format parquet --resume
     """
     from tagseg.segment.predict import predict
 

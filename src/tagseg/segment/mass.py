@@ -66,9 +66,19 @@ def ray_outcomes(
     """Yield what the images in `todo` come to, in their order, done by a Ray cluster.
 
     Raises:
-        RunError: when Ray is missing, or workers die again and again.
+        RunError: when Ray is missing, at once; later when there is no cluster, or workers die again and again.
     """
-    ray = _ray()
+    return _streamed(_ray(), predictor, run, found, todo, options)
+
+
+def _streamed(
+    ray: Any,
+    predictor: "Predictor",
+    run: str | Path,
+    found: dict[str, Location],
+    todo: Sequence[str],
+    options: PredictOptions,
+) -> Iterator[Outcome]:
     if not todo:
         return
     from tagseg.segment.predict import adapted_batch
@@ -237,14 +247,16 @@ def _cluster(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Unasked, Ray would report to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        # With a single one nothing would find a place beside the network.
-        ray.init(num_cpus=max(cores(), 2), include_dashboard=False, **quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    # One of our own listens to this machine alone. With a single core nothing would find a place beside the network.
+    own = {"num_cpus": max(cores(), 2), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
+    except Exception as error:  # Ray raises what it comes across, bare exceptions too
+        where = f"no connection to {address} (RAY_ADDRESS)" if address else "no cluster could be started here"
+        raise RunError(f"--engine ray: {where}: {' '.join(str(error).split())[:500]}") from error
     try:
         yield
     finally:

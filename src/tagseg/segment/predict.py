@@ -189,7 +189,7 @@ def predict(
 
     Args:
         run: a run folder with a trained segmenter, or any other folder that `load` takes.
-        images: image files, folders (searched with their subfolders) or glob patterns.
+        images: image files, folders (searched with their subfolders) or glob patterns, or URLs of such (fsspec).
         out: folder of the masks.
         options: how to predict, and what to write.
         track: how to report progress.
@@ -197,7 +197,7 @@ def predict(
     Raises:
         DataError: when there is no image, none can be read, an image would be overwritten, or a mask exists and neither
             `force` nor `resume` is given.
-        RunError: as `load`.
+        RunError: as `load`; when the Ray engine is asked for and cannot be had, or gives up.
     """
     options = options or PredictOptions()
     # Where others do the work, it is loaded to see that it can be, and what its classes are.
@@ -205,9 +205,9 @@ def predict(
     out = Path(out)
     found = find_images([images] if isinstance(images, str | Path) else images, out)
     todo, lines = (begin if options.format == "png" else begin_parts)(found, out, options)
+    outcomes = (_outcomes if options.engine == "local" else ray_outcomes)(predictor, run, found, todo, options)
     write_classes(out, predictor.classes[1:])
     write_lines(out / LINES, lines)
-    outcomes = (_outcomes if options.engine == "local" else ray_outcomes)(predictor, run, found, todo, options)
     if options.format == "png":
         written: Iterator[Line] = ahead(outcomes, lambda outcome: write_files(outcome, out), THREADS)
     else:
