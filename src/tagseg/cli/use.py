@@ -13,7 +13,9 @@ from tagseg.segment.options import PredictOptions
 @app.command(group=MAIN, sort_key=1)
 def predict(
     run: Annotated[Path, Parameter(name="RUN", help="Run folder, or what export-model wrote.")],
-    images: Annotated[list[str], Parameter(name="IMAGES", help="Image files, folders, glob patterns, or URLs (s3://...) of such.")],
+    images: Annotated[
+        list[str], Parameter(name="IMAGES", help="Image files, folders, glob patterns, URLs (s3://...).")
+    ],
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the masks.")],

@@ -31,9 +31,6 @@ from tagseg.settings import cores
 if TYPE_CHECKING:
     from tagseg.segment.predict import Predictor
 
-RETRIES = 5
-"""How often work is done again whose worker died: an image that kills every worker must come to an end."""
-
 TASK_CPUS = 0.5
 """What a task that reads images or decides masks counts for: half of its time it waits."""
 
@@ -124,7 +121,7 @@ def choose_actors(resources: dict[str, float], options: PredictOptions) -> Actor
 def _data(
     ray: Any, shares: list[Share], predictor: "Predictor", run: str, actors: Actors, options: PredictOptions
 ) -> Any:
-    """The lazy data set whose rows are outcomes."""
+    """The lazy data set whose rows are outcomes; Ray Data does again what a worker was at that died."""
     from ray.data import ActorPoolStrategy
 
     context = ray.data.DataContext.get_current()
@@ -136,17 +133,15 @@ def _data(
         [{"share": share_text(share)} for share in shares], override_num_blocks=min(len(shares), MAX_BLOCKS)
     )
     return (
-        blocks.map(read, num_cpus=TASK_CPUS, max_retries=RETRIES)
+        blocks.map(read, num_cpus=TASK_CPUS)
         .flat_map(
             Network,
             fn_constructor_args=(run, options, actors.device, actors.threads),
             compute=ActorPoolStrategy(size=actors.number),
             num_cpus=actors.cpus,
             num_gpus=actors.gpus,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
         )
-        .map(end, num_cpus=TASK_CPUS, max_retries=RETRIES)
+        .map(end, num_cpus=TASK_CPUS)
     )
 
 
