@@ -1,4 +1,4 @@
-"""Images a second of `tagseg predict --engine ray` beside those of the local engine, and the memory of all its processes.
+"""Images a second of `tagseg predict --engine ray` beside the local engine's, and the memory of all its processes.
 
     python benchmarks/mass_labelling.py --images 5000 --rounds 5      # needs tagseg[ray]
 
@@ -81,6 +81,7 @@ def main() -> None:
     )
     about += f"byte. Load of the machine when this ended: {os.getloadavg()[0]:.1f}."
     settings = {"images": options.images, "rounds": options.rounds, "load": round(os.getloadavg()[0], 1)}
+    settings |= {"threads": torch.get_num_threads()}
     table = "\n".join([*rows, "", about])
     print(record("mass_labelling", [run.settings().seed], figures | settings, table).read_text())
 
