@@ -28,7 +28,6 @@ class Assumed:
     images: float
     gpu_pace: float
     gpus: float
-    cores_per_gpu: float
     gpu_price: float
     core_price: float
     storage_price: float
@@ -43,13 +42,12 @@ ASSUMED: dict[str, tuple[float, str]] = {
     "images": (1e9, "images"),
     "gpu_pace": (300, "images a second that one data-centre GPU takes through the network, all scales and mirrored"),
     "gpus": (64, "GPUs at work at a time"),
-    "cores_per_gpu": (16, "CPU cores beside each GPU"),
     "gpu_price": (2.5, "dollars a GPU hour, its cores included"),
     "core_price": (0.04, "dollars a core hour, where cores are rented by themselves"),
     "storage_price": (0.023, "dollars a GB and month of object storage"),
     "get_price": (0.0004, "dollars per 1,000 reads of objects"),
     "images_per_prefix": (1e6, "images that one call of tagseg predict is given"),
-    "rows": (10_000, "rows of a Parquet file (--rows)"),
+    "rows": (10_000, "rows of a Parquet file"),
     "gpu_mtbf_h": (2_000, "hours after which a GPU machine fails or is taken back, on average"),
     "unreadable": (0.001, "share of images that cannot be read"),
 }
@@ -58,11 +56,11 @@ ASSUMED: dict[str, tuple[float, str]] = {
 def main() -> None:
     """Write the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, (value, text) in ASSUMED.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=text)
+    for name, (value, meaning) in ASSUMED.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=meaning)
     assumed = Assumed(**vars(parser.parse_args()))
     measured = json.loads((RESULTS / "mass_labelling.json").read_text(encoding="utf-8"))
-    TARGET.write_text(text(measured, assumed), encoding="utf-8")
+    TARGET.write_text(as_markdown(measured, assumed), encoding="utf-8")
     print(TARGET.read_text(encoding="utf-8"))
 
 
@@ -107,15 +105,15 @@ def plan(measured: dict[str, Any], assumed: Assumed) -> dict[str, float]:
     }
 
 
-def text(measured: dict[str, Any], assumed: Assumed) -> str:
+def as_markdown(measured: dict[str, Any], assumed: Assumed) -> str:
     """Return the plan as Markdown."""
     found, figures = plan(measured, assumed), measured["figures"]
-    wanted = ("images_per_s_local", "images_per_s_ray", "ray_over_local", "peak_mb", "peak_mb_local")
-    wanted += ("bytes_in_per_image", "bytes_out_per_image", "start_s_ray")
+    wanted = ["images_per_s_local", "images_per_s_ray", "ray_over_local", "peak_mb", "peak_mb_local"]
+    wanted += ["bytes_in_per_image", "bytes_out_per_image", "start_s_ray"]
     rows = ["| measured | |", "|---|---:|", *(f"| {name} | {figures[name]:,} |" for name in wanted)]
     rows += ["", "| assumed | |", "|---|---:|"]
-    rows += [f"| {text} (`--{name.replace('_', '-')}`) | {getattr(assumed, name):,g} |"
-             for name, (_, text) in ASSUMED.items()]  # fmt: skip
+    rows += [f"| {meaning} (`--{name.replace('_', '-')}`) | {getattr(assumed, name):,g} |"
+             for name, (_, meaning) in ASSUMED.items()]  # fmt: skip
     n = {name: f"{value:,.0f}" if value >= 10 else f"{value:,.2g}" for name, value in found.items()}
     return TEMPLATE.format(
         **n,
@@ -125,7 +123,7 @@ def text(measured: dict[str, Any], assumed: Assumed) -> str:
         machine=measured["machine"],
         gpus=f"{assumed.gpus:g}",
         prefix=f"{assumed.images_per_prefix:,.0f}",
-        rows=f"{assumed.rows:,.0f}",
+        rows=f"{assumed.rows:.0f}",
         group=GROUP,
         pace=f"{assumed.gpu_pace:g}",
         driver_files=f"{found['requests_s'] / max(found['calls_at_a_time'], 1):,.0f}",

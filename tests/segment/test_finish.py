@@ -20,7 +20,8 @@ def seen() -> np.ndarray:
     """Return probabilities in which nothing is a cow."""
     values = np.random.default_rng(0).random((4, 6, 8), np.float32)
     values[3] = 0
-    return values / values.sum(0)
+    shares: np.ndarray = values / values.sum(0)
+    return shares
 
 
 @pytest.fixture

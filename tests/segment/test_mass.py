@@ -16,14 +16,13 @@ from PIL import Image
 from tagseg.checkpoint import save_tensors
 from tagseg.progress import Track, silent
 from tagseg.run import Run, RunError, open_run
-from tagseg.segment import mass
 from tagseg.segment.finish import Outcome
 from tagseg.segment.mass import Actors, Network, choose_actors, finish_row, from_row, read_share, share_text, to_row
 from tagseg.segment.networks import empty_segmenter
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.pictures import Resolution
 from tagseg.segment.predict import predict
-from tagseg.segment.shares import Share
+from tagseg.segment.shares import Share, cut, share_size
 from tagseg.settings import Settings
 
 needs_ray = pytest.mark.skipif(
@@ -40,7 +39,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     about = {"classes": ["background", "cat", "Bär"], "encoder": "test_resnet", "stride": 16}
     about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 64}
     network = empty_segmenter("test_resnet", 3, 16)
-    torch.nn.init.normal_(network.net.segmentation_head[0].weight, std=3.0)
+    # So that masks have more than one value.
+    torch.nn.init.normal_(next(network.net.segmentation_head.parameters()), std=3.0)
     with run.stage("segment"):
         save_tensors(run.segmenter / "network.safetensors", network.state_dict(), about)
     return run
@@ -89,8 +89,8 @@ def test_the_steps_leave_what_the_local_engine_leaves(
     taken: list[Outcome] = []
 
     def steps(predictor, run, found, todo, options):  # type: ignore[no-untyped-def]
-        size = mass.share_size(predictor.batch, predictor.resolution, options.max_megapixels)
-        outcomes = by_hand(Run(run), mass.cut(found, todo, size, predictor.batch), options)
+        size = share_size(predictor.batch, predictor.resolution, options.max_megapixels)
+        outcomes = by_hand(Run(run), cut(found, todo, size, predictor.batch), options)
         taken.extend(outcomes)
         return iter(outcomes)
 
@@ -162,7 +162,7 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     address = os.environ.get("RAY_ADDRESS") or "local"
     own = {"num_cpus": 2, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
-    ray.init(address, log_to_driver=False, **own)  # type: ignore[arg-type]
+    ray.init(address, log_to_driver=False, **own)
     yield
     ray.shutdown()
 
