@@ -17,7 +17,17 @@ from tagseg.checkpoint import save_tensors
 from tagseg.progress import Track, silent
 from tagseg.run import Run, RunError, open_run
 from tagseg.segment.finish import Outcome
-from tagseg.segment.mass import Actors, Network, choose_actors, finish_row, from_row, read_share, share_text, to_row
+from tagseg.segment.mass import (
+    TASK_CPUS,
+    Actors,
+    Network,
+    choose_actors,
+    finish_row,
+    from_row,
+    read_share,
+    share_text,
+    to_row,
+)
 from tagseg.segment.networks import empty_segmenter
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.pictures import Resolution
@@ -40,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 64}
     network = empty_segmenter("test_resnet", 3, 16)
     # So that masks have more than one value.
-    torch.nn.init.normal_(next(network.net.segmentation_head.parameters()), std=3.0)
+    network.state_dict()["net.segmentation_head.0.weight"].normal_(std=3.0)
     with run.stage("segment"):
         save_tensors(run.segmenter / "network.safetensors", network.state_dict(), about)
     return run
@@ -142,6 +152,7 @@ def test_actors_fill_what_is_there() -> None:
     found = choose_actors({"CPU": 2.0, "GPU": 4.0}, cpu)
     # Half of the cluster is left to the tasks.
     assert (found.number, found.device, found.gpus) == (3, "cpu", 0) and found.cpus * 3 <= 1
+    assert found.cpus != TASK_CPUS
     with pytest.raises(RunError, match=r"--device cuda: the Ray cluster has no GPU"):
         choose_actors({"CPU": 2.0}, PredictOptions(engine="ray", device="cuda"))
 

@@ -31,8 +31,9 @@ from tagseg.settings import cores
 if TYPE_CHECKING:
     from tagseg.segment.predict import Predictor
 
-TASK_CPUS = 0.5
-"""What a task that reads images or decides masks counts for: half of its time it waits."""
+TASK_CPUS = 0.45
+"""What a task that reads images or decides masks counts for: half of its time it waits. And no actor counts for that
+much: Ray Data would have it do the reading, too, while the network stands still."""
 
 MAX_BLOCKS = 20_000
 """Blocks that the shares are handed over in, at most: Ray keeps books on each."""

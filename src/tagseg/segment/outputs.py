@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _ROWS = 256
 """Rows that an overlay is painted in at a time."""
 
 
-def begin(found: dict[str, Location], out: Path, options: PredictOptions) -> tuple[list[str], list[Line]]:
+def begin(found: Mapping[str, Location], out: Path, options: PredictOptions) -> tuple[list[str], list[Line]]:
     """Return the names of the images that are to be predicted, and the lines of predictions.jsonl that stay.
 
     Raises:

@@ -5,7 +5,7 @@ interruption the rest becomes what it would have been.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def part_file(number: int) -> str:
     return f"masks-{number:06d}.parquet"
 
 
-def begin_parts(found: dict[str, Location], out: Path, options: PredictOptions) -> tuple[list[str], list[Line]]:
+def begin_parts(found: Mapping[str, Location], out: Path, options: PredictOptions) -> tuple[list[str], list[Line]]:
     """Return the names of the images that are to be predicted, and the lines of predictions.jsonl that stay: those of
     the files that are whole. With `force` the files that are there are deleted.
 
