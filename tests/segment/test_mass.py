@@ -245,7 +245,8 @@ def test_what_was_killed_as_a_whole_goes_on(run: Run, photos: Path, tmp_path: Pa
     command = [sys.executable, "-m", "tagseg", "predict", run.root, photos, "--out", tmp_path / "ray", *options]
     predict(run.root, photos, tmp_path / "local", PredictOptions(device="cpu", flip=False))
     lines = tmp_path / "ray/predictions.jsonl"
-    process = subprocess.Popen(list(map(str, command)), start_new_session=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: rounding may depend on it
+    process = subprocess.Popen(list(map(str, command)), env=environment)
     deadline = time.monotonic() + 600
     while not (lines.exists() and lines.read_bytes()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
