@@ -74,6 +74,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in a folder; none may be at work there."""
+    for leftover in folder.rglob(f"{_TEMPORARY}*"):
+        leftover.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder. Paths are properties; `done`, `stage` and `discard` keep the manifest."""

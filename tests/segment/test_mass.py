@@ -119,6 +119,8 @@ def test_after_an_interruption_batches_are_the_same(run: Run, photos: Path, tmp_
     with pytest.raises(KeyboardInterrupt):
         predict(run.root, photos, tmp_path / "out", options, interrupted(7))
     assert 0 < len(list((tmp_path / "out").rglob("*.png"))) < 40
+    # What a process leaves that is killed while it writes.
+    (tmp_path / "out/sub/.writing-0123456789abcdef.png").write_bytes(b"half")
     predict(run.root, photos, tmp_path / "out", PredictOptions(device="cpu", batch=3, resume=True))
     assert written(tmp_path / "out") == written(tmp_path / "once")
 

@@ -19,7 +19,7 @@ from tagseg.data.records import DataError
 from tagseg.masks.write import write_classes
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, ahead, silent
-from tagseg.run import Run, RunError
+from tagseg.run import Run, RunError, remove_temporary
 from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.batches import Seen, in_batches
 from tagseg.segment.decide import Decided, candidates, decide, refine
@@ -206,6 +206,8 @@ def predict(
     found = find_images([images] if isinstance(images, str | Path) else images, out)
     todo, lines = (begin if options.format == "png" else begin_parts)(found, out, options)
     outcomes = (_outcomes if options.engine == "local" else ray_outcomes)(predictor, run, found, todo, options)
+    if options.resume:
+        remove_temporary(out)
     write_classes(out, predictor.classes[1:])
     write_lines(out / LINES, lines)
     if options.format == "png":
