@@ -125,6 +125,7 @@ def _data(
     """The lazy data set whose rows are outcomes; Ray Data does again what a worker was at that died."""
     from ray.data import ActorPoolStrategy
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # that it begins and ends; our own progress is shown
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_options.preserve_order = True
