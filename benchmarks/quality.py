@@ -26,9 +26,10 @@ from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.masks.write import mask_file
 from tagseg.measure.arms import run_folder
+from tagseg.measure.assess import assess
 from tagseg.measure.evaluate import scored_samples
 from tagseg.measure.iou import confusion, iou
-from tagseg.measure.quality import ImageQuality, assess, reviewed_run
+from tagseg.measure.quality import ImageQuality
 from tagseg.measure.suspects import find_suspects
 from tagseg.pipeline import fit
 from tagseg.progress import bars
@@ -149,7 +150,7 @@ def _tag_row(name: str, errors: Sequence[tuple[str, str, str]], suspects: Sequen
 
 def _confusions(prepared: Prepared, run: Run) -> list[tuple[Sample, np.ndarray]]:
     """The scored training images with their pixels by true and given class."""
-    folder, dataset = reviewed_run(run).decided_masks, prepared.dataset
+    folder, dataset = run.final().decided_masks, prepared.dataset
     found = []
     for sample in scored_samples(dataset, "train"):
         truth = load_mask(sample, dataset, prepared.sizes[sample.id])

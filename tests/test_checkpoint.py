@@ -5,7 +5,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tagseg.checkpoint import load_tensors, optimizer_tensors, restore, restore_optimizer, save_tensors, select
+from tagseg.checkpoint import (
+    load_tensors,
+    optimizer_tensors,
+    read_about,
+    restore,
+    restore_optimizer,
+    save_tensors,
+    select,
+)
 from tagseg.run import RunError
 
 
@@ -110,7 +118,7 @@ def test_restored_optimizer_goes_on_as_the_undisturbed_one(kind: str, tmp_path: 
     other, other_optimizer = build()
     tensors, _ = load_tensors(tmp_path / "state.safetensors")
     restore(other, select(tensors, "net"), tmp_path / "state.safetensors")
-    restore_optimizer(other_optimizer, tensors)
+    restore_optimizer(other_optimizer, tensors, tmp_path / "state.safetensors")
     for seed in range(3, 6):
         step(module, optimizer, seed)
         step(other, other_optimizer, seed)
@@ -121,6 +129,80 @@ def test_restored_optimizer_keeps_its_own_learning_rate() -> None:
     module = nn.Linear(3, 2)
     old, new = (torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9) for lr in (0.1, 0.5))
     step(module, old, 0)
-    restore_optimizer(new, optimizer_tensors(old))
+    restore_optimizer(new, optimizer_tensors(old), Path("x"))
     assert new.param_groups[0]["lr"] == 0.5
     assert torch.equal(new.state[module.weight]["momentum_buffer"], old.state[module.weight]["momentum_buffer"])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Return a file whose tensors and description have a checksum."""
+    save_tensors(tmp_path / "net.safetensors", {"a": torch.ones(2, 3), "b": torch.zeros(2, 3)}, {"stride": 16})
+    return tmp_path / "net.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\x80?", b"\x81?"),  # a weight
+        (b'"a":', b'"c":'),  # a name
+        (b'\\"stride\\": 16', b'\\"stride\\": 32'),  # the description
+        (b"[2,3]", b"[3,2]"),  # a shape
+        (b'sha256\\": \\"', b'sha256\\": \\"x'),
+    ],
+)
+def test_what_was_changed_is_refused(old: bytes, new: bytes, saved: Path) -> None:
+    content = saved.read_bytes()
+    assert old in content and len(old) <= len(new) <= len(old) + 1
+    changed = content.replace(old, new, 1)
+    if len(new) > len(old):  # one sign more in the header
+        changed = (int.from_bytes(content[:8], "little") + 1).to_bytes(8, "little") + changed[8:]
+    saved.write_bytes(changed)
+    with pytest.raises(RunError, match=r"net\.safetensors: missing or damaged"):
+        load_tensors(saved)
+
+
+def test_files_without_checksum_are_read(saved: Path) -> None:
+    save_file(load_tensors(saved)[0], saved, metadata={"tagseg": '{"stride": 16}'})
+    assert load_tensors(saved)[1] == {"stride": 16} == read_about(saved)
+
+
+@pytest.mark.parametrize("claimed", [10 * 2**30, 2**64 - 1, 2**24 + 1])
+def test_a_header_that_claims_gigabytes_is_refused(claimed: int, saved: Path) -> None:
+    saved.write_bytes(claimed.to_bytes(8, "little") + saved.read_bytes()[8:])
+    with pytest.raises(RunError, match=rf"a header of {claimed} bytes, expected at most"):
+        load_tensors(saved)
+
+
+def test_tensors_that_are_not_expected_are_not_even_read(saved: Path) -> None:
+    with torch.device("meta"):
+        fitting = {"a": torch.ones(2, 3), "b": torch.ones(2, 3)}
+        others = [{"a": torch.ones(2, 3)}, fitting | {"c": torch.ones(1)}, fitting | {"b": torch.ones(10**6, 10**6)},
+                  fitting | {"b": torch.ones(2, 3, dtype=torch.float64)}]  # fmt: skip
+    assert load_tensors(saved, lambda about: fitting if about["stride"] == 16 else {})[0].keys() == fitting.keys()
+    for other in others:
+        with pytest.raises(RunError, match=r"net\.safetensors: does not fit the network: '[bc]' is"):
+            load_tensors(saved, lambda _, other=other: other)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": torch.tensor([0.0, torch.nan])}, "bias holds values that are no finite numbers"),
+        ({"weight": torch.full((2, 3), -torch.inf)}, "weight holds values that are no finite numbers"),
+        ({"weight": torch.ones(2, 3).double()}, r"'weight' is float64 of \(2, 3\), expected float32 of \(2, 3\)"),
+        ({"more": torch.ones(1)}, r"'more' is float32 of \(1,\), expected no such tensor"),
+    ],
+)
+def test_a_state_of_other_kinds_or_no_numbers_is_refused(change: dict[str, torch.Tensor], message: str) -> None:
+    tensors = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)} | change
+    with pytest.raises(RunError, match=f"^x: .*{message}"):
+        restore(nn.Linear(3, 2), tensors, Path("x"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.x.momentum_buffer", "optimizer.-1.m", "optimizer.2.m", "optimizer.1.m"])
+def test_optimizer_states_of_no_parameter_are_refused(name: str) -> None:
+    module = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(RunError, match="x: does not fit the training: optimizer"):
+        restore_optimizer(optimizer, {name: torch.ones(2, 3)}, Path("x"))

@@ -1,9 +1,11 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +25,11 @@ COMMANDS = (
     "atlas",
     "calibrate",
     "worst",
+    "doctor",
     "export-model",
     "export",
     "import",
+    "review",
     *STAGES,
 )
 SMALL = """\
@@ -204,6 +208,9 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
         (["export", "run", "--to", "hf", "--images", "none", "--out", "new"], "--images none: --to hf cannot do that"),
         (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder; expected a COCO"),
+        (["review", "photos"], "photos: not a run folder (no manifest.json)"),
+        (["review", "run", "--port", "70000"], "--port 70000: expected a number from 0 (any that is free) to 65535"),
+        (["doctor", "photos"], "photos: not a run folder (no manifest.json)"),
         (["train", "run"], "stage train is done; --force does it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
@@ -225,12 +232,18 @@ def test_mistakes_are_told_in_a_line_on_standard_error(
     shutil.rmtree("new", ignore_errors=True)
 
 
-def test_an_interruption_says_how_to_continue(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_says_how_to_continue(
+    number: signal.Signals, status: int, finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("tagseg.pipeline.run_stage", interrupted)
-    assert call("masks", finished) == (130, "", "Interrupted. Run the same command again to continue.\n")
+    assert call("masks", finished) == (status, "", "Interrupted. Run the same command again to continue.\n")
+    monkeypatch.setattr("tagseg.segment.predict.predict", interrupted)
+    said = "Interrupted. Go on with the same command and --resume.\n"
+    assert call("predict", finished, "new", "--out", "masks") == (status, "", said)
 
 
 def test_weights_that_cannot_be_had_name_both_ways(home: Path, tmp_path: Path, call: Call) -> None:
@@ -307,6 +320,15 @@ def test_atlas_writes_a_page(run: Run, home: Path, tmp_path: Path, call: Call) -
     assert call("atlas", run.root, "--device", "cpu", "--force")[0] == 0
 
 
+def test_doctor_tells_a_whole_run_from_a_damaged_one(run: Run, call: Call) -> None:
+    status, text, _ = call("doctor", run.root)
+    assert status == 0 and "train: 5 files, none damaged" in text and text.endswith("Nothing is damaged.\n")
+    (run.masks / "3.png").write_bytes(b"")
+    status, text, error = call("doctor", run.root)
+    assert status == 1 and "  changed: masks/3.png" in text and f"tagseg masks {run.root} --force" in text, error
+    assert call("masks", run.root, "--force")[0] == 0 and call("doctor", run.root)[0] == 0
+
+
 def test_masks_leave_in_another_format_and_come_back(run: Run, tmp_path: Path, call: Call) -> None:
     coco, back = tmp_path / "coco", tmp_path / "back"
     status, text, error = call("export", run.root, "--to", "coco", "--out", coco, "--parts", "--min-part", "2")
@@ -321,6 +343,16 @@ def test_masks_leave_in_another_format_and_come_back(run: Run, tmp_path: Path, c
     assert f"Learn from them: tagseg segment {run.root} --labels {back} --force" in text
     status, _, error = call("segment", run.root, "--labels", back, "--force")
     assert status == 0 and run.settings().segment.labels == str(back), error
+
+
+def test_review_opens_the_page_unless_told_not_to(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    opened = []
+    monkeypatch.setattr("tagseg.review.server.make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
+    monkeypatch.setattr("tagseg.cli.trust.open_browser", opened.append)
+    status, text, error = call("review", finished)
+    assert status == 0 and text.startswith("Review: http://127.0.0.1:") and text.endswith("Ended.\n"), error
+    assert opened == [text.split()[1]] and len(opened[0].split("/")[3]) >= 32, "a token that cannot be guessed"
+    assert call("review", finished, "--no-browser")[0] == 0 and len(opened) == 1
 
 
 def test_inspect_shows_counts_the_table_and_warnings(home: Path, call: Call) -> None:

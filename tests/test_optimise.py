@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 
 from tagseg.checkpoint import load_tensors, save_tensors
-from tagseg.optimise import build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
+from tagseg.optimise import Steps, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
 from tagseg.run import RunError
+from tagseg.stopping import Terminated, raised
 
 
 def test_choose_device() -> None:
@@ -85,24 +87,40 @@ def test_a_random_start_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
 
 
 class Training:
-    """A network of one layer that learns a little every epoch, and can be stopped."""
+    """A network of one layer that learns a little every epoch, three random steps long, and can be stopped: in an
+    epoch, or by a signal behind its second step."""
 
-    def __init__(self, stop_in: int = 0, broken_in: int = 0) -> None:
+    def __init__(
+        self, stop_in: int = 0, broken_in: int = 0, signal_in: tuple[int, signal.Signals] | None = None
+    ) -> None:
         torch.manual_seed(0)
-        self.net, self.stop_in, self.broken_in = nn.Linear(2, 1), stop_in, broken_in
+        self.net, self.stop_in, self.broken_in, self.signal_in = nn.Linear(2, 1), stop_in, broken_in, signal_in
         self.optimizer = build_optimizer([], self.net.parameters(), 0.1, 1.0, 0.0)
         self.seen: list[int] = []
+        self.kept = 0
 
-    def one_epoch(self, epoch: int) -> dict[str, float]:
+    def keep(self) -> None:
+        self.kept += 1
+
+    def one_epoch(self, epoch: int, steps: Steps) -> dict[str, float]:
         self.seen.append(epoch)
         if epoch == self.stop_in:
             raise KeyboardInterrupt
-        set_lr(self.optimizer, 0.1 / epoch)
-        self.optimizer.zero_grad()
-        loss = self.net(torch.ones(1, 2)).square().sum()
-        loss.backward()
-        self.optimizer.step()
-        return {"loss": math.nan if epoch == self.broken_in else loss.item(), "other": float(epoch)}
+        torch.manual_seed(epoch)
+        generator = torch.Generator().manual_seed(epoch)
+        steps.begin([generator])
+        sums = {"loss": 0.0} | steps.sums
+        for step in range(steps.done, 3):
+            set_lr(self.optimizer, 0.1 / epoch)
+            self.optimizer.zero_grad()
+            loss = self.net(torch.rand(1, 2) + torch.rand(1, 2, generator=generator)).square().sum()
+            loss.backward()
+            self.optimizer.step()
+            sums["loss"] += loss.item()
+            if self.signal_in and (epoch, step) == (self.signal_in[0], 1):
+                signal.raise_signal(self.signal_in[1])
+            steps.end(step + 1, sums, [generator], self.keep)
+        return {"loss": math.nan if epoch == self.broken_in else sums["loss"], "other": float(epoch)}
 
     def run(self, folder: Path, total: int) -> list[dict[str, float]]:
         return epochs(folder, {"net": self.net}, self.optimizer, total, self.one_epoch)
@@ -123,6 +141,32 @@ def test_interrupted_epochs_continue_as_if_undisturbed(stop_in: int, tmp_path: P
     assert losses(resumed.run(tmp_path / "two", 3)) == losses(history)
     assert resumed.seen == list(range(stop_in, 4))
     assert torch.equal(resumed.net.weight, undisturbed.net.weight)
+
+
+@pytest.mark.parametrize("signal_in", [1, 3])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_the_epoch_goes_on_behind_it(
+    number: signal.Signals, signal_in: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = Training()
+    history = undisturbed.run(tmp_path / "one", 3)
+    stopped = Training(signal_in=(signal_in, number))
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Terminated), raised():
+        stopped.run(tmp_path / "two", 3)
+    assert stopped.seen[-1] == signal_in and stopped.kept == 1
+    resumed = Training()
+    with caplog.at_level(logging.INFO):
+        assert losses(resumed.run(tmp_path / "two", 3)) == losses(history)
+    assert f"continuing behind step 2 of epoch {signal_in} of 3" in caplog.text
+    assert resumed.seen == list(range(signal_in, 4)) and resumed.kept == 0
+    assert torch.equal(resumed.net.weight, undisturbed.net.weight)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_signal_the_state_within_an_epoch_is_not_saved(tmp_path: Path) -> None:
+    Training().run(tmp_path, 2)
+    tensors, about = load_tensors(tmp_path / "checkpoint.safetensors")
+    assert set(about) == {"history"} and not any(name.startswith("random") for name in tensors)
 
 
 def test_finished_epochs_are_not_run_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import gc
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -94,7 +95,8 @@ def test_a_new_run_holds_settings_and_an_empty_manifest(tmp_path: Path, data: Pa
     run = open_run(tmp_path / "runs" / "a", data, settings)
     assert files(run.root) == {"settings.toml", "manifest.json"}
     assert run.settings() == settings and run.data_root() == data
-    assert run.manifest() == {"tagseg": __version__, "data": str(data), "stages": {}}
+    digest = hashlib.sha256(settings.to_toml().encode()).hexdigest()
+    assert run.manifest() == {"tagseg": __version__, "data": str(data), "settings": digest, "stages": {}}
     assert not any(run.done(stage) for stage in STAGES)
 
 
@@ -220,7 +222,9 @@ def test_a_stage_alone_does_not_undo_an_earlier_one(force: bool, finished: Run) 
 
 def test_every_setting_but_the_place_of_work_belongs_to_a_stage() -> None:
     known = [section for sections in SECTIONS.values() for section in sections]
-    assert sorted([*known, "device", "workers"]) == sorted(field.name for field in dataclasses.fields(Settings))
+    assert sorted([*known, "cache", "device", "workers"]) == sorted(
+        field.name for field in dataclasses.fields(Settings)
+    )
 
 
 def test_files_have_their_checksums(finished: Run) -> None:
@@ -243,11 +247,12 @@ def test_leftovers_of_a_kill_are_not_listed(tmp_path: Path, data: Path) -> None:
 
 def test_leftovers_of_a_kill_go_where_the_stage_writes(finished: Run) -> None:
     before = files(finished.root)
-    leftovers = ["maps/.writing-1.npz", "masks/a/.writing-2.png", "masks_without_void/.writing-3.png"]
-    leftovers += [".writing-4.json", ".writing-5.html"]
+    # What lies in the run folder itself may come from any stage, and every one deletes it.
+    leftovers = [".writing-4.json", ".writing-5.toml", "maps/.writing-1.npz"]
+    leftovers += ["masks/a/.writing-2.png", "masks_without_void/.writing-3.png"]
     for name in leftovers:
         (finished.root / name).write_text("half")
-    removed: dict[Stage, int] = {"localise": 1, "masks": 3, "evaluate": 4, "report": 5}
+    removed: dict[Stage, int] = {"report": 2, "localise": 3, "masks": 5}
     for stage, gone in removed.items():
         finished.remove_leftovers(stage)
         assert files(finished.root) == before | set(leftovers[gone:])
@@ -312,3 +317,53 @@ def test_calibration_and_atlas_go_with_the_network_they_show_and_no_sooner(finis
     assert names <= files(finished.root)
     finished.discard("train")
     assert files(finished.root) == {"settings.toml", "manifest.json"}
+
+
+def test_files_of_a_finished_stage_are_compared_with_the_manifest(finished: Run) -> None:
+    file = finished.root / "segmenter/a/segment.bin"
+    finished.require_unchanged("segment", file, finished.root / "segmenter/not noted")
+    file.write_text("another")
+    with pytest.raises(RunError, match=r"segment\.bin: is not the file that stage segment left, by its checksum"):
+        finished.require_unchanged("segment", file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunError, match=r"segment\.bin: is not the file that stage segment left"):
+        finished.require_unchanged("segment", file)
+
+
+def test_links_out_of_the_run_folder_are_refused_where_a_stage_writes(finished: Run, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".writing-0.png").touch()
+    link = finished.root / "masks/photos"
+    link.symlink_to(outside)
+    for stage, refused in (("masks", True), ("segment", False), ("localise", False)):
+        if refused:
+            with pytest.raises(RunError, match=r"masks/photos: is a link to .*outside, out of the run folder"):
+                finished.remove_leftovers(stage)  # type: ignore[arg-type]
+        else:
+            finished.remove_leftovers(stage)  # type: ignore[arg-type]
+    link.unlink()
+    shutil.rmtree(finished.maps)
+    finished.maps.symlink_to(outside)
+    with pytest.raises(RunError, match=r"run/maps: is a link to"):
+        finished.remove_leftovers("localise")
+    assert (outside / ".writing-0.png").exists()
+
+
+def test_links_within_the_run_folder_and_to_it_are_fine(finished: Run, tmp_path: Path) -> None:
+    finished.maps.rename(finished.root / "elsewhere")
+    finished.maps.symlink_to("elsewhere")
+    (tmp_path / "link").symlink_to(finished.root)
+    Run(tmp_path / "link").remove_leftovers("localise")
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "3", '{"data": 3, "stages": {}}', '{"data": "x", "stages": []}', "\xff",
+                '{"data": "x", "stages": {"train": 3}}', '{"data": "x", "stages": {"train": {"files": []}}}',
+                '{"data": "x", "stages": {}, "calibration_images": 5}']
+)  # fmt: skip
+def test_a_manifest_of_another_shape_is_damaged(content: str, finished: Run) -> None:
+    finished.manifest_file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(RunError, match=r"manifest\.json: damaged \("):
+        finished.manifest()

@@ -78,7 +78,7 @@ def test_the_borders_of_the_ranges_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 3}, r"unknown setting epochs; known here: crf, data, device, .*train"),
+        ({"epochs": 3}, r"unknown setting epochs; known here: cache, crf, data, device, .*train"),
         ({"train": {"epoch": 3}}, r"unknown setting train\.epoch; known here: backbone, .*epochs"),
         ({"train": 3}, r"train is a table of settings, got 3"),
         ({"seed": "1"}, r"setting seed: got '1', expected int"),

@@ -9,13 +9,14 @@ from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.read import read_dataset
 from tagseg.data.records import DataError
+from tagseg.lock import at_work
 from tagseg.measure.ablation import ARMS, Ablation, Arm
 from tagseg.measure.arms import arm_settings, collect, read_score, run_folder, runs_in, score_run
 from tagseg.measure.evaluate import scored_samples
 from tagseg.pipeline import fit
 from tagseg.progress import Track, silent
 from tagseg.report.ablation import draw_ablation
-from tagseg.run import RunError, open_run, write_atomically
+from tagseg.run import Run, RunError, open_run, write_atomically
 from tagseg.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def ablate(
     _require_place(out)
     _require_truth(Path(data), settings)
     # All are opened before the first is trained: a folder of other settings is better found now than hours later.
-    runs = [open_run(run_folder(out, arm, seed), data, arm_settings(settings, arm, seed), force) for arm, seed in plan]
+    runs = [_open(run_folder(out, arm, seed), data, arm_settings(settings, arm, seed), force) for arm, seed in plan]
     write_atomically(saved, settings.to_toml())
     prepared = prepare(runs[0], track)
     found = _write(out, settings, prepared, plan)
@@ -69,10 +70,16 @@ def ablate(
         log.info("run %d of %d: %s, seed %d", i + 1, len(runs), arm, seed)
         said = _titled(track, f"{i + 1}/{len(runs)} {run.root.name}: ")
         fit(data, run.root, run.settings(), track=said, until="train")
-        score = score_run(prepare(run), run, arm, said)
+        with at_work(run.root):
+            score = score_run(prepare(run), run, arm, said)
         log.info("%s, seed %d: mIoU %.1f %%", arm, seed, 100 * score.miou)
         found = _write(out, settings, prepared, plan)
     return found
+
+
+def _open(folder: Path, data: str | Path, settings: Settings, force: bool) -> Run:
+    with at_work(folder):
+        return open_run(folder, data, settings, force)
 
 
 def _plan(settings: Settings, seeds: int, arms: Sequence[str]) -> list[tuple[Arm, int]]:
@@ -97,7 +104,7 @@ def _require_place(out: Path) -> None:
 
 
 def _require_truth(data: Path, settings: Settings) -> None:
-    dataset = read_dataset(data, settings.data)
+    dataset = read_dataset(data, settings.data, settings.cache)
     if not scored_samples(dataset, "train"):
         raise DataError(
             f"{data}: no training image has a true mask to score with (read as layout {dataset.layout}); an ablation "

@@ -1,6 +1,8 @@
-"""Peak memory of this process, as the system counts it."""
+"""Peak memory of this process, as the system counts it, and searches for garbage put off."""
 
 import contextlib
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -8,6 +10,15 @@ def reset_peak_memory() -> None:
     """Let the peak be counted from now on, where the system can do so (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def ran_out(error: Exception) -> str:
+    """Return what an error says of memory that ran out, the computer's or a GPU's; empty where it is another error."""
+    said = str(error).splitlines()[0][:200] if str(error) else "not enough of it"
+    # By what they are called: this module does without torch.
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    telling = ("DefaultCPUAllocator", "out of memory", "not enough memory", "DataLoader worker (pid")
+    return said if known or any(words in said for words in telling) else ""
 
 
 def peak_memory_mb() -> float:
@@ -21,3 +32,16 @@ def peak_memory_mb() -> float:
     except ImportError:
         return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextlib.contextmanager
+def no_garbage() -> Iterator[None]:
+    """Put off Python's searches for garbage: while a million objects are made, none of them garbage, they would take
+    longer than making them."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

@@ -1,18 +1,22 @@
 """The stages in their order, and `fit`, which runs them all and continues where it stopped."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tagseg.checkpoint import is_trained
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.lock import at_work
 from tagseg.masks.decisions import fingerprints
 from tagseg.masks.localise import Localised, localise
 from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
 from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
+from tagseg.memory import ran_out
 from tagseg.progress import Track, silent
 from tagseg.rca.train import train
 from tagseg.report.page import report
@@ -24,10 +28,21 @@ from tagseg.settings import Settings
 
 log = logging.getLogger(__name__)
 
+MEMORY: dict[Stage, tuple[str, ...]] = {
+    "train": ("train.batch", "train.crop", "workers"),
+    "localise": ("localise.max_side",),
+    "masks": ("masks.max_side", "workers"),
+    "segment": ("segment.batch", "segment.crop", "segment.max_side", "workers"),
+    "evaluate": ("segment.max_side",),
+    "report": ("report.examples",),
+}
+"""The settings by which each stage takes less memory."""
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished run: its folder, pseudo-masks of the training images, figures (None where no truth exists), report."""
+    """A finished run: its folder, pseudo-masks of the training images (after self-training where there is any), figures
+    (None where no truth exists), report."""
 
     run: Path
     masks: Path
@@ -58,21 +73,31 @@ def fit(
         until: the last stage to run; None is returned when it is not the last there is.
 
     Raises:
-        ValueError: when data, settings or run folder are wrong; the message says what and where.
+        ValueError: when data, settings or run folder are wrong, another process is at work on the run, or memory runs
+            out; the message says what and where.
+        WriteError: when a file cannot be written, because the disk is full for example.
+        KeyboardInterrupt: at Ctrl-C, a training's state saved behind its step; SIGTERM ends the process likewise.
     """
     run = Run(Path(out))
-    if settings is None:
-        settings = run.settings() if run.manifest_file.exists() else Settings()
-    run = open_run(out, data, settings, force)
-    if run.done("masks") and run.decisions_file.exists():
-        _honour_decisions(run, track)
+    with at_work(run.root):
+        if settings is None:
+            settings = run.settings() if run.manifest_file.exists() else Settings()
+        run = open_run(out, data, settings, force)
+        if run.done("masks") and run.decisions_file.exists():
+            _honour_decisions(run, track)
+        _run_stages(run, settings, track, until)
+        return (
+            None if until != STAGES[-1] else Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
+        )
+
+
+def _run_stages(run: Run, settings: Settings, track: Track, until: Stage) -> None:
     wanted = [stage for stage in needed_stages(settings) if STAGES.index(stage) <= STAGES.index(until)]
     for stage in wanted:
         if stage == "localise" and "masks" in wanted and not run.done(stage):
             localise_and_mask(prepare(run), run, track)
         elif not run.done(stage):
             repeat_stage(run, stage, track)
-    return None if until != STAGES[-1] else Fitted(run.root, run.masks, read_evaluation(run), run.report_file)
 
 
 def run_stage(
@@ -82,9 +107,18 @@ def run_stage(
 
     Raises:
         RunError: when an earlier stage has not finished, or this one has and `force` is not given. With `force` its
-            outputs and those of all later stages are deleted first.
+            outputs and those of all later stages are deleted first. When another process is at work on the run, or
+            memory runs out.
+        WriteError: when a file cannot be written.
     """
     run = Run(Path(root))
+    run.manifest()
+    with at_work(run.root):
+        _run_stage(run, stage, settings, force, track)
+    return run
+
+
+def _run_stage(run: Run, stage: Stage, settings: Settings | None, force: bool, track: Track) -> None:
     if settings is not None:
         change_settings(run, settings, force, stage)
     if run.done(stage):
@@ -97,7 +131,6 @@ def run_stage(
     for earlier in needed[: needed.index(stage)]:
         run.require(earlier)
     repeat_stage(run, stage, track)
-    return run
 
 
 def needed_stages(settings: Settings) -> tuple[Stage, ...]:
@@ -110,7 +143,7 @@ def repeat_stage(run: Run, stage: Stage, track: Track = silent) -> None:
     """Run a stage whether or not it was done before; what it finds of its own outputs it keeps."""
     log.info("stage %s", stage)
     run.remove_leftovers(stage)
-    with run.stage(stage) as figures:
+    with memory_named(run.root, stage, run.settings()), run.stage(stage) as figures:
         figures |= _STAGES[stage](run, track)
 
 
@@ -137,16 +170,45 @@ def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> No
                 workers.give(sample)
 
         log.info("stage localise%s", ", masks beside it" if beside else "")
-        with run.stage("localise") as figures:
+        with memory_named(run.root, "localise", run.settings()), run.stage("localise") as figures:
             figures |= _localise_figures(localise(prepared.dataset, run, track, then=then))
         log.info("stage masks")
-        with run.stage("masks") as figures:
+        with memory_named(run.root, "masks", run.settings()), run.stage("masks") as figures:
             figures |= _known_decisions(run)
             figures |= _masks_figures(make_masks(prepared, run, track, workers))
 
 
+@contextlib.contextmanager
+def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]:
+    """Turn what is raised when memory runs out in a stage into an error that names the settings to lower.
+
+    Raises:
+        RunError: when memory ran out in the block, or the system killed a process that read images for it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        cause = ran_out(error)
+        if not cause:
+            raise
+        values = settings.to_dict()
+        lower = ", ".join(f"--{name.replace('_', '-')} (now {_value(values, name)})" for name in MEMORY[stage])
+        raise RunError(
+            f"{root}: stage {stage} ran out of memory ({cause}); lower {lower} and run the same command again "
+            "(a stage that was begun asks for --force)"
+        ) from error
+
+
+def _value(values: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
 def _train(run: Run, track: Track) -> dict[str, Any]:
-    train(prepare(run, track).dataset, run.settings(), run.network, track)
+    dataset = prepare(run, track).dataset
+    if not is_trained(run.network):  # as it is when the process was killed before the stage was noted
+        train(dataset, run.settings(), run.network, track)
     return {}
 
 
@@ -174,11 +236,14 @@ def _masks_figures(done: Masks) -> dict[str, Any]:
 
 def _segment(run: Run, track: Track) -> dict[str, Any]:
     settings, prepared, known = run.settings(), prepare(run, track), _known_decisions(run)
+    if not settings.segment.labels:
+        update_masks(prepared, run, track)
+    if is_trained(run.segmenter):  # as it is when the process was killed before the stage was noted
+        return known
     if settings.segment.labels:
         labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track)
         train_segmenter(labelled, run.labels, settings, run.segmenter, track)
     else:
-        update_masks(prepared, run, track)
         self_train(prepared, run, track)
     return known
 

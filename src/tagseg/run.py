@@ -1,10 +1,9 @@
-"""The run folder: where each stage reads and writes, what is finished, and how files get there whole."""
+"""The run folder: where each stage reads and writes, and what is finished."""
 
 import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from tagseg.files import TEMPORARY, checksum, files_in, remove_temporary
+from tagseg.files import atomic_path as atomic_path
+from tagseg.files import write_atomically as write_atomically
 from tagseg.memory import peak_memory_mb, reset_peak_memory
 from tagseg.settings import Settings
 from tagseg.settings_file import read_toml
+from tagseg.untrusted import check_shape, is_file, read_json
 
 Stage = Literal["train", "localise", "masks", "segment", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -42,42 +45,25 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
 }
 """What each stage leaves in the run folder."""
 
-_TEMPORARY = ".writing-"
+OTHERS: dict[str, tuple[str, ...]] = {
+    "calibration": ("calibration.json", "calibration.md"),
+    "atlas": ("atlas.html",),
+    "full_supervision": ("full_supervision",),
+    "quality": ("quality.jsonl",),
+    "ablation": ("ablation_score.json",),
+}
+"""What commands beyond the stages leave in the run folder."""
+
+
+LOCK = ".lock"
+"""The file by which processes keep one another out of a run folder (see tagseg.lock)."""
+
+_MANIFEST = {"data": str, "stages": dict, "tagseg?": str, "calibration_images?": [str]}
+_STAGE = {"seconds?": float, "peak_mb?": float, "files?": dict}
 
 
 class RunError(ValueError):
     """The run folder is not in a state that allows what was asked; the message says what to do."""
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
-    with atomic_path(path) as temporary:
-        if isinstance(content, str):
-            temporary.write_text(content, encoding="utf-8")
-        else:
-            temporary.write_bytes(content)
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix) that is renamed to `path` when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
-    # As a plain `open` makes it, with the permissions of the umask; only its name must be new.
-    temporary.open("xb").close()
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_temporary(folder: Path) -> None:
-    """Delete the temporary files that a killed process left in a folder; none may be at work there."""
-    for leftover in folder.rglob(f"{_TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -129,6 +115,11 @@ class Run:
         could be continued by itself.
         """
         return Run(self.root / _ROUNDS / f"round_{number}")
+
+    def final(self) -> "Run":
+        """Return the folder of the masks that are the run's last word: the last round of self-training, or itself."""
+        rounds = self.settings().segment.rounds
+        return self.round(rounds - 1) if rounds > 1 and self.done("segment") else self
 
     @property
     def labels(self) -> Path:
@@ -194,10 +185,11 @@ class Run:
         """Return the manifest: tagseg's version, the data folder; per finished stage seconds, peak memory, files."""
         self._require()
         try:
-            manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-            if not isinstance(manifest, dict) or not {"data", "stages"} <= manifest.keys():
-                raise ValueError("data or stages are missing")
-        except ValueError as error:
+            manifest: dict[str, Any] = read_json(self.manifest_file)
+            check_shape(manifest, _MANIFEST)
+            for name, noted in manifest["stages"].items():
+                check_shape(noted, _STAGE, f"stages.{name}")
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.manifest_file}: damaged ({error}); start again with another --out") from error
         return manifest
 
@@ -227,46 +219,116 @@ class Run:
             "seconds": round(seconds, 1),
             "peak_mb": round(peak),
             **figures,
-            "files": self._checksums([path for output in OUTPUTS[name] for path in _files(self.root / output)]),
+            "files": self._checksums(self.outputs(name)),
         }
+        self._store(manifest)
+
+    def outputs(self, stage: Stage) -> tuple[str, ...]:
+        """Return what a stage leaves in the run folder; the list of the images belongs to the first one there is."""
+        if stage == "segment" and self.settings().segment.labels:
+            return (self.data_file.name, *OUTPUTS[stage])
+        return OUTPUTS[stage]
+
+    def note(self, name: str) -> None:
+        """Note in the manifest the checksums of what a command beyond the stages has left (see OTHERS)."""
+        manifest = self.manifest()
+        manifest.setdefault("others", {})[name] = {"files": self._checksums(OTHERS[name])}
+        self._store(manifest)
+
+    def forget(self, *names: str) -> None:
+        """Delete what commands beyond the stages have left, and their note in the manifest."""
+        manifest = self.manifest()
+        for name in names:
+            manifest.get("others", {}).pop(name, None)
+        self._store(manifest)
+        for name in names:
+            self._delete(OTHERS[name])
+
+    def store_settings(self, settings: Settings) -> None:
+        """Write settings.toml, and its checksum into the manifest; nothing where it says so already."""
+        text = settings.to_toml()
+        manifest, digest = self.manifest(), hashlib.sha256(text.encode()).hexdigest()
+        if manifest.get("settings") == digest and self.settings_file.read_bytes() == text.encode():
+            return
+        write_atomically(self.settings_file, text)
+        self._store(manifest | {"settings": digest})
+
+    def _checksums(self, outputs: tuple[str, ...]) -> dict[str, str]:
+        paths = [path for output in outputs for path in files_in(self.root / output)]
+        return {path.relative_to(self.root).as_posix(): checksum(path) for path in paths}
+
+    def _store(self, manifest: dict[str, Any]) -> None:
         write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
 
-    def note(self, stage: Stage, files: Iterable[Path], figures: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def amend(self, stage: Stage, files: Iterable[Path], figures: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Note new checksums of some outputs of a finished stage, and figures, in the manifest."""
         manifest = self.manifest()
         manifest["stages"][stage] |= figures
-        manifest["stages"][stage]["files"] |= self._checksums(files)
-        write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+        manifest["stages"][stage]["files"] |= {path.relative_to(self.root).as_posix(): checksum(path) for path in files}
+        self._store(manifest)
+
+    def _delete(self, outputs: tuple[str, ...]) -> None:
+        for path in (self.root / output for output in outputs):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def require_unchanged(self, stage: Stage, *files: Path) -> None:
+        """Check files that a finished stage left against their checksums in the manifest; what it does not name passes.
+
+        Raises:
+            RunError: naming a file that is not the one the stage left.
+        """
+        noted = self.manifest()["stages"].get(stage, {}).get("files", {})
+        for file in files:
+            name = file.relative_to(self.root).as_posix()
+            if name in noted and not (is_file(file) and checksum(file) == noted[name]):
+                raise RunError(
+                    f"{file}: is not the file that stage {stage} left, by its checksum in {self.manifest_file.name}: "
+                    f"it was damaged or changed. `tagseg {stage} {self.root} --force` makes it anew"
+                )
+
+    def require_inside(self, stage: Stage) -> None:
+        """Check that a stage's outputs lie in the run folder: a folder in it that is a link would send them elsewhere.
+
+        Raises:
+            RunError: naming the link.
+        """
+        root = self.root.resolve()
+        for output in OUTPUTS[stage]:
+            top = self.root / output
+            for link in (top, *(Path(at, name) for at, names, _ in os.walk(top) for name in names)):
+                if link.is_symlink() and not link.resolve().is_relative_to(root):
+                    raise RunError(
+                        f"{link}: is a link to {link.resolve()}, out of the run folder, where stage {stage} writes; "
+                        "remove it (the whole run folder may lie elsewhere)"
+                    )
 
     def remove_leftovers(self, stage: Stage) -> None:
-        """Delete the temporary files that a killed run left where a stage writes; none may be at work there."""
+        """Delete the temporary files that a killed run left where a stage writes; none may be at work there.
+
+        Raises:
+            RunError: when that is not in the run folder (see `require_inside`).
+        """
+        self.require_inside(stage)
+        for leftover in self.root.glob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
         for output in OUTPUTS[stage]:
-            path = self.root / output
-            of_a_file = path.parent.glob(f"{_TEMPORARY}*{path.suffix}") if path.suffix else ()
-            for leftover in (*path.rglob(f"{_TEMPORARY}*"), *of_a_file):
-                leftover.unlink(missing_ok=True)
+            remove_temporary(self.root / output)
 
     def discard(self, first: Stage) -> None:
         """Delete the outputs of `first` and of every later stage; calibration and atlas go with their network."""
-        manifest = self.manifest()
-        for stage in STAGES[STAGES.index(first) :]:
+        manifest, stages = self.manifest(), STAGES[STAGES.index(first) :]
+        for stage in stages:
             manifest["stages"].pop(stage, None)
-        write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
-        for stage in STAGES[STAGES.index(first) :]:
-            for output in OUTPUTS[stage]:
-                path = self.root / output
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+        self._store(manifest)
+        for stage in stages:
+            self._delete(OUTPUTS[stage])
         if STAGES.index(first) <= STAGES.index("segment"):
-            self.quality_file.unlink(missing_ok=True)
+            self.forget("quality")
         if first == "train":
-            for file in (self.calibration_file, self.calibration_file.with_suffix(".md"), self.atlas_file):
-                file.unlink(missing_ok=True)
-
-    def _checksums(self, files: Iterable[Path]) -> dict[str, str]:
-        return {path.relative_to(self.root).as_posix(): _checksum(path) for path in files}
+            self.forget("calibration", "atlas")
 
     def _require(self) -> None:
         for file in (self.manifest_file, self.settings_file):
@@ -274,6 +336,11 @@ class Run:
                 raise RunError(
                     f"{self.root}: not a run folder (no {file.name}); make one with `tagseg fit DATA --out RUN`"
                 )
+
+
+def is_blank(root: Path) -> bool:
+    """Tell whether a folder is empty, or holds no more than a run that was killed in its first moments leaves."""
+    return all(path.name in (LOCK, "settings.toml") or path.name.startswith(TEMPORARY) for path in root.iterdir())
 
 
 def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool = False) -> Run:
@@ -290,11 +357,12 @@ def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool
     if not run.manifest_file.exists():
         if not data.is_dir():
             raise RunError(f"{data}: no such data folder")
-        if run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir())):
+        if run.root.exists() and not (run.root.is_dir() and is_blank(run.root)):
             raise RunError(f"{run.root}: exists and is not a run folder; choose another --out")
+        # The manifest comes last: until it is there, the folder is none that was begun.
         write_atomically(run.settings_file, settings.to_toml())
-        manifest = {"tagseg": __version__, "data": str(data), "stages": {}}
-        write_atomically(run.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+        digest = checksum(run.settings_file)
+        run._store({"tagseg": __version__, "data": str(data), "settings": digest, "stages": {}})
         return run
     if Path(run.manifest()["data"]) != data:
         raise RunError(f"{run.root}: a run of other data ({run.data_root()}), asked for {data}; choose another --out")
@@ -328,7 +396,7 @@ def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "t
                 )
             run.discard(stage)
             break
-    write_atomically(run.settings_file, settings.to_toml())
+    run.store_settings(settings)
 
 
 def _stored(run: Run) -> dict[str, Any]:
@@ -349,14 +417,3 @@ def _differences(name: str, old: Any, new: Any) -> list[str]:
         old = old or {}
         return [line for key in new for line in _differences(f"{name}.{key}", old.get(key), new[key])]
     return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(_TEMPORARY))
-    return [path] if path.exists() else []

@@ -53,6 +53,10 @@ class Settings:
     workers: int = field(default_factory=lambda: min(cores(), 8))
     """Processes that read images, and that make masks (0: none beside the main one). By default one a core, up to 8."""
 
+    cache: bool = True
+    """Keep what is found in a data folder of 10,000 images or more in the user's cache folder (XDG_CACHE_HOME/tagseg,
+    by default ~/.cache/tagseg), so that it is opened in seconds the next time; changes of the folder are noticed."""
+
     maps: Baseline = "cam"
     """Where maps come from. cam: the trained network, image by image; oaa: the maximum of an image's maps over the
     epochs of training (OAA, ICCV 2019); eps: the network, taught by saliency maps too (EPS, CVPR 2021; needs

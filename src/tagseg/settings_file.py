@@ -5,6 +5,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tagseg.untrusted import read_bytes, shown
+
+_MAX_BYTES, _MAX_DOTS = 1 << 18, 200
+_MAX_NUMBER = 2**62
+
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return a TOML file's tables.
@@ -13,10 +18,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         ValueError: when the file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = read_bytes(Path(path), _MAX_BYTES).decode("utf-8")
+        # The time that a name takes grows with the square of its parts.
+        if any(line.count(".") > _MAX_DOTS for line in text.split("\n")):
+            raise ValueError(f"a line with more than {_MAX_DOTS} dots")
+        return tomllib.loads(text.replace("\r\n", "\n"))
     except OSError as error:
         raise ValueError(f"{path}: cannot read the settings file ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOMLDecodeError alone: numbers of thousands of digits
         raise ValueError(f"{path}: not a TOML file ({error})") from error
 
 
@@ -52,7 +61,7 @@ def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> A
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
-                raise ValueError(f"{source}: {prefix}{raw} is a table of settings, got {value!r}")
+                raise ValueError(f"{source}: {prefix}{raw} is a table of settings, got {shown(value)}")
             arguments[name] = build(hint, value, source, f"{prefix}{raw}.")  # type: ignore[arg-type]
         else:
             arguments[name] = _typed(hint, value, f"{source}: setting {prefix}{raw}")
@@ -67,19 +76,21 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     origin = get_origin(hint)
     if origin is Literal:
         if value not in choices or isinstance(value, bool):
-            raise ValueError(f"{where}: got {value!r}, expected one of {', '.join(map(str, choices))}")
+            raise ValueError(f"{where}: got {shown(value)}, expected one of {', '.join(map(str, choices))}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where}: got {value!r}, expected a list")
+            raise ValueError(f"{where}: got {shown(value)}, expected a list")
         variadic = choices[-1] is Ellipsis
         if not variadic and len(value) != len(choices):
             raise ValueError(f"{where}: got {len(value)} values, expected {len(choices)}")
         return tuple(_typed(choices[0], item, where) for item in value)
+    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+        raise ValueError(f"{where}: got {shown(value)}, expected a number of at most {_MAX_NUMBER}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ValueError(f"{where}: got {value!r}, expected {hint.__name__}")
+        raise ValueError(f"{where}: got {shown(value)}, expected {hint.__name__}")
     return value
 
 

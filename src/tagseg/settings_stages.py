@@ -16,8 +16,8 @@ def check(holds: bool, name: str, value: object, expected: str) -> None:
 class DataSettings:
     """How a data folder is read."""
 
-    layout: Literal["auto", "folder", "voc", "coco"] = "auto"
-    """Layout of the data folder; auto recognises it."""
+    layout: Literal["auto", "folder", "voc", "coco", "shards"] = "auto"
+    """Layout of the data folder (shards: tars as WebDataset writes them); auto recognises it."""
 
     train_list: str = ""
     """VOC: the list of training images (a name in ImageSets/Segmentation or ImageSets/Main). Empty: train_aug, trainaug

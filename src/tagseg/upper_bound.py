@@ -2,14 +2,23 @@
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from tagseg.checkpoint import is_trained
 from tagseg.data.prepare import prepare
 from tagseg.data.records import DataError
-from tagseg.measure.evaluate import Scores, bound_settings, read_bound, score_segmenter, scored_samples
-from tagseg.pipeline import repeat_stage
+from tagseg.files import remove_temporary
+from tagseg.lock import at_work
+from tagseg.measure.evaluate import (
+    Scores,
+    bound_settings,
+    read_bound,
+    read_figures,
+    score_segmenter,
+    scored_samples,
+)
+from tagseg.pipeline import memory_named, repeat_stage
 from tagseg.progress import Track, silent
 from tagseg.run import Run, RunError, write_atomically
 from tagseg.segment.labels import true_labels
@@ -48,32 +57,48 @@ def train_upper_bound(
     own = run.settings()
     if settings is not None and settings != own:
         raise RunError(f"{run.root}: the upper bound takes the run's own settings; leave out the flags that differ")
+    with at_work(run.root):
+        scores = _train_anew(run, own, force, track)
+    weak = None
+    if run.done("evaluate"):
+        weak = read_figures(run).get("segmenter")
+    return UpperBound(run.full_supervision.segmenter, scores, weak and weak["miou"] / scores.miou)
+
+
+def _train_anew(run: Run, settings: Settings, force: bool, track: Track) -> Scores:
     bound = run.full_supervision
-    if force and bound.root.exists():
-        shutil.rmtree(bound.root)
+    # What an interrupted training has left is continued, forced or not.
+    if force and (bound.evaluation_file.exists() or not _fits(bound, settings)):
+        run.forget("full_supervision")
     scores = read_bound(run)
     if scores is None:
-        scores = _train(run, bound, own, track)
+        with memory_named(run.root, "segment", settings):
+            scores = _train(run, bound, settings, track)
         for stage in ("evaluate", "report"):
             if run.done(stage):
                 repeat_stage(run, stage, track)
-    weak = None
-    if run.done("evaluate"):
-        weak = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["segmenter"]
-    return UpperBound(bound.segmenter, scores, weak and weak["miou"] / scores.miou)
+    return scores
+
+
+def _fits(bound: Run, settings: Settings) -> bool:
+    """Tell whether what is there was trained with the settings that count now, or nothing is there."""
+    wanted = bound_settings(settings).to_toml()
+    return not bound.settings_file.exists() or bound.settings_file.read_text(encoding="utf-8") == wanted
 
 
 def _train(run: Run, bound: Run, settings: Settings, track: Track) -> Scores:
     prepared = prepare(run, track)
     if not scored_samples(prepared.dataset, "val"):
         raise DataError(f"{prepared.dataset.root}: no validation image has a true mask, so nothing could be compared")
-    wanted = bound_settings(settings)
-    if bound.settings_file.exists() and bound.settings_file.read_text(encoding="utf-8") != wanted.to_toml():
+    if not _fits(bound, settings):
         raise RunError(f"{bound.root}: trained with other settings; --force trains it again")
+    remove_temporary(bound.root)
     dataset = true_labels(prepared, bound.masks, track)
-    write_atomically(bound.settings_file, wanted.to_toml())
-    train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
+    write_atomically(bound.settings_file, bound_settings(settings).to_toml())
+    if not is_trained(bound.segmenter):
+        train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
     scores = score_segmenter(prepared, bound, settings, track)
     assert scores is not None, "there are validation images to score"
     write_atomically(bound.evaluation_file, json.dumps(dataclasses.asdict(scores), indent=1))
+    run.note("full_supervision")
     return scores

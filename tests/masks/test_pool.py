@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from tagseg.settings import Settings
 
 SOURCE = Path(tagseg.__file__).parents[1]
 NAMES = [f"sub/{i} ü" for i in range(6)]
-needs_fifos = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 
 
 def localised(folder: Path, workers: int) -> tuple[Prepared, Run]:
@@ -114,29 +114,22 @@ def test_after_a_failure_nothing_more_is_taken(tmp_path: Path) -> None:
             time.sleep(0.01)
 
 
-@needs_fifos
-def test_a_killed_worker_is_told_of_and_the_stage_continues(
-    tmp_path: Path, children: "list[subprocess.Popen[str]]"
-) -> None:
+def test_a_killed_worker_is_told_of_and_the_stage_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared, run = localised(tmp_path, 1)
-    maps = map_file(run, NAMES[2])
-    content = maps.read_bytes()
-    maps.unlink()
-    os.mkfifo(maps)  # nobody writes into it: the worker waits for ever
+    ask = pool._ask
 
-    def kill_at_the_third(items, title, total):  # type: ignore[no-untyped-def]
-        for done, item in enumerate(items, 1):
-            if done == 2:
-                time.sleep(0.2)  # into the third
-                children[0].kill()
-            yield item
+    def kill_at_the_third(child: "subprocess.Popen[str]", sample: Sample, size: tuple[int, int]) -> Made:
+        if sample.id == NAMES[2]:
+            child.send_signal(signal.SIGSTOP)  # it has the image and does nothing with it
+            threading.Timer(0.2, child.kill).start()
+        return ask(child, sample, size)
 
     message = r"2 ü\.png: the worker process that made its mask was killed by signal 9, as systems do that run out"
-    with pytest.raises(RunError, match=message + r" of memory; run the same command again .* fewer --workers"):
-        make_masks(prepared, run, kill_at_the_third)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_ask", kill_at_the_third)
+        with pytest.raises(RunError, match=message + r" of memory; run the same command again .* fewer --workers"):
+            make_masks(prepared, run)
     assert [has_masks(run, name) for name in NAMES] == [True, True, False, False, False, False]
-    maps.unlink()
-    maps.write_bytes(content)
     assert make_masks(prepared, run).images == 4
     undisturbed = localised(tmp_path / "undisturbed", 0)
     make_masks(*undisturbed)
@@ -165,18 +158,16 @@ def test_an_interruption_finishes_what_is_in_flight_and_drops_the_rest(
     assert [child.returncode for child in children] == [0] and not list(run.root.rglob(".writing-*"))
 
 
-@needs_fifos
 def test_a_worker_that_hangs_does_not_hold_up_the_end(
     tmp_path: Path, children: "list[subprocess.Popen[str]]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
     prepared, run = localised(tmp_path, 1)
-    map_file(run, NAMES[0]).unlink()
-    os.mkfifo(map_file(run, NAMES[0]))
     with pytest.raises(KeyboardInterrupt), open_workers(prepared, run) as workers:
         workers.give(prepared.dataset.samples[0])
         while not children:
             time.sleep(0.01)
+        children[0].send_signal(signal.SIGSTOP)
         raise KeyboardInterrupt
     assert [child.returncode for child in children] == [-signal.SIGKILL]
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,3 +212,25 @@ def test_examples_have_a_scored_mask_where_some_do() -> None:
 def test_a_table_of_one_column() -> None:
     table = Evaluation(("background", "cat"), None, Scores(0.5, (1.0, 0.0), 7, "val")).table()
     assert table.splitlines()[0] == "| class | segmenter (7 val images) |" and "| cat | 0.0 |" in table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["background"]}, "2 IoUs of 1 classes"),
+        ({"segmenter": {"miou": 0.5}}, "segmenter.iou is missing"),
+        ({"segmenter": {"miou": "high", "iou": [], "images": 1, "split": "val"}}, "segmenter.miou is 'high'"),
+        ({"calibrated": None}, "calibrated is None"),
+        ([], r"the file is \[\], expected an object"),
+    ],
+)
+def test_a_damaged_evaluation_is_named(change: Any, message: str, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", tmp_path, Settings())
+    scores = {"miou": 0.5, "iou": [0.5, None], "images": 3, "split": "train", "of a later version": 1}
+    with run.stage("evaluate"):
+        run.evaluation_file.write_text(json.dumps({"classes": ["background", "cat"], "pseudo_masks": scores}))
+    assert read_evaluation(run).pseudo_masks == Scores(0.5, (0.5, None), 3, "train")
+    damaged = json.loads(run.evaluation_file.read_text()) | change if isinstance(change, dict) else change
+    run.evaluation_file.write_text(json.dumps(damaged))
+    with pytest.raises(RunError, match=rf"evaluation\.json: .*damaged \({message}"):
+        read_evaluation(run)

@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tagseg.masks.decisions import Decision, decide
-from tagseg.measure import quality
-from tagseg.measure.quality import (
-    ImageQuality,
-    Seen,
-    assess,
-    expected_iou,
-    judge,
-    read_quality,
-    reviewed_run,
-)
+from tagseg.measure import assess as module
+from tagseg.measure.assess import Seen, assess, expected_iou, judge
+from tagseg.measure.quality import ImageQuality, read_quality
 from tagseg.pipeline import fit, run_stage
 from tagseg.run import Run, RunError
 from tagseg.settings import Settings
@@ -115,18 +108,18 @@ def test_every_training_image_is_judged_and_what_is_found_is_kept(
     kept = read_quality(trained)
     assert list(kept) == list(found) and kept["2"].score == pytest.approx(found["2"].score, abs=1e-4)
     assert kept["2"].classes[1].stable == pytest.approx(found["2"].classes[1].stable, abs=1e-4)
-    assert reviewed_run(trained).root == trained.round(1).root
+    assert trained.final().root == trained.round(1).root
     # A process that was killed left half a line and three images.
     lines = trained.quality_file.read_text().splitlines(keepends=True)
     trained.quality_file.write_text("".join(lines[:4]) + lines[4][:30])
     asked: list[str] = []
-    look = quality.look
+    look = module.look
 
     def noted(*arguments: object) -> Seen:
         asked.append(arguments[3].id)  # type: ignore[attr-defined]
         return look(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(quality, "look", noted)
+    monkeypatch.setattr(module, "look", noted)
     again = assess(trained)
     assert asked == ["3", "4", "5", "6", "7", "8"] and list(again) == list(found)
     assert read_quality(trained) == {name: _as_kept(one) for name, one in found.items()}

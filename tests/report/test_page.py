@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from tagseg.report.page import duration, memory, report
 from tagseg.run import RunError
@@ -33,7 +34,8 @@ def test_the_page_holds_the_figures(tmp_path, make_run, page_of):
     assert "4 to learn from, by their tags only, and 2 for validation" in page.text
     assert "1 min 1 s" in page.text and "2.0 GB" in page.text and "100 MB" in page.text
     assert "4 min 7 s" in page.text, "the time of all stages"
-    assert f"tagseg predict {run.root} IMAGES --out DIR" in page.text
+    assert f"tagseg predict {run.root} IMAGES --out DIR" in page.text and f"tagseg review {run.root}" in page.text
+    assert "self-training" not in page.text
     assert "from scratch" not in page.text
     assert run.report_file.exists()
 
@@ -191,3 +193,20 @@ def test_in_a_browser_hostile_names_do_not_run_and_the_controls_work(tmp_path, m
     assert page.all("html", style="--overlay: 0.2;") and page.all("html", **{"data-theme": "dark"})
     assert "open" in page.all("dialog", id="viewer")[0]
     assert f"Pseudo-mask of {HOSTILE_FILE}: background 79 %" in page.text
+
+
+def test_after_self_training_its_masks_are_shown_and_scored(tmp_path, make_run, page_of):
+    run = make_run(tmp_path)
+    settings = run.settings()
+    settings = dataclasses.replace(settings, segment=dataclasses.replace(settings.segment, rounds=2))
+    run.settings_file.write_text(settings.to_toml())
+    score = {"miou": 0.611, "iou": [0.9, 0.3, None], "images": 4, "split": "train", "unsure_share": 0.02}
+    change(run.evaluation_file, self_trained=score)
+    for file in run.masks.glob("*.png"):
+        later = run.round(1).masks / file.name
+        later.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("P", (32, 24), 0).save(later)
+    page = page_of(run)
+    assert "61.1 %" in page.text and "after self-training (48.7 % before)" in page.text
+    assert "cut out of the maps, here after self-training" in page.text
+    assert "Pseudo-mask of img1: background 100 %" in [one["aria-label"] for one in page.all("svg", class_="picture")]

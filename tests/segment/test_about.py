@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import tagseg
-from tagseg.checkpoint import save_tensors
+from tagseg.checkpoint import load_tensors, save_tensors
+from tagseg.memory import peak_memory_mb, reset_peak_memory
 from tagseg.run import RunError, open_run
 from tagseg.segment.about import check_about
 from tagseg.segment.networks import empty_segmenter
@@ -38,7 +39,7 @@ def folder(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
 
 
 def test_a_good_description_passes_and_may_say_more() -> None:
-    check_about(ABOUT | {"licence": {"id": "mit"}, "predict_scales": [0.5, 1, 2.0], "max_side": 10**9}, Path("x"))
+    check_about(ABOUT | {"licence": {"id": "mit"}, "predict_scales": [0.5, 1, 2.0], "max_side": 4096}, Path("x"))
     check_about(ABOUT | {"classes": ["background", *(f"class {i}" for i in range(254))]}, Path("x"))
 
 
@@ -180,3 +181,34 @@ def test_a_device_that_is_not_there_is_no_fault_of_the_folder(folder: Path) -> N
     with pytest.raises(ValueError, match=r"--device tpu: not available here") as caught:
         tagseg.load(folder, "tpu")
     assert "Copy the folder" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("side", "scales"), [(8193, [1.0]), (10**9, [1.0]), (512, [1.0, 32]), (2**70, [0.5])])
+def test_sides_that_would_fill_the_memory_are_refused(side: int, scales: list[float]) -> None:
+    with pytest.raises(RunError, match=r"^x: max_side \d+ at scale .* is too large, expected at most 8192 pixels"):
+        check_about(ABOUT | {"max_side": side, "predict_scales": scales}, Path("x"))
+
+
+def test_an_enormous_network_is_refused_before_it_takes_memory(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    (folder / "network.json").unlink()
+    enormous = {"encoder": "vit_giant_patch14_224", "network": "deeplabv2"}  # 4 GB of weights
+    save_tensors(folder / "network.safetensors", weights, ABOUT | enormous)
+    reset_peak_memory()
+    before = peak_memory_mb()
+    with pytest.raises(RunError, match=r"network\.safetensors: does not fit the network"):
+        tagseg.load(folder, "cpu")
+    assert peak_memory_mb() - before < 300
+
+
+def test_a_segmenter_that_is_not_the_runs_own_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", tmp_path, Settings())
+    with run.stage("segment"):
+        folder.rename(run.segmenter)
+    assert tagseg.load(run.root, "cpu").classes == ("background", "cat")
+    tensors, about = load_tensors(run.segmenter / "network.safetensors")
+    tensors = {name: value + 1 if value.is_floating_point() else value for name, value in tensors.items()}
+    save_tensors(run.segmenter / "network.safetensors", tensors, about)
+    with pytest.raises(
+        RunError, match=r"network\.safetensors: is not the file that stage segment left, by its checksum"
+    ):
+        tagseg.load(run.root, "cpu")

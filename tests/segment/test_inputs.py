@@ -1,3 +1,5 @@
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,49 @@ def test_masks_in_the_searched_folder_are_no_images(tmp_path: Path, monkeypatch:
     assert set(find_images(["masks"], Path("."))) == {"a"}
     with pytest.raises(DataError, match=r"a\.\*: its images lie in --out .*, where masks go; choose another --out"):
         find_images(["a.*"], Path("."))
+
+
+def shard(path: Path, *names: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return path
+
+
+def test_shards_stand_for_the_images_in_them(tmp_path: Path) -> None:
+    shard(tmp_path / "in/000.tar", "a/1.jpg", "a/1.json", "2.PNG", "2.mask.png")
+    shard(tmp_path / "in/sub/001.tar", "3.webp")
+    assert [path.name for path in find_images([tmp_path / "in"]).values()] == ["1.jpg", "2.PNG", "3.webp"]
+    assert list(find_images([tmp_path / "in"])) == ["a/1", "2", "3"]
+    assert list(find_images([tmp_path / "in/*.tar"])) == list(find_images([tmp_path / "in/000.tar"])) == ["a/1", "2"]
+    # A key of two shards stands behind their names.
+    shard(tmp_path / "in/002.tar", "3.jpg", "4.jpg")
+    assert list(find_images([tmp_path / "in"])) == ["a/1", "2", "002/3", "4", "001/3"]
+    # Beside images a tar is where they came from.
+    files(tmp_path, "in/5.jpg")
+    assert list(find_images([tmp_path / "in"])) == ["5"]
+
+
+def test_numbers_in_braces(tmp_path: Path) -> None:
+    for number in range(8, 12):
+        shard(tmp_path / f"{number:03}.tar", f"{number}.jpg")
+    assert list(find_images([f"{tmp_path}/{{009..011}}.tar"])) == ["9", "10", "11"]
+    one = files(tmp_path, "{1..3}.jpg")[0]
+    assert find_images([one]) == {"{1..3}": one}
+    with pytest.raises(DataError, match=r"012\.tar: no such image, folder or pattern"):
+        find_images([tmp_path / "{008..012}.tar"])
+    with pytest.raises(DataError, match=r"\{3\.\.1\} counts -1 numbers, expected 1 to 1,000,000"):
+        find_images(["{3..1}.tar"])
+
+
+def test_damaged_and_compressed_shards(tmp_path: Path) -> None:
+    files(tmp_path, "a.tar", "b.tar.gz")
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match=r"a\.tar: damaged, or no tar"):
+        find_images([tmp_path / "a.tar"])
+    with pytest.raises(DataError, match=r"b\.tar\.gz: a compressed tar"):
+        find_images([tmp_path / "b.tar.gz"])
+    shard(tmp_path / "empty.tar")
+    with pytest.raises(DataError, match=r"holds no images"):
+        find_images([tmp_path / "empty.tar"])

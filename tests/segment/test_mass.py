@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of images of three sizes in turn, with odd names, and a broken one."""
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a folder of images of three sizes in turn, with odd names, and a broken one; and a shard of two more."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "sub").mkdir()
     for i in range(40):
@@ -67,7 +68,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(i).integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), np.uint8)
         Image.fromarray(pixels).resize(size).save(folder / ("sub" if i % 2 else "") / f"ü {i:02}.png")
     (folder / "ü 18.jpg").write_bytes(b"none")
-    return folder
+    shard = tmp_path_factory.mktemp("shards") / "000.tar"
+    with tarfile.open(shard, "w") as archive:
+        archive.add(folder / "ü 00.png", "key/one.png")
+        archive.add(folder / "sub/ü 01.png", "two.png")
+    return [folder, shard]
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -95,7 +100,7 @@ def by_hand(run: Run, given: list[Share], options: PredictOptions) -> list[Outco
     ],
 )
 def test_the_steps_leave_what_the_local_engine_leaves(
-    options: PredictOptions, run: Run, photos: Path, tmp_path: Path
+    options: PredictOptions, run: Run, photos: list[Path], tmp_path: Path
 ) -> None:
     taken: list[Outcome] = []
 
@@ -110,15 +115,15 @@ def test_the_steps_leave_what_the_local_engine_leaves(
         patch.setattr("tagseg.segment.predict.ray_outcomes", steps)
         ray = PredictOptions(**{**vars(options), "engine": "ray"})
         predict(run.root, photos, tmp_path / "ray", ray)
-    assert len(taken) == 41 and written(tmp_path / "ray") == written(tmp_path / "local")
+    assert len(taken) == 43 and written(tmp_path / "ray") == written(tmp_path / "local")
 
 
-def test_after_an_interruption_batches_are_the_same(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_after_an_interruption_batches_are_the_same(run: Run, photos: list[Path], tmp_path: Path) -> None:
     options = PredictOptions(device="cpu", batch=3)
     predict(run.root, photos, tmp_path / "once", options)
     with pytest.raises(KeyboardInterrupt):
         predict(run.root, photos, tmp_path / "out", options, interrupted(7))
-    assert 0 < len(list((tmp_path / "out").rglob("*.png"))) < 40
+    assert 0 < len(list((tmp_path / "out").rglob("*.png"))) < 42
     # What a process leaves that is killed while it writes.
     (tmp_path / "out/sub/.writing-0123456789abcdef.png").write_bytes(b"half")
     predict(run.root, photos, tmp_path / "out", PredictOptions(device="cpu", batch=3, resume=True))
@@ -161,7 +166,7 @@ def test_actors_fill_what_is_there() -> None:
 
 
 def test_without_ray_the_extra_is_named(
-    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"--engine ray needs Ray: pip install 'tagseg\[ray\]'"):
@@ -205,18 +210,18 @@ def holders() -> list[int]:
     ],
 )
 def test_ray_leaves_the_bytes_of_the_local_engine(
-    options: PredictOptions, run: Run, photos: Path, tmp_path: Path, cluster: None
+    options: PredictOptions, run: Run, photos: list[Path], tmp_path: Path, cluster: None
 ) -> None:
     local = predict(run.root, photos, tmp_path / "local", options)
     done = predict(run.root, photos, tmp_path / "ray", PredictOptions(**{**vars(options), "engine": "ray"}))
-    assert (done.ids, done.skipped) == (local.ids, local.skipped) and len(done.ids) == 40
+    assert (done.ids, done.skipped) == (local.ids, local.skipped) and len(done.ids) == 42
     assert written(tmp_path / "ray") == written(tmp_path / "local")
 
 
 @needs_ray
 @pytest.mark.slow
 def test_a_killed_actor_loses_nothing(
-    run: Run, photos: Path, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: list[Path], tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Images go to the actors one by one, so that most have not when the first are written.
     monkeypatch.setattr(shares, "BATCHES", 1)
@@ -235,16 +240,16 @@ def test_a_killed_actor_loses_nothing(
     predict(run.root, photos, tmp_path / "local", PredictOptions(device="cpu"))
     done = predict(run.root, photos, tmp_path / "ray", PredictOptions(device="cpu", engine="ray"), kill)
     assert killed and after - set(killed), "others have taken their place"
-    assert len(done.ids) == len(set(done.ids)) == 40
+    assert len(done.ids) == len(set(done.ids)) == 42
     # Lines too: no image twice, all in their order.
     assert written(tmp_path / "ray") == written(tmp_path / "local")
 
 
 @needs_ray
 @pytest.mark.slow
-def test_what_was_killed_as_a_whole_goes_on(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_what_was_killed_as_a_whole_goes_on(run: Run, photos: list[Path], tmp_path: Path) -> None:
     options = ["--engine", "ray", "--device", "cpu", "--no-flip"]
-    command = [sys.executable, "-m", "tagseg", "predict", run.root, photos, "--out", tmp_path / "ray", *options]
+    command = [sys.executable, "-m", "tagseg", "predict", run.root, *photos, "--out", tmp_path / "ray", *options]
     predict(run.root, photos, tmp_path / "local", PredictOptions(device="cpu", flip=False))
     lines = tmp_path / "ray/predictions.jsonl"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: rounding may depend on it
@@ -255,9 +260,9 @@ def test_what_was_killed_as_a_whole_goes_on(run: Run, photos: Path, tmp_path: Pa
     process.kill()
     process.wait()
     before = len(lines.read_bytes().splitlines())
-    assert 0 < before < 41
+    assert 0 < before < 43
     done = predict(
         run.root, photos, tmp_path / "ray", PredictOptions(device="cpu", flip=False, engine="ray", resume=True), silent
     )
-    assert done.kept > 0 and len(done.ids) == 40
+    assert done.kept > 0 and len(done.ids) == 42
     assert written(tmp_path / "ray") == written(tmp_path / "local")

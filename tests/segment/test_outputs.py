@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,19 @@ def test_an_image_is_never_overwritten(tmp_path: Path) -> None:
     photo.write_bytes(b"")
     with pytest.raises(DataError, match=r"b\.overlay\.jpg: would overwrite"):
         begin({"b.overlay": photo, "b": tmp_path / "b.jpg"}, tmp_path, PredictOptions(overlays=True))
+
+
+def test_masks_never_go_out_of_their_folder_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"out/sub: is a link out of .*out, where masks go"):
+        begin({"sub/a": tmp_path / "a.jpg"}, tmp_path / "out", PredictOptions())
+    (tmp_path / "link").symlink_to(tmp_path / "outside")
+    assert begin({"sub/a": tmp_path / "a.jpg"}, tmp_path / "link", PredictOptions())[0] == ["sub/a"]
+
+
+def test_a_pipe_for_predictions_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "predictions.jsonl")
+    with pytest.raises(DataError, match=r"predictions\.jsonl: cannot be read .*no regular file"):
+        read_lines(tmp_path / "predictions.jsonl")

@@ -342,3 +342,18 @@ def test_a_predictor_takes_images_of_any_kind(run: Run) -> None:
     assert (predictor(image.quantize(4)) == expected).all()
     grey = Image.fromarray(np.full((30, 40), 40_000, np.uint16))
     assert (predictor(grey) == predictor(Image.new("RGB", (40, 30), (156,) * 3))).all()
+
+
+def test_memory_that_runs_out_names_the_flags_to_lower(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise(tmp_path / "a.png")
+    noise(tmp_path / "b.png")
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(RunError, match=r"memory ran out \(.*\); lower --batch, --win"),
+    ):
+        patched.setattr(Predictor, "look", lambda *_: torch.empty(1 << 60))
+        predict(run.root, tmp_path, tmp_path / "out", CPU)
+    resumed = dataclasses.replace(CPU, resume=True)
+    assert len(predict(run.root, tmp_path / "a.png", tmp_path / "out", resumed).ids) == 1

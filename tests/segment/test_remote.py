@@ -39,7 +39,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "in/a.png")
     assert local_path(f"file://{tmp_path}/in") == str(tmp_path / "in")
     assert find_images([f"file://{tmp_path}/in"]) == {"a": tmp_path / "in/a.png"}
-    assert local_path("s3://a") == "s3://a" and local_path(tmp_path) == tmp_path
+    assert local_path("s3://a") == "s3://a" and local_path(tmp_path) == str(tmp_path)
 
 
 def test_a_folder_a_pattern_and_a_file_in_a_storage(bucket: str) -> None:
@@ -51,6 +51,22 @@ def test_a_folder_a_pattern_and_a_file_in_a_storage(bucket: str) -> None:
     assert find_images([f"{bucket}/b.jpg", f"{bucket}/b.jpg"]) == {"b": "memory:///bucket/b.jpg"}
     # A file that is named is taken whatever its suffix.
     assert find_images([f"{bucket}/notes.txt"]) == {"notes": "memory:///bucket/notes.txt"}
+
+
+def test_numbers_in_braces_count_in_urls_too(bucket: str) -> None:
+    storage = fsspec.filesystem("memory")
+    for number in range(8, 12):
+        storage.pipe(f"/bucket/{number:03}/{number}.jpg", b"")
+    assert list(find_images([f"{bucket}/{{009..010}}/", f"{bucket}/b.jpg"])) == ["9", "10", "b"]
+
+
+def test_shards_in_a_storage_are_refused(bucket: str) -> None:
+    fsspec.filesystem("memory").pipe("/bucket/shards/000.tar", b"")
+    for url in (f"{bucket}/shards", f"{bucket}/shards/000.tar", f"{bucket}/*/*.tar"):
+        with pytest.raises(DataError, match=r"tar shards in other storage are not read; copy or mount them"):
+            find_images([url])
+    # Beside images a tar is where they came from.
+    assert "b" in find_images([bucket])
 
 
 def test_names_are_those_of_a_local_folder(bucket: str, tmp_path: Path) -> None:

@@ -6,21 +6,26 @@ from collections.abc import Sequence
 
 from rich.logging import RichHandler
 
-from tagseg.cli import exchange, stages, study, use  # noqa: F401  their commands enter the app
+from tagseg.cli import exchange, stages, study, trust, use  # noqa: F401  their commands enter the app
 from tagseg.cli.root import app, err
+from tagseg.stopping import exit_status, raised
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; what is wrong with the input goes to standard error, with exit status 2."""
+    """Run the command line; what is wrong with the input goes to standard error, with exit status 2.
+
+    Ctrl-C and SIGTERM end it with status 130 and 143, and a line that says how to continue.
+    """
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("tagseg").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
     try:
-        app(sys.argv[1:] if argv is None else list(argv))
-    except KeyboardInterrupt:
+        with raised():
+            app(sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt as stopped:
         err.print("Interrupted. Run the same command again to continue.", style="yellow")
-        raise SystemExit(130) from None
+        raise SystemExit(exit_status(stopped)) from None
     except (ValueError, OSError) as error:
         err.print(f"Error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         raise SystemExit(2) from None

@@ -22,10 +22,10 @@ def export(
     of: Annotated[
         str,
         Parameter(
-            help="Masks: pseudo (training images), improved (the same after --segment.rounds of self-training), "
+            help="Masks: final (training images, after self-training where there is any), pseudo (before it), "
             "predictions (validation images), or a folder that tagseg predict or tagseg import wrote."
         ),
-    ] = "pseudo",
+    ] = "final",
     photos: Annotated[
         Path | None, Parameter(help="With --of FOLDER: the images that tagseg predict was given.")
     ] = None,

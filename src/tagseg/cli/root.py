@@ -1,7 +1,7 @@
 """The command line itself: its help, its shared flags, and how settings files and run folders fill the other flags."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
@@ -24,6 +24,7 @@ Start here:
     tagseg demo                        see it work in minutes
     tagseg inspect photos/             is my data as it should be?
     tagseg fit photos/ --out runs/a    masks, network, report
+    tagseg review runs/a               look through the masks, worst first
     tagseg predict runs/a new/ --out masks/
 
 All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win. The paper's own
@@ -73,3 +74,10 @@ MAIN = Group("Main commands", sort_key=1)
 def say(line: str) -> None:
     """Print a line as it is, without markup."""
     out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def name_text(name: str) -> Any:
+    """Return a class name as it is: rich reads markup in plain strings."""
+    from rich.text import Text
+
+    return Text(name)

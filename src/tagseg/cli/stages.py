@@ -16,7 +16,7 @@ from tagseg.settings import Settings
 @app.command(group=MAIN, sort_key=0)
 def fit(
     data: Annotated[
-        Path, Parameter(name="DATA", help="Folder of tagged images (tags.csv, metadata.csv, VOC, COCO, ...).")
+        Path, Parameter(name="DATA", help="Folder of tagged images (tags.csv, metadata.csv, VOC, COCO, shards, ...).")
     ],
     /,
     *,
@@ -45,6 +45,7 @@ def fit(
     say(fitted.evaluation.table())
     say(f"Masks      {fitted.masks}")
     say(f"Report     {fitted.report}")
+    say(f"Review     tagseg review {out}")
     say(f"New images tagseg predict {out} IMAGES --out DIR")
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at data, at what a run has learned, and at how much of it is due to what."""
+"""Commands that look at data, at masks, at what a run has learned, and at how much of it is due to what."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from tagseg.cli.root import MAIN, Force, Options, RunFolder, SettingsFile, app, out, say
+from tagseg.cli.root import MAIN, Force, Options, RunFolder, SettingsFile, app, name_text, out, say
 from tagseg.progress import bars
 from tagseg.settings import Settings
 
@@ -29,7 +29,7 @@ def inspect(
     from tagseg.data.read import read_dataset
 
     lenient = dataclasses.replace(settings.data, min_images=1)
-    show_inspection(inspect(read_dataset(data, lenient), settings.data, bars), settings.data.min_images)
+    show_inspection(inspect(read_dataset(data, lenient, settings.cache), settings.data, bars), settings.data.min_images)
 
 
 @app.command(group=MAIN, sort_key=3)
@@ -140,75 +140,20 @@ def calibrate(
 
 
 @app.command(group=MAIN, sort_key=7)
-def worst(
-    run: RunFolder,
-    /,
-    *,
-    count: Annotated[int, Parameter(name=("--count", "-n"), help="So many lines.")] = 20,
-    tags: Annotated[bool, Parameter(negative=(), help="List tags that are likely wrong or missing instead.")] = False,
-    csv: Annotated[
-        Path | None, Parameter(help="File for the whole list, images or tags, all of them.", show_default=False)
-    ] = None,
-) -> None:
-    """List the masks to review first, or likely wrong and missing tags; no true masks needed.
+def doctor(run: RunFolder, /) -> None:
+    """Check every file of a run folder against its checksum, and say what is damaged and what to do about it.
 
-    Judges every training image once, by how far the segmentation network and the mask agree.
+    Ends with status 1 where something is damaged. Nothing is changed.
 
-        tagseg worst runs/a -n 50
-        tagseg worst runs/a --tags --csv suspects.csv
+        tagseg doctor runs/a
     """
-    from tagseg.data.prepare import prepare
-    from tagseg.masks.decisions import decisions
-    from tagseg.measure.quality import assess
-    from tagseg.measure.suspects import find_suspects
-    from tagseg.measure.worst import suspects_to_csv, to_csv, worst_first
-    from tagseg.run import Run, write_atomically
+    from tagseg.doctor import examine
 
-    if count < 1:
-        raise ValueError(f"-n {count}: expected 1 or more")
-    opened = Run(run)
-    found, dataset = assess(opened, bars), prepare(opened).dataset
-    if tags:
-        suspects = find_suspects(dataset, found)
-        show_suspects(suspects[:count], dataset.classes, len(suspects))
-        text = suspects_to_csv(suspects, dataset)
-    else:
-        settled = {name for name, one in decisions(opened).items() if one.verdict in ("accepted", "rejected")}
-        ranked = worst_first(dataset, found, settled)
-        show_worst(ranked[:count], len(ranked))
-        text = to_csv(ranked)
-    if csv is not None:
-        write_atomically(csv, text)
-        say(f"Whole list: {csv}")
-
-
-def show_worst(ranked: list[Any], total: int) -> None:
-    """Print images with their scores as a table."""
-    from tagseg.measure.worst import classes_text
-
-    say(f"{len(ranked)} of {total} masks, the least trusted first (1: trust, 0: do not):")
-    table = Table()
-    for column in ("score", "image", "classes", "why"):
-        table.add_column(column, overflow="fold")
-    for one in ranked:
-        cells = (f"{one.score:.2f}", one.id, classes_text(one.classes), one.reason)
-        table.add_row(*map(name_text, cells))
-    out.print(table)
-
-
-def show_suspects(suspects: list[Any], classes: tuple[str, ...], total: int) -> None:
-    """Print suspect tags as a table."""
-    if not total:
-        say("No tag looks wrong or missing.")
-        return
-    say(f"{len(suspects)} of {total} tags that are likely wrong or missing, the surest first:")
-    table = Table()
-    for column in ("doubt", "image", "tag", "likely"):
-        table.add_column(column, overflow="fold")
-    for one in suspects:
-        cells = (f"{one.doubt:.2f}", one.id, classes[one.class_id - 1], one.kind)
-        table.add_row(*map(name_text, cells))
-    out.print(table)
+    found = examine(run, bars)
+    for line in found.lines():
+        say(line)
+    if found.damage:
+        raise SystemExit(1)
 
 
 def show_inspection(found: Any, min_images: int) -> None:
@@ -252,10 +197,3 @@ def show_inspection(found: Any, min_images: int) -> None:
         out.print(f"! {line}", markup=False, style="yellow")
     if not warnings:
         out.print("Nothing suspicious found.", style="green")
-
-
-def name_text(name: str) -> Any:
-    """Return a class name as it is: rich reads markup in plain strings."""
-    from rich.text import Text
-
-    return Text(name)

@@ -8,13 +8,15 @@ from cyclopts import Parameter
 from tagseg.cli.root import MAIN, RunFolder, app, err, say
 from tagseg.progress import bars
 from tagseg.segment.options import PredictOptions
+from tagseg.stopping import exit_status
 
 
 @app.command(group=MAIN, sort_key=1)
 def predict(
     run: Annotated[Path, Parameter(name="RUN", help="Run folder, or what export-model wrote.")],
     images: Annotated[
-        list[str], Parameter(name="IMAGES", help="Image files, folders, glob patterns, URLs (s3://...).")
+        list[str],
+        Parameter(name="IMAGES", help="Image files, folders, glob patterns or tar shards; URLs of images (s3://...)."),
     ],
     /,
     *,
@@ -29,15 +31,16 @@ def predict(
         tagseg predict runs/a holiday/ --out masks/ --overlays
         tagseg predict runs/a "new/*/*.jpg" --out masks/ --scales 0.75,1,1.25,1.5 --crf
         tagseg predict runs/a scans/ --out masks/ --max-side 0
+        tagseg predict runs/a "shards/{000..009}.tar" --out masks/
         tagseg predict runs/a s3://bucket/2024/ --out masks/ --engine ray --format parquet --resume
     """
     from tagseg.segment.predict import predict
 
     try:
         done = predict(run, images, out, options, bars)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         err.print("Interrupted. Go on with the same command and --resume.", style="yellow")
-        raise SystemExit(130) from None
+        raise SystemExit(exit_status(stopped)) from None
     kept = f" ({done.kept} of them were there)" if done.kept else ""
     say(f"{len(done.ids)} masks: {done.folder}{kept}")
     for _, reason in done.skipped:

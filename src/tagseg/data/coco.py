@@ -1,6 +1,5 @@
 """Reader for COCO's layout: instance annotations in JSON beside folders of images; they give tags and masks."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from tagseg.data.folder import attach
 from tagseg.data.images import find_image
 from tagseg.data.records import CocoMask, DataError, Dataset, Sample
 from tagseg.settings_stages import DataSettings
+from tagseg.untrusted import read_json, shown
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def read_instances(file: Path) -> Instances:
         DataError: naming file and entry, when the JSON is broken, or a key is missing or of another type.
     """
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: no valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(
@@ -125,7 +125,7 @@ def read_instances(file: Path) -> Instances:
     for index, entry in enumerate(annotations):
         for key, known in (("image_id", records.keys()), ("category_id", names.keys())):
             if entry[key] not in known:
-                raise DataError(f"{file}: annotations[{index}]: unknown {key} {entry[key]}")
+                raise DataError(f"{file}: annotations[{index}]: unknown {key} {shown(entry[key])}")
         grouped.setdefault(entry["image_id"], []).append(entry)
     return Instances(file, names, records, grouped)
 
@@ -137,8 +137,8 @@ def _entries(file: Path, content: Mapping[str, Any], name: str, keys: Mapping[st
         raise DataError(f"{file}: no list {name!r}, expected images, annotations and categories")
     for index, entry in enumerate(entries):
         for key, kind in keys.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                got = repr(entry.get(key)) if isinstance(entry, dict) and key in entry else "none"
+            if not isinstance(entry, dict) or type(entry.get(key)) is not kind:  # a bool is an int, too
+                got = shown(entry.get(key)) if isinstance(entry, dict) and key in entry else "none"
                 raise DataError(
                     f"{file}: {name}[{index}]: got {got} for {key!r}, expected a value of type {kind.__name__}"
                 )

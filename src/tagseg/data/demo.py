@@ -17,6 +17,7 @@ from tagseg.data.demo_paint import Random, paint
 from tagseg.data.demo_shapes import CLASSES
 from tagseg.data.records import DataError
 from tagseg.progress import Track, silent
+from tagseg.untrusted import read_json, shown
 
 EDITION = 1
 """Goes up whenever the same parameters would give other pictures."""
@@ -117,11 +118,13 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "demo.json")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: exists and holds no finished demo; choose another folder") from error
     if found != parameters:
-        raise DataError(f"{folder}: holds a demo drawn with {found}, expected {parameters}; choose another folder")
+        raise DataError(
+            f"{folder}: holds a demo drawn with {shown(found)}, expected {parameters}; choose another folder"
+        )
     return True
 
 

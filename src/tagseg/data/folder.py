@@ -3,16 +3,18 @@
 import csv
 import dataclasses
 import io
-import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from tagseg.data.entries import Entry, gather
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
 from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.settings_stages import DataSettings
+from tagseg.untrusted import is_file, parse_json, read_bytes, shown
 
 TAG_FILES = ("tags.csv", "metadata.csv", "metadata.jsonl")
 """Tag files that are recognised, the preferred one first."""
@@ -34,14 +36,6 @@ class Row:
     split: str
 
 
-@dataclass(frozen=True)
-class _Entry:
-    where: str
-    image: Path
-    tags: tuple[str, ...]
-    split: str
-
-
 def read_folder(root: Path, settings: DataSettings) -> Dataset:
     """Read a folder with a tag file, or with one sub-folder per class.
 
@@ -52,22 +46,8 @@ def read_folder(root: Path, settings: DataSettings) -> Dataset:
     """
     files = tag_files(root)
     entries, notes = _listed(root, files) if files else _foldered(root, settings)
-    tests = sum(entry.split == "test" for entry in entries)
-    if tests:
-        notes = [*notes, f"{tests} images of the test split are left out"]
-        entries = [entry for entry in entries if entry.split != "test"]
-    listed = _class_list(root / "classes.txt")
-    classes = listed or tuple(sorted({tag for entry in entries for tag in entry.tags}))
-    numbers = {name: number for number, name in enumerate(classes, start=1)}
-    samples = []
-    for entry in entries:
-        unknown = [tag for tag in entry.tags if tag not in numbers]
-        if unknown:
-            expected = ", ".join(classes)
-            raise DataError(f"{entry.where}: unknown tag {unknown[0]!r}, expected one of classes.txt: {expected}")
-        tags = tuple(sorted(numbers[tag] for tag in entry.tags))
-        samples.append(Sample(_id(root, entry.image), entry.image, tags, "val" if entry.split == "val" else "train"))
-    return Dataset(root, "folder", classes, attach(samples, root, settings), notes=tuple(notes))
+    dataset = gather(root, "folder", entries, notes)
+    return dataclasses.replace(dataset, samples=attach(dataset.samples, root, settings))
 
 
 def tag_files(root: Path) -> list[tuple[Path, str]]:
@@ -105,7 +85,7 @@ def read_rows(file: Path, split: str = "train") -> list[Row]:
         DataError: naming file and row, when the file is not readable or has no columns for image and tags.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_bytes(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error
     rows = []
@@ -115,12 +95,17 @@ def read_rows(file: Path, split: str = "train") -> list[Row]:
         if named not in SPLITS:
             raise DataError(f"{where}: split {named!r}, expected train, val, validation or test")
         tags = next((cells[column] for column in _TAG_COLUMNS if column in cells), None)
+        image = next(cells[column] for column in _IMAGE_COLUMNS if column in cells)
+        for cell in (image, *(tags if isinstance(tags, list) else [tags])):
+            if isinstance(cell, list | dict):
+                raise DataError(
+                    f"{where}: got {shown(cell)}, expected the name of an image, and tags or a list of tags"
+                )
         if not isinstance(tags, list):
             tags = "" if tags is None else str(tags)
         else:
             tags = tuple(dict.fromkeys(name for name in (str(tag).strip() for tag in tags) if name))
-        image = next(str(cells[column]) for column in _IMAGE_COLUMNS if column in cells)
-        rows.append(Row(where, image.strip(), tags, SPLITS[named] if named else split))
+        rows.append(Row(where, str(image).strip(), tags, SPLITS[named] if named else split))
     return rows
 
 
@@ -146,7 +131,7 @@ def companion(root: Path, given: str, default: str, flag: str) -> Path | None:
     if not given:
         return root / default if default and (root / default).is_dir() else None
     for folder in (root / given, Path(given)):
-        if folder.is_dir():
+        if os.path.isdir(folder):  # for Path.is_dir a name that no folder can have is an error of its own
             return folder
     raise DataError(f"setting {flag}: {given!r} is no folder, expected one below {root} or a path to one")
 
@@ -161,6 +146,8 @@ def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks:
     """
     mask_folder = companion(root, settings.masks, masks, "data.masks")
     saliency_folder = companion(root, settings.saliency, "saliency", "data.saliency")
+    if mask_folder is None and saliency_folder is None:
+        return tuple(samples)
     stems = Counter(PurePosixPath(sample.id).name for sample in samples)
 
     def find(folder: Path | None, sample: Sample, suffixes: tuple[str, ...]) -> Path | None:
@@ -170,26 +157,26 @@ def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks:
         below = sample.image.relative_to(root).with_suffix("").as_posix()
         names = (sample.id, below, stem) if stems[stem] == 1 else (sample.id, below)
         paths = (folder / f"{name}{suffix}" for name in names for suffix in suffixes)
-        return next((path for path in paths if path.is_file()), None)
+        return next((path for path in paths if is_file(path)), None)
 
     return tuple(
         dataclasses.replace(
             sample,
             mask=find(mask_folder, sample, (".png",)) or sample.mask,
-            saliency=find(saliency_folder, sample, (".png", ".jpg", ".jpeg")),
+            saliency=find(saliency_folder, sample, (".png", ".jpg", ".jpeg")) or sample.saliency,
         )
         for sample in samples
     )
 
 
-def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[_Entry], list[str]]:
+def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[Entry], list[str]]:
     rows = [(row, file.parent) for file, split in files for row in read_rows(file, split)]
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     first: dict[Path, str] = {}
     for (row, folder), tags in zip(rows, split_rows(row for row, _ in rows), strict=True):
         if row.split == "test":
             # Test images need not be there, and need no tags.
-            entries.append(_Entry(row.where, root / row.image, (), "test"))
+            entries.append(Entry(row.where, row.image, root / row.image, (), "test"))
             continue
         image = find_image(root, (folder, folder / "images"), row.image, row.where)
         if image in first:
@@ -197,36 +184,20 @@ def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[_Entry], li
         first[image] = row.where
         if not tags and row.split == "train":
             raise DataError(f"{row.where}: image {row.image!r} has no tags, expected at least one")
-        entries.append(_Entry(row.where, image, tags, row.split))
+        entries.append(Entry(row.where, _id(root, image), image, tags, row.split))
     return entries, []
 
 
-def _foldered(root: Path, settings: DataSettings) -> tuple[list[_Entry], list[str]]:
+def _foldered(root: Path, settings: DataSettings) -> tuple[list[Entry], list[str]]:
     entries, notes = [], []
     for folder, split in class_folders(root, settings):
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not images:
             notes.append(f"folder {folder.relative_to(root).as_posix()} holds no images and is left out")
         for image in images:
-            entries.append(_Entry(f"folder {folder}", inside(root, image, f"folder {folder}"), (folder.name,), split))
+            inside(root, image, f"folder {folder}")
+            entries.append(Entry(f"folder {folder}", _id(root, image), image, (folder.name,), split))
     return entries, notes
-
-
-def _class_list(file: Path) -> tuple[str, ...]:
-    if not file.is_file():
-        return ()
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error
-    names: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if name in names:
-            raise DataError(f"{file}, row {number}: class {name!r} is there a second time")
-        if name:
-            names.append(name)
-    return tuple(names)
 
 
 def _id(root: Path, image: Path) -> str:
@@ -259,8 +230,8 @@ def _json_cells(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{file}, row {number}: no valid JSON ({error})") from error
         if not isinstance(record, dict):
             raise DataError(f"{file}, row {number}: got {line[:40]!r}, expected a JSON object")

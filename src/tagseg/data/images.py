@@ -1,19 +1,22 @@
-"""Reading image and mask files: every odd kind of image comes in as RGB, every broken one with a clear message."""
+"""Reading image and mask files, in folders or tars: every odd kind of image comes in as RGB, every broken one with a
+clear message."""
 
 import io
+import ntpath
 import os
 import struct
 import zlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image, UnidentifiedImageError
-from pycocotools import mask as coco_rle
 
 from tagseg.data.records import VOID, CocoMask, DataError, Dataset, Sample
+from tagseg.data.segmentations import draw
+from tagseg.data.tars import open_member
+from tagseg.untrusted import require_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
 """Suffixes of files that are taken for images, in lower case."""
@@ -24,7 +27,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 # What Pillow raises, format by format, on files that are damaged.
 _DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(
+        AssertionError,
+        AttributeError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ),
 )
 
 _MAX_MEGAPIXELS = 120.0
@@ -115,6 +125,27 @@ def read_mask_file(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.
         raise DataError(f"{path}: damaged mask ({error})") from error
 
 
+def read_image_of_size(path: Path, size: tuple[int, int]) -> tuple[Image.Image, str]:
+    """Return an image as `read_image` does, and the mode that it has in the file; it is decoded only when it has `size`
+    (height, width).
+
+    Raises:
+        DataError: as for `read_image`, and when it is of another size.
+    """
+    try:
+        with _open(path, float("inf")) as image:
+            found, mode = (image.height, image.width), image.mode
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path}: damaged image ({error})") from error
+    if found not in (size, size[::-1]):  # turned, perhaps
+        _same_size(path, found, size)
+    upright = read_image(path, float("inf"))
+    _same_size(path, (upright.height, upright.width), size)
+    return upright, mode
+
+
 def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = _MAX_MEGAPIXELS) -> Image.Image:
     """Return a saliency map as grey values (0 background, 255 salient), enlarged or reduced to `size` (height, width).
 
@@ -138,7 +169,7 @@ def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = N
     if isinstance(sample.mask, CocoMask):
         if size is not None:
             _same_size(sample.image, (sample.mask.height, sample.mask.width), size)
-        return _draw(sample.mask, sample.image)
+        return draw(sample.mask, sample.image)
     values = read_mask_file(sample.mask, size)
     ids = dataset.mask_ids if dataset.mask_ids is not None else {i: i for i in range(1, len(dataset.classes) + 1)}
     known = {**ids, 0: 0, VOID: VOID}
@@ -162,22 +193,23 @@ def find_image(root: Path, folders: Sequence[Path], name: str, where: str) -> Pa
     """
     name = name.replace("\\", "/")
     pure = PurePosixPath(name)
-    if pure.is_absolute() or PureWindowsPath(name).drive or ".." in pure.parts:
+    if pure.is_absolute() or ntpath.splitdrive(name)[0] or ".." in pure.parts:
         raise DataError(f"{where}: image {name!r} leaves the data folder, expected a path below it")
     suffixes = [""] if pure.suffix.lower() in IMAGE_SUFFIXES else ["", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)]
     for folder in folders:
         for suffix in suffixes:
-            path = folder / f"{name}{suffix}"
+            path = f"{folder}/{name}{suffix}"
             # os.path, unlike Path, answers False for names that no file can have.
             if os.path.isfile(path):
-                return inside(root, path, where)
+                return inside(root, Path(path), where)
     looked = " and ".join(str(folder) for folder in folders)
     raise DataError(f"{where}: image {name!r} is missing, expected a file in {looked}")
 
 
 def inside(root: Path, path: Path, where: str) -> Path:
     """Return `path`, or raise DataError when it lies outside `root` once links are followed."""
-    if not path.resolve().is_relative_to(root.resolve()):
+    # As text: of a million images, paths that are made and compared would take most of the time.
+    if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
         raise DataError(f"{where}: {path} is a link that leaves the data folder, expected a file below {root}")
     return path
 
@@ -187,7 +219,10 @@ def _open(
 ) -> Image.Image:
     """Open an image and read its header only."""
     try:
-        image = Image.open(path if content is None else io.BytesIO(content), formats=formats)
+        member = open_member(Path(path)) if content is None else io.BytesIO(content)
+        if member is None:
+            require_regular(Path(path))
+        image = Image.open(member or path, formats=formats)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:
@@ -241,59 +276,3 @@ def _same_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -> Non
         raise DataError(
             f"{path}: mask of another size, {mask[1]} x {mask[0]} pixels, expected the image's {image[1]} x {image[0]}"
         )
-
-
-def _draw(mask: CocoMask, image: Path) -> UInt8[np.ndarray, "h w"]:
-    drawn = np.zeros((mask.height, mask.width), np.uint8)
-    objects = []
-    for class_id, segmentation, crowd in mask.segments:
-        try:
-            pixels = _pixels(segmentation, mask.height, mask.width)
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-            raise DataError(f"{image}: a segmentation of its COCO annotations cannot be drawn ({error})") from error
-        if crowd:
-            drawn[pixels] = VOID
-        else:
-            objects.append((int(pixels.sum()), class_id, pixels))
-    for _, class_id, pixels in sorted(objects, key=lambda drawn_object: -drawn_object[0]):
-        drawn[pixels] = class_id
-    return drawn
-
-
-def _pixels(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Pixels (bool, h w) of one COCO segmentation: polygons, or a run-length code, plain or compressed."""
-    if isinstance(segmentation, list):
-        # pycocotools takes four numbers for a box; as a polygon they enclose nothing.
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if any(len(polygon) % 2 for polygon in polygons):
-            raise ValueError("a polygon with an odd number of coordinates")
-        if not polygons:
-            return np.zeros((height, width), bool)
-        code = coco_rle.merge(coco_rle.frPyObjects(polygons, height, width))
-    else:
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"run-length code of size {segmentation['size']}, expected {[height, width]}")
-        counts = segmentation["counts"]
-        counts = counts if isinstance(counts, list) else _run_lengths(counts)
-        # pycocotools writes past the end, or leaves pixels unset, when they do not add up.
-        if any(count < 0 for count in counts) or sum(counts) != height * width:
-            raise ValueError(f"run lengths that do not add up to {height} x {width} pixels")
-        code = coco_rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return np.asarray(coco_rle.decode(code)).astype(bool)
-
-
-def _run_lengths(code: str) -> list[int]:
-    """Run lengths of COCO's compressed code: groups of five bits, lowest first; from the fourth on, differences."""
-    counts: list[int] = []
-    value = shift = 0
-    for letter in code:
-        bits = ord(letter) - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if not bits & 0x20:
-            value -= (1 << shift) if bits & 0x10 else 0
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("a compressed run-length code that breaks off")
-    return counts

@@ -10,6 +10,7 @@ import numpy as np
 
 from tagseg.data.check import below, check_images
 from tagseg.data.records import Dataset
+from tagseg.data.tars import file_size, open_file
 from tagseg.progress import Track, silent
 from tagseg.settings_stages import DataSettings
 
@@ -85,12 +86,12 @@ def duplicates(root: Path, paths: Iterable[Path]) -> tuple[tuple[str, ...], ...]
     """Return groups of files with the same content, as paths below `root`."""
     same_length: dict[int, list[Path]] = defaultdict(list)
     for path in paths:
-        same_length[path.stat().st_size].append(path)
+        same_length[file_size(path)].append(path)
     same_content: dict[str, list[str]] = defaultdict(list)
     # Files of different length differ: only the others need to be read.
     for group in same_length.values():
         for path in group if len(group) > 1 else ():
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 same_content[hashlib.file_digest(file, "sha256").hexdigest()].append(below(root, path))
     return tuple(sorted(tuple(sorted(group)) for group in same_content.values() if len(group) > 1))
 

@@ -1,6 +1,7 @@
 """Torch data sets over samples: decode, augment, collate. Randomness depends on (seed, epoch, image) alone, not on
 workers."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -86,10 +87,11 @@ class TagImages(Dataset[Crop]):
 
 
 class Shuffled(Sampler[int]):
-    """A permutation drawn from a seed; a last batch of a single image is left out by `loader`."""
+    """A permutation drawn from a seed, behind its first `skip`; a last batch of a single image is left out by
+    `loader`."""
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.order = torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+    def __init__(self, length: int, seed: int, skip: int = 0) -> None:
+        self.order = torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()[skip:]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -98,18 +100,26 @@ class Shuffled(Sampler[int]):
         return iter(self.order)
 
 
-def loader(data: Dataset[T], batch: int, workers: int, seed: int) -> DataLoader[T]:
-    """Return a shuffled loader of one epoch; the last batch is dropped when it holds a single image (batch norm)."""
+def loader(data: Dataset[T], batch: int, workers: int, seed: int, skip: int = 0) -> DataLoader[T]:
+    """Return a shuffled loader of one epoch, behind its first `skip` batches; the last batch is dropped when it holds a
+    single image (batch norm)."""
     length = len(data)  # type: ignore[arg-type]
     return DataLoader(
         data,
         batch_size=batch,
-        sampler=Shuffled(length, seed),
+        sampler=Shuffled(length, seed, skip * batch),
         num_workers=workers,
         drop_last=length > batch and length % batch == 1,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_apart,
     )
+
+
+def _apart(worker: int) -> None:
+    # Its own group: Ctrl-C reaches the main process alone, which still needs the batches of the step it finishes.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def colour_jitter(strength: float) -> list[v2.Transform]:

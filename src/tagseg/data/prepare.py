@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tagseg.data.check import below, check_images, healthy
+from tagseg.data.check import Checked, below, check_images, healthy
 from tagseg.data.read import read_dataset
-from tagseg.data.records import Dataset
+from tagseg.data.records import Dataset, Sample
+from tagseg.memory import no_garbage
 from tagseg.progress import Track, silent
 from tagseg.run import Run, RunError, write_atomically
+from tagseg.untrusted import check_shape, read_json, shown
 
 log = logging.getLogger(__name__)
+
+
+_DATA = {"classes": [str], "broken": [[str]], "samples": list}
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,10 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
 
     Raises:
         DataError: as `read_dataset` and `check_images`.
-        RunError: when the data is no longer what the run began with.
+        RunError: when the data is no longer what the run began with, or the kept findings are damaged.
     """
     settings = run.settings().data
-    dataset = read_dataset(run.data_root(), settings)
+    dataset = read_dataset(run.data_root(), settings, run.settings().cache)
     if run.data_file.exists():
         return _again(run, dataset)
     for note in dataset.notes:
@@ -41,39 +46,67 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
     for path, reason in checked.broken:
         log.warning("skipped %s: %s", path, reason)
     dataset = healthy(dataset, checked, settings)
+    write_about(run, dataset, checked)
+    return Prepared(dataset, checked.sizes)
+
+
+def write_about(run: Run, dataset: Dataset, checked: Checked) -> None:
+    """Note in `run.data_file` what a run's data set is: its whole images with their sizes, and the broken ones."""
     about = {
         "layout": dataset.layout,
         "classes": dataset.classes,
         "notes": dataset.notes,
         "broken": checked.broken,
-        "samples": [
-            {
-                **_identity(sample),
-                "image": str(sample.image),
-                "size": checked.sizes[sample.id],
-                "mask": sample.mask is not None,
-                "scored": sample.scored,
-            }
-            for sample in dataset.samples
-        ],
     }
-    write_atomically(run.data_file, json.dumps(about, indent=1, ensure_ascii=False))
-    return Prepared(dataset, checked.sizes)
+    rows = (
+        {
+            "id": sample.id,
+            "tags": sample.tags,
+            "split": sample.split,
+            "image": str(sample.image),
+            "size": checked.sizes[sample.id],
+            "mask": sample.mask is not None,
+            "scored": sample.scored,
+        }
+        for sample in dataset.samples
+    )
+    # A line each: laid out by json, a million of them would fill the memory.
+    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    head = json.dumps(about, indent=1, ensure_ascii=False).removesuffix("\n}")
+    write_atomically(run.data_file, f'{head},\n "samples": [\n  {lines}\n ]\n}}')
 
 
 def _again(run: Run, dataset: Dataset) -> Prepared:
-    about = json.loads(run.data_file.read_text(encoding="utf-8"))
-    sizes = {row["id"]: (row["size"][0], row["size"][1]) for row in about["samples"]}
-    broken = {path for path, _ in about["broken"]}
-    whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
-    dataset = dataclasses.replace(dataset, samples=whole)
-    then = [{key: row[key] for key in ("id", "tags", "split")} for row in about["samples"]]
-    if list(dataset.classes) != about["classes"] or [_identity(sample) for sample in dataset.samples] != then:
+    try:
+        with no_garbage():
+            about = read_json(run.data_file)
+        check_shape(about, _DATA)
+        broken = {path for path, _ in about["broken"]}
+        sizes = {row["id"]: _size(row["size"]) for row in about["samples"]}
+        if broken:
+            whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
+            dataset = dataclasses.replace(dataset, samples=whole)
+        same = len(dataset.samples) == len(about["samples"]) and list(dataset.classes) == about["classes"]
+        same = same and all(map(_is_row, dataset.samples, about["samples"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{run.data_file}: damaged ({error!r:.200}); delete it, and the images are read and checked again"
+        ) from error
+    if not same:
         raise RunError(
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began; start another --out"
         )
-    return Prepared(dataset, sizes)
+    # By the samples' own ids, each size once: so what was read of the file can go.
+    shared: dict[tuple[int, int], tuple[int, int]] = {}
+    return Prepared(dataset, {one.id: shared.setdefault(sizes[one.id], sizes[one.id]) for one in dataset.samples})
 
 
-def _identity(sample: Any) -> dict[str, Any]:
-    return {"id": sample.id, "tags": list(sample.tags), "split": sample.split}
+def _size(values: Any) -> tuple[int, int]:
+    height, width = values
+    if not (type(height) is int and type(width) is int and height > 0 and width > 0):
+        raise ValueError(f"a size of {shown(values)}")
+    return height, width
+
+
+def _is_row(sample: Sample, row: Mapping[str, Any]) -> bool:
+    return [row["id"], row["tags"], row["split"]] == [sample.id, list(sample.tags), sample.split]

@@ -1,32 +1,55 @@
 """One door to every layout: recognise the data folder, read it, and check what holds for all layouts."""
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.folder import class_folders, read_folder, tag_files
+from tagseg.data.manifest import keep_manifest, read_manifest, state_of
 from tagseg.data.records import MAX_CLASSES, DataError, Dataset, Sample
+from tagseg.data.shards import read_shards, shard_files
 from tagseg.data.voc import read_voc, voc_root
+from tagseg.memory import no_garbage
 from tagseg.settings_stages import DataSettings
+from tagseg.untrusted import shown
+
+_MAX_NAME = 1000
 
 
-def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
+def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cache: bool = False) -> Dataset:
     """Read a data folder of any layout; ids of images that differ in suffix alone keep the suffix.
+
+    With `cache` what was found in a large folder is kept in the user's cache folder, and taken from there as long as
+    the data folder is as it was (see manifest.py).
 
     Raises:
         DataError: when no layout fits, a row or file is wrong, a class has too few images, or classes are too many.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # for Path.is_dir a name that no folder can have is an error of its own
         raise DataError(f"{root}: no such folder, expected the data folder")
     root = root.resolve()
+    with no_garbage():
+        dataset = read_manifest(root, settings) if cache else None
+        if dataset is None:
+            state = state_of(root, settings) if cache else None
+            dataset = _read(root, settings)
+            if state is not None:
+                keep_manifest(dataset, settings, state)
+    check_counts(dataset, settings)
+    return dataset
+
+
+def _read(root: Path, settings: DataSettings) -> Dataset:
     layout = recognise(root, settings) if settings.layout == "auto" else settings.layout
     readers: dict[str, Callable[[Path, DataSettings], Dataset]] = {
         "folder": read_folder,
         "voc": read_voc,
         "coco": read_coco,
+        "shards": read_shards,
     }
     dataset = readers[layout](root, settings)
     if not dataset.split("train"):
@@ -39,12 +62,12 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings()) -> D
         raise DataError(
             f"{root}: image {twice} is listed more than once, expected once in train and validation together"
         )
-    check_counts(dataset, settings)
+    _check_names(dataset)
     return dataclasses.replace(dataset, samples=_with_unique_ids(dataset))
 
 
 def recognise(root: Path, settings: DataSettings) -> str:
-    """Return the layout of a data folder: voc, coco or folder.
+    """Return the layout of a data folder: voc, coco, folder or shards.
 
     Raises:
         DataError: saying what was looked for, when nothing fits.
@@ -55,14 +78,18 @@ def recognise(root: Path, settings: DataSettings) -> str:
         return "coco"
     if tag_files(root):
         return "folder"
+    folders = class_folders(root, settings)
+    # A tar beside folders of images is where they came from.
+    if not folders and not (root / "images").is_dir() and shard_files(root):
+        return "shards"
     if any(instance_files(root)):
         return "coco"
-    if class_folders(root, settings):
+    if folders:
         return "folder"
     raise DataError(
         f"{root}: no images in a layout that is known; looked for tags.csv, metadata.csv or metadata.jsonl (also in "
         "train/ and val/), one folder per class, JPEGImages and ImageSets (VOC), annotations/instances_train*.json or "
-        "a single JSON file (COCO)"
+        "a single JSON file (COCO), tar shards (*.tar, also in train/ and val/)"
     )
 
 
@@ -76,6 +103,26 @@ def check_counts(dataset: Dataset, settings: DataSettings) -> None:
             f"{dataset.root}: too few training images: {', '.join(few)}, "
             f"expected at least {settings.min_images} of each class (setting data.min-images)"
         )
+
+
+def _check_names(dataset: Dataset) -> None:
+    for name in dataset.classes:
+        if not 0 < len(name) <= _MAX_NAME or not _is_text(name):
+            raise DataError(
+                f"{dataset.root}: a class is called {shown(name)}, expected 1 to {_MAX_NAME} signs of Unicode text"
+            )
+    for sample in dataset.samples:
+        if not _is_text(sample.id):
+            raise DataError(f"{dataset.root}: the name of image {shown(sample.id)} is no Unicode text, rename it")
+
+
+def _is_text(name: str) -> bool:
+    # What is no Unicode comes as lone surrogates, from JSON and from file systems; no file could hold it.
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _with_unique_ids(dataset: Dataset) -> tuple[Sample, ...]:

@@ -26,9 +26,9 @@ class CocoMask:
     segments: tuple[tuple[int, Any, bool], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One image.
+    """One image. Images, masks and saliency maps may be members of tars (see tars.py), whose paths no file has.
 
     `id` is unique and names the image's outputs: its path below the image folder without suffix, with forward slashes.
     `tags` are class ids 1..C in ascending order (empty where unknown, on validation images only).
@@ -53,7 +53,7 @@ class Dataset:
     """
 
     root: Path
-    layout: Literal["folder", "voc", "coco"]
+    layout: Literal["folder", "voc", "coco", "shards"]
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     mask_ids: Mapping[int, int] | None = None

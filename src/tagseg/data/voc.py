@@ -13,6 +13,7 @@ from tagseg.data.folder import attach, companion, read_rows, split_rows
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, read_mask_file
 from tagseg.data.records import VOID, DataError, Dataset, Sample
 from tagseg.settings_stages import DataSettings
+from tagseg.untrusted import is_file, read_bytes
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -110,7 +111,7 @@ def _list_file(root: Path, given: str, names: Sequence[str], flag: str) -> Path 
     for folder in folders:
         for name in (given,) if given else names:
             file = folder / f"{name.removesuffix('.txt')}.txt"
-            if file.is_file():
+            if is_file(file):
                 return file
     if given:
         looked = " or ".join(str(folder) for folder in folders)
@@ -144,7 +145,7 @@ def _tags(root: Path, lines: Sequence[_Line], masks: Path | None) -> tuple[dict[
         return _tags_from_csv(root / "tags.csv"), "tags.csv"
     if (root / "Annotations").is_dir():
         files = {line.name: root / "Annotations" / f"{line.name}.xml" for line in lines}
-        return {name: _tags_from_xml(file) for name, file in files.items() if file.is_file()}, "Annotations"
+        return {name: _tags_from_xml(file) for name, file in files.items() if is_file(file)}, "Annotations"
     if masks is not None:
         return {line.name: _tags_from_mask(masks / f"{line.name}.png", line.where) for line in lines}, _MASKS
     return {}, "the list, tags.csv, Annotations or masks"
@@ -175,7 +176,7 @@ def _tags_from_xml(file: Path) -> tuple[str, ...]:
 
 
 def _tags_from_mask(file: Path, where: str) -> tuple[str, ...]:
-    if not file.is_file():
+    if not is_file(file):
         raise DataError(f"{where}: no tags, expected some in the list, tags.csv, Annotations or the mask {file}")
     ids = [int(value) for value in np.unique(read_mask_file(file)) if value not in (0, VOID)]
     unknown = [value for value in ids if value > len(VOC_CLASSES)]
@@ -194,6 +195,6 @@ def _stem(name: str) -> str:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return read_bytes(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error

@@ -1,7 +1,6 @@
 """The model card: what an exported network is, what it learned from, how good it is, and what it may be used for."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from tagseg.measure.evaluate import read_evaluation
 from tagseg.rca.backbone import RANDOM, TIMM
 from tagseg.run import Run, RunError
 from tagseg.settings_file import to_toml
+from tagseg.untrusted import check_shape, read_json
 
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")
 """Licences that timm and the Hugging Face hub call by the same name; others are `other` with a name of their own."""
@@ -101,11 +101,12 @@ made by tagseg, which trains such networks from photographs and the names of wha
 
 def _data(run: Run, classes: list[str], settings: Mapping[str, Any]) -> str:
     try:
-        data = json.loads(run.data_file.read_text(encoding="utf-8"))
+        data = read_json(run.data_file)
+        check_shape(data, {"samples": [{"split": str, "tags": [int]}], "broken": list})
         splits = Counter(row["split"] for row in data["samples"])
         tagged = Counter(tag for row in data["samples"] if row["split"] == "train" for tag in row["tags"])
         skipped = len(data["broken"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{run.data_file}: missing or damaged ({error}); the model card needs it") from error
     saliency = settings["maps"] == "eps" or settings["masks"]["saliency"]
     beside = " and saliency maps" if saliency else ""

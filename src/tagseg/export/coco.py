@@ -19,7 +19,8 @@ from tagseg.run import atomic_path
 
 def write_coco(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
     """Write `annotations/instances_SUBSET.json`: category id is class id; unsure pixels that are kept are crowds of the
-    image's tags, which evaluation leaves out.
+    image's tags, which evaluation leaves out. An annotation is a class of an image, as in COCO's stuff files, or with
+    `settings.parts` a connected part of it.
 
     Raises:
         DataError: when a mask cannot be read.

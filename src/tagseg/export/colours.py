@@ -1,15 +1,16 @@
 """Masks whose values are colours, or lines of a labelmap.txt, as annotation tools write them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from tagseg.data.images import read_image, read_mask_file
+from tagseg.data.images import read_image_of_size, read_mask_file
 from tagseg.data.records import VOID, DataError
 from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.untrusted import read_bytes
 
 _BACKGROUND, _VOID = ("background",), ("void", "ignore", "ignored")
 
@@ -34,13 +35,13 @@ def read_label_map(file: Path, classes: tuple[str, ...]) -> LabelMap:
     names: list[str] = []
     lines: dict[int, int] = {}
     default = class_colours(VOID)
-    for number, text in enumerate(file.read_bytes().decode("utf-8-sig", "replace").split("\n"), 1):
+    for number, text in enumerate(read_bytes(file).decode("utf-8-sig", "replace").split("\n"), 1):
         line = text.strip()
         if not line or line[0] == "#":
             continue
         cells = line.rsplit(":", 3)
         colour = cells[1].split(",") if len(cells) == 4 and cells[1] else []
-        channels = [int(cell) for cell in colour if cell.strip().isdecimal() and int(cell) < 256]
+        channels = [int(cell) for cell in colour if re.fullmatch(" *[0-9]{1,3} *", cell) and int(cell) < 256]
         if len(cells) != 4 or len(channels) != len(colour) or len(colour) not in (0, 3) or len(names) > VOID:
             raise DataError(f"{file}, row {number}: got {line[:60]!r}, expected name:r,g,b::, at most 256 of them")
         red, green, blue = channels or default[len(names)]
@@ -57,12 +58,8 @@ def coloured_mask(file: Path, labels: LabelMap, size: tuple[int, int]) -> UInt8[
     Raises:
         DataError: when the file cannot be read, is not of `size` (height, width), or shows what is no class.
     """
-    picture = read_image(file, float("inf"))
-    if picture.size != size[::-1]:
-        got, wanted = f"{picture.width} x {picture.height}", f"{size[1]} x {size[0]}"
-        raise DataError(f"{file}: mask of another size, {got} pixels, expected the image's {wanted}")
-    with Image.open(file) as opened:
-        grey = opened.mode in ("L", "1")
+    picture, mode = read_image_of_size(file, size)
+    grey = mode in ("L", "1")
     if grey:
         values, inverse = np.unique(read_mask_file(file, size), return_inverse=True)
         lines = [int(value) if value < len(labels.names) else None for value in values]

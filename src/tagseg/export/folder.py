@@ -11,6 +11,7 @@ from typing import Any, Literal, TextIO
 
 from tagseg import __version__
 from tagseg.data.records import DataError
+from tagseg.data.tars import is_member, open_file
 from tagseg.progress import Track
 from tagseg.run import write_atomically
 
@@ -28,6 +29,7 @@ def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path
     Raises:
         DataError: when `out` holds something, unless it was made so before and `force` is given: then it is replaced.
     """
+    out = out.resolve()  # of a link, the folder that it means is replaced
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / _MADE).is_file():
             raise DataError(f"{out}: exists, and is no folder that export or import made; choose another --out")
@@ -57,15 +59,22 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, track: Track) -> None:
-    """Copy or link images (file, place), or leave them where they are."""
+    """Copy or link images (file, place), or leave them where they are.
+
+    Raises:
+        DataError: when an image that lies in a tar is to be linked.
+    """
     if how == "none":
         return
     for source, target in track(pairs, f"{how} images", total):
         target.parent.mkdir(parents=True, exist_ok=True)
         if how == "link":
+            if is_member(source):
+                raise DataError(f"--images link: {source} lies in a tar, where no link leads; expected copy or none")
             os.symlink(source.resolve(), target)
         else:
-            shutil.copyfile(source, target)
+            with open_file(source) as file, target.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
 
 
 def write_json_list(file: TextIO, items: Iterable[Any]) -> None:

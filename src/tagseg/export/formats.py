@@ -72,7 +72,7 @@ def export(
     run: str | Path,
     to: Format,
     out: str | Path,
-    of: str = "pseudo",
+    of: str = "final",
     photos: Path | None = None,
     unsure: Unsure | None = None,
     images: Images | None = None,

@@ -77,7 +77,7 @@ def import_masks(
         rest = [sample for sample in prepared.dataset.split("train") if with_pseudo and sample.id not in done]
         own = dataclasses.replace(prepared.dataset, mask_ids=None)
         for sample in track(rest, "add pseudo-masks", len(rest)):
-            labelled = dataclasses.replace(sample, mask=mask_file(opened.masks, sample.id))
+            labelled = dataclasses.replace(sample, mask=mask_file(opened.final().masks, sample.id))
             write_mask(mask_file(temporary, sample.id), load_mask(labelled, own, prepared.sizes[sample.id]))
     return Imported(Path(out), len(done), len(rest))
 

@@ -13,6 +13,7 @@ from tagseg.data.images import image_size, load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import VOID, DataError, Dataset, Sample
 from tagseg.export.regions import regions
+from tagseg.lock import at_work
 from tagseg.masks.decisions import decisions
 from tagseg.masks.update import update_masks
 from tagseg.masks.write import mask_file
@@ -61,9 +62,9 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
 
     Args:
         run: a run folder.
-        of: `pseudo` (training images), `improved` (the same after the rounds of self-training), `predictions`
-            (validation images, by the segmentation network), or a folder of masks as `tagseg predict` and `tagseg
-            import` write them.
+        of: `final` (training images, after the rounds of self-training where there are any), `pseudo` (the same before
+            them), `predictions` (validation images, by the segmentation network), or a folder of masks as `tagseg
+            predict` and `tagseg import` write them.
         unsure: what becomes of unsure pixels.
         photos: with a folder of masks, the folder of their images; None: they are images of the run.
         track: how to report progress.
@@ -74,12 +75,13 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
     """
     prepared = prepare(run, track)
     dataset = prepared.dataset
-    if photos is not None and of in ("pseudo", "improved", "predictions"):
+    if photos is not None and of in ("final", "pseudo", "predictions"):
         raise DataError(f"--photos {photos}: the images of --of {of} are the run's own; expected --of FOLDER with it")
-    if of in ("pseudo", "improved"):
+    if of in ("final", "pseudo"):
         run.require("masks")
-        source = run if of == "pseudo" else _last_round(run)
-        update_masks(prepared, run, track)
+        source = run.final() if of == "final" else run
+        with at_work(run.root):
+            update_masks(prepared, run, track)
         folder = source.decided_masks if unsure == "decided" else source.masks
         return MaskSet(dataset.classes, "train", _of_run(prepared, _not_rejected(run, dataset), folder), unsure)
     if of == "predictions":
@@ -90,7 +92,7 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
         return MaskSet(dataset.classes, "val", images, unsure)
     folder = Path(of)
     if not folder.is_dir():
-        raise DataError(f"--of {of}: no such folder; expected pseudo, improved, predictions or a folder of masks")
+        raise DataError(f"--of {of}: no such folder; expected final, pseudo, predictions or a folder of masks")
     if photos is None:
         images = _of_run(prepared, dataset.samples, folder)
     else:
@@ -133,8 +135,12 @@ def without_specks(mask: UInt8[np.ndarray, "h w"], min_part: int) -> UInt8[np.nd
 
 def image_name(sample: Sample) -> str:
     """Return an image's path below the folder of images, with its suffix, as no other image of the data set has it."""
+    return _file_name(sample.id, sample.image)
+
+
+def _file_name(id: str, image: Path) -> str:
     # Ids of images that differ in suffix alone have kept it.
-    return sample.id if Path(sample.id).name == sample.image.name else sample.id + sample.image.suffix
+    return id if Path(id).name == image.name else id + image.suffix
 
 
 def _not_rejected(run: Run, dataset: Dataset) -> tuple[Sample, ...]:
@@ -146,14 +152,6 @@ def _not_rejected(run: Run, dataset: Dataset) -> tuple[Sample, ...]:
     if not kept:
         raise DataError(f"{run.root}: the masks of all training images were rejected, so there is none to export")
     return kept
-
-
-def _last_round(run: Run) -> Run:
-    rounds = run.settings().segment.rounds
-    if rounds < 2:
-        raise DataError(f"--of improved: {run.root} has no self-training (setting segment.rounds: got {rounds})")
-    run.require("segment")
-    return run.round(rounds - 1)
 
 
 def _of_run(prepared: Prepared, samples: tuple[Sample, ...], folder: Path) -> tuple[MaskedImage, ...]:
@@ -173,5 +171,5 @@ def _of_photos(photos: Path, folder: Path, max_megapixels: float, track: Track) 
     images = []
     for name, path in track(found.items(), "read images", len(found)):
         size = image_size(path, max_megapixels)
-        images.append(MaskedImage(name, path.relative_to(photos).as_posix(), path, size, mask_file(folder, name)))
+        images.append(MaskedImage(name, _file_name(name, path), path, size, mask_file(folder, name)))
     return tuple(images)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tagseg.checkpoint import load_tensors, save_tensors
+from tagseg.checkpoint import read_about, save_tensors
 from tagseg.export.card import model_card, weights_licence
 from tagseg.export.folder import replacing
 from tagseg.export.onnx import require_exporter, write_onnx
@@ -68,7 +68,7 @@ def describe(run: Run) -> dict[str, Any]:
     from tagseg import __version__
 
     settings = run.settings()
-    _, about = load_tensors(run.segmenter / "network.safetensors")
+    about = read_about(run.segmenter / "network.safetensors")
     licence = weights_licence(about["encoder"], settings.segment.weights or settings.train.weights)
     versions = {"tagseg": __version__, "torch": torch.__version__}
     own: dict[str, Any] = without_folders(about, keep=("classes",))

@@ -103,6 +103,17 @@ def fingerprints(run: Run) -> dict[str, str]:
     }
 
 
+def check_database(run: Run) -> None:
+    """Check that the database of a run's decisions is whole; where nothing was decided there is none.
+
+    Raises:
+        RunError: when it is damaged.
+    """
+    found = _select(run, "pragma quick_check")
+    if found not in ([], [("ok",)]):
+        raise RunError(f"{run.decisions_file}: damaged ({found[0][0]})")
+
+
 def _decision(verdict: Verdict, off: str, threshold: float) -> Decision:
     return Decision(verdict, tuple(json.loads(off)), threshold)
 

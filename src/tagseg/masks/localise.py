@@ -73,6 +73,7 @@ def localise(
         DataError: naming the image, when one cannot be read.
     """
     settings = run.settings()
+    run.require_unchanged("train", run.network / "network.safetensors")
     network, _ = load_network(run.network, choose_device(settings.device))
     accumulated = read_accumulated(run.network) if settings.maps == "oaa" else None
     samples = dataset.split("train") if samples is None else samples

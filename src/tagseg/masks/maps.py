@@ -1,13 +1,16 @@
 """Maps as files; apart from the network, so that a process which only reads them never imports torch."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from tagseg.run import Run, RunError, atomic_path
+from tagseg.untrusted import DAMAGED_ARRAY, require_regular
+
+_MAX_BYTES = 1 << 29
+"""An image's maps never need more: 254 classes on 1,400 x 1,400 cells."""
 
 
 def map_file(run: Run, sample_id: str) -> Path:
@@ -26,12 +29,36 @@ def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
     """Return an image's maps (0..255 = 0..1) and their class ids.
 
     Raises:
-        RunError: when the file is missing or damaged.
+        RunError: when the file is missing or damaged, or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["maps"], tuple(int(c) for c in file["classes"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        require_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            maps, classes = (_read_array(archive, f"{name}.npy") for name in ("maps", "classes"))
+        if maps.dtype != np.uint8 or maps.ndim != 3 or classes.dtype != np.int64 or classes.shape != maps.shape[:1]:
+            raise ValueError(f"maps are {maps.dtype} {maps.shape}, classes {classes.dtype} {classes.shape}")
+        if 0 in maps.shape[1:] or not ((classes > 0) & (classes < 255)).all():
+            raise ValueError("maps without cells, or of what is no class")
+        return maps, tuple(classes.tolist())
+    except DAMAGED_ARRAY as error:
         raise RunError(
             f"{path}: missing or damaged maps ({error}); `tagseg localise RUN --force` makes all anew"
         ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
+    """An array whose header, unpacked size and limit agree: a few bytes can claim, or unpack to, any size."""
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as file:
+        formats = np.lib.format
+        versions = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
+        shape, fortran, dtype = versions[formats.read_magic(file)](file)
+        needed = dtype.itemsize
+        for side in shape:
+            needed *= side
+        if size > _MAX_BYTES or needed > size or min(shape, default=1) < 0 or dtype.hasobject:
+            raise ValueError(f"{name} claims {needed} bytes of {size}, expected at most {_MAX_BYTES}")
+        content = bytearray(file.read(needed + 1))
+    if len(content) != needed:
+        raise ValueError(f"{name} holds more or less than the {needed} bytes it claims")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

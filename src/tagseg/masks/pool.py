@@ -1,7 +1,7 @@
 """Worker processes that make masks while the main process does something else: each has one image at a time.
 
-A worker is `python -m tagseg.masks.worker RUN`, spoken to in lines of JSON: unlike multiprocessing's it neither imports
-torch nor runs the caller's script again, and its death is seen at once.
+A worker is `python -m tagseg.masks.worker RUN PID`, spoken to in lines of JSON: unlike multiprocessing's it neither
+imports torch nor runs the caller's script again, and its death is seen at once.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ def _start(run: Run) -> "subprocess.Popen[str]":
     package = str(Path(tagseg.__file__).parents[1])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "tagseg.masks.worker", str(run.root)],
+        [sys.executable, "-P", "-m", "tagseg.masks.worker", str(run.root), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="ascii",

@@ -1,6 +1,5 @@
 """Masks that are there already are brought up to date with what a person has decided since."""
 
-import contextlib
 import logging
 
 from tagseg.data.prepare import Prepared
@@ -39,11 +38,10 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
     for source in (run, *(run.round(number) for number in rounds)):
         files = [mask_file(folder, name) for folder in (source.masks, source.decided_masks) for name in changed]
         for file in files:
-            with contextlib.suppress(FileNotFoundError):
-                file.unlink()
+            file.unlink(missing_ok=True)
         make_masks(prepared, source, track)
-        run.note("masks" if source is run else "segment", files)
-    run.note("masks", (), {REVIEWED: now})
+        run.amend("masks" if source is run else "segment", files)
+    run.amend("masks", (), {REVIEWED: now})
     return changed
 
 

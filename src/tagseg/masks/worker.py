@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tagseg.data.records import Sample
+from tagseg.lock import beside
 from tagseg.masks.write import make_mask
 from tagseg.memory import peak_memory_mb
 from tagseg.run import Run
 
 
-def serve(run: Run) -> None:
-    """Answer lines of JSON, `[id, image file, tags, saliency file or null, [height, width]]`, until there are no more.
+def serve(run: Run, employer: int) -> None:
+    """Answer lines of JSON, `[id, image file, tags, saliency file or null, [height, width]]`, until there are no more,
+    or the process `employer` has ended: nothing is written that nobody waits for.
 
     An answer says whether the masks are `blank`, and this process's `peak_mb`; or it is an `error`.
     """
@@ -21,6 +23,8 @@ def serve(run: Run) -> None:
     os.dup2(2, 1)  # what a library prints must not come between the answers
     settings = run.settings()
     for line in sys.stdin:
+        if os.getppid() != employer:
+            return
         sample_id, image, tags, saliency, (height, width) = json.loads(line)
         sample = Sample(sample_id, Path(image), tuple(tags), saliency=Path(saliency) if saliency else None)
         try:
@@ -34,7 +38,9 @@ def serve(run: Run) -> None:
 
 if __name__ == "__main__":
     # The main process was killed: the masks are written, nobody is left to be told.
+    run = Run(Path(sys.argv[1]))
     try:
-        serve(Run(Path(sys.argv[1])))
+        with beside(run.root):
+            serve(run, int(sys.argv[2]))
     except BrokenPipeError:
         os._exit(0)

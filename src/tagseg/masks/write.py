@@ -121,8 +121,12 @@ def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Setting
         decided, sure = reviewed_masks(run, sample, size, settings, decision)
         write_mask(mask_file(run.masks, sample.id), sure)
         write_mask(mask_file(run.decided_masks, sample.id), decided)
-    except (ValueError, OSError, MemoryError) as error:
-        raise RunError(f"{sample.image}: no mask could be made of it: {error or 'not enough memory'}") from error
+    except MemoryError as error:
+        raise RunError(
+            f"{sample.image}: no mask could be made of it: not enough memory; lower --masks.max-side or --workers"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise RunError(f"{sample.image}: no mask could be made of it: {error}") from error
     return not decision.changes_masks() and not any((sure == class_id).any() for class_id in sample.tags)
 
 

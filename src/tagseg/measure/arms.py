@@ -19,9 +19,12 @@ from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
 from tagseg.run import SECTIONS, Run, write_atomically
 from tagseg.settings import Settings, map_kind
+from tagseg.untrusted import check_shape, read_json
 
 SCORE_FILE = "ablation_score.json"
 """Where a run folder keeps its figures."""
+
+_SCORE = {"arm": str, "seed": int, "rule": str, "miou": float, "iou": [(float, None)], "cuts": [float]}
 
 
 def arm_settings(settings: Settings, arm: Arm, seed: int) -> Settings:
@@ -79,18 +82,20 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
     score = ArmScore(arm, settings.seed, mask_rule_text(settings), own.miou, own.iou, cuts)
     about = {"made_with": _made_with(run, settings, prepared), "score": dataclasses.asdict(score)}
     write_atomically(run.root / SCORE_FILE, json.dumps(about, indent=1, ensure_ascii=False))
+    run.note("ablation")
     return score
 
 
 def read_score(run: Run, settings: Settings, prepared: Prepared) -> ArmScore | None:
     """Return a run's figures; None unless they are those of `settings`, of the run's present network and images."""
     try:
-        about = json.loads((run.root / SCORE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        about = read_json(run.root / SCORE_FILE)
+        check_shape(about, {"made_with": dict, "score": _SCORE})
+    except (OSError, ValueError):
         return None
-    if not run.done("train") or about.get("made_with") != _made_with(run, settings, prepared):
+    if not run.done("train") or about["made_with"] != _made_with(run, settings, prepared):
         return None
-    score = about["score"]
+    score = {name: about["score"][name] for name in _SCORE}
     return ArmScore(**{**score, "iou": tuple(score["iou"]), "cuts": tuple(score["cuts"])})
 
 

@@ -13,6 +13,7 @@ from tagseg.data.folder import attach
 from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import DataError, Sample
+from tagseg.lock import at_work
 from tagseg.masks.write import mask_sample
 from tagseg.measure.calibration import Calibration, Candidate, choices, measure_gain, pooled_miou
 from tagseg.measure.iou import confusion
@@ -54,15 +55,20 @@ def calibrate(root: str | Path, masks: str | Path, apply: bool = False, track: T
         track: how to report progress.
 
     Raises:
-        RunError: when the stage localise has not finished.
+        RunError: when the stage localise has not finished, or another process is at work on the run.
         DataError: when there are fewer than 5 such masks, or one has another size than its image or unknown ids.
     """
     run = Run(Path(root))
     run.require("localise")
+    with at_work(run.root):
+        return _calibrate(run, Path(masks), apply, track)
+
+
+def _calibrate(run: Run, masks: Path, apply: bool, track: Track) -> Calibration:
     settings, prepared = run.settings(), prepare(run)
     if settings.masks.saliency:
         require_saliency(prepared.dataset, settings.data, "masks.saliency")
-    samples = calibration_samples(prepared, run, Path(masks))
+    samples = calibration_samples(prepared, run, masks)
     first = backgrounds(settings)
     counts = count_pixels(prepared, run, samples, first, track, "background rules")
     favourites = [first[best] for best in choices(np.stack([counts[one] for one in first]))]

@@ -114,6 +114,7 @@ class Calibration:
         write_atomically(run.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
         write_atomically(run.calibration_file, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
         write_atomically(run.calibration_file.with_suffix(".md"), f"# Calibration of the masks\n\n{self.table()}")
+        run.note("calibration")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, mIoU in per cent with two decimals."""

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -18,14 +19,19 @@ from tagseg.masks.write import mask_file, mask_sample, write_classes, write_mask
 from tagseg.measure.calibration import calibration_images
 from tagseg.measure.iou import confusion, iou
 from tagseg.progress import Track, silent
-from tagseg.run import Run, write_atomically
+from tagseg.run import Run, RunError, write_atomically
 from tagseg.segment.predict import read_predictor
 from tagseg.settings import Settings
 from tagseg.settings_stages import TrainSettings
+from tagseg.untrusted import check_shape, read_json
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+_SCORES = {"miou": float, "iou": [(float, None)], "images": int, "split": str, "unsure_share?": (float, None)}
+_PARTS = dict.fromkeys(("pseudo_masks?", "segmenter?", "self_trained?", "full_supervision?"), (None, _SCORES))
+_EVALUATION = {"classes": [str], "calibrated?": int, **_PARTS}
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def read_bound(run: Run) -> Scores | None:
     if bound.settings_file.read_text(encoding="utf-8") != bound_settings(run.settings()).to_toml():
         log.warning("%s: trained with other settings than the run's now, left out", bound.root)
         return None
-    return _scores(json.loads(bound.evaluation_file.read_text(encoding="utf-8")))
+    return _scores(_read(bound.evaluation_file, _SCORES))
 
 
 def score_pseudo_masks(
@@ -207,17 +213,45 @@ def read_evaluation(run: Run) -> Evaluation:
     """Return a run's figures.
 
     Raises:
-        RunError: when the run has not been evaluated.
+        RunError: when the run has not been evaluated, or the file of its figures is damaged.
     """
     run.require("evaluate")
-    values = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
+    values = read_figures(run)
     parts = ("pseudo_masks", "segmenter", "self_trained", "full_supervision")
     pseudo, segmenter, improved, full = (_scores(values.get(part)) for part in parts)
+    for scores in (pseudo, segmenter, improved, full):
+        if scores and len(scores.iou) != len(values["classes"]):
+            raise RunError(
+                f"{run.evaluation_file}: damaged ({len(scores.iou)} IoUs of {len(values['classes'])} classes); "
+                "evaluate again with --force"
+            )
     return Evaluation(tuple(values["classes"]), pseudo, segmenter, values.get("calibrated", 0), improved, full)
 
 
+def read_figures(run: Run) -> dict[str, Any]:
+    """Return what evaluation.json holds, checked.
+
+    Raises:
+        RunError: when the file is missing or damaged.
+    """
+    return _read(run.evaluation_file, _EVALUATION)
+
+
+def _read(file: Path, shape: dict[str, Any]) -> dict[str, Any]:
+    try:
+        values = read_json(file)
+        check_shape(values, shape)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: missing or damaged ({error}); evaluate again with --force") from error
+    found: dict[str, Any] = values
+    return found
+
+
 def _scores(values: dict[str, Any] | None) -> Scores | None:
-    return Scores(**{**values, "iou": tuple(values["iou"])}) if values else None
+    if not values:
+        return None
+    known = {name: value for name, value in values.items() if name in Scores.__dataclass_fields__}
+    return Scores(**{**known, "iou": tuple(values["iou"])})
 
 
 def _score(

@@ -1,46 +1,13 @@
-"""How far to trust the masks, image by image and class by class, where there is no truth."""
+"""How far to trust the masks where there is no truth: what was found, image by image and class by class."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, UInt8
-from PIL import Image
-
-from tagseg.data.images import read_image, read_mask_file
-from tagseg.data.loading import to_tensor
-from tagseg.data.prepare import prepare
-from tagseg.data.records import VOID, Sample
-from tagseg.masks.background import cut, label_probabilities
-from tagseg.masks.localise import views
-from tagseg.masks.maps import map_file, read_maps
-from tagseg.masks.write import enlarge, mask_file
-from tagseg.optimise import choose_device
-from tagseg.progress import Track, ahead, silent
-from tagseg.rca.network import RcaNetwork
-from tagseg.rca.train import load_network
 from tagseg.run import Run, RunError, write_atomically
-from tagseg.segment.infer import probabilities
-from tagseg.segment.predict import Predictor, read_predictor
-from tagseg.settings_stages import LocaliseSettings, MaskSettings
-
-LOOKS = ((1.0, False), (1.0, True), (0.75, False), (1.25, True))
-"""Scale of the image, and whether it is mirrored, in which the segmentation network looks at it."""
-
-SIDE = 512
-"""Long side in pixels up to which images are judged; larger ones are reduced."""
-
-READERS = 2
-"""Threads that decode images while the networks run."""
-
-FAINT = 0.02
-"""Likelihoods of a class's presence below this are not kept: with 1,000 classes they would be most of the file."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +31,7 @@ class ImageQuality:
     """How far to trust an image's mask: `score` (0..1) over all its classes together, and each of them by class id.
 
     present: how likely each class of the data set is in the image, by the classification and the segmentation network;
-    those below `FAINT` are left out.
+    faint likelihoods are left out.
     """
 
     id: str
@@ -73,166 +40,46 @@ class ImageQuality:
     present: Mapping[int, float]
 
 
-class Seen(NamedTuple):
-    """What an image's mask is judged by, all at one size (`h w` pixels): the probabilities that the segmentation
-    network gives each of its ids in each look, the mask, which of its pixels are unsure, and the probabilities that the
-    maps give background and each tag."""
-
-    id: str
-    tags: tuple[int, ...]
-    looks: Float32[np.ndarray, "looks ids h w"]
-    decided: UInt8[np.ndarray, "h w"]
-    unsure: Bool[np.ndarray, "h w"]
-    maps: Float32[np.ndarray, "l h w"]
-
-
-def assess(run: Run, track: Track = silent) -> dict[str, ImageQuality]:
-    """Judge the mask of every training image without truth, and return what was found by sample id, in data order.
-
-    The masks are those of the last round of self-training, or the run's. What is found is kept in `run.quality_file`,
-    image by image, so that an interrupted call continues; it is found anew when the segmentation network is another.
-
-    Raises:
-        RunError: when the run has no masks or no segmentation network, or a file of it is damaged.
-        DataError: naming the image, when one cannot be read.
-    """
-    if labels := run.settings().segment.labels:
-        raise RunError(f"{run.root}: learned from the masks in {labels}; there are none of its own to judge")
-    run.require("masks")
-    run.require("segment")
-    prepared, settings, source = prepare(run), run.settings(), reviewed_run(run)
-    samples = prepared.dataset.split("train")
-    known = read_quality(run)
-    # Written anew, so that it ends with a whole line.
-    write_atomically(run.quality_file, "".join([json.dumps(_header(run)) + "\n", *map(_line, known.values())]))
-    device = choose_device(settings.device)
-    predictor = read_predictor(run.segmenter, settings.device)
-    predictor = dataclasses.replace(predictor, max_side=min(predictor.max_side or SIDE, SIDE))
-    network, _ = load_network(run.network, device)
-    rule = source.settings().mask_rule()
-    todo = [sample for sample in samples if sample.id not in known]
-
-    def read(sample: Sample) -> tuple[Sample, Image.Image]:
-        return sample, read_image(sample.image, settings.data.max_megapixels)
-
-    with run.quality_file.open("a", encoding="utf-8") as file, contextlib.closing(ahead(todo, read, READERS)) as images:
-        for sample, image in track(images, "judge masks", len(todo)):
-            seen = look(predictor, source, rule, sample, image)
-            known[sample.id] = judge(seen, tag_scores(network, image, settings.localise))
-            file.write(_line(known[sample.id]))
-            file.flush()
-    return {sample.id: known[sample.id] for sample in samples}
+def write_quality(run: Run, found: Iterable[ImageQuality]) -> None:
+    """Write what was found of the masks of a run; more lines may be appended (see `quality_line`)."""
+    write_atomically(run.quality_file, "".join([json.dumps(_header(run)) + "\n", *map(quality_line, found)]))
 
 
 def read_quality(run: Run) -> dict[str, ImageQuality]:
-    """Return what `assess` found, by sample id; nothing where it has not been called since the network was trained."""
-    if not run.quality_file.exists():
-        return {}
-    found = {}
-    with run.quality_file.open(encoding="utf-8") as file:
-        if _parsed(file.readline()) != _header(run):
-            return {}
-        for values in map(_parsed, file):
-            # A killed process leaves half a line: that image is judged again.
-            if values is not None:
-                quality = _from_line(values)
-                found[quality.id] = quality
-    return found
-
-
-def reviewed_run(run: Run) -> Run:
-    """Return where the masks lie that are the run's last word: the last round of self-training, or the run itself."""
-    rounds = run.settings().segment.rounds
-    return run.round(rounds - 1) if rounds > 1 and run.done("segment") else run
-
-
-def expected_iou(probability: Float[np.ndarray, "*l h w"], mask: Bool[np.ndarray, "*l h w"]) -> float:
-    """Return the IoU to expect of a mask with what is really there, pixel by pixel likely by `probability` (0..1).
-
-    It is the sum of the lesser of the two over that of the greater (the soft IoU, or Ruzicka similarity), with p made
-    p^2 / (p^2 + (1 - p)^2) first: what a network finds likelier than not, it mostly finds right. 1 where neither shows
-    anything; with masks of several classes, over all of them together.
-    """
-    sharp = np.square(probability)
-    sharp = sharp / (sharp + np.square(1 - probability))
-    union = np.where(mask, np.float32(1), sharp).sum(dtype=np.float64)
-    return float(np.where(mask, sharp, np.float32(0)).sum(dtype=np.float64) / union) if union else 1.0
-
-
-def judge(seen: Seen, tag_scores: Float32[np.ndarray, " c"]) -> ImageQuality:
-    """Return how far to trust an image's mask.
-
-    The segmentation network's looks, averaged and given the tags (`p_l / sum over background and tags of p_l`), say how
-    likely each tag is at each pixel; a mask is as good as its expected IoU with that.
-    """
-    ids = [0, *seen.tags]
-    given = seen.looks[:, ids] / np.maximum(seen.looks[:, ids].sum(1, keepdims=True), 1e-6)
-    mean = given.mean(0)[1:]
-    masks = np.stack([seen.decided == class_id for class_id in seen.tags]) if seen.tags else np.zeros_like(mean, bool)
-    classes = {}
-    for i, class_id in enumerate(seen.tags):
-        own, area = given[:, 1 + i], float(masks[i].mean())
-        union = own.max(0).sum(dtype=np.float64)
-        classes[class_id] = ClassQuality(
-            score=expected_iou(mean[i], masks[i]),
-            maps=expected_iou(seen.maps[1 + i], masks[i]),
-            stable=float(own.min(0).sum(dtype=np.float64) / union) if union else 1.0,
-            unsure=float((masks[i] & seen.unsure).mean() / area) if area else 0.0,
-            area=area,
-        )
-    # A class is in the image as surely as the hundredth of its pixels that shows it best; both networks have a say.
-    shown = np.quantile(seen.looks.mean(0)[1:], 0.99, axis=(1, 2))
-    both = np.sqrt(np.clip(shown, 0, 1) * tag_scores)
-    present = {i: float(value) for i, value in enumerate(both, 1) if value >= FAINT}
-    return ImageQuality(seen.id, expected_iou(mean, masks), classes, present)
-
-
-def look(predictor: Predictor, source: Run, rule: MaskSettings, sample: Sample, image: Image.Image) -> Seen:
-    """Return what an image's mask in the run folder `source` is judged by, at the size at which the network predicts.
+    """Return what was found of the masks of a run, by sample id; nothing where that was with another segmentation
+    network, or not at all. Half a line at the end, as a killed process leaves it, is left out.
 
     Raises:
-        RunError: when its maps are missing or damaged.
-        DataError: when its masks are.
+        RunError: when a line is damaged.
     """
-    picture = predictor.picture(image)
-    size = (picture.shape[1], picture.shape[2])
-    pixels = picture[None].to(next(predictor.network.parameters()).device).float() / 255
-    looks = []
-    for scale, mirrored in LOOKS:
-        found = probabilities(predictor.network, pixels.flip(-1) if mirrored else pixels, (scale,), flip=False)
-        looks.append((found.flip(-1) if mirrored else found)[0].cpu().numpy())
-    decided, sure = (
-        np.asarray(Image.fromarray(read_mask_file(mask_file(folder, sample.id))).resize(size[::-1], _NEAREST))
-        for folder in (source.decided_masks, source.masks)
-    )
-    maps, classes = read_maps(map_file(source, sample.id))
-    likely = label_probabilities(enlarge(maps, size), rule, tuple(cut(values, rule) for values in maps))
-    rows = [0, *(1 + classes.index(class_id) for class_id in sample.tags)]
-    return Seen(sample.id, sample.tags, np.stack(looks), decided, sure == VOID, likely[rows])
-
-
-_NEAREST = Image.Resampling.NEAREST
-
-
-@torch.inference_mode()
-def tag_scores(network: RcaNetwork, image: Image.Image, settings: LocaliseSettings) -> Float32[np.ndarray, " c"]:
-    """Return how likely (0..1) the classification network finds each class in an image: the mean of both of its heads,
-    over the image and its mirror."""
-    (view,) = views(network.backbone, image, dataclasses.replace(settings, scales=(1.0,))).pictures
-    picture = to_tensor(view)[None].to(network.prototypes.device)
-    looks = (network(picture), network(picture.flip(-1)))
-    scores = torch.stack([head.sigmoid() for maps in looks for head in (maps.coarse_scores, maps.refined_scores)])
-    found: Float32[np.ndarray, " c"] = scores.float().mean(0)[0].cpu().numpy()
+    if not run.quality_file.exists():
+        return {}
+    found: dict[str, ImageQuality] = {}
+    with run.quality_file.open(encoding="utf-8") as file:
+        if file.readline() != json.dumps(_header(run)) + "\n":
+            return {}
+        for number, line in enumerate(file, 2):
+            try:
+                quality = _from_line(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if not line.endswith("\n"):
+                    break
+                raise RunError(f"{run.quality_file}: line {number} is damaged ({error}); delete the file") from error
+            found[quality.id] = quality
     return found
+
+
+def quality_line(quality: ImageQuality) -> str:
+    """Return what was found of an image as a line of JSON."""
+    return json.dumps(_rounded(dataclasses.asdict(quality)), ensure_ascii=False) + "\n"
 
 
 def _header(run: Run) -> dict[str, Any]:
-    with (run.segmenter / "network.safetensors").open("rb") as file:
+    network = run.segmenter / "network.safetensors"
+    if not network.exists():
+        return {"segmenter": None, "version": 1}
+    with network.open("rb") as file:
         return {"segmenter": hashlib.file_digest(file, "sha256").hexdigest(), "version": 1}
-
-
-def _line(quality: ImageQuality) -> str:
-    return json.dumps(_rounded(dataclasses.asdict(quality)), ensure_ascii=False) + "\n"
 
 
 def _rounded(value: Any) -> Any:
@@ -241,13 +88,10 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
 def _from_line(values: dict[str, Any]) -> ImageQuality:
-    classes = {int(key): ClassQuality(**item) for key, item in values["classes"].items()}
-    return ImageQuality(values["id"], values["score"], classes, {int(k): v for k, v in values["present"].items()})
+    classes = {
+        int(key): ClassQuality(*(float(item[field.name]) for field in dataclasses.fields(ClassQuality)))
+        for key, item in values["classes"].items()
+    }
+    present = {int(key): float(value) for key, value in values["present"].items()}
+    return ImageQuality(str(values["id"]), float(values["score"]), classes, present)

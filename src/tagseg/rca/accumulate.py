@@ -21,11 +21,13 @@ from torch import Tensor
 
 from tagseg.data.loading import Crop
 from tagseg.data.records import Sample
+from tagseg.files import reserve
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.tagmaps import pair_maps
 from tagseg.run import RunError, atomic_path, write_atomically
 from tagseg.settings import MapKind, Settings, map_kind
 from tagseg.settings_stages import LocaliseSettings
+from tagseg.untrusted import DAMAGED_ARRAY, check_shape, read_json, require_regular
 
 GRID = 56
 """Cells of an accumulated map per side, over the whole image whatever its shape."""
@@ -51,13 +53,14 @@ class Accumulation:
 
 @contextlib.contextmanager
 def accumulating(
-    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int
+    folder: Path, samples: Sequence[Sample], settings: Settings, epoch: int, partway: bool = False
 ) -> Iterator[Accumulation | None]:
     """Yield the maps accumulated before `epoch`, to be raised during it; they are kept when the block succeeds.
 
     None where nothing is accumulated: in the epochs of warm-up, and with other settings than maps = oaa. Every epoch
     has a file of its own, begun as a copy of the one before, which stays until the next epoch: wherever a training is
-    interrupted, it resumes without the maps of an epoch that will be done again.
+    interrupted, it resumes without the maps of an epoch that will be done again, or, when the epoch was left `partway`,
+    with what `keep_accumulated` has kept.
 
     Raises:
         RunError: when the maps of the epoch before are missing or damaged.
@@ -68,17 +71,33 @@ def accumulating(
         return
     counts = [len(sample.tags) for sample in samples]
     with atomic_path(_epoch_file(folder, epoch)) as temporary:
-        if epoch == start:
+        if epoch == start and not partway:
             array = open_memmap(temporary, "w+", np.uint8, (sum(counts), GRID, GRID))
         else:
-            _open(_epoch_file(folder, epoch - 1), "r", sum(counts))
-            shutil.copyfile(_epoch_file(folder, epoch - 1), temporary)
+            before = _partway_file(folder, epoch) if partway else _epoch_file(folder, epoch - 1)
+            _open(before, "r", sum(counts))
+            shutil.copyfile(before, temporary)
             array = open_memmap(temporary, "r+")
+        reserve(temporary, temporary.stat().st_size)
         # The kind does not hang on localise.kind: that may change after the training.
         kind = map_kind(LocaliseSettings(), settings.rca)
         yield Accumulation(array, torch.tensor([0, *counts[:-1]]).cumsum(0), kind)
         array.flush()
     _epoch_file(folder, epoch - 2).unlink(missing_ok=True)
+    # This epoch's own must stay until its end is saved.
+    _partway_file(folder, epoch - 1).unlink(missing_ok=True)
+
+
+def keep_accumulated(folder: Path, epoch: int, accumulation: Accumulation | None) -> None:
+    """Keep the maps of an epoch that is left partway, for `accumulating` to go on with.
+
+    Should the process end before the rest of its state is saved, they are ahead of it: that does no harm, as the steps
+    that are done again raise them to what they are already.
+    """
+    if accumulation is not None:
+        accumulation.array.flush()
+        with atomic_path(_partway_file(folder, epoch)) as temporary:
+            shutil.copyfile(str(accumulation.array.filename), temporary)
 
 
 @torch.no_grad()
@@ -125,7 +144,8 @@ def finish_accumulating(folder: Path, samples: Sequence[Sample], epochs: int) ->
     if _epoch_file(folder, epochs).exists():
         _epoch_file(folder, epochs).replace(folder / FILE)
     # Beside the epoch before, a training that was killed leaves the copy it worked on.
-    for leftover in (_epoch_file(folder, epochs - 1), *folder.glob(".writing-*.npy")):
+    others = (_epoch_file(folder, epochs - 1), _partway_file(folder, epochs))
+    for leftover in (*others, *folder.glob(".writing-*.npy")):
         leftover.unlink(missing_ok=True)
 
 
@@ -136,9 +156,10 @@ def read_accumulated(folder: Path) -> tuple[Array, dict[str, slice]]:
         RunError: when a file is missing or damaged.
     """
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
+        check_shape(index, {"samples": [list]})
         samples = [(str(name), len(tags)) for name, tags in index["samples"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder / INDEX}: missing or damaged ({error})") from error
     ends = np.cumsum([count for _, count in samples]).tolist()
     rows = {name: slice(end - count, end) for (name, count), end in zip(samples, ends, strict=True)}
@@ -149,10 +170,15 @@ def _epoch_file(folder: Path, epoch: int) -> Path:
     return folder / f"accumulated-{epoch}.npy"
 
 
+def _partway_file(folder: Path, epoch: int) -> Path:
+    return folder / f"accumulated-{epoch}-partway.npy"
+
+
 def _open(path: Path, mode: Literal["r", "r+"], rows: int) -> Array:
     try:
+        require_regular(path)
         array = open_memmap(path, mode)
-    except (OSError, ValueError) as error:
+    except DAMAGED_ARRAY as error:
         raise RunError(f"{path}: missing or damaged ({error}); train again with --force") from error
     if array.shape != (rows, GRID, GRID) or array.dtype != np.uint8:
         raise RunError(

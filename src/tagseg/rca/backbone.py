@@ -1,5 +1,6 @@
 """Backbones: any timm model with feature maps at stride 8, 16 or 32, and the paper's dilated VGG16."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from tagseg.untrusted import is_file
 
 RANDOM = "random"
 TIMM = "timm"
@@ -178,8 +181,8 @@ def weight_options(name: str, weights: str) -> dict[str, Any]:
         return {"pretrained": False}
     if weights == TIMM:
         return {"pretrained": True}
-    path = Path(weights).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(weights))
+    if not is_file(path):
         raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
     if path.suffix != ".safetensors":  # timm would unpickle it
         raise ValueError(f"weights file {weights}: not a safetensors file (its name must end in .safetensors)")
@@ -190,7 +193,7 @@ def weight_options(name: str, weights: str) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"weights file {weights}: not a safetensors file ({error})") from error
     wrong = [key for key, shape in expected.items() if found.get(key, shape if "num_batches" in key else None) != shape]
     if wrong:

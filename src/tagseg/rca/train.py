@@ -5,28 +5,41 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tagseg.checkpoint import load_tensors, restore, save_tensors
+from tagseg.checkpoint import CHECKPOINT, load_tensors, restore, save_tensors
 from tagseg.data.check import require_saliency
 from tagseg.data.loading import Crop, TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
-from tagseg.optimise import History, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
+from tagseg.optimise import (
+    History,
+    Steps,
+    build_optimizer,
+    choose_device,
+    enough_epochs,
+    epochs,
+    poly,
+    set_lr,
+    warn_if_random,
+)
 from tagseg.progress import Track, silent
-from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating
+from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.regions import Regions, pool_regions
 from tagseg.rca.saliency import saliency_loss
-from tagseg.run import write_atomically
+from tagseg.run import RunError, write_atomically
 from tagseg.settings import Settings
 from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.untrusted import check_shape
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +56,7 @@ class Trained:
 
 
 def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = silent) -> Trained:
-    """Train the classification network on the tags of the training images; resumes behind the last finished epoch.
+    """Train the classification network on the tags of the training images; resumes where it was left.
 
     Leaves network.safetensors, bank.safetensors, network.json and history.jsonl in `folder`; with maps = oaa also
     accumulated.npy and accumulated.json.
@@ -71,8 +84,8 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser, options.bias_lr)
     optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
 
-    def one_epoch(epoch: int) -> dict[str, float]:
-        return _one_epoch(network, bank, optimizer, dataset, settings, device, folder, epoch, track)
+    def one_epoch(epoch: int, steps: Steps) -> dict[str, float]:
+        return _one_epoch(network, bank, optimizer, dataset, settings, device, folder, epoch, steps, track)
 
     history = epochs(folder, {"network": network, "bank": bank}, optimizer, options.epochs, one_epoch)
     if rca.contrast or rca.aggregation:
@@ -88,13 +101,28 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
     """Restore a trained network (in evaluation mode) and its class names.
 
     Raises:
-        RunError: when a file is missing or damaged.
+        RunError: when a file is missing or damaged, or describes another network than it holds.
     """
-    tensors, about = load_tensors(folder / "network.safetensors")
-    settings = Settings.from_dict({key: about[key] for key in ("maps", "train", "rca") if key in about}, str(folder))
-    background = settings.maps == "eps"
-    network = build_network(len(about["classes"]), settings.train, settings.rca, start=False, background=background)
-    restore(network, tensors, folder / "network.safetensors")
+    file = folder / "network.safetensors"
+
+    def build(about: dict[str, Any]) -> RcaNetwork:
+        try:
+            check_shape(about, {"classes": [str]})
+            values: dict[str, Any] = {key: about[key] for key in ("maps", "train", "rca") if key in about}
+            settings = Settings.from_dict(values, "its settings")
+            eps = settings.maps == "eps"
+            return build_network(len(about["classes"]), settings.train, settings.rca, start=False, background=eps)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
+
+    def expected(about: dict[str, Any]) -> dict[str, Tensor]:
+        # Without memory first: it may describe an enormous network, and hold another one.
+        with torch.device("meta"):
+            return build(about).state_dict()
+
+    tensors, about = load_tensors(file, expected)
+    network = build(about)
+    restore(network, tensors, file)
     return network.to(device, memory_format=torch.channels_last).eval(), tuple(about["classes"])  # type: ignore[call-overload]
 
 
@@ -161,30 +189,36 @@ def _one_epoch(
     device: torch.device,
     folder: Path,
     epoch: int,
+    steps: Steps,
     track: Track,
 ) -> dict[str, float]:
     options, rca = settings.train, settings.rca
     seed = epoch_seed(settings.seed, epoch)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
+    steps.begin([generator])
     samples = dataset.split("train")
     shape = (options.crop, options.scale, options.jitter, settings.data.max_megapixels)
     images = TagImages(samples, len(dataset.classes), *shape, seed, settings.maps == "eps")
-    batches = loader(images, options.batch, settings.workers, seed)
+    batches = loader(images, options.batch, settings.workers, seed, steps.done)
+    total = steps.done + len(batches)
     started = epoch > rca.warmup
-    if (rca.contrast or rca.aggregation) and started:
+    if (rca.contrast or rca.aggregation) and started and not steps.done:
         network.refresh_prototypes(bank, torch.Generator(device).manual_seed(seed))
     network.train()
-    sums: dict[str, float] = {}
-    with accumulating(folder, samples, settings, epoch) as accumulation:
-        for i, crop in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches))):
-            set_lr(optimizer, _lr(options, epoch, i / len(batches)))
+    sums = dict(steps.sums)
+    with accumulating(folder, samples, settings, epoch, steps.done > 0) as accumulation:
+        keep = partial(keep_accumulated, folder, epoch, accumulation)
+        for i, crop in enumerate(track(batches, f"train, epoch {epoch}/{options.epochs}", len(batches)), steps.done):
+            set_lr(optimizer, _lr(options, epoch, i / total))
             losses, maps = training_step(network, bank, optimizer, crop, settings, started, generator)
             if accumulation is not None:
                 accumulate(accumulation, network, maps, crop)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
-    return sums | {"lr": optimizer.param_groups[0]["lr"]}
+                sums[name] = sums.get(name, 0.0) + value.item() / total
+            sums["lr"] = optimizer.param_groups[0]["lr"]
+            steps.end(i + 1, sums, [generator], keep)
+    return sums
 
 
 def _losses(
@@ -245,4 +279,4 @@ def _save(
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
     write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tagseg.data.images import read_image
 from tagseg.data.prepare import prepare
+from tagseg.lock import at_work
 from tagseg.masks.palette import class_colours
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, silent
@@ -58,7 +59,8 @@ def atlas(
         track: how to report progress.
 
     Raises:
-        RunError: when the run has not been trained, its bank is empty, or the page exists and `force` is not given.
+        RunError: when the run has not been trained, its bank is empty, the page exists and `force` is not given, or
+            another process is at work on the run that the page goes into.
         DataError: when an image cannot be read.
         ValueError: when `per_class` is below 1 or the device is not there.
     """
@@ -69,7 +71,13 @@ def atlas(
         raise RunError(f"{path}: exists; choose another --out or --force")
     if per_class < 1:
         raise ValueError(f"--per-class: got {per_class}, expected at least 1 image")
-    write_atomically(path, render(trained, [Path(image) for image in images], per_class, device, track))
+    new = [Path(image) for image in images]
+    if path != trained.atlas_file:
+        write_atomically(path, render(trained, new, per_class, device, track))
+        return Atlas(path)
+    with at_work(trained.root):
+        write_atomically(path, render(trained, new, per_class, device, track))
+        trained.note("atlas")
     return Atlas(path)
 
 
@@ -90,7 +98,8 @@ def render(run: Run, images: Sequence[Path], per_class: int, device: str, track:
     pairs = closest_pairs(memory)
     return render_page(
         "atlas.html.j2",
-        ("style.css", "atlas.css"),
+        ("atlas.css",),
+        ("viewer.js",),
         title="What the memory knows",
         version=run.manifest()["tagseg"],
         run=str(run.root),

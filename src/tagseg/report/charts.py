@@ -1,6 +1,5 @@
 """Loss curves as numbers for an SVG: what the page's template draws."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tagseg.run import RunError
+from tagseg.untrusted import parse_json, read_bytes
 
 WIDTH, HEIGHT = 380, 236
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 42
@@ -55,11 +55,15 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    try:
+        lines = read_bytes(path).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from error
     epochs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            epoch = json.loads(line)
-        except json.JSONDecodeError as error:
+            epoch = parse_json(line)
+        except ValueError as error:
             raise RunError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
             raise RunError(f'{path}, line {number}: got {line[:80]!r}, expected an object with a whole number "epoch"')

@@ -13,7 +13,7 @@ from tagseg.rca.network import RcaNetwork
 from tagseg.report.attention import Area
 from tagseg.report.crops import Colour, crop_region, outline_regions
 from tagseg.report.nearest import Memory, Pair, Seen
-from tagseg.report.pictures import data_uri
+from tagseg.report.overlay import data_uri
 
 WORKING_SIDE = 960
 """Larger photos are reduced to this long side, in pixels, before regions are cut out of them."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,12 @@ def load_memory(run: Run, network: RcaNetwork) -> Memory:
         RunError: when the bank's file is missing or damaged, or nothing was ever written into the bank.
     """
     file, rca = run.network / "bank.safetensors", network.rca
-    tensors, _ = load_tensors(file)
+
+    def expected(_: dict[str, Any]) -> dict[str, Tensor]:
+        with torch.device("meta"):  # before any memory is taken: the settings may come from a stranger
+            return Bank(len(network.prototypes), rca.slots, network.channels).state_dict()
+
+    tensors, _ = load_tensors(file, expected)
     bank = Bank(len(network.prototypes), rca.slots, network.channels, rca.update, rca.momentum)
     restore(bank, tensors, file)
     if not bank.filled.any():

@@ -1,6 +1,5 @@
 """The report: one self-contained HTML page about a finished run."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.measure.evaluate import read_figures
 from tagseg.progress import Track, silent
 from tagseg.report.charts import Chart, draw_chart, read_history, values
 from tagseg.report.pictures import draw_galleries
 from tagseg.report.render import css, render_page
 from tagseg.run import STAGES, Run, RunError, Stage, write_atomically
 from tagseg.settings import Settings
+from tagseg.untrusted import check_shape, read_json
 
 DUTIES: dict[Stage, str] = {
     "train": "learn the tags, with the bank of regions",
@@ -34,6 +35,9 @@ COLUMNS = {
 
 SHOWN_PATHS = 50
 """So many skipped files are listed by name."""
+
+_ROW = {"id": str, "tags": [int], "split": str, "size": [int], "image": str, "mask": bool}
+_DATA = {"layout": str, "classes": [str], "notes": [str], "broken": [[str]], "samples": [_ROW]}
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,20 @@ def report(run: Run, track: Track = silent) -> Report:
 
 def render(run: Run, track: Track = silent) -> str:
     """Return the report's HTML."""
-    data, evaluation = _read_json(run.data_file), _read_json(run.evaluation_file)
+    data, evaluation = _read_data(run.data_file), read_figures(run)
     settings, manifest = run.settings(), run.manifest()
     colours = [css(colour) for colour in class_colours(len(data["classes"]))]
     return render_page(
         "report.html.j2",
+        ("report.css",),
+        ("viewer.js",),
         title=settings.report.title,
         figures=_figures(data, evaluation, manifest),
         class_rows=_class_rows(data, evaluation, colours),
         columns=[Column(*COLUMNS[part], 100 * evaluation[part]["miou"]) for part in _measured(evaluation)],
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
+        improved=run.final() != run,
         classes=data["classes"],
         colours=colours,
         void_colour=css(VOID_COLOUR),
@@ -110,6 +117,7 @@ def render(run: Run, track: Track = silent) -> str:
         data=manifest["data"],
         layout=data["layout"],
         again=f"tagseg fit {shlex.quote(manifest['data'])} --out NEW --settings {shlex.quote(str(run.settings_file))}",
+        review=f"tagseg review {shlex.quote(str(run.root))}",
         predict=f"tagseg predict {shlex.quote(str(run.root))} IMAGES --out DIR",
     )
 
@@ -139,9 +147,12 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
     counts = {split: sum(record["split"] == split for record in data["samples"]) for split in ("train", "val")}
     seconds = sum(float(stage["seconds"]) for stage in manifest["stages"].values())
     names = data["classes"]
-    masks, calibrated = evaluation["pseudo_masks"], evaluation.get("calibrated", 0)
+    masks, improved, calibrated = (evaluation.get(key) for key in ("pseudo_masks", "self_trained", "calibrated"))
+    how = "made from the tags alone"
+    if improved and masks:
+        how += f", after self-training ({per_cent(float(masks['miou']))} before),"
     return [
-        _score("Pseudo-masks, mIoU", masks, "made from the tags alone", "training", calibrated),
+        _score("Pseudo-masks, mIoU", improved or masks, how, "training", calibrated),
         _score("Segmenter, mIoU", evaluation["segmenter"], "predicted without any tag", "validation"),
         *_share(evaluation),
         Figure(
@@ -158,7 +169,7 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
     ]
 
 
-def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str, calibrated: int = 0) -> Figure:
+def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str, calibrated: int | None = 0) -> Figure:
     left_out = f" {calibrated:,} are left out: calibration has seen their true masks." if calibrated else ""
     if result is None:
         return Figure(label, "", f"No {images} image has a true mask to compare with.{left_out}")
@@ -181,11 +192,12 @@ def _share(evaluation: Mapping[str, Any]) -> list[Figure]:
     own, full = evaluation["segmenter"], evaluation.get("full_supervision")
     if not own or not full:
         return []
+    share = per_cent(own["miou"] / full["miou"])
     reached = (
         f"The same network, trained alike on the true masks of the training images, has {per_cent(full['miou'])}: the "
-        "most that could be hoped for. This is the share of it that tags alone have reached."
+        f"most that could be hoped for. With tags alone it has {share} of full supervision."
     )
-    return [Figure("Of full supervision", f"{per_cent(own['miou'] / full['miou'])} of full supervision", reached)]
+    return [Figure("Of full supervision", share, reached)]
 
 
 def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
@@ -268,11 +280,12 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_data(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
+        check_shape(found, _DATA)
     except FileNotFoundError as error:
         raise RunError(f"{path}: missing; run the stages before the report again") from error
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: damaged ({error}); run the stage that writes it again") from error
     return found

@@ -1,7 +1,5 @@
 """The report's rows of pictures: photos as JPEG, maps and masks as see-through PNG, all as data URIs."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,11 @@ from PIL import Image
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
-from tagseg.masks.palette import class_colours, png_palette
+from tagseg.masks.maps import read_maps
+from tagseg.masks.palette import class_colours
 from tagseg.measure.evaluate import evenly_spaced
 from tagseg.progress import Track
+from tagseg.report.overlay import data_uri, draw_mask
 from tagseg.run import Run, RunError
 
 SIDE = 480
@@ -73,7 +73,11 @@ def draw_galleries(run: Run, data: dict[str, Any], track: Track) -> dict[str, Ga
     chosen = {"train": _choose(run, data, "train", count), "val": _choose(run, data, "val", (count + 1) // 2)}
     records = [record for rows, _ in chosen.values() for record in rows]
     # The data folder is read again only for the truth: without it a report needs no more than the images.
-    dataset = read_dataset(run.data_root(), settings.data) if any(record["mask"] for record in records) else None
+    dataset = (
+        read_dataset(run.data_root(), settings.data, settings.cache)
+        if any(record["mask"] for record in records)
+        else None
+    )
     samples = {sample.id: sample for sample in dataset.samples} if dataset else {}
     side = round(SIDE * min(1.0, (FULL_SIZE_ROWS / max(len(records), 1)) ** 0.5))
     rows: dict[str, list[Row]] = {"train": [], "val": []}
@@ -98,13 +102,7 @@ def describe_mask(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> str
 
 def mask_overlay(mask: UInt8[np.ndarray, "h w"], width: int, height: int) -> str:
     """Return a mask as a PNG data URI of the given size: class colours, background clear, unsure pixels hatched."""
-    small = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    y, x = np.indices(small.shape)
-    # Only the stripes of unsure areas are painted, so that the photo shows between them.
-    small[(small == VOID) & ((x + y) % 6 >= 3)] = 0
-    picture = Image.fromarray(small)
-    picture.putpalette(png_palette())
-    return data_uri(picture, "png", transparency=0, optimize=True)
+    return data_uri(draw_mask(mask, width, height), "png", transparency=0, optimize=True)
 
 
 def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "k"], width: int, height: int) -> str:
@@ -114,13 +112,6 @@ def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "
     colours = np.array(class_colours(255), dtype=np.uint8)[classes]
     picture = np.concatenate([colours[stack.argmax(0)], stack.max(0)[:, :, None]], axis=2)
     return data_uri(Image.fromarray(picture), "png", optimize=True)
-
-
-def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """Return a picture as a data URI; `options` are those of Pillow's writer of that `kind` (jpeg, png)."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _choose(run: Run, data: dict[str, Any], split: str, count: int) -> tuple[list[dict[str, Any]], str]:
@@ -165,7 +156,7 @@ def _row(
     pictures = {
         "image": Picture("image", f"Image {record['id']}", ""),
         "map": _map_picture(_file(run.maps, record, ".npz"), record, classes, (width, height)),
-        "pseudo-mask": masked("pseudo-mask", _mask(_file(run.masks, record, ".png"))),
+        "pseudo-mask": masked("pseudo-mask", _mask(_file(run.final().masks, record, ".png"))),
         "prediction": masked("prediction", _mask(_file(run.predictions, record, ".png"))),
         "truth": masked("truth", truth),
     }
@@ -179,10 +170,12 @@ def _row(
 def _map_picture(path: Path, record: dict[str, Any], classes: Sequence[str], size: tuple[int, int]) -> Picture | None:
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        maps, ids = stored["maps"], stored["classes"]
-    if len(ids) == 0:
+    maps, found = read_maps(path)
+    if not found:
         return None
+    if max(found) > len(classes):
+        raise RunError(f"{path}: holds the map of class {max(found)}, the run has {len(classes)}")
+    ids = np.array(found)
     scale = min(1.0, MAP_SIDE / max(size))
     width, height = (max(1, round(length * scale)) for length in size)
     names = ", ".join(classes[index - 1] for index in ids)

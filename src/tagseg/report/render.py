@@ -21,21 +21,24 @@ def templates() -> jinja2.Environment:
     )
 
 
-def render_page(template: str, styles: tuple[str, ...] = ("style.css",), **values: Any) -> str:
+def render_page(template: str, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = (), **values: Any) -> str:
     """Return the HTML of a template that extends base.html.j2; every value is escaped, nothing is loaded from outside.
 
     Args:
         template: a file name in report/templates.
-        styles: the style sheets to put into the page, in order.
+        styles: the page's own style sheets, behind the one that all pages share.
+        scripts: the page's own scripts, behind the one that all pages share.
         values: what the template shows.
     """
     environment = templates()
-    script = _source(environment, "report.js")
+    style = "\n".join(_source(environment, name) for name in ("style.css", *styles))
+    script = "\n".join(_source(environment, name) for name in ("page.js", *scripts))
     return environment.get_template(template).render(
         # Only this very script may run: a name that slipped through escaping would still be text.
         script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        style=Markup("\n".join(_source(environment, name) for name in styles)),
+        script_hash=_digest(script),
+        style=Markup(style),
+        style_hash=_digest(style),
         writer=__version__,
         **values,
     )
@@ -49,3 +52,8 @@ def css(colour: tuple[int, int, int]) -> str:
 def _source(environment: jinja2.Environment, name: str) -> str:
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0].strip()
+
+
+def _digest(source: str) -> str:
+    """Return the checksum by which a page's policy knows its own style and script."""
+    return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode("ascii")

@@ -1,6 +1,5 @@
 """What a saved segmentation network says about itself, checked before anything is built from it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -8,9 +7,10 @@ from typing import Any, get_args
 from tagseg.data.records import MAX_CLASSES
 from tagseg.run import RunError
 from tagseg.segment.networks import NetworkName
+from tagseg.untrusted import read_json, shown
 
-_MAX_SCALE = 32
-"""Image scales beyond this would only fill the memory."""
+_MAX_SCALE, _MAX_SIDE = 32, 8192
+"""Image scales, and pixels that a scaled image's side has, beyond these would only fill the memory."""
 
 
 def _are_classes(value: Any) -> bool:
@@ -56,7 +56,13 @@ def check_about(about: object, source: Path) -> None:
         if name not in about:
             raise RunError(f"{source}: not a segmentation network of tagseg: {name} is missing, expected {expected}")
         if not holds(about[name]):
-            raise RunError(f"{source}: {name} is {repr(about[name])[:200]}, expected {expected}")
+            raise RunError(f"{source}: {name} is {shown(about[name])}, expected {expected}")
+    side = max(about["predict_scales"]) * about["max_side"]
+    if side > _MAX_SIDE:
+        raise RunError(
+            f"{source}: max_side {shown(about['max_side'])} at scale {max(about['predict_scales']):g} is too large, "
+            f"expected at most {_MAX_SIDE} pixels"
+        )
 
 
 def check_twin(file: Path, about: dict[str, Any]) -> None:
@@ -68,16 +74,16 @@ def check_twin(file: Path, about: dict[str, Any]) -> None:
         RunError: naming the file and what differs.
     """
     try:
-        twin = json.loads(file.read_text(encoding="utf-8"))
+        twin = read_json(file)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{file}: damaged ({error})") from error
     if not isinstance(twin, dict):
         raise RunError(f"{file}: damaged (holds no object)")
     for name, value in about.items():
         if name not in twin or twin[name] != value:
-            found = repr(twin[name])[:200] if name in twin else "missing"
+            found = shown(twin[name]) if name in twin else "missing"
             raise RunError(
-                f"{file}: {name} is {found}, the network.safetensors beside it says {repr(value)[:200]}, which counts"
+                f"{file}: {name} is {found}, the network.safetensors beside it says {shown(value)}, which counts"
             )

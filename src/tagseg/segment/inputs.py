@@ -1,16 +1,19 @@
 """Which images are to be predicted, and the names of what is written for them."""
 
 import glob
+import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import DataError
+from tagseg.data.shards import is_shard, shard_images
+from tagseg.data.tars import refuse_compressed
 from tagseg.segment.remote import is_url, list_url, local_path
 
 Location = Path | str
-"""Where an image lies: a file, or a URL of another storage."""
+"""Where an image lies: a file (or a member of a tar, by its path), or a URL of another storage."""
 
 
 def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[str, Location]:
@@ -18,23 +21,23 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
     before its first wildcard, without suffix where that is unique.
 
     Folders, those that a pattern matches too, are searched with their subfolders. Where `out` lies in what is searched,
-    its files are left out: masks are no images. URLs of folders, patterns and files in other storage are taken alike.
+    its files are left out: masks are no images. Tar shards stand for the images in them, named by their keys; in a
+    folder they count where no image lies beside them. `{000..009}` in a path stands for each of these numbers. URLs of
+    folders, patterns and files in other storage are taken alike, without shards.
 
     Raises:
-        DataError: when a path does not exist, nothing is found, two images would have one name, or a storage cannot be
-            reached.
+        DataError: when a path does not exist, nothing is found, two images would have one name, a shard is damaged or
+            compressed, or a storage cannot be reached.
     """
     files: dict[Location, PurePath] = {}  # file -> its path below the folder its name is relative to
-    for item in map(local_path, wanted):
-        if isinstance(item, str) and is_url(item):
-            listed = list_url(item)
-            for url, below in listed.items():
-                # A file that is named is taken whatever its suffix.
-                if below.suffix.lower() in IMAGE_SUFFIXES or len(listed) == 1:
-                    files.setdefault(url, below)
+    for item in (one for several in wanted for one in _numbered(local_path(several))):
+        if is_url(item):
+            for url, below in _listed(item).items():
+                files.setdefault(url, below)
             continue
         path = Path(item)
         if path.is_file():
+            refuse_compressed(path)
             files.setdefault(path, Path(path.name))
             continue
         root, entries = (path, [path]) if path.is_dir() else _matches(path)
@@ -45,14 +48,41 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
             found = _without_outputs(found, out.resolve(), str(item))
         for file in found:
             files.setdefault(file, file.relative_to(root))
-    if not files:
+    relative = {file: below for file, below in files.items() if not _is_shard(file)}
+    relative |= shard_images([Path(file) for file in files if _is_shard(file)])
+    if not relative:
         raise DataError(f"{', '.join(map(str, wanted))}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return _named(files)
+    return _named(relative)
 
 
 def identity(location: Location) -> str:
     """Return what an image is known by, however its location is written."""
     return str(location) if is_url(location) else str(Path(location).resolve())
+
+
+def _numbered(item: str) -> list[str]:
+    """The paths that one with {000..009} stands for; a file that is really called so stands for itself."""
+    found = re.search(r"\{([0-9]+)\.\.([0-9]+)\}", item)
+    if found is None or Path(item).exists():
+        return [item]
+    first, last = int(found[1]), int(found[2])
+    if not 0 <= last - first < 1_000_000:
+        raise DataError(f"{item}: {found[0]} counts {last - first + 1} numbers, expected 1 to 1,000,000")
+    numbers = (f"{number:0{len(found[1])}}" for number in range(first, last + 1))
+    return [path for number in numbers for path in _numbered(item[: found.start()] + number + item[found.end() :])]
+
+
+def _listed(url: str) -> dict[str, PurePosixPath]:
+    """The images that a URL stands for; a file that is named is taken whatever its suffix."""
+    listed = list_url(url)
+    images = {one: below for one, below in listed.items() if below.suffix.lower() in IMAGE_SUFFIXES}
+    if not images and any(below.suffix.lower() == ".tar" for below in listed.values()):
+        raise DataError(f"{url}: tar shards in other storage are not read; copy or mount them where they have a path")
+    return images or (listed if len(listed) == 1 else {})
+
+
+def _is_shard(location: Location) -> bool:
+    return isinstance(location, Path) and is_shard(location)
 
 
 def _matches(pattern: Path) -> tuple[Path, list[Path]]:
@@ -66,7 +96,8 @@ def _matches(pattern: Path) -> tuple[Path, list[Path]]:
 
 def _images(entry: Path) -> list[Path]:
     files = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
-    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    return images or [file for file in files if is_shard(file) and file.is_file()]
 
 
 def _without_outputs(found: list[Path], out: Path, item: str) -> list[Path]:

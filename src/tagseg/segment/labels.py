@@ -1,7 +1,6 @@
 """Masks to learn from that tagseg did not make: true ones, or a folder of any other tool's."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, DataError, Dataset, Sample
 from tagseg.masks.write import mask_file, write_classes, write_mask
 from tagseg.progress import Track, silent
+from tagseg.untrusted import check_shape, read_json
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +77,15 @@ def class_values(file: Path, dataset: Dataset) -> dict[int, int] | None:
     if not file.exists():
         return None if dataset.mask_ids is None else dict(dataset.mask_ids)
     try:
-        names = {int(value): str(name) for value, name in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
+        found = read_json(file)
+        check_shape(found, dict.fromkeys(found, str) if isinstance(found, dict) else dict)
+        names = {int(value): name for value, name in found.items()}
+    except (OSError, ValueError) as error:
         raise DataError(f'{file}: expected an object like {{"0": "background", "1": "cat"}} ({error})') from error
     ids = {name: i for i, name in enumerate(dataset.classes, 1)}
     meant = {value: name for value, name in names.items() if value not in (0, VOID)}
     strange = sorted(set(meant.values()) - ids.keys())
     if strange or not all(0 < value < VOID for value in meant):
-        raise DataError(
-            f"{file}: classes {', '.join(strange) or 'with ids out of 1..254'}; the data set has {', '.join(ids)}"
-        )
+        got = ", ".join(strange)[:300] or "with ids out of 1..254"
+        raise DataError(f"{file}: classes {got}; the data set has {', '.join(ids)}")
     return {value: ids[name] for value, name in meant.items()}

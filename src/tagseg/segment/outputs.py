@@ -12,12 +12,14 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from tagseg.data.records import DataError
+from tagseg.files import writing
 from tagseg.masks.palette import class_colours
 from tagseg.masks.write import mask_file
 from tagseg.run import write_atomically
 from tagseg.segment.decide import Decided
 from tagseg.segment.inputs import Location, identity
 from tagseg.segment.options import PredictOptions
+from tagseg.untrusted import parse_json, read_bytes
 
 LINES = "predictions.jsonl"
 """The file beside the masks with a line per image."""
@@ -32,10 +34,13 @@ def begin(found: Mapping[str, Location], out: Path, options: PredictOptions) -> 
     """Return the names of the images that are to be predicted, and the lines of predictions.jsonl that stay.
 
     Raises:
-        DataError: when a file would overwrite one of the images, or a mask exists and neither `force` nor `resume` is
-            given.
+        DataError: when a file would overwrite one of the images or lie outside of `out` by a link, or a mask exists and
+            neither `force` nor `resume` is given.
     """
     targets = {name: output_files(out, name, options) for name in found}
+    for folder in {file.parent for files in targets.values() for file in files}:
+        if not folder.resolve().is_relative_to(out.resolve()):
+            raise DataError(f"{folder}: is a link out of {out}, where masks go; choose another --out")
     images = {path.resolve(): path for path in found.values() if isinstance(path, Path)}
     for file in (file for files in targets.values() for file in files):
         if file.resolve() in images:
@@ -135,11 +140,14 @@ def read_lines(file: Path) -> list[Line]:
     """
     if not file.exists():
         return []
-    whole, _, _ = file.read_bytes().rpartition(b"\n")
+    try:
+        whole, _, _ = read_bytes(file).rpartition(b"\n")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error}); move it away") from error
     lines = []
     for number, text in enumerate(whole.splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError as error:
             raise DataError(f"{file}, line {number}: not JSON ({error}); move the file away") from error
         if not isinstance(line, dict) or not isinstance(line.get("image"), str):
@@ -157,7 +165,7 @@ def append_line(file: Path, line: Line) -> None:
     """Append a line: whole, or, when it cannot be written, not at all."""
     before = file.stat().st_size
     try:
-        with file.open("ab") as opened:
+        with writing(file), file.open("ab") as opened:
             opened.write(_text(line))
     except BaseException:
         os.truncate(file, before)

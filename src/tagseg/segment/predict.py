@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 from tagseg.checkpoint import load_tensors, restore
 from tagseg.data.images import as_rgb
 from tagseg.data.records import DataError
+from tagseg.files import remove_temporary
 from tagseg.masks.write import write_classes
+from tagseg.memory import ran_out
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, ahead, silent
-from tagseg.run import Run, RunError, remove_temporary
+from tagseg.run import Run, RunError
 from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.batches import Seen, in_batches
 from tagseg.segment.decide import Decided, candidates, decide, refine
@@ -133,6 +136,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     if run.manifest_file.exists():
         run.require("segment")
         folder = run.segmenter
+        run.require_unchanged("segment", folder / "network.safetensors", folder / "network.json")
     elif not (folder / "network.safetensors").is_file():
         raise RunError(
             f"{folder}: not a run folder (no {run.manifest_file.name}), and no network.safetensors in it; expected a "
@@ -160,15 +164,24 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
         ValueError: when the device cannot be had.
     """
     file = folder / "network.safetensors"
-    tensors, about = load_tensors(file)
-    check_about(about, file)
-    check_twin(folder / "network.json", about)
-    # Networks older than the choice are DeepLabV3+.
-    name = about.get("network", "deeplabv3plus")
-    try:
-        network = empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
+
+    def build(about: dict[str, Any]) -> Segmenter:
+        # Networks older than the choice are DeepLabV3+.
+        name = about.get("network", "deeplabv3plus")
+        try:
+            return empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
+
+    def expected(about: dict[str, Any]) -> dict[str, Tensor]:
+        check_about(about, file)
+        check_twin(folder / "network.json", about)
+        # Without memory first: it may describe an enormous network, and hold another one.
+        with torch.device("meta"):
+            return build(about).state_dict()
+
+    tensors, about = load_tensors(file, expected)
+    network = build(about)
     restore(network, tensors, file)
     network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     classes, scales, side = tuple(about["classes"]), tuple(about["predict_scales"]), about["max_side"]
@@ -197,7 +210,8 @@ def predict(
     Raises:
         DataError: when there is no image, none can be read, an image would be overwritten, or a mask exists and neither
             `force` nor `resume` is given.
-        RunError: as `load`; when the Ray engine is asked for and cannot be had, or gives up.
+        RunError: as `load`, or when memory runs out; when the Ray engine is asked for and cannot be had, or gives up.
+        WriteError: when a file cannot be written, because the disk is full for example.
     """
     options = options or PredictOptions()
     # Where others do the work, it is loaded to see that it can be, and what its classes are.
@@ -215,7 +229,7 @@ def predict(
     else:
         written = write_parts(outcomes, out, len(found) - len(todo), len(todo), options.rows)
     new = []
-    for line in track(written, "predict", len(todo)):
+    for line in track(_within_memory(written), "predict", len(todo)):
         append_line(out / LINES, line)
         new.append(line)
         if "error" in line:
@@ -246,6 +260,19 @@ def adapted(predictor: Predictor, options: PredictOptions) -> Predictor:
 def adapted_batch(options: PredictOptions, device: str) -> int:
     """Return how many images go through the network together on a device."""
     return options.batch or (1 if device == "cpu" else GPU_BATCH)
+
+
+def _within_memory(lines: Iterator[Line]) -> Iterator[Line]:
+    """The lines; where memory runs out, the error names the flags to lower."""
+    try:
+        yield from lines
+    except (MemoryError, RuntimeError) as error:
+        cause = ran_out(error)
+        if not cause:
+            raise
+        raise RunError(
+            f"memory ran out ({cause}); lower --batch, --window or --max-side, and go on with --resume"
+        ) from error
 
 
 def _outcomes(

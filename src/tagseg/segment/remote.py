@@ -25,11 +25,11 @@ def is_url(item: str | Path) -> bool:
     return isinstance(item, str) and _URL.match(item) is not None
 
 
-def local_path(item: str | Path) -> str | Path:
+def local_path(item: str | Path) -> str:
     """Return the path that a file:// URL stands for, everything else as it is."""
     if isinstance(item, str) and re.match(r"file://", item, re.IGNORECASE) and "::" not in item:
         return str(LocalFileSystem._strip_protocol(item))
-    return item
+    return str(item)
 
 
 def list_url(url: str) -> dict[str, PurePosixPath]:

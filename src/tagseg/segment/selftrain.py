@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from tagseg.checkpoint import is_trained
 from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared
 from tagseg.masks.background import cut, label_probabilities
@@ -36,7 +37,7 @@ def self_train(prepared: Prepared, run: Run, track: Track = silent) -> Segmented
     settings, source = run.settings(), run
     for number in range(1, settings.segment.rounds):
         current = run.round(number)
-        if not (current.segmenter / "network.safetensors").exists():
+        if not is_trained(current.segmenter):
             train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track)
         # Joined maps are probabilities, whatever the maps before them were.
         joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))

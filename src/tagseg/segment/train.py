@@ -14,11 +14,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from tagseg.checkpoint import save_tensors
+from tagseg.checkpoint import CHECKPOINT, save_tensors
 from tagseg.data.loading import MaskImages, epoch_seed, loader
 from tagseg.data.records import VOID, Dataset
 from tagseg.masks.write import mask_file
-from tagseg.optimise import History, build_optimizer, choose_device, enough_epochs, epochs, poly, set_lr, warn_if_random
+from tagseg.optimise import (
+    History,
+    Steps,
+    build_optimizer,
+    choose_device,
+    enough_epochs,
+    epochs,
+    poly,
+    set_lr,
+    warn_if_random,
+)
 from tagseg.progress import Track, silent
 from tagseg.run import RunError, write_atomically
 from tagseg.segment.networks import Segmenter, choose_network
@@ -39,7 +49,7 @@ class Segmented:
 def train_segmenter(
     dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent
 ) -> Segmented:
-    """Train the segmentation network on the masks of the training images; resumes behind the last finished epoch.
+    """Train the segmentation network on the masks of the training images; resumes where it was left.
 
     Leaves network.safetensors, network.json and history.jsonl in `folder`.
 
@@ -59,8 +69,8 @@ def train_segmenter(
     optimizer = build_optimizer(network.encoder_parameters(), network.new_parameters(), *rates)
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
 
-    def one_epoch(epoch: int) -> dict[str, float]:
-        return _one_epoch(network, average, optimizer, pairs, settings, device, epoch, track)
+    def one_epoch(epoch: int, steps: Steps) -> dict[str, float]:
+        return _one_epoch(network, average, optimizer, pairs, settings, device, epoch, steps, track)
 
     modules: dict[str, nn.Module] = {"network": network} | ({"average": average} if average else {})
     history = epochs(folder, modules, optimizer, chosen, one_epoch)
@@ -74,7 +84,7 @@ def train_segmenter(
     save_tensors(folder / "network.safetensors", kept.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
     write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     return Segmented(folder, history)
 
 
@@ -122,23 +132,25 @@ def _one_epoch(
     settings: Settings,
     device: torch.device,
     epoch: int,
+    steps: Steps,
     track: Track,
 ) -> dict[str, float]:
     options = settings.segment
     seed = epoch_seed(settings.seed + 1, epoch)
     torch.manual_seed(seed)
+    steps.begin([])
     # Square, and of a size that the network takes.
     crop, limit = network.fitting_size(options.crop, options.crop)[0], settings.data.max_megapixels
     images = MaskImages(pairs, crop, options.scale, options.max_side, options.jitter, limit, seed)
-    batches = loader(images, options.batch, settings.workers, seed)
+    batches = loader(images, options.batch, settings.workers, seed, steps.done * options.accumulate)
     shown = iter(track(batches, f"segment, epoch {epoch}/{options.epochs}", len(batches)))
-    steps = -(-len(batches) // options.accumulate)
+    total = steps.done + -(-len(batches) // options.accumulate)
     network.train()
     # Sums are kept small by a constant, and turned into means when all labelled pixels of a step are counted.
     scale = float(options.batch * crop * crop)
-    total, labelled = 0.0, 0
-    for step in range(steps):
-        set_lr(optimizer, options.lr * poly((epoch - 1 + step / steps) / options.epochs))
+    sums = {"loss": 0.0, "labelled": 0.0} | steps.sums
+    for step in range(steps.done, total):
+        set_lr(optimizer, options.lr * poly((epoch - 1 + step / total) / options.epochs))
         optimizer.zero_grad()
         pixels = 0
         for pictures, masks in itertools.islice(shown, options.accumulate):
@@ -147,7 +159,7 @@ def _one_epoch(
                 scores = network(pictures)
             loss = mask_loss(scores, masks) / scale
             loss.backward()
-            total += loss.item() * scale
+            sums["loss"] += loss.item() * scale
             pixels += int((masks != VOID).sum())
         # The mean over all batches of the step is what one large batch would give.
         for parameter in network.parameters():
@@ -156,10 +168,12 @@ def _one_epoch(
         optimizer.step()
         if average:
             average.update_parameters(network)
-        labelled += pixels
-    if not labelled:
+        sums["labelled"] += pixels
+        sums["lr"] = optimizer.param_groups[0]["lr"]
+        steps.end(step + 1, sums, [], lambda: None)
+    if not sums["labelled"]:
         raise RunError(
             f"{pairs[0][1].parent}: the masks hold no pixel to learn from, all are 255; look at them, and lower "
             "--masks.unsure or train the classifier longer (--train.epochs)"
         )
-    return {"loss": total / labelled, "lr": optimizer.param_groups[0]["lr"]}
+    return {"loss": sums["loss"] / sums["labelled"], "lr": sums["lr"]}

@@ -31,7 +31,18 @@ def test_void_and_background_may_be_classes(file: Path) -> None:
     assert read_label_map(file, ()).lines == {0: 0, 0x800000: 1, 0x010101: 2}
 
 
-@pytest.mark.parametrize("line", ["dog", "dog:1,2::", "dog:1,2,300::", "dog:1,2,x::", "dog:1,-2,3::"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dog",
+        "dog:1,2::",
+        "dog:1,2,300::",
+        "dog:1,2,x::",
+        "dog:1,-2,3::",
+        "dog:1,2," + "3" * 5000 + "::",
+        "dog:1,2,\x1d3::",
+    ],
+)
 def test_wrong_lines_are_named(line: str, file: Path) -> None:
     file.write_text(f"background:0,0,0::\n{line}\n")
     with pytest.raises(DataError, match=r"labelmap\.txt, row 2: got 'dog.*expected name:r,g,b::"):

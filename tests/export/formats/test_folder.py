@@ -57,3 +57,14 @@ def test_images_are_copied_or_linked(tmp_path: Path) -> None:
         assert target.exists() == (how != "none") and target.is_symlink() == (how == "link")
     assert (tmp_path / "copy" / "sub" / "a.jpg").read_text() == "a"
     assert (tmp_path / "link" / "sub" / "a.jpg").resolve() == tmp_path / "a.jpg"
+
+
+def test_through_a_link_the_folder_that_it_means_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "there")
+    for force in (False, True):
+        with whole_folder(tmp_path / "out", {}, force) as temporary:
+            (temporary / f"force {force}").touch()
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "there/force True").exists()
+    assert not (tmp_path / "there/force False").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "out"}

@@ -43,7 +43,7 @@ def test_every_format_writes_its_files(to: Any, images: Any, wanted: set[str], r
     assert (done.folder, done.masks) == (tmp_path / "out", 6)
     assert files(tmp_path / "out") == wanted | {"made_by_tagseg.json"}
     made = json.loads((tmp_path / "out" / "made_by_tagseg.json").read_text())
-    assert (made["export"], made["of"], made["unsure"]) == (to, "pseudo", _FORMATS[to].unsure[0])
+    assert (made["export"], made["of"], made["unsure"]) == (to, "final", _FORMATS[to].unsure[0])
 
 
 def test_an_image_folder_holds_images_and_masks(run: Run, tmp_path: Path) -> None:

@@ -30,17 +30,19 @@ def test_pseudo_masks_of_the_training_images(run: Run) -> None:
 
 
 def test_masks_after_self_training(run: Run) -> None:
-    with pytest.raises(DataError, match=r"--of improved: .*run has no self-training \(setting segment.rounds: got 1\)"):
-        collect(run, "improved", "void")
+    before = [read_mask(found, found.images[3]) for found in (collect(run, of, "void") for of in ("final", "pseudo"))]
+    assert np.array_equal(*before), "there is none"
     run.settings_file.write_text(Settings.from_dict({"data": {"min_images": 1}, "segment": {"rounds": 3}}).to_toml())
     for number, value in ((1, 1), (2, 2)):
         write_mask(mask_file(run.round(number).masks, "dog/1"), np.full((6, 8), value, np.uint8))
         write_mask(mask_file(run.round(number).decided_masks, "dog/1"), np.full((6, 8), value - 1, np.uint8))
     kinds: tuple[tuple[Unsure, int], ...] = (("void", 2), ("decided", 1))
     for unsure, value in kinds:
-        found = collect(run, "improved", unsure)
+        found = collect(run, "final", unsure)
         assert [image.id for image in found.images] == ["dog/1"] and found.subset == "train"
         assert (read_mask(found, found.images[0]) == value).all()
+    first = collect(run, "pseudo", "void")
+    assert np.array_equal(read_mask(first, first.images[3]), before[0])
 
 
 def test_predictions_of_the_validation_images(run: Run) -> None:
@@ -82,7 +84,7 @@ def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("of", "photos", "message"),
     [
-        ("lunch", None, "--of lunch: no such folder; expected pseudo, improved, predictions or a folder of masks"),
+        ("lunch", None, "--of lunch: no such folder; expected final, pseudo, predictions or a folder of masks"),
         ("pseudo", "photos", "--photos photos: the images of --of pseudo are the run's own"),
     ],
 )

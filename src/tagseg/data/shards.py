@@ -1,0 +1,200 @@
+"""Reader for tar shards as WebDataset writes them: members of one key (NAME.jpg, NAME.json, ...) are one sample."""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tagseg.data.entries import Entry, class_list, gather
+from tagseg.data.folder import SPLITS, Row, attach, split_rows
+from tagseg.data.images import IMAGE_SUFFIXES
+from tagseg.data.records import DataError, Dataset
+from tagseg.data.tars import COMPRESSED, Member, members, open_file, refuse_compressed
+from tagseg.settings_stages import DataSettings
+
+_TAGS = ("json", "txt", "cls")
+_MASK, _SALIENCY = "mask.png", ("saliency.png", "saliency.jpg")
+_MAX_TEXT = 1 << 20
+
+_KNOWN = {*_TAGS, *_SALIENCY, _MASK, *(suffix[1:] for suffix in IMAGE_SUFFIXES)}
+
+Parts = Mapping[str, Member]
+"""The members of one key by their ending, what follows the first dot of the name, in lower case."""
+
+
+def is_shard(path: Path) -> bool:
+    """Tell whether a path is called like a tar shard."""
+    return path.suffix.lower() == ".tar"
+
+
+def shard_files(root: Path) -> list[tuple[Path, str]]:
+    """Return the shards of a data folder with their split: that of their folder (train, val, ...), or at the root that
+    which their name begins with (val-000.tar), else train.
+
+    Raises:
+        DataError: when shards are compressed.
+    """
+    files = []
+    for folder in ("", *(name for name in SPLITS if name)):
+        for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
+            if path.name.lower().endswith((".tar", *COMPRESSED)) and path.is_file():
+                refuse_compressed(path)
+                named = re.match("(train|val|validation|test)[-_.]", path.name.lower())
+                files.append((path, SPLITS[folder or (named[1] if named else "train")]))
+    return files
+
+
+def read_shards(root: Path, settings: DataSettings) -> Dataset:
+    """Read shards: an image, its tags, and if there the true mask (NAME.mask.png) and saliency map (NAME.saliency.png).
+
+    Tags are those of NAME.json ({"tags": [...]}, perhaps with "split"), else of NAME.txt (as a cell of tags.csv, or a
+    line each), else NAME.cls, the number of a line of classes.txt, counted from 0. Classes as for `read_folder`. The id
+    of a sample is its key, behind its shard's name where two shards have the same key.
+
+    Raises:
+        DataError: naming shard and key: no tags, two images, tags that cannot be read; or as `members`.
+    """
+    rows: list[Row] = []
+    found: list[tuple[Path, str, Parts]] = []
+    unused: Counter[str] = Counter()
+    bare: list[str] = []
+    classes = class_list(root)
+    for shard, split in shard_files(root):
+        for key, parts in samples(shard):
+            unused.update(ending for ending in parts if ending not in _KNOWN)
+            if _image(parts) is None:
+                bare.append(key)
+                continue
+            rows.append(_row(shard, split, key, parts, classes))
+            found.append((shard, key, {ending: parts[ending] for ending in parts if ending not in _TAGS}))
+    ids = _unique([(shard, key) for shard, key, _ in found])
+    entries = []
+    for (shard, key, parts), row, tags, name in zip(found, rows, split_rows(rows), ids, strict=True):
+        if not tags and row.split == "train":
+            raise DataError(f"{row.where}: no tags, expected some in {key}.json, {key}.txt or {key}.cls")
+        image = _image(parts)
+        assert image is not None
+        mask, saliency = parts.get(_MASK), next((parts[ending] for ending in _SALIENCY if ending in parts), None)
+        entries.append(
+            Entry(
+                row.where,
+                name,
+                image.path(shard),
+                tags,
+                row.split,
+                mask and mask.path(shard),
+                saliency and saliency.path(shard),
+            )
+        )
+    dataset = gather(root, "shards", entries, _left_out(unused, bare))
+    return dataclasses.replace(dataset, samples=attach(dataset.samples, root, settings))
+
+
+def samples(shard: Path) -> Iterator[tuple[str, Parts]]:
+    """Yield the keys of a shard with their members.
+
+    Raises:
+        DataError: as `members`, and when a key has two images or two members of one ending.
+    """
+    groups: dict[str, dict[str, Member]] = {}
+    for member in members(shard):
+        folder, slash, base = member.name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        group = groups.setdefault(folder + slash + stem, {})
+        same = group.get(ending.lower())
+        if same is None and f".{ending.lower()}" in IMAGE_SUFFIXES:
+            same = next((other for name, other in group.items() if f".{name}" in IMAGE_SUFFIXES), None)
+        if same is not None:
+            raise DataError(
+                f"{shard}: {same.name} and {member.name} have the same key, expected one image and one of a kind"
+            )
+        group[ending.lower()] = member
+    yield from groups.items()
+
+
+def shard_images(shards: Sequence[Path]) -> dict[Path, Path]:
+    """Return the images in shards with the paths that name what is made of them: key and suffix, below the shard's
+    name where two shards have the same key.
+
+    Raises:
+        DataError: as `samples`.
+    """
+    images = [
+        (shard, key, image.path(shard))
+        for shard in shards
+        for key, parts in samples(shard)
+        if (image := _image(parts)) is not None
+    ]
+    names = _unique([(shard, key) for shard, key, _ in images])
+    return {image: Path(name + image.suffix) for (_, _, image), name in zip(images, names, strict=True)}
+
+
+def _image(parts: Parts) -> Member | None:
+    return next((member for ending, member in parts.items() if f".{ending}" in IMAGE_SUFFIXES), None)
+
+
+def _unique(keys: Sequence[tuple[Path, str]]) -> list[str]:
+    times = Counter(key for _, key in keys)
+    return [key if times[key] == 1 else f"{shard.stem}/{key}" for shard, key in keys]
+
+
+def _row(shard: Path, split: str, key: str, parts: Parts, classes: Sequence[str]) -> Row:
+    """The tags of a sample as a row of a tag file has them: text to be split, or a list."""
+    where = f"{shard}, {key}"
+    ending = next((ending for ending in _TAGS if ending in parts), None)
+    if ending is None:
+        return Row(where, key, (), split)
+    text = _text(parts[ending].path(shard))
+    if ending == "json":
+        return _from_json(text, where, key, split)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if ending == "cls":
+        return Row(where, key, (_class(lines, where, classes),), split)
+    return Row(where, key, lines[0] if len(lines) == 1 else tuple(dict.fromkeys(lines)), split)
+
+
+def _from_json(text: str, where: str, key: str, split: str) -> Row:
+    try:
+        about: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: no valid JSON ({error})") from error
+    tags, named = (about.get("tags", []), about.get("split") or split) if isinstance(about, dict) else (None, split)
+    if not isinstance(tags, str) and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
+        raise DataError(f'{where}: got {text[:80]!r}, expected JSON with a list of names, {{"tags": ["cat", "dog"]}}')
+    if not isinstance(named, str) or named not in SPLITS:
+        raise DataError(f"{where}: split {str(named)[:40]!r}, expected train, val, validation or test")
+    if not isinstance(tags, str):
+        tags = tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
+    return Row(where, key, tags, SPLITS[named])
+
+
+def _class(lines: Sequence[str], where: str, classes: Sequence[str]) -> str:
+    number = lines[0] if len(lines) == 1 else ""
+    if not re.fullmatch("[0-9]{1,6}", number) or (classes and int(number) >= len(classes)):
+        most = f" to {len(classes) - 1}, a line of classes.txt" if classes else ""
+        raise DataError(f"{where}: class {number[:40]!r} in its .cls, expected a number, 0{most}")
+    return classes[int(number)] if classes else str(int(number))
+
+
+def _text(path: Path) -> str:
+    try:
+        with open_file(path) as file:
+            content = file.read(_MAX_TEXT + 1)
+        if len(content) > _MAX_TEXT:
+            raise DataError(f"{path}: more than {_MAX_TEXT} bytes of tags, expected a few names")
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}), expected UTF-8 text") from error
+
+
+def _left_out(unused: Counter[str], bare: Sequence[str]) -> list[str]:
+    notes = []
+    if unused:
+        several = ", ".join(f"{times} .{ending}" for ending, times in unused.most_common(5))
+        notes.append(f"members that are no image and no tags are left out: {several}")
+    if bare:
+        notes.append(f"{len(bare)} keys without an image are left out, first {bare[0]}")
+    return notes

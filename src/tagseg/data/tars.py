@@ -1,0 +1,206 @@
+"""Members of tar files are read where they lie: nothing is extracted, and a member has a path like a file.
+
+The path of a member is its tar's, its position in it and its name, `SHARD.tar/OFFSET+SIZE/NAME`: whoever has the path,
+in another process or another day, reads the member with one seek and needs no list of the tar's members.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO, NamedTuple
+
+from tagseg.data.records import DataError
+
+MAX_MEMBER = 1 << 30
+"""Larger members are refused: no image takes so many bytes, and a member is read whole."""
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Suffixes of compressed tars, in lower case."""
+
+_BLOCK = 512
+_REGULAR = (b"0", b"\0", b"7")
+_MAX_EXTENSION = 1 << 16
+_MEMBER = re.compile(r"(?P<shard>.+\.tar)/(?P<offset>[0-9]{1,19})\+(?P<size>[0-9]{1,10})/.+", re.DOTALL | re.IGNORECASE)
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+class Member(NamedTuple):
+    """A regular file in a tar: its name (forward slashes, below the tar), where it begins, its length in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+    def path(self, shard: Path) -> Path:
+        """Return the path that the readers of images open."""
+        return shard.joinpath(f"{self.offset}+{self.size}", self.name)
+
+
+def is_member(path: Path) -> bool:
+    """Tell whether a path is that of a member of a tar."""
+    return _place(path) is not None
+
+
+def open_file(path: Path) -> io.BytesIO | io.BufferedReader:
+    """Open a file or a member of a tar for reading.
+
+    Raises:
+        DataError: when the tar ends before the member does.
+        OSError: when the file cannot be read.
+    """
+    return open_member(path) or path.open("rb")
+
+
+def open_member(path: Path) -> io.BytesIO | None:
+    """Return a member of a tar, whole and in memory, or None where `path` is not that of one.
+
+    Raises:
+        DataError: when the tar ends before the member does.
+        OSError: when the tar cannot be read.
+    """
+    place = _place(path)
+    if place is None:
+        return None
+    shard, offset, size = place
+    if size > MAX_MEMBER:
+        raise DataError(f"{path}: a member of {size} bytes, expected at most {MAX_MEMBER}")
+    with shard.open("rb") as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) < size:
+        raise DataError(f"{path}: {shard.name} ends before it: it was written anew, or broke off")
+    return io.BytesIO(content)
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a file or a member of a tar."""
+    place = _place(path)
+    return path.stat().st_size if place is None else place[2]
+
+
+def refuse_compressed(path: Path) -> None:
+    """Check that a path is none of a compressed tar.
+
+    Raises:
+        DataError: when it is one.
+    """
+    if path.name.lower().endswith(COMPRESSED):
+        raise DataError(f"{path}: a compressed tar, {_WHY}")
+
+
+_WHY = (
+    "expected a plain one: images are read by their position, which compression hides, and are compressed themselves; "
+    "unpack it with gunzip, bunzip2, unxz or unzstd, or write it without compression"
+)
+
+
+def members(shard: Path) -> Iterator[Member]:
+    """Yield the regular files of a tar (POSIX, GNU or old) in their order; nothing but their headers is read.
+
+    Folders, links, devices and pipes are left out, and so are hidden files, which some tars hold beside the others.
+
+    Raises:
+        DataError: naming the tar and the place in it: compressed or damaged, cut off, a name that is absolute or holds
+            `..`, one that is there twice, a member larger than MAX_MEMBER, a sparse one.
+    """
+    seen: set[str] = set()
+    try:
+        with shard.open("rb") as file:
+            for name, kind, offset, size in _headers(shard, file):
+                name = name.removeprefix("./")
+                if kind not in _REGULAR or name.endswith("/"):
+                    continue
+                _require_safe(shard, name)
+                if name in seen:
+                    raise DataError(f"{shard}: holds {name!r} twice, expected every name once")
+                seen.add(name)
+                if not PurePosixPath(name).name.startswith("."):
+                    yield Member(name, offset, size)
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be read ({error.strerror})") from error
+
+
+def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, bytes, int, int]]:
+    """Name, kind, offset and size of all that a tar holds. An own reader, because tarfile's, up to Python 3.13, can be
+    made to loop, to recurse and to fill the memory by what headers claim."""
+    end, at = os.fstat(file.fileno()).st_size, 0
+    said: dict[str, bytes] = {}  # by extension headers, about the next member
+    while at < end:
+        file.seek(at)
+        head = file.read(_BLOCK)
+        if not head.strip(b"\0"):
+            return
+        if len(head) < _BLOCK or _checksum(head) != _number(head[148:156]):
+            raise DataError(f"{shard}: {_no_header(head, at)}")
+        kind, size = head[156:157], _number(head[124:136])
+        extends = kind in b"xLgK"
+        if not extends and "size" in said:
+            size = int(said["size"]) if re.fullmatch(b"[0-9]{1,19}", said["size"]) else -1
+        if not 0 <= size <= (_MAX_EXTENSION if extends else MAX_MEMBER):
+            raise DataError(f"{shard}: the header at byte {at} claims {size} bytes, expected at most {MAX_MEMBER}")
+        if at + _BLOCK + size > end:
+            raise DataError(f"{shard}: breaks off at byte {end}, within the member at byte {at}")
+        if extends:
+            said |= _extension(kind, file.read(size))
+        else:
+            if kind == b"S" or any(key.startswith("GNU.sparse") for key in said):
+                raise DataError(f"{shard}: a sparse member at byte {at}, expected plain ones (tar without --sparse)")
+            yield said.get("path", _name(head)).decode("utf-8", "surrogateescape"), kind, at + _BLOCK, size
+            said = {}
+        at += _BLOCK + -(-size // _BLOCK) * _BLOCK
+
+
+def _extension(kind: bytes, content: bytes) -> dict[str, bytes]:
+    """What a GNU long name, or the records `LENGTH KEY=VALUE\\n` of a POSIX header, say about the next member."""
+    if kind == b"L":
+        return {"path": content.split(b"\0", 1)[0]}
+    said: dict[str, bytes] = {}
+    while kind == b"x" and content:
+        digits, _, _ = content[:8].partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        key, sign, value = content[len(digits) + 1 : length].partition(b"=")
+        if not sign or not value.endswith(b"\n"):
+            break
+        said[key.decode("utf-8", "replace")] = value[:-1]
+        content = content[length:]
+    return said
+
+
+def _name(head: bytes) -> bytes:
+    name, prefix = (field.split(b"\0", 1)[0] for field in (head[:100], head[345:500]))
+    return prefix + b"/" + name if prefix and head[257:263] == b"ustar\0" else name
+
+
+def _number(field: bytes) -> int:
+    """An octal number, or, with the highest bit set, a binary one; -1 where it is neither."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.split(b"\0", 1)[0].strip()
+    return int(digits or b"0", 8) if re.fullmatch(b"[0-7]*", digits) else -1
+
+
+def _checksum(head: bytes) -> int:
+    return sum(head[:148]) + 8 * ord(" ") + sum(head[156:])
+
+
+def _no_header(head: bytes, at: int) -> str:
+    packed = next((name for magic, name in _MAGIC.items() if at == 0 and head.startswith(magic)), None)
+    return f"compressed by {packed}, {_WHY}" if packed else f"damaged, or no tar: no header at byte {at}"
+
+
+def _require_safe(shard: Path, name: str) -> None:
+    parts = name.split("/")
+    if not name or name.startswith("/") or PureWindowsPath(name).drive or {"", ".", ".."} & set(parts) or "\\" in name:
+        raise DataError(f"{shard}: a member is called {name!r}, expected a plain path below the tar, without `..`")
+    if "\0" in name or len(name) > 4096:
+        raise DataError(f"{shard}: a member's name of {len(name)} characters is none that a file can have")
+
+
+def _place(path: Path) -> tuple[Path, int, int] | None:
+    found = _MEMBER.fullmatch(path.as_posix())
+    # A folder may be called like a tar, too.
+    if found is None or not os.path.isfile(found["shard"]):
+        return None
+    return Path(found["shard"]), int(found["offset"]), int(found["size"])

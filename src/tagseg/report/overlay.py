@@ -1,0 +1,39 @@
+"""Masks to be laid over photos, and pictures as bytes; apart from the pages, so that it never imports torch."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from tagseg.data.records import VOID
+from tagseg.masks.palette import png_palette
+
+STRIPE = 3
+"""Width of the stripes by which unsure pixels are hatched, in pixels of a picture whose long side is 480."""
+
+
+def draw_mask(mask: UInt8[np.ndarray, "h w"], width: int, height: int, stripe: int = STRIPE) -> Image.Image:
+    """Return a mask as a palette picture of the given size, of which index 0 (background) is to be see-through: class
+    colours, unsure pixels hatched by stripes `stripe` pixels wide."""
+    drawn = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    y, x = np.ogrid[:height, :width]
+    # Only the stripes of unsure areas are painted, so that the photo shows between them.
+    drawn[(drawn == VOID) & ((x + y) % (2 * stripe) >= stripe)] = 0
+    picture = Image.fromarray(drawn)
+    picture.putpalette(png_palette())
+    return picture
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """Return a picture as a file's content; `options` are those of Pillow's writer of that `kind` (jpeg, png)."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """Return a picture as a data URI; `options` as for `encoded`."""
+    return f"data:image/{kind};base64,{base64.b64encode(encoded(picture, kind, **options)).decode('ascii')}"

@@ -1,0 +1,216 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tagseg
+from tagseg.masks.decisions import NEUTRAL, Decision, accepted_masks, decide, decision_of, decisions
+from tagseg.masks.maps import map_file
+from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.masks.write import mask_file, mask_sample, write_mask
+from tagseg.review import images
+from tagseg.review.images import PHOTO_SIDE, THUMB_SIDE
+from tagseg.review.server import PAGE, listen
+
+from .conftest import HEIGHT, SETTINGS, WIDTH, build_run, judge, record_of, write_data
+
+
+def picture(served, path):
+    status, _, body = served.ask(path)
+    assert status == 200, body
+    return Image.open(io.BytesIO(body))
+
+
+def shares(served, query):
+    """Which share of an overlay has the colour of class 1, of class 2, of unsure pixels."""
+    pixels = np.array(picture(served, f"mask?{query}").convert("RGBA"))
+    painted = pixels[..., 3] > 0
+    colours = [*class_colours(2)[1:], VOID_COLOUR]
+    return [float((painted & (pixels[..., :3] == colour).all(2)).mean()) for colour in colours]
+
+
+def test_the_list_says_what_is_known_of_an_image(served):
+    found = served.list()
+    assert [item["id"] for item in found["items"]] == ["img2", "img0", "img1", "img3"]
+    assert (found["total"], found["first"]) == (4, 0)
+    assert found["counts"] == {"open": 4, "accepted": 0, "rejected": 0, "flagged": 0, "all": 4}
+    assert found["items"][0] == {
+        "place": 0, "id": "img2", "height": HEIGHT, "width": WIDTH, "tags": [1, 2], "score": 0.1,
+        "scores": {"1": 0.1, "2": 0.05}, "verdict": "open", "off": [], "threshold": NEUTRAL,
+    }  # fmt: skip
+    assert found["items"][3]["score"] is None
+
+
+def test_pictures_have_the_sizes_that_are_needed(tmp_path, serve):
+    run = build_run(tmp_path, names=("large",), scores={})
+    Image.new("RGB", (3000, 1500), "red").save(tmp_path / "data" / "large.png")
+    served = serve(run)
+    assert picture(served, "photo?id=large").size == (PHOTO_SIDE, PHOTO_SIDE // 2)
+    assert picture(served, "thumb?id=large").size == (THUMB_SIDE, THUMB_SIDE // 2)
+    assert picture(served, "mask?id=large").size == (PHOTO_SIDE, round(PHOTO_SIDE * HEIGHT / WIDTH))
+
+
+def test_a_mask_changes_with_classes_and_threshold(served):
+    left, right, unsure = shares(served, "id=img0")
+    assert left > 0.3 and right == pytest.approx(left, abs=0.05) and unsure > 0
+    assert shares(served, "id=img0&off=1")[0] == 0 and shares(served, "id=img0&off=1,2") == [0, 0, 0]
+    assert shares(served, "id=img0&threshold=0.8")[0] < left - 0.05
+    assert shares(served, "id=img0&off=2&threshold=0.2")[0] > left + 0.05
+
+
+def test_of_undecided_images_the_runs_own_masks_are_shown_and_accepted(run, serve):
+    # As if the masks stage had made something that its maps do not tell.
+    own = np.full((HEIGHT, WIDTH), 2, np.uint8)
+    for folder in (run.masks, run.decided_masks):
+        write_mask(mask_file(folder, "img0"), own)
+    served = serve(run)
+    assert shares(served, "id=img0")[1] == 1
+    assert served.decide("img0", "accepted")[0] == 200
+    assert (accepted_masks(run, "img0")[0] == own).all()
+    assert shares(served, "id=img0")[1] == 1, "as it was accepted"
+    assert shares(served, "id=img0&threshold=0.6")[1] < 0.5
+
+
+def test_masks_are_accepted_as_they_are_seen(served, run):
+    assert served.decide("img1", "accepted", (2,), 0.3)[0] == 200
+    sample = read_sample(run, "img1")
+    expected = mask_sample(run, sample, (HEIGHT, WIDTH), SETTINGS, Decision("open", (2,), 0.3))
+    for kept, mask in zip(accepted_masks(run, "img1"), expected, strict=True):
+        assert (kept == mask).all() and 2 not in mask and 1 in mask
+
+
+def read_sample(run, sample_id):
+    from tagseg.review.queue import read_queue
+
+    queue = read_queue(run)
+    return queue.entries[queue.places[sample_id]].sample
+
+
+def test_accepted_masks_are_shown_as_they_were_whatever_became_of_the_maps(run, serve):
+    kept = np.full((HEIGHT, WIDTH), 1, np.uint8)
+    decide(run, "img0", Decision("accepted", (2,), 0.4), (kept, kept))
+    served = serve(run)
+    assert shares(served, "id=img0&off=2&threshold=0.4")[0] == 1
+    assert shares(served, "id=img0")[0] < 0.6, "something else was asked for"
+    assert served.decide("img0", "accepted", (2,), 0.4)[0] == 200
+    assert (accepted_masks(run, "img0")[0] == kept).all(), "accepted again, it stays"
+
+
+def test_a_rejected_image_is_shown_as_it_would_be(run, serve):
+    decide(run, "img0", Decision("rejected"))
+    void = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    for folder in (run.masks, run.decided_masks):
+        write_mask(mask_file(folder, "img0"), void)
+    served = serve(run)
+    assert shares(served, "id=img0")[0] > 0.3
+    assert served.list(verdict="rejected")["items"][0]["id"] == "img0"
+
+
+def test_decisions_are_stored_at_once_and_counted(served, run):
+    for verdict in ("rejected", "flagged", "accepted", "open"):
+        status, answer = served.decide("img3", verdict, (1,), 0.35)
+        assert status == 200 and answer["item"]["verdict"] == verdict and answer["item"]["off"] == [1]
+        assert answer["counts"][verdict] == (4 if verdict == "open" else 1)
+        assert decision_of(run, "img3") == Decision(verdict, (1,), 0.35)
+        assert [item["id"] for item in served.list(verdict=verdict)["items"]][-1] == "img3"
+
+
+def test_opened_anew_the_page_knows_what_others_have_decided(served, run):
+    decide(run, "img0", Decision("flagged"))
+    assert served.list()["counts"]["flagged"] == 0
+    assert served.ask("")[0] == 200
+    assert served.list()["counts"]["flagged"] == 1
+
+
+def test_what_cannot_be_read_is_said(served, run, tmp_path):
+    (tmp_path / "data" / "img0.png").write_bytes(b"no image")
+    map_file(run, "img1").unlink()
+    mask_file(run.masks, "img2").unlink()
+    for path, message in (("photo?id=img0", "img0.png"), ("mask?id=img1&off=1", "maps"), ("mask?id=img2", "img2.png")):
+        status, _, body = served.ask(path)
+        assert status == 409 and message in json.loads(body)["error"]
+    run.review.mkdir()
+    run.decisions_file.mkdir()
+    status, answer = served.decide("img3", "rejected")
+    assert status == 409 and "decisions.sqlite: cannot be read or written" in answer["error"]
+    assert served.list()["counts"]["rejected"] == 0, "what is not stored is not shown as if it were"
+
+
+def test_fifty_thousand_images_come_a_page_at_a_time_and_thumbnails_when_asked_for(run, monkeypatch, serve):
+    decoded = []
+    read = images.read_image
+    monkeypatch.setattr(images, "read_image", lambda path, *rest: decoded.append(path) or read(path, *rest))
+    photo = run.root.parent / "data" / "img0.png"
+    write_data(run, [record_of(f"{i:05}", photo, (1 + i % 2,)) for i in range(50_000)])
+    judge(run, {"49999": 0.01})
+    served = serve(run)
+    status, _, body = served.ask("list")
+    assert status == 200 and len(body) < 200 * PAGE and len(served.ask("")[2]) < 100_000
+    found = served.list(count=5000)
+    assert len(found["items"]) == PAGE and found["total"] == 50_000 and found["items"][0]["id"] == "49999"
+    last = served.list(until=50_000, count=2)
+    assert [item["place"] for item in last["items"]] == [49_998, 49_999] and last["first"] == 49_998
+    assert decoded == [], "no picture is made before it is asked for"
+    for _ in range(2):
+        assert picture(served, "thumb?id=00007").size == (WIDTH, HEIGHT)
+    assert decoded == [photo], "once"
+
+
+def test_ports_are_checked():
+    with pytest.raises(ValueError, match="--port 70000: expected a number from 0"):
+        listen(70_000)
+    with (
+        listen(0) as taken,
+        pytest.raises(ValueError, match=r"--port \d+: cannot be used \(.*\); choose another, or 0"),
+    ):
+        listen(taken.getsockname()[1])
+
+
+@pytest.fixture
+def start(run):
+    """A function that starts `tagseg review` as a user does, and returns the process and the address it says."""
+    started = []
+
+    def start():
+        environment = os.environ | {"PYTHONPATH": str(Path(tagseg.__file__).parents[1]), "COLUMNS": "60"}
+        command = [sys.executable, "-m", "tagseg", "review", str(run.root), "--no-browser"]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        line = process.stdout.readline()
+        assert line.startswith("Review: http://127.0.0.1:"), line
+        return process, line.split()[1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_decisions_survive_a_killed_server_and_ctrl_c_ends_it_cleanly(run, start, open_page):
+    first, address = start()
+    page = open_page(address, forgiving=True)
+    page.keyboard.press("r")
+    page.wait_for_function("() => document.getElementById('saved').textContent.startsWith('Saved: img2')")
+    first.kill()
+    first.wait()
+    assert decisions(run) == {"img2": Decision("rejected")}
+    # What is decided while there is no server is not lost silently.
+    page.keyboard.press("f")
+    page.wait_for_selector("#saved.failed")
+    assert "Not saved yet (1), trying again" in page.text_content("#saved")
+    second, again = start()
+    assert again != address
+    page = open_page(again)
+    assert page.text_content("#done-text") == "1 of 4 reviewed" and page.text_content("#name") == "img0"
+    page.click("text=rejected")
+    page.wait_for_function("() => document.getElementById('name').textContent === 'img2'")
+    second.send_signal(signal.SIGINT)
+    said, complained = second.communicate(timeout=60)
+    assert (second.returncode, complained) == (0, "") and said.endswith("Ended.\n")
