@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tagseg.segment.batches import Read, in_batches
+from tagseg.segment.batches import in_batches
+from tagseg.segment.pictures import Read
 
 
 def images(widths: Sequence[int], taken: list[int] | None = None) -> Iterator[tuple[Read, Tensor | None]]:

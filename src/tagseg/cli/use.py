@@ -14,7 +14,10 @@ from tagseg.stopping import exit_status
 @app.command(group=MAIN, sort_key=1)
 def predict(
     run: Annotated[Path, Parameter(name="RUN", help="Run folder, or what export-model wrote.")],
-    images: Annotated[list[str], Parameter(name="IMAGES", help="Image files, folders, glob patterns or tar shards.")],
+    images: Annotated[
+        list[str],
+        Parameter(name="IMAGES", help="Image files, folders, glob patterns or tar shards; URLs of images (s3://...)."),
+    ],
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the masks.")],
@@ -29,6 +32,7 @@ def predict(
         tagseg predict runs/a "new/*/*.jpg" --out masks/ --scales 0.75,1,1.25,1.5 --crf
         tagseg predict runs/a scans/ --out masks/ --max-side 0
         tagseg predict runs/a "shards/{000..009}.tar" --out masks/
+        tagseg predict runs/a s3://bucket/2024/ --out masks/ --engine ray --format parquet --resume
     """
     from tagseg.segment.predict import predict
 

@@ -1,6 +1,7 @@
 """Reading image and mask files, in folders or tars: every odd kind of image comes in as RGB, every broken one with a
 clear message."""
 
+import io
 import ntpath
 import os
 import struct
@@ -54,17 +55,19 @@ def reduction(image: Image.Image, max_side: int) -> float:
     return min(1.0, max_side / max(image.size))
 
 
-def read_image(path: Path, max_megapixels: float = _MAX_MEGAPIXELS, enough: int | None = None) -> Image.Image:
+def read_image(
+    path: Path | str, max_megapixels: float = _MAX_MEGAPIXELS, enough: int | None = None, content: bytes | None = None
+) -> Image.Image:
     """Return an image as RGB, turned as its EXIF orientation says, transparent parts on white, 16 bits scaled to 8.
 
     Where sides of `enough` pixels are, a JPEG may come at a half, a quarter or an eighth of its size, which saves time
-    and memory.
+    and memory. What is no file has its `content` given; `path` is then what messages call it.
 
     Raises:
         DataError: when the file is missing, no image, damaged, or larger than `max_megapixels` (refused undecoded).
     """
     try:
-        with _open(path, max_megapixels) as image:
+        with _open(path, max_megapixels, content=content) as image:
             if enough is not None:
                 image.draft("RGB", (enough, enough))
             image.load()
@@ -211,12 +214,14 @@ def inside(root: Path, path: Path, where: str) -> Path:
     return path
 
 
-def _open(path: Path, max_megapixels: float, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+def _open(
+    path: Path | str, max_megapixels: float, formats: tuple[str, ...] = _FORMATS, content: bytes | None = None
+) -> Image.Image:
     """Open an image and read its header only."""
     try:
-        member = open_member(path)
+        member = open_member(Path(path)) if content is None else io.BytesIO(content)
         if member is None:
-            require_regular(path)
+            require_regular(Path(path))
         image = Image.open(member or path, formats=formats)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error

@@ -166,7 +166,8 @@ def _of_run(prepared: Prepared, samples: tuple[Sample, ...], folder: Path) -> tu
 def _of_photos(photos: Path, folder: Path, max_megapixels: float, track: Track) -> tuple[MaskedImage, ...]:
     if not photos.is_dir():
         raise DataError(f"--photos {photos}: no such folder; expected the images of the masks")
-    found = {name: path for name, path in find_images([photos], folder).items() if mask_file(folder, name).exists()}
+    named = {name: Path(path) for name, path in find_images([photos], folder).items()}
+    found = {name: path for name, path in named.items() if mask_file(folder, name).exists()}
     images = []
     for name, path in track(found.items(), "read images", len(found)):
         size = image_size(path, max_megapixels)

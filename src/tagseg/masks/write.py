@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import time
@@ -31,7 +32,7 @@ from tagseg.masks.maps import map_file, read_maps
 from tagseg.masks.palette import png_palette
 from tagseg.masks.pool import Made, MaskWorkers, mask_workers
 from tagseg.progress import Track, images_per_s, silent
-from tagseg.run import Run, RunError, atomic_path, write_atomically
+from tagseg.run import Run, RunError, write_atomically
 from tagseg.settings import Settings
 from tagseg.settings_stages import CrfSettings, MaskSettings
 
@@ -256,10 +257,16 @@ def mask_file(folder: Path, sample_id: str) -> Path:
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
     """Write a mask as a palette PNG in VOC's colours."""
+    write_atomically(path, mask_png(mask))
+
+
+def mask_png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
+    """Return a mask as a palette PNG in VOC's colours."""
     picture = Image.fromarray(mask).convert("P")
     picture.putpalette(png_palette())
-    with atomic_path(path) as temporary:
-        picture.save(temporary, optimize=True)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def write_classes(folder: Path, classes: Sequence[str]) -> None:

@@ -1,27 +1,17 @@
 """Images of one size go through the network together, and come out in the order they came in."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 from torch import Tensor
 
+from tagseg.segment.pictures import Read
+
 LOOK_AHEAD = 4
 """Batches of images that are read before one is chosen from them."""
 
 Seen = Float32[np.ndarray, "ids y x"]
-
-
-@dataclass(frozen=True)
-class Read:
-    """An image that has been read: its outputs' name, file and (height, width), or why it could not be read."""
-
-    name: str
-    path: Path
-    size: tuple[int, int] = (0, 0)
-    error: str = ""
 
 
 def in_batches(

@@ -10,10 +10,7 @@ from torch import Tensor
 
 from tagseg.segment.networks import Segmenter
 from tagseg.segment.options import Precision
-
-CELL = 4
-"""Side in pixels of the cells that probabilities found in windows are kept for: a quarter of the resolution, as fine as
-networks see, with a sixteenth of the memory."""
+from tagseg.segment.pictures import CELL
 
 OVERLAP = 0.25
 """Share of a window's side that it has in common with the next, or more: what lies outside of a window is missed most

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 from cyclopts import Parameter
 
 Precision = Literal["fp32", "bf16"]
+Engine = Literal["local", "ray"]
+Format = Literal["png", "parquet"]
 
 
 def _numbers(_: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
@@ -54,6 +56,22 @@ class PredictOptions:
     max_megapixels: float = 120.0
     """Larger images are skipped."""
 
+    engine: Engine = "local"
+    """What does the work: local, this process; or ray, the processes and machines of a Ray cluster (needs tagseg[ray]),
+    to the same bytes. It is the cluster that RAY_ADDRESS names, else one that is started on this machine; every machine
+    must see RUN and IMAGES under the same names."""
+
+    actors: int = 0
+    """With --engine ray: processes that hold the network (0: one a GPU, or as many as keep the cores busy)."""
+
+    format: Format = "png"
+    """How masks are written: png, a file an image; or parquet, masks-NUMBER.parquet with a row an image (needs
+    tagseg[ray])."""
+
+    rows: int = 1000
+    """With --format parquet: images in a file. A file is there whole or not at all, so that --resume begins behind the
+    last one."""
+
     resume: Annotated[bool, Parameter(negative=())] = False
     """Go on with an interrupted prediction: images whose mask and line in predictions.jsonl are there are skipped."""
 
@@ -70,6 +88,13 @@ class PredictOptions:
         _check(self.batch >= 0, "batch", self.batch, "at least 1 image, or 0 to choose by device")
         _check(self.precision in get_args(Precision), "precision", self.precision, "fp32 or bf16")
         _check(0 < self.max_megapixels < math.inf, "max-megapixels", self.max_megapixels, "more than 0")
+        _check(self.engine in get_args(Engine), "engine", self.engine, "local or ray")
+        _check(self.actors >= 0, "actors", self.actors, "at least 1, or 0 to choose by what is there")
+        _check(self.engine == "ray" or not self.actors, "actors", self.actors, "it with --engine ray alone")
+        _check(self.format in get_args(Format), "format", self.format, "png or parquet")
+        _check(self.rows >= 1, "rows", self.rows, "at least 1 image")
+        _check(self.format == "png" or not (self.overlays or self.probabilities), "format", self.format,
+               "png with --overlays or --probabilities, which are files of their own")  # fmt: skip
         _check(not (self.resume and self.force), "resume", self.resume, "it without --force, which starts over")
 
 

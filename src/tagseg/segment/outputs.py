@@ -1,8 +1,9 @@
 """What is written for a predicted image: mask, overlay, probabilities, and its line in predictions.jsonl."""
 
+import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tagseg.data.records import DataError
 from tagseg.files import writing
 from tagseg.masks.palette import class_colours
 from tagseg.masks.write import mask_file
-from tagseg.run import atomic_path, write_atomically
+from tagseg.run import write_atomically
 from tagseg.segment.decide import Decided
+from tagseg.segment.inputs import Location, identity
 from tagseg.segment.options import PredictOptions
 from tagseg.untrusted import parse_json, read_bytes
 
@@ -28,8 +30,8 @@ _ROWS = 256
 """Rows that an overlay is painted in at a time."""
 
 
-def begin(found: dict[str, Path], out: Path, options: PredictOptions) -> tuple[dict[str, Path], list[Line]]:
-    """Return the images that are to be predicted, by name, and the lines of predictions.jsonl that stay.
+def begin(found: Mapping[str, Location], out: Path, options: PredictOptions) -> tuple[list[str], list[Line]]:
+    """Return the names of the images that are to be predicted, and the lines of predictions.jsonl that stay.
 
     Raises:
         DataError: when a file would overwrite one of the images or lie outside of `out` by a link, or a mask exists and
@@ -39,10 +41,13 @@ def begin(found: dict[str, Path], out: Path, options: PredictOptions) -> tuple[d
     for folder in {file.parent for files in targets.values() for file in files}:
         if not folder.resolve().is_relative_to(out.resolve()):
             raise DataError(f"{folder}: is a link out of {out}, where masks go; choose another --out")
-    images = {path.resolve(): path for path in found.values()}
+    images = {path.resolve(): path for path in found.values() if isinstance(path, Path)}
     for file in (file for files in targets.values() for file in files):
         if file.resolve() in images:
             raise DataError(f"{file}: would overwrite the image {images[file.resolve()]}; choose another --out")
+    parquet = next(out.glob("masks-*.parquet"), None)
+    if parquet is not None:
+        raise DataError(f"{parquet}: exists, masks of --format parquet; choose another --out for PNG files")
     present = [files[0] for files in targets.values() if files[0].exists()]
     if present and not (options.force or options.resume):
         raise DataError(
@@ -51,13 +56,13 @@ def begin(found: dict[str, Path], out: Path, options: PredictOptions) -> tuple[d
         )
     lines = read_lines(out / LINES)
     masks = {name: files[0].relative_to(out).as_posix() for name, files in targets.items()}
-    known = {line.get("mask"): Path(line["image"]).resolve() for line in lines} if options.resume else {}
-    todo = {
-        name: path
+    known = {line.get("mask"): identity(line["image"]) for line in lines} if options.resume else {}
+    todo = [
+        name
         for name, path in found.items()
-        if known.get(masks[name]) != path.resolve() or not all(file.exists() for file in targets[name])
-    }
-    outdated = {masks[name] for name in todo} | {str(path) for path in todo.values()}
+        if known.get(masks[name]) != identity(path) or not all(file.exists() for file in targets[name])
+    ]
+    outdated = {masks[name] for name in todo} | {str(found[name]) for name in todo}
     return todo, [line for line in lines if outdated.isdisjoint((line.get("mask"), line["image"]))]
 
 
@@ -81,16 +86,18 @@ def probabilities_file(out: Path, name: str) -> Path:
     return out / f"{name}.probabilities.npy"
 
 
-def write_overlay(path: Path, image: Image.Image, mask: UInt8[np.ndarray, "h w"]) -> None:
-    """Write an image with its mask laid over, as a JPEG."""
-    with atomic_path(path) as temporary:
-        overlay(image, mask).save(temporary, quality=90)
+def overlay_jpeg(image: Image.Image, mask: UInt8[np.ndarray, "h w"]) -> bytes:
+    """Return an image with its mask laid over, as a JPEG."""
+    file = io.BytesIO()
+    overlay(image, mask).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
-def write_probabilities(path: Path, seen: Float32[np.ndarray, "ids y x"]) -> None:
-    """Write probabilities as a float16 array that `numpy.load` reads."""
-    with atomic_path(path) as temporary:
-        np.save(temporary, seen.astype(np.float16), allow_pickle=False)
+def probabilities_npy(seen: Float32[np.ndarray, "ids y x"]) -> bytes:
+    """Return probabilities as a float16 array that `numpy.load` reads."""
+    file = io.BytesIO()
+    np.save(file, seen.astype(np.float16), allow_pickle=False)
+    return file.getvalue()
 
 
 def overlay(image: Image.Image, mask: UInt8[np.ndarray, "h w"], opacity: float = 0.55) -> Image.Image:
@@ -104,7 +111,7 @@ def overlay(image: Image.Image, mask: UInt8[np.ndarray, "h w"], opacity: float =
     return Image.fromarray(shown)
 
 
-def image_line(path: Path, mask: str, decided: Decided, classes: Sequence[str]) -> Line:
+def image_line(path: Location, mask: str, decided: Decided, classes: Sequence[str]) -> Line:
     """Return an image's line: its file, its mask's, its size, and the classes in it, largest first."""
     height, width = decided.mask.shape
     found = [i for i in range(1, len(classes)) if decided.area[i] > 0]

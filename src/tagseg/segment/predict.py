@@ -1,6 +1,7 @@
 """Masks for images without tags, from a trained segmentation network."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,33 +15,27 @@ from PIL import Image
 from torch import Tensor
 
 from tagseg.checkpoint import load_tensors, restore
-from tagseg.data.images import as_rgb, read_image, reduction
-from tagseg.data.loading import to_bytes
+from tagseg.data.images import as_rgb
 from tagseg.data.records import DataError
-from tagseg.masks.write import mask_file, write_classes, write_mask
+from tagseg.files import remove_temporary
+from tagseg.masks.write import write_classes
 from tagseg.memory import ran_out
 from tagseg.optimise import choose_device
 from tagseg.progress import Track, ahead, silent
 from tagseg.run import Run, RunError
 from tagseg.segment.about import check_about, check_twin
-from tagseg.segment.batches import Read, Seen, in_batches
+from tagseg.segment.batches import Seen, in_batches
 from tagseg.segment.decide import Decided, candidates, decide, refine
-from tagseg.segment.infer import CELL, in_windows, probabilities
-from tagseg.segment.inputs import find_images
+from tagseg.segment.finish import Outcome, finish, needed, write_files
+from tagseg.segment.infer import in_windows, probabilities
+from tagseg.segment.inputs import Location, find_images
+from tagseg.segment.mass import ray_outcomes
 from tagseg.segment.networks import Segmenter, empty_segmenter
 from tagseg.segment.options import Precision, PredictOptions
-from tagseg.segment.outputs import (
-    LINES,
-    Line,
-    append_line,
-    begin,
-    image_line,
-    overlay_file,
-    probabilities_file,
-    write_lines,
-    write_overlay,
-    write_probabilities,
-)
+from tagseg.segment.outputs import LINES, Line, append_line, begin, write_lines
+from tagseg.segment.parquet import begin_parts, write_parts
+from tagseg.segment.pictures import Read, Resolution, picture, read_picture
+from tagseg.segment.shares import Share, cut, share_size
 from tagseg.settings import cores
 from tagseg.settings_stages import CrfSettings
 
@@ -83,13 +78,14 @@ class Predictor:
         predicted in windows, at a quarter of it."""
         return self.look([self.picture(as_rgb(image))])[0]
 
+    @property
+    def resolution(self) -> Resolution:
+        """At which resolution images are predicted."""
+        return Resolution(self.max_side, self.window)
+
     def picture(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """Return an RGB image at the resolution of the prediction."""
-        reduce = reduction(image, self.max_side) if self.max_side else 1.0
-        w, h = (max(round(side * reduce), 1) for side in image.size)
-        if self._windowed(h, w):
-            h, w = (max(round(side / CELL), 1) * CELL for side in (h, w))
-        return to_bytes(image.resize((w, h), Image.Resampling.BICUBIC, reducing_gap=2.0))
+        return as_tensor(picture(image, self.resolution))
 
     def look(self, pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> list[Seen]:
         """Return the probabilities of the classes (ids y x) in pictures of one size (see `picture`)."""
@@ -155,6 +151,11 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         ) from error
 
 
+def as_tensor(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
+    """Return a picture as the network takes it; nothing is copied."""
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
 def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     """Restore a segmentation network from the folder that its training left.
 
@@ -201,7 +202,7 @@ def predict(
 
     Args:
         run: a run folder with a trained segmenter, or any other folder that `load` takes.
-        images: image files, folders (searched with their subfolders) or glob patterns.
+        images: image files, folders (searched with their subfolders) or glob patterns, or URLs of such (fsspec).
         out: folder of the masks.
         options: how to predict, and what to write.
         track: how to report progress.
@@ -209,18 +210,26 @@ def predict(
     Raises:
         DataError: when there is no image, none can be read, an image would be overwritten, or a mask exists and neither
             `force` nor `resume` is given.
-        RunError: as `load`, or when memory runs out.
+        RunError: as `load`, or when memory runs out; when the Ray engine is asked for and cannot be had, or gives up.
         WriteError: when a file cannot be written, because the disk is full for example.
     """
     options = options or PredictOptions()
-    predictor = adapted(load(run, options.device), options)
+    # Where others do the work, it is loaded to see that it can be, and what its classes are.
+    predictor = adapted(load(run, options.device if options.engine == "local" else "cpu"), options)
     out = Path(out)
     found = find_images([images] if isinstance(images, str | Path) else images, out)
-    todo, lines = begin(found, out, options)
+    todo, lines = (begin if options.format == "png" else begin_parts)(found, out, options)
+    outcomes = (_outcomes if options.engine == "local" else ray_outcomes)(predictor, run, found, todo, options)
+    if options.resume:
+        remove_temporary(out)
     write_classes(out, predictor.classes[1:])
     write_lines(out / LINES, lines)
+    if options.format == "png":
+        written: Iterator[Line] = ahead(outcomes, lambda outcome: write_files(outcome, out), THREADS)
+    else:
+        written = write_parts(outcomes, out, len(found) - len(todo), len(todo), options.rows)
     new = []
-    for line in track(_within_memory(_predicted(predictor, todo, out, options)), "predict", len(todo)):
+    for line in track(_within_memory(written), "predict", len(todo)):
         append_line(out / LINES, line)
         new.append(line)
         if "error" in line:
@@ -237,15 +246,20 @@ def predict(
 
 def adapted(predictor: Predictor, options: PredictOptions) -> Predictor:
     """Return a predictor that predicts as the options say; what they leave open stays as the network came."""
-    on_cpu = next(predictor.network.parameters()).device.type == "cpu"
+    device = next(predictor.network.parameters()).device.type
     asked = {name: getattr(options, name) for name in ("scales", "flip", "max_side", "window")}
     return dataclasses.replace(
         predictor,
         **{name: value for name, value in asked.items() if value is not None},
-        batch=options.batch or (1 if on_cpu else GPU_BATCH),
+        batch=adapted_batch(options, device),
         precision=options.precision,
         crf=CrfSettings() if options.crf else None,
     )
+
+
+def adapted_batch(options: PredictOptions, device: str) -> int:
+    """Return how many images go through the network together on a device."""
+    return options.batch or (1 if device == "cpu" else GPU_BATCH)
 
 
 def _within_memory(lines: Iterator[Line]) -> Iterator[Line]:
@@ -261,33 +275,32 @@ def _within_memory(lines: Iterator[Line]) -> Iterator[Line]:
         ) from error
 
 
-def _predicted(predictor: Predictor, todo: dict[str, Path], out: Path, options: PredictOptions) -> Iterator[Line]:
-    """Write the images' files and yield their lines; threads read and write while the network is at work."""
+def _outcomes(
+    predictor: Predictor, run: str | Path, found: dict[str, Location], todo: Sequence[str], options: PredictOptions
+) -> Iterator[Outcome]:
+    """Yield what the images in `todo` come to; threads read and decide while the network is at work."""
+    del run  # the network is here
+    size = share_size(predictor.batch, predictor.resolution, options.max_megapixels)
+    shares = cut(found, todo, size, predictor.batch)
 
-    def read(item: tuple[str, Path]) -> tuple[Read, Tensor | None]:
-        name, path = item
-        try:
-            image = read_image(path, options.max_megapixels)
-        except DataError as error:
-            return Read(name, path, error=str(error)), None
-        return Read(name, path, (image.height, image.width)), predictor.picture(image)
+    def read(item: tuple[str, Location]) -> tuple[Read, Tensor | None]:
+        one, seen = read_picture(*item, predictor.resolution, options.max_megapixels)
+        return one, None if seen is None else as_tensor(seen)
 
-    def write(pair: tuple[Read, Seen | None]) -> Line:
+    def end(pair: tuple[Read, Seen | None]) -> Outcome:
         one, seen = pair
-        if seen is None:
-            return {"image": str(one.path), "error": one.error}
-        # Read once more where it is needed: whole images would fill the memory while they wait for the network.
-        again = options.overlays or options.crf
-        image = read_image(one.path, options.max_megapixels) if again else None
-        decided = predictor.decided(seen, one.size, image)
-        mask = mask_file(out, one.name)
-        write_mask(mask, decided.mask)
-        if image is not None and options.overlays:
-            write_overlay(overlay_file(out, one.name), image, decided.mask)
-        if options.probabilities:
-            write_probabilities(probabilities_file(out, one.name), seen)
-        return image_line(one.path, mask.relative_to(out).as_posix(), decided, predictor.classes)
+        return finish(one, None if seen is None else needed(seen, options), predictor.classes, options)
 
-    pictures = ahead(todo.items(), read, THREADS)
-    seen = in_batches(pictures, predictor.look, predictor.batch, predictor.window**2)
-    return ahead(seen, write, THREADS)
+    pictures = ahead((item for share in shares for item in share.images.items()), read, THREADS)
+    seen = (pair for share in shares for pair in seen_of(share, pictures, predictor))
+    return ahead(seen, end, THREADS)
+
+
+def seen_of(
+    share: Share, pictures: Iterator[tuple[Read, Tensor | None]], predictor: Predictor
+) -> Iterator[tuple[Read, Seen | None]]:
+    """Yield the images that are wanted of a share, with their probabilities; `pictures` begins with the share's."""
+    own = itertools.islice(pictures, len(share.images))
+    for one, seen in in_batches(own, predictor.look, predictor.batch, predictor.window**2):
+        if one.name in share.wanted:
+            yield one, seen

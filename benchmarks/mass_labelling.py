@@ -1,0 +1,192 @@
+"""Images a second of `tagseg predict --engine ray` beside the local engine's, and the memory of all its processes.
+
+    python benchmarks/mass_labelling.py --images 5000 --rounds 5      # needs tagseg[ray]
+
+Takes the segmenter of a run of voc_animals.py (another with --run) and the images of its data, again under other names
+until there are enough. They are cut into rounds; in each the two engines predict the same images, in turn, each in a
+process of its own, and what they write is compared byte for byte. A round's time to the first image (network loaded,
+cluster started) and its pace behind it are taken apart: ray_over_local is that of all images predicted in one go, each
+engine started once. Memory is the proportional set size of the process and all below it, Ray's own among them, sampled
+every half second. Ray's workers have the priority of the process. The run folder stays as it is.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import animals
+import torch
+from record import record
+
+from tagseg.data.images import IMAGE_SUFFIXES
+from tagseg.run import Run
+
+ONE = """
+import json, sys, time
+from tagseg.segment.options import PredictOptions
+from tagseg.segment.predict import predict
+run, images, out, options = sys.argv[1:]
+first = []
+def track(items, title, total):
+    for item in items:
+        first.append(time.time())
+        yield item
+started = time.time()
+predict(run, images, out, PredictOptions(**json.loads(options)), track)
+print(json.dumps([first[0] - started, time.time() - first[0], len(first)]))
+"""
+"""What a round's process runs: seconds to the first image, from there to the end, and images."""
+
+
+def main() -> None:
+    """Measure both engines in turn and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, help="run folder with a segmenter; by default the full method's")
+    parser.add_argument("--images", type=int, default=5000, help="how many images in all")
+    parser.add_argument("--rounds", type=int, default=5, help="how many rounds they are cut into")
+    parser.add_argument("--scales", type=float, nargs="+", help="as of tagseg predict; by default the network's own")
+    parser.add_argument("--no-flip", action="store_true", help="as of tagseg predict")
+    parser.add_argument("--crf", action="store_true", help="as of tagseg predict")
+    options = animals.parse(parser, "voc_animals_fit")
+    run = Run(options.run or options.out / "both_0")
+    asked: dict[str, Any] = {"device": "cpu", "crf": options.crf}
+    asked |= {"scales": options.scales} if options.scales else {}
+    asked |= {"flip": False} if options.no_flip else {}
+    rounds: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
+    written = 0
+    with tempfile.TemporaryDirectory() as folder:
+        parts = linked(run.data_root(), options.images, options.rounds, Path(folder))
+        for number, part in enumerate(parts):
+            # The engines take turns at being the first.
+            for engine in sorted(rounds, reverse=bool(number % 2)):
+                out = Path(folder) / f"{engine}_{number}"
+                rounds[engine].append(measured(run, part, out, asked | {"engine": engine}))
+                print(f"round {number}, {engine}: {rounds[engine][-1]}", flush=True)
+            written += compared(Path(folder) / f"local_{number}", Path(folder) / f"ray_{number}")
+    figures = summary(rounds, options.images) | {"bytes_out_per_image": round(written / options.images)}
+    figures |= bytes_in(run.data_root())
+    rows = ["| figure | |", "|---|---:|", *(f"| {name} | {value:g} |" for name, value in figures.items())]
+    scales = f"scales {', '.join(map(str, options.scales))}" if options.scales else "the network's own scales"
+    about = f"{options.images} images in {options.rounds} rounds, {scales}{', no flip' if options.no_flip else ''}"
+    about += (
+        f"{', dense CRF' if options.crf else ''}, {torch.get_num_threads()} threads; every file the same, byte for "
+    )
+    about += f"byte. Load of the machine when this ended: {os.getloadavg()[0]:.1f}."
+    settings = {"images": options.images, "rounds": options.rounds, "load": round(os.getloadavg()[0], 1)}
+    settings |= {"threads": torch.get_num_threads()}
+    table = "\n".join([*rows, "", about])
+    print(record("mass_labelling", [run.settings().seed], figures | settings, table).read_text())
+
+
+def summary(rounds: dict[str, list[dict[str, float]]], images: int) -> dict[str, float]:
+    """Return the figures of all rounds: paces, times to the first image, their ratio for all images, memory."""
+    pace = {name: statistics.median(one["images_per_s"] for one in found) for name, found in rounds.items()}
+    start = {name: statistics.median(one["start_s"] for one in found) for name, found in rounds.items()}
+    whole = {name: start[name] + images / pace[name] for name in rounds}
+    paired = [
+        ray["images_per_s"] / local["images_per_s"] for ray, local in zip(rounds["ray"], rounds["local"], strict=True)
+    ]
+    return {
+        "ray_over_local": round(whole["local"] / whole["ray"], 3),
+        "ray_over_local_pace": round(statistics.median(paired), 3),
+        "images_per_s_ray": round(images / whole["ray"], 2),
+        "images_per_s_local": round(images / whole["local"], 2),
+        "start_s_ray": round(start["ray"], 1),
+        "start_s_local": round(start["local"], 1),
+        "peak_mb": round(max(one["peak_mb"] for one in rounds["ray"])),
+        "peak_mb_first_half": round(max(one["peak_mb_first_half"] for one in rounds["ray"])),
+        "peak_mb_local": round(max(one["peak_mb"] for one in rounds["local"])),
+    }
+
+
+def measured(run: Run, images: Path, out: Path, options: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of one prediction in a process of its own."""
+    command = [sys.executable, "-c", ONE, *map(str, (run.root, images, out, json.dumps(options)))]
+    environment = os.environ | {"RAY_worker_niceness": "0"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    samples = []
+    while process.poll() is None:
+        samples.append(memory_mb(process.pid))
+        time.sleep(0.5)
+    assert process.stdout is not None
+    if process.returncode:
+        raise SystemExit(f"{options['engine']}: ended with status {process.returncode}")
+    start, rest, number = json.loads(process.stdout.read().splitlines()[-1])
+    return {
+        "images_per_s": round((number - 1) / rest, 2),
+        "start_s": round(start, 1),
+        "peak_mb": round(max(samples)),
+        "peak_mb_first_half": round(max(samples[: len(samples) // 2])),
+    }
+
+
+def memory_mb(root: int) -> float:
+    """Return the proportional set size of a process and all below it, in MB: what they share counts once."""
+    parents = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            parents[int(process.name)] = parent(process)
+    below, added = {root}, True
+    while added:
+        new = {process for process, above in parents.items() if above in below} - below
+        below |= new
+        added = bool(new)
+    return sum(map(proportional_kb, below)) / 1024
+
+
+def parent(process: Path) -> int:
+    """Return a process's parent, 0 when it has ended."""
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def proportional_kb(process: int) -> int:
+    """Return a process's proportional set size, 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def linked(data: Path, images: int, rounds: int, folder: Path) -> list[Path]:
+    """Return a folder a round, with links to the data's images, again under other names until there are enough."""
+    found = sorted(file for file in data.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES[:2])
+    parts = [folder / f"images_{number}" for number in range(rounds)]
+    for number, file in enumerate(islice(cycle(found), images)):
+        part = parts[number * rounds // images]
+        part.mkdir(exist_ok=True)
+        (part / f"{number:06d}{file.suffix}").symlink_to(file.resolve())
+    return parts
+
+
+def compared(local: Path, ray: Path) -> int:
+    """Return the bytes that the engines wrote, each; they end the benchmark where they differ."""
+    sizes = 0
+    for file in sorted(path for path in local.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        sizes += len(content)
+        if content != (ray / file.relative_to(local)).read_bytes():
+            raise SystemExit(f"{file.relative_to(local)}: the engines wrote different bytes")
+    assert sum(1 for _ in local.rglob("*")) == sum(1 for _ in ray.rglob("*")), "the engines wrote different files"
+    return sizes
+
+
+def bytes_in(data: Path) -> dict[str, float]:
+    """Return the mean size of the data's images."""
+    sizes = [file.stat().st_size for file in data.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES[:2]]
+    return {"bytes_in_per_image": round(statistics.mean(sizes))}
+
+
+if __name__ == "__main__":
+    main()
