@@ -1,42 +1,47 @@
-"""What tests of predictions share: a network that sees only what lies right beside a pixel."""
+"""What tests of prediction share: a network that was drawn at random, and photos for it."""
 
+import tarfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from PIL import Image
 
-from tagseg.segment.networks import Segmenter
-
-
-class Local(Segmenter):
-    """Scores of three ids from the mean colour of a pixel's neighbourhood of `reach` pixels to each side; what lies
-    outside of the image is black. `sizes` are those of the images it was given."""
-
-    def __init__(self, reach: int = 0) -> None:
-        nn.Module.__init__(self)
-        side = 2 * reach + 1
-        self.mix = nn.Conv2d(3, 3, side, padding=reach, bias=False)
-        self.mix.weight.data = 8 * torch.eye(3)[:, :, None, None].expand(3, 3, side, side) / side**2
-        self.net, self.multiple, self.frozen_norms = nn.Identity(), 16, False
-        self.sizes: list[tuple[int, ...]] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.sizes.append(tuple(images.shape))
-        scores: Tensor = self.mix(images)
-        return scores
-
-    def fitting_size(self, height: float, width: float) -> tuple[int, int]:
-        """Take sides of any multiple of 4."""
-        h, w = (max(int(side / 4 + 0.5), 1) * 4 for side in (height, width))
-        return h, w
+from tagseg.checkpoint import save_tensors
+from tagseg.run import Run, open_run
+from tagseg.segment.networks import empty_segmenter
+from tagseg.settings import Settings
 
 
-@pytest.fixture
-def pixelwise() -> Local:
-    """Return a network for which every pixel stands by itself."""
-    return Local().eval()
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run whose segmentation network was drawn at random."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("mass")
+    run = open_run(root / "run", root, Settings())
+    about = {"classes": ["background", "cat", "Bär"], "encoder": "test_resnet", "stride": 16}
+    about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 64}
+    network = empty_segmenter("test_resnet", 3, 16)
+    # So that masks have more than one value.
+    network.state_dict()["net.segmentation_head.0.weight"].normal_(std=3.0)
+    with run.stage("segment"):
+        save_tensors(run.segmenter / "network.safetensors", network.state_dict(), about)
+    return run
 
 
-@pytest.fixture
-def nearsighted() -> Local:
-    """Return a network that sees two pixels far, so that it is wrong beside an edge."""
-    return Local(2).eval()
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a folder of images of three sizes in turn, with odd names, and a broken one; and a shard of two more."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "sub").mkdir()
+    for i in range(40):
+        size = ((40, 30), (30, 40), (90, 70))[i % 3]
+        pixels = np.random.default_rng(i).integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), np.uint8)
+        Image.fromarray(pixels).resize(size).save(folder / ("sub" if i % 2 else "") / f"ü {i:02}.png")
+    (folder / "ü 18.jpg").write_bytes(b"none")
+    shard = tmp_path_factory.mktemp("shards") / "000.tar"
+    with tarfile.open(shard, "w") as archive:
+        archive.add(folder / "ü 00.png", "key/one.png")
+        archive.add(folder / "sub/ü 01.png", "two.png")
+    return [folder, shard]
