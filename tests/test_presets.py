@@ -108,7 +108,7 @@ def test_the_transformers_presets_fit_their_backbones(name: str) -> None:
     [
         ("dinov2", "vit_small_patch14_reg4_dinov2", "norm"),
         ("dinov3", "vit_tiny_patch16_dinov3_qkvb", "norm"),
-        ("clip", "vit_xsmall_patch16_clip_224", "blocks.11.norm1"),
+        ("clip", "vit_xsmall_patch16_clip_224", "blocks.9.norm1"),
     ],
 )
 def test_the_transformers_presets_learn_and_localise(name: str, backbone: str, layer: str) -> None:
@@ -117,10 +117,9 @@ def test_the_transformers_presets_learn_and_localise(name: str, backbone: str, l
     small = dataclasses.replace(
         found,
         train=dataclasses.replace(found.train, backbone=backbone, weights="random"),
-        rca=dataclasses.replace(found.rca, confidence=0.0, slots=8, prototypes=2),
+        rca=dataclasses.replace(found.rca, layer=layer, confidence=0.0, slots=8, prototypes=2),
         localise=dataclasses.replace(found.localise, scales=(1.0,), max_side=64),
     )
-    assert small.rca.layer == layer
     network = build_network(2, small.train, small.rca).train()
     stride, side = network.backbone.stride, network.backbone.fitting_size(64, 64)[0]
     assert stride == small.train.stride and network.channels == network.backbone.channels + small.train.neck
@@ -143,6 +142,7 @@ def test_the_transformers_presets_learn_and_localise(name: str, backbone: str, l
     assert losses[-1]["loss"] < losses[1]["loss"] and losses[-1]["tag_coarse"] < losses[0]["tag_coarse"]
     learns = [parameter.grad is not None for parameter in network.backbone.model.blocks.parameters()]  # type: ignore[union-attr]
     assert any(learns) == all(learns) == (name == "clip")
+    network.refresh_prototypes(bank, generator)
     image = Image.effect_noise((80, 64), 90).convert("RGB")
     maps = localise_image(network.eval(), image, (1, 2), small.localise)
     assert maps.shape == (2, 13, 16) and maps.min() >= 0 and maps.sum(0).max() <= 1 + 1e-5  # posteriors

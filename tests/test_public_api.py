@@ -4,6 +4,7 @@
 """
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import os
@@ -20,12 +21,21 @@ import tagseg
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "tagseg"
 PAGE = ROOT / "docs" / "public_api.md"
-BLOCK = re.compile(r"(?<=```text\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
     if ">>>" in path.read_text(encoding="utf-8")
 )
+
+
+class _Plain(ast.NodeTransformer):
+    """Takes what only the command line reads out of `Annotated[...]`."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        if ast.unparse(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return self.visit(node.slice.elts[0])  # type: ignore[no-any-return]
+        return self.generic_visit(node)
 
 
 def signature(function: ast.FunctionDef) -> str:
@@ -59,7 +69,7 @@ def python_listing() -> str:
     """Return a line for every public name of Python and everything public in it, read from the source."""
     lines = []
     for module, names in tagseg._HOMES.items():
-        tree = ast.parse((SOURCE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        tree = _Plain().visit(ast.parse((SOURCE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")))
         defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         for name in names:
             lines += [(name.lower(), list(described(name, defined[name])))]
@@ -71,12 +81,15 @@ def command_listing() -> str:
     from tagseg.cli import app
     from tagseg.settings import Settings
 
-    settings = {f"--{name}" for name in Settings.__dataclass_fields__}
+    loose = {
+        f"--{one.name}" for one in dataclasses.fields(Settings) if not dataclasses.is_dataclass(one.default_factory)
+    }
     lines = []
     for command in sorted(name for name in app if not name.startswith("-")):
-        names = [argument.names for argument in app[command].assemble_argument_collection()]
-        takes = any("--seed" in one for one in names) and any("--train.lr" in one for one in names)
-        own = ["/".join(one) for one in names if not (takes and one[0].split(".")[0] in settings) and one != ("*",)]
+        # Arguments with children are the settings and their sections.
+        names = [one.names for one in app[command].assemble_argument_collection() if not one.children]
+        takes = ("--train.lr",) in names
+        own = ["/".join(one) for one in names if not (takes and (one[0] in loose or "." in one[0]))]
         lines.append(f"tagseg {command} {' '.join(own)}{' + settings' if takes else ''}")
     return "\n".join(lines) + "\n"
 
@@ -119,4 +132,5 @@ def test_the_examples_in_docstrings_are_so(module: str) -> None:
 
 if __name__ == "__main__":
     listings = iter((python_listing(), command_listing()))
-    PAGE.write_text(BLOCK.sub(lambda _: next(listings), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    page = BLOCK.sub(lambda _: f"```text\n{next(listings)}```", PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(page, encoding="utf-8")

@@ -22,7 +22,9 @@ def fit(
     *,
     out: Annotated[Path, Parameter(help="Run folder; an existing one is continued.")],
     until: Annotated[Stage, Parameter(help="Last stage to run.")] = "report",
-    preset: Annotated[Preset | None, Parameter(help="The paper's settings; a TOML file and flags win over it.")] = None,
+    preset: Annotated[
+        Preset | None, Parameter(help="The paper's settings, or a vision transformer's; a TOML file and flags win.")
+    ] = None,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
