@@ -225,9 +225,8 @@ class Run:
 
     def outputs(self, stage: Stage) -> tuple[str, ...]:
         """Return what a stage leaves in the run folder; the list of the images belongs to the first one there is."""
-        if stage == "segment" and self.settings().segment.labels:
-            return (self.data_file.name, *OUTPUTS[stage])
-        return OUTPUTS[stage]
+        first = needed_stages(self.settings())[0]
+        return (self.data_file.name, *OUTPUTS[stage]) if stage == first != "train" else OUTPUTS[stage]
 
     def note(self, name: str) -> None:
         """Note in the manifest the checksums of what a command beyond the stages has left (see OTHERS)."""
@@ -336,6 +335,15 @@ class Run:
                 raise RunError(
                     f"{self.root}: not a run folder (no {file.name}); make one with `tagseg fit DATA --out RUN`"
                 )
+
+
+def needed_stages(settings: Settings) -> tuple[Stage, ...]:
+    """Return the stages of a run in order: where the segmentation network learns from masks of another tool, there are
+    no maps and no pseudo-masks to be made; where another method has made the maps, there is no network to be trained
+    for them."""
+    if settings.segment.labels:
+        return STAGES[STAGES.index("segment") :]
+    return STAGES[STAGES.index("localise") :] if settings.localise.maps_from else STAGES
 
 
 def is_blank(root: Path) -> bool:

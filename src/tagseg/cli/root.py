@@ -28,7 +28,8 @@ Start here:
     tagseg predict runs/a new/ --out masks/
 
 All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win. The paper's own
-come with --preset paper-voc or paper-coco; a TOML file and flags win over them.
+come with --preset paper-voc or paper-coco, those of vision transformers with dinov2, dinov3 or clip; a TOML file and
+flags win over them.
 """
 
 

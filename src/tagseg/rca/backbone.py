@@ -1,4 +1,4 @@
-"""Backbones: any timm model with feature maps at stride 8, 16 or 32, and the paper's dilated VGG16."""
+"""Backbones: any timm model with feature maps, vision transformers among them, and the paper's dilated VGG16."""
 
 import os
 from pathlib import Path
@@ -116,7 +116,8 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
     Args:
         name: a timm model.
         weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
-        stride: 8, 16 or 32 image pixels per cell; None: that of a model which has but one.
+        stride: image pixels per cell: 8, 16 or 32, of a vision transformer those of its patches; None: that of a model
+            which has but one.
         layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or a name among the model's modules.
 
     Raises:
