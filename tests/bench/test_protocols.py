@@ -45,12 +45,12 @@ def test_every_backbone_can_be_had(backbone: Backbone) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("voc2007",), "PROTOCOL voc2007: not known, expected one of voc2012, coco2014"),
-        (("voc2012", "cam"), "--method cam: not known, expected one of oaa, eps"),
+        (("voc2007", "oaa", "vgg16"), "PROTOCOL voc2007: not known, expected one of voc2012, coco2014"),
+        (("voc2012", "cam", "vgg16"), "--method cam: not known, expected one of oaa, eps"),
         (("voc2012", "eps", "vit"), "--backbone vit: not known, expected one of vgg16, resnet38, resnet50, resnet101"),
     ],
 )
-def test_what_is_not_known_is_named(arguments: tuple[str, ...], message: str) -> None:
+def test_what_is_not_known_is_named(arguments: tuple[str, str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paper_values(*arguments)
 

@@ -80,8 +80,8 @@ def test_a_unit_by_hand() -> None:
     model = ResNet38(8, width=2).eval()
     given = torch.randn(2, 2, 9, 9)
     unit = model.get_submodule("b2")
-    first, second = (unit.get_submodule(f"conv_branch2{end}").weight for end in ("a", "b1"))
-    shortcut = unit.get_submodule("conv_branch1").weight
+    weights = dict(unit.named_parameters())
+    first, second, shortcut = (weights[f"conv_branch{end}.weight"] for end in ("2a", "2b1", "1"))
     scale = (1 + 1e-5) ** -0.5  # of a fresh batch norm
 
     def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
