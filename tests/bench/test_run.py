@@ -144,6 +144,11 @@ def test_other_settings_and_other_networks_are_noticed(
     found = bench(voc, out, small_voc, longer, crf=False)
     assert "segmenter_crf" not in found.figures[0] and found.submissions
     assert "| segmenter and dense CRF, validation images | - | 71.1 |" in found.table()
+    plain = found.submissions[0].read_bytes()
+    refined = bench(voc, out, small_voc, longer)
+    assert "segmenter_crf" in refined.figures[0] and refined.figures[0]["segmenter"] == found.figures[0]["segmenter"]
+    (run.root / "bench/figures.json").unlink()
+    assert bench(voc, out, small_voc, longer, crf=False).submissions[0].read_bytes() == plain
 
 
 def test_a_folder_of_something_else(voc: Path, small_voc: Protocol, quick: Settings, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tagseg.bench.submission import ARCHIVE, write_submission
 from tagseg.data.images import find_image, read_mask_file
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.files import remove_temporary
 from tagseg.lock import at_work
 from tagseg.masks.write import mask_file
 from tagseg.measure.evaluate import read_evaluation, score, scored_samples
@@ -29,7 +30,7 @@ from tagseg.untrusted import check_shape, read_json
 
 log = logging.getLogger(__name__)
 
-_KEPT = {"segmenter_crf": (float, None), "test_images": int}
+_KEPT = {"crf": bool, "segmenter_crf": (float, None), "test_images": int}
 
 
 def bench(
@@ -90,12 +91,13 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[F
     """The figures of a finished run in per cent, and its submission, if there is one."""
     evaluation, folder = read_evaluation(run), run.root / OTHERS["bench"][0]
     kept = _kept(run, folder / "figures.json")
-    if kept is None or (crf and kept["segmenter_crf"] is None) or kept["test_images"] != len(check.test):
+    if kept is None or (kept["crf"], kept["test_images"]) != (crf, len(check.test)):
         prepared = prepare(run, track)
+        remove_temporary(folder)
         refined = _score_refined(prepared, run, folder / "val", track) if crf else None
         if check.test:
             _submit(prepared, run, folder, check.test, crf, track)
-        kept = {"segmenter_crf": refined, "test_images": len(check.test)}
+        kept = {"crf": crf, "segmenter_crf": refined, "test_images": len(check.test)}
         write_atomically(folder / "figures.json", json.dumps(kept, indent=1) + "\n")
         run.note("bench")
     figures: dict[Figure, float] = {}
@@ -105,7 +107,7 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[F
         figures["pseudo_masks"] = 100 * masks.miou
     if evaluation.segmenter is not None:
         figures["segmenter"] = 100 * evaluation.segmenter.miou
-    if crf and kept["segmenter_crf"] is not None:
+    if kept["segmenter_crf"] is not None:
         figures["segmenter_crf"] = 100 * kept["segmenter_crf"]
     return figures, folder / "submission" / ARCHIVE if check.test else None
 
@@ -118,7 +120,8 @@ def _kept(run: Run, file: Path) -> dict[str, Any] | None:
         values: dict[str, Any] = read_json(file)
         check_shape(values, _KEPT)
     except (OSError, ValueError) as error:
-        raise RunError(f"{file}: missing or damaged ({error}); delete {file.parent}") from error
+        log.warning("%s: missing or damaged (%s), made anew", file, error)
+        return None
     return values
 
 
@@ -138,8 +141,10 @@ def _score_refined(prepared: Prepared, run: Run, folder: Path, track: Track) -> 
 def _submit(prepared: Prepared, run: Run, folder: Path, names: tuple[str, ...], crf: bool, track: Track) -> None:
     root = prepared.dataset.root
     images = [find_image(root, (root / "JPEGImages",), name, "test image") for name in names]
-    predict(run.root, images, folder / "test", _options(run, crf), track)
-    write_submission(folder / "test", names, prepared.dataset.mask_ids, folder / "submission", track)
+    # Apart, or one would go on with the other's masks.
+    predicted = folder / ("test" if crf else "test_without_crf")
+    predict(run.root, images, predicted, _options(run, crf), track)
+    write_submission(predicted, names, prepared.dataset.mask_ids, folder / "submission", track)
 
 
 def _options(run: Run, crf: bool) -> PredictOptions:
