@@ -29,6 +29,7 @@ _ANEW = {
     "full_supervision": "tagseg segment {run} --labels truth --force",
     "quality": "delete it, then tagseg worst {run}",
     "ablation": "tagseg ablate DATA --out DIR, as before",
+    "bench": "delete it, then tagseg bench, as before",
 }
 """How what is no stage's is made anew."""
 

@@ -51,6 +51,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "full_supervision": ("full_supervision",),
     "quality": ("quality.jsonl",),
     "ablation": ("ablation_score.json",),
+    "bench": ("bench",),
 }
 """What commands beyond the stages leave in the run folder."""
 
@@ -325,7 +326,7 @@ class Run:
         for stage in stages:
             self._delete(OUTPUTS[stage])
         if STAGES.index(first) <= STAGES.index("segment"):
-            self.forget("quality")
+            self.forget("quality", "bench")
         if first == "train":
             self.forget("calibration", "atlas")
 

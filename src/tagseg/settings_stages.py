@@ -33,6 +33,10 @@ class DataSettings:
     saliency: str = ""
     """Folder of saliency maps named like the images. Empty: `saliency` in the data folder, if there."""
 
+    coco_protocol: bool = False
+    """COCO: count as the literature does. Crowds are objects like all others, in tags and masks, and validation images
+    without annotations are left out. Otherwise crowds are void, and an empty image is background."""
+
     min_images: int = 5
     """A class with fewer training images than this is an error."""
 
