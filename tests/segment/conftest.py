@@ -1,24 +1,62 @@
-"""What tests of prediction share: a network that was drawn at random, and photos for it."""
+"""What tests of predictions share: a network that sees only what lies right beside a pixel."""
 
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from tagseg.checkpoint import save_tensors
+from tagseg.progress import Track
 from tagseg.run import Run, open_run
-from tagseg.segment.networks import empty_segmenter
+from tagseg.segment.networks import Segmenter, empty_segmenter
 from tagseg.settings import Settings
 
 
+class Local(Segmenter):
+    """Scores of three ids from the mean colour of a pixel's neighbourhood of `reach` pixels to each side; what lies
+    outside of the image is black. `sizes` are those of the images it was given."""
+
+    def __init__(self, reach: int = 0) -> None:
+        nn.Module.__init__(self)
+        side = 2 * reach + 1
+        self.mix = nn.Conv2d(3, 3, side, padding=reach, bias=False)
+        self.mix.weight.data = 8 * torch.eye(3)[:, :, None, None].expand(3, 3, side, side) / side**2
+        self.net, self.multiple, self.frozen_norms = nn.Identity(), 16, False
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(tuple(images.shape))
+        scores: Tensor = self.mix(images)
+        return scores
+
+    def fitting_size(self, height: float, width: float) -> tuple[int, int]:
+        """Take sides of any multiple of 4."""
+        h, w = (max(int(side / 4 + 0.5), 1) * 4 for side in (height, width))
+        return h, w
+
+
+@pytest.fixture
+def pixelwise() -> Local:
+    """Return a network for which every pixel stands by itself."""
+    return Local().eval()
+
+
+@pytest.fixture
+def nearsighted() -> Local:
+    """Return a network that sees two pixels far, so that it is wrong beside an edge."""
+    return Local(2).eval()
+
+
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run whose segmentation network was drawn at random."""
     torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("mass")
+    root = tmp_path_factory.mktemp("drawn")
     run = open_run(root / "run", root, Settings())
     about = {"classes": ["background", "cat", "Bär"], "encoder": "test_resnet", "stride": 16}
     about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 64}
@@ -45,3 +83,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         archive.add(folder / "ü 00.png", "key/one.png")
         archive.add(folder / "sub/ü 01.png", "two.png")
     return [folder, shard]
+
+
+@pytest.fixture
+def interrupted() -> Callable[[int], Track]:
+    """Return how to interrupt what goes through so many items."""
+
+    def after(number: int) -> Track:
+        def track(items, title, total):  # type: ignore[no-untyped-def]
+            for place, item in enumerate(items):
+                if place == number:
+                    raise KeyboardInterrupt
+                yield item
+
+        return track
+
+    return after

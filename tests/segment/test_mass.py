@@ -16,6 +16,8 @@ from tagseg.segment.mass import TASK_CPUS, Actors, choose_actors, room
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.predict import load, predict
 
+Interrupted = Callable[[int], Track]
+
 CPU, RAY = PredictOptions(device="cpu"), PredictOptions(device="cpu", engine="ray")
 
 
@@ -83,35 +85,35 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     ],
 )
 def test_the_steps_leave_what_the_local_engine_leaves(
-    options: PredictOptions, drawn: Run, photos: list[Path], tmp_path: Path, one_process: SimpleNamespace
+    options: PredictOptions, run: Run, photos: list[Path], tmp_path: Path, one_process: SimpleNamespace
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    predict(drawn.root, photos, tmp_path / "local", options)
+    predict(run.root, photos, tmp_path / "local", options)
     assert not one_process.began
-    done = predict(drawn.root, photos, tmp_path / "ray", dataclasses.replace(options, engine="ray"))
+    done = predict(run.root, photos, tmp_path / "ray", dataclasses.replace(options, engine="ray"))
     assert len(done.ids) == 42 and written(tmp_path / "ray") == written(tmp_path / "local")
     (address, _), ended = one_process.began
     assert (address, ended) == ("local", "shutdown") and signal.getsignal(signal.SIGTERM) == before
     # In order, and with room for a few shares alone.
     assert one_process.execution_options.preserve_order
     limits = one_process.execution_options.resource_limits
-    assert limits == {"object_store_memory": room(load(drawn.root, "cpu"), options.batch or 1, TWO, options)}
+    assert limits == {"object_store_memory": room(load(run.root, "cpu"), options.batch or 1, TWO, options)}
 
 
 def test_one_engine_goes_on_behind_the_other(
-    drawn: Run, photos: list[Path], tmp_path: Path, one_process: SimpleNamespace
+    run: Run, photos: list[Path], tmp_path: Path, one_process: SimpleNamespace, interrupted: Interrupted
 ) -> None:
-    once = predict(drawn.root, photos, tmp_path / "once", CPU)
+    once = predict(run.root, photos, tmp_path / "once", CPU)
     for first, then in ((CPU, RAY), (RAY, CPU)):
         out = tmp_path / first.engine
         with pytest.raises(KeyboardInterrupt):
-            predict(drawn.root, photos, out, first, interrupted(7))
-        done = predict(drawn.root, photos, out, dataclasses.replace(then, resume=True))
+            predict(run.root, photos, out, first, interrupted(7))
+        done = predict(run.root, photos, out, dataclasses.replace(then, resume=True))
         assert done.ids == once.ids and done.kept > 0 and written(out) == written(tmp_path / "once")
 
 
 def test_an_error_of_ray_says_how_to_go_on(
-    drawn: Run, photos: list[Path], tmp_path: Path, one_process: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: list[Path], tmp_path: Path, one_process: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(said: str) -> Any:
         def rows(self: Rows) -> Iterator[Any]:
@@ -125,34 +127,26 @@ def test_an_error_of_ray_says_how_to_go_on(
     ):
         monkeypatch.setattr(Rows, "iter_rows", fail(said))
         with pytest.raises(RunError, match=message):
-            predict(drawn.root, photos, tmp_path / "out", RAY)
+            predict(run.root, photos, tmp_path / "out", RAY)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     ray = sys.modules["ray"]
     monkeypatch.setattr(ray, "init", lambda address, **_: (_ for _ in ()).throw(ConnectionError(f"{address} is off")))
     with pytest.raises(RunError, match=r"--engine ray: no connection to 10\.0\.0\.1:6379 \(RAY_ADDRESS\): 10\.0\.0\.1"):
-        predict(drawn.root, photos, tmp_path / "out", RAY)
+        predict(run.root, photos, tmp_path / "out", RAY)
 
 
-def test_after_an_interruption_batches_are_the_same(drawn: Run, photos: list[Path], tmp_path: Path) -> None:
+def test_after_an_interruption_batches_are_the_same(
+    run: Run, photos: list[Path], tmp_path: Path, interrupted: Interrupted
+) -> None:
     options = PredictOptions(device="cpu", batch=3)
-    predict(drawn.root, photos, tmp_path / "once", options)
+    predict(run.root, photos, tmp_path / "once", options)
     with pytest.raises(KeyboardInterrupt):
-        predict(drawn.root, photos, tmp_path / "out", options, interrupted(7))
+        predict(run.root, photos, tmp_path / "out", options, interrupted(7))
     assert 0 < len(list((tmp_path / "out").rglob("*.png"))) < 42
     # What a process leaves that is killed while it writes.
     (tmp_path / "out/sub/.writing-0123456789abcdef.png").write_bytes(b"half")
-    predict(drawn.root, photos, tmp_path / "out", PredictOptions(device="cpu", batch=3, resume=True))
+    predict(run.root, photos, tmp_path / "out", PredictOptions(device="cpu", batch=3, resume=True))
     assert written(tmp_path / "out") == written(tmp_path / "once")
-
-
-def interrupted(after: int) -> Track:
-    def track(items, title, total):  # type: ignore[no-untyped-def]
-        for number, item in enumerate(items):
-            if number == after:
-                raise KeyboardInterrupt
-            yield item
-
-    return track
 
 
 def test_actors_fill_what_is_there() -> None:
@@ -168,8 +162,8 @@ def test_actors_fill_what_is_there() -> None:
         choose_actors({"CPU": 2.0}, PredictOptions(engine="ray", device="cuda"))
 
 
-def test_room_is_that_of_a_few_shares(drawn: Run) -> None:
-    predictor = load(drawn.root, "cpu")
+def test_room_is_that_of_a_few_shares(run: Run) -> None:
+    predictor = load(run.root, "cpu")
     assert room(predictor, 1, TWO, CPU) == 4 * 2 * 16 * 64 * 64 * (3 + 4 * 3)
     assert room(predictor, 8, TWO, CPU) == 8 * room(predictor, 1, TWO, CPU)
     many = dataclasses.replace(predictor, classes=tuple(map(str, range(21))))
@@ -178,12 +172,12 @@ def test_room_is_that_of_a_few_shares(drawn: Run) -> None:
 
 
 def test_without_ray_the_extra_is_named_and_nothing_is_touched(
-    drawn: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict(drawn.root, photos[1], tmp_path / "out", CPU)
+    predict(run.root, photos[1], tmp_path / "out", CPU)
     before = written(tmp_path / "out")
     monkeypatch.setitem(sys.modules, "ray", None)
     for out in ("out", "new"):
         with pytest.raises(RunError, match=r"--engine ray needs Ray: pip install 'tagseg\[ray\]'"):
-            predict(drawn.root, photos, tmp_path / out, dataclasses.replace(RAY, force=True))
+            predict(run.root, photos, tmp_path / out, dataclasses.replace(RAY, force=True))
     assert written(tmp_path / "out") == before and not (tmp_path / "new").exists()

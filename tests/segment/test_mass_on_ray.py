@@ -59,16 +59,16 @@ def holders() -> list[int]:
     ],
 )
 def test_ray_leaves_the_bytes_of_the_local_engine(
-    options: PredictOptions, drawn: Run, photos: list[Path], tmp_path: Path, cluster: None
+    options: PredictOptions, run: Run, photos: list[Path], tmp_path: Path, cluster: None
 ) -> None:
-    local = predict(drawn.root, photos, tmp_path / "local", options)
-    done = predict(drawn.root, photos, tmp_path / "ray", dataclasses.replace(options, engine="ray"))
+    local = predict(run.root, photos, tmp_path / "local", options)
+    done = predict(run.root, photos, tmp_path / "ray", dataclasses.replace(options, engine="ray"))
     assert (done.ids, done.skipped) == (local.ids, local.skipped) and len(done.ids) == 42
     assert written(tmp_path / "ray") == written(tmp_path / "local")
 
 
 def test_a_killed_actor_loses_nothing(
-    drawn: Run, photos: list[Path], tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: list[Path], tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Images go to the actors one by one, so that most have not when the first are written.
     monkeypatch.setattr(shares, "BATCHES", 1)
@@ -84,8 +84,8 @@ def test_a_killed_actor_loses_nothing(
             yield item
             after.update(holders())
 
-    predict(drawn.root, photos, tmp_path / "local", CPU)
-    done = predict(drawn.root, photos, tmp_path / "ray", RAY, kill)
+    predict(run.root, photos, tmp_path / "local", CPU)
+    done = predict(run.root, photos, tmp_path / "ray", RAY, kill)
     assert killed and after - set(killed), "others have taken their place"
     assert len(done.ids) == len(set(done.ids)) == 42
     # Lines too: no image twice, all in their order.
@@ -94,14 +94,14 @@ def test_a_killed_actor_loses_nothing(
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 def test_what_was_ended_as_a_whole_goes_on(
-    by: signal.Signals, drawn: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: signal.Signals, run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Relative paths, as they are typed.
     monkeypatch.chdir(tmp_path)
     given = [os.path.relpath(path) for path in photos]
     options = ["--engine", "ray", "--device", "cpu", "--no-flip"]
-    command = [sys.executable, "-m", "tagseg", "predict", drawn.root, *given, "--out", "ray", *options]
-    predict(drawn.root, given, "local", dataclasses.replace(CPU, flip=False))
+    command = [sys.executable, "-m", "tagseg", "predict", run.root, *given, "--out", "ray", *options]
+    predict(run.root, given, "local", dataclasses.replace(CPU, flip=False))
     lines = Path("ray/predictions.jsonl")
     # As many threads as here: rounding may depend on it.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
@@ -114,6 +114,6 @@ def test_what_was_ended_as_a_whole_goes_on(
     if by == signal.SIGTERM:
         assert process.returncode == 128 + by and b"Go on with the same command and --resume" in said, said
     assert 0 < len(lines.read_bytes().splitlines()) < 43
-    done = predict(drawn.root, given, "ray", dataclasses.replace(RAY, flip=False, resume=True))
+    done = predict(run.root, given, "ray", dataclasses.replace(RAY, flip=False, resume=True))
     assert done.kept > 0 and len(done.ids) == 42
     assert written(Path("ray")) == written(Path("local"))

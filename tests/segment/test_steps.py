@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,12 @@ def test_paths_are_relative_to_the_folder_of_the_caller(tmp_path: Path, monkeypa
     # A machine that has no such folder takes what is no relative path all the same.
     (read,) = json.loads(read_share(row, Resolution(8, 8), 1.0, str(tmp_path / "gone"))["share"])["reads"]
     assert read[3].startswith("a.png: not an image")
+
+
+def test_reading_and_finishing_need_no_pytorch() -> None:
+    # A process of Ray's that does no more starts in no time, and takes little memory.
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, tagseg.segment.steps; print('torch' in sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout == "False\n"

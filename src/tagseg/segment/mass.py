@@ -22,7 +22,7 @@ from tagseg.segment.finish import Outcome
 from tagseg.segment.inputs import Location
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.shares import Share, cut, share_pixels, share_size
-from tagseg.segment.steps import Network, finish_row, from_row, read_share, share_text
+from tagseg.segment.steps import Network, Row, finish_row, from_row, read_share, share_text
 from tagseg.settings import cores
 
 if TYPE_CHECKING:
@@ -63,30 +63,27 @@ def ray_outcomes(
     Raises:
         RunError: when Ray is missing, at once; later when there is no cluster, or workers die again and again.
     """
-    return _streamed(_ray(), predictor, run, found, todo, options)
-
-
-def _streamed(
-    ray: Any,
-    predictor: "Predictor",
-    run: str | Path,
-    found: dict[str, Location],
-    todo: Sequence[str],
-    options: PredictOptions,
-) -> Iterator[Outcome]:
-    if not todo:
-        return
     from tagseg.segment.predict import adapted_batch
 
-    with _cluster(ray):
+    ray = _ray()
+
+    def rows() -> Iterator[Row]:
         actors = choose_actors(ray.cluster_resources(), options)
         batch = adapted_batch(options, actors.device)
-        size = share_size(batch, predictor.resolution, options.max_megapixels)
-        shares = cut(found, todo, size, batch)
+        shares = cut(found, todo, share_size(batch, predictor.resolution, options.max_megapixels), batch)
         _instruct(ray.data, room(predictor, batch, actors, options))
-        data = _data(ray.data, shares, predictor, str(Path(run).resolve()), actors, options)
+        yield from _data(ray.data, shares, predictor, str(Path(run).resolve()), actors, options).iter_rows()
+
+    return _streamed(ray, rows(), todo)
+
+
+def _streamed(ray: Any, rows: Iterator[Row], todo: Sequence[str]) -> Iterator[Outcome]:
+    """The outcomes that rows hold, which are begun with a cluster; none is needed where nothing is to do."""
+    if not todo:
+        return
+    with _cluster(ray):
         try:
-            for name, row in zip(todo, data.iter_rows(), strict=True):
+            for name, row in zip(todo, rows, strict=True):
                 outcome = from_row(row)
                 assert outcome.name == name, f"{outcome.name} came where {name} was due"
                 yield outcome
