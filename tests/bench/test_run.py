@@ -20,6 +20,7 @@ from tagseg.data.records import DataError
 from tagseg.pipeline import run_stage
 from tagseg.run import Run, RunError
 from tagseg.settings import Settings
+from tagseg.settings_file import to_toml
 
 T = TypeVar("T")
 
@@ -181,41 +182,23 @@ def test_the_whole_protocol_on_cocos_layout(coco: Path, small_coco: Protocol, qu
     assert "| 36.8 |" in found.table() and "RCA+EPS" in found.table() and "35.7" not in found.table()
 
 
-SMALL = """\
-device = "cpu"
-workers = 0
-[data]
-min_images = 1
-[train]
-backbone = "test_resnet"
-weights = "random"
-neck = 16
-head_convs = 0
-epochs = 2
-steps = []
-batch = 4
-crop = 33
-[rca]
-confidence = 0.0
-slots = 8
-prototypes = 2
-warmup = 1
-[localise]
-scales = [1.0]
-max_side = 64
-[segment]
-network = "deeplabv3plus"
-encoder = "test_resnet"
-weights = "random"
-stride = 16
-epochs = 1
-batch = 4
-crop = 32
-max_side = 64
-predict_scales = [1.0]
-[report]
-examples = 2
-"""
+TAKEN = {
+    "train": ("backbone", "weights", "neck", "head_convs", "epochs", "batch", "crop"),
+    "rca": ("confidence", "slots", "prototypes", "warmup"),
+    "localise": ("scales", "max_side"),
+    "segment": ("epochs", "batch", "crop", "max_side", "predict_scales", "stride"),
+    "report": ("examples",),
+    "data": ("min_images",),
+}
+"""What the command gets of the quick settings; all else is the paper's."""
+
+
+def small_toml(quick: Settings) -> str:
+    own = quick.to_dict()
+    tables = {section: {name: own[section][name] for name in names} for section, names in TAKEN.items()}
+    tables["train"]["steps"] = []
+    tables["segment"] |= {"network": "deeplabv3plus", "encoder": "test_resnet", "weights": "random"}
+    return to_toml({"device": "cpu", "workers": 0, **tables})
 
 
 def call(*arguments: str | Path) -> int:
@@ -227,7 +210,12 @@ def call(*arguments: str | Path) -> int:
 
 
 def test_the_command(
-    voc: Path, small_voc: Protocol, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    voc: Path,
+    small_voc: Protocol,
+    quick: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert call("bench", "voc2012", "--data", voc, "--check") == 2
     said = capsys.readouterr()
@@ -240,7 +228,7 @@ def test_the_command(
     monkeypatch.chdir(tmp_path)
     assert call("bench", "voc2012", "--data", voc, "--check") == 0
     assert "wrong" not in capsys.readouterr().out and not (tmp_path / "runs").exists()
-    (tmp_path / "small.toml").write_text(SMALL)
+    (tmp_path / "small.toml").write_text(small_toml(quick))
     given = ("bench", "voc2012", "--data", voc, "--settings", "small.toml", "--train.lr", "0.01", "--no-crf")
     assert call(*given) == 0
     assert "| segmenter, validation images |" in capsys.readouterr().out
