@@ -165,13 +165,8 @@ def test_a_folder_of_something_else(voc: Path, small_voc: Protocol, quick: Setti
 
 def test_the_whole_protocol_on_cocos_layout(coco: Path, small_coco: Protocol, quick: Settings, tmp_path: Path) -> None:
     """With EPS: crowds are objects, an image without annotations is not scored."""
-    saliency = tmp_path / "saliency"
-    saliency.mkdir()
-    for file in (coco / "train2014").iterdir():
-        Image.new("L", (64, 48), 200).save(saliency / f"{file.stem}.png")
-    data = dataclasses.replace(quick.data, saliency=str(saliency))
     masks = dataclasses.replace(quick.masks, saliency=True)
-    eps = dataclasses.replace(quick, maps="eps", data=data, masks=masks)
+    eps = dataclasses.replace(quick, maps="eps", masks=masks)
     found = bench(coco, tmp_path / "out", small_coco, eps)
     run = Run(tmp_path / "out/seed_0")
     dataset = read_dataset(coco, eps.data)
@@ -239,6 +234,26 @@ def test_the_command(
     assert call(*given) == 0  # goes on, and finds all done
 
 
+def test_the_commands_of_the_page_are_understood(
+    voc: Path,
+    coco: Path,
+    small_voc: Protocol,
+    small_coco: Protocol,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of docs/reproduce.md, on the stand-ins, as far as --check goes."""
+    monkeypatch.setitem(PROTOCOLS, "voc2012", small_voc)
+    monkeypatch.setitem(PROTOCOLS, "coco2014", small_coco)
+    page = (Path(__file__).resolve().parents[2] / "docs/reproduce.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0].split() for line in page.splitlines() if line.startswith("tagseg bench ")]
+    assert {line[2] for line in lines} == {"voc2012", "coco2014"} and len(lines) == 4
+    for words in lines:
+        words[words.index("--data") + 1] = str({"voc2012": voc, "coco2014": coco}[words[2]])
+        words = [*(word for word in words[1:] if word != "--check"), "--check", "--data.min-images", "1"]
+        assert call(*words) == 0, capsys.readouterr().err
+
+
 def check_and_follow(data: Path, out: Path, name: str, settings: Settings, changes: dict[str, Any]) -> Bench:
     protocol = dataclasses.replace(PROTOCOLS[name], **changes)  # type: ignore[index]
     found = bench(data, out, protocol, settings)
@@ -249,9 +264,9 @@ def check_and_follow(data: Path, out: Path, name: str, settings: Settings, chang
 def test_a_part_of_voc_animals(shared_data: Path, quick: Settings, tmp_path: Path) -> None:
     source, data = shared_data / "data/voc_animals", tmp_path / "VOCdevkit/VOC2012"
     lists = {name: (source / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val")}
-    official, val = lists["train"][::31][:12], lists["val"][::50]
+    official, val = lists["train"][::62][:6], lists["val"][::67]
     aug = (source / "ImageSets/Segmentation/train_aug.txt").read_text().split()
-    train = [*official, *[name for name in aug if name not in lists["train"]][::130][:12]]
+    train = [*official, *[name for name in aug if name not in lists["train"]][::260][:8]]
     for folder, suffix, names in (
         ("JPEGImages", "jpg", [*train, *val]),
         ("SegmentationClass", "png", [*official, *val]),
@@ -273,7 +288,7 @@ def test_a_part_of_coco_mini(shared_data: Path, quick: Settings, tmp_path: Path)
     source, data = shared_data / "data/coco_mini", tmp_path / "COCO"
     kept: dict[str, set[int]] = {}
     counts, used = {}, set()
-    for split, wanted in (("train", 12), ("val", 4)):
+    for split, wanted in (("train", 8), ("val", 3)):
         content = json.loads((source / f"annotations/instances_{split}2017.json").read_text())
         images = content["images"][:wanted]
         kept[split] = {image["id"] for image in images}
