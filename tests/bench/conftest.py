@@ -66,13 +66,16 @@ def small_voc() -> Protocol:
 
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return COCO's folder with 11 and 4 images, of which 10 and 3 have annotations, one of them a crowd alone."""
+    """Return COCO's folder: 11 and 4 images, of which 10 and 3 have annotations (one a crowd), and saliency maps."""
     root = tmp_path_factory.mktemp("coco") / "COCO"
     for split, count in (("train", 11), ("val", 4)):
         images, annotations = [], []
         for i in range(count):
             name, tags = f"COCO_{split}2014_{i:012}.jpg", () if i == count - 1 else TAGS[i % 5]
-            draw(100 + i, tags, root / f"{split}2014/{name}")
+            mask = draw(100 + i, tags, root / f"{split}2014/{name}")
+            if split == "train":
+                (root / "saliency").mkdir(exist_ok=True)
+                Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(root / f"saliency/{name[:-4]}.png")
             images.append({"id": i, "file_name": name, "height": 48, "width": 64})
             for number, tag in enumerate(tags):
                 x, y, right, bottom = disc(number)
@@ -99,4 +102,5 @@ def quick(tiny: Settings) -> Settings:
     report = dataclasses.replace(tiny.report, examples=2)
     rca = dataclasses.replace(tiny.rca, warmup=1)
     data = dataclasses.replace(tiny.data, min_images=1, coco_protocol=True)
-    return dataclasses.replace(tiny, maps="oaa", data=data, rca=rca, segment=segment, report=report)
+    masks = dataclasses.replace(tiny.masks, max_side=64)
+    return dataclasses.replace(tiny, maps="oaa", data=data, rca=rca, masks=masks, segment=segment, report=report)

@@ -20,6 +20,7 @@ from tagseg.data.records import DataError
 from tagseg.pipeline import run_stage
 from tagseg.run import Run, RunError
 from tagseg.settings import Settings
+from tagseg.settings_file import to_toml
 
 T = TypeVar("T")
 
@@ -164,13 +165,8 @@ def test_a_folder_of_something_else(voc: Path, small_voc: Protocol, quick: Setti
 
 def test_the_whole_protocol_on_cocos_layout(coco: Path, small_coco: Protocol, quick: Settings, tmp_path: Path) -> None:
     """With EPS: crowds are objects, an image without annotations is not scored."""
-    saliency = tmp_path / "saliency"
-    saliency.mkdir()
-    for file in (coco / "train2014").iterdir():
-        Image.new("L", (64, 48), 200).save(saliency / f"{file.stem}.png")
-    data = dataclasses.replace(quick.data, saliency=str(saliency))
     masks = dataclasses.replace(quick.masks, saliency=True)
-    eps = dataclasses.replace(quick, maps="eps", data=data, masks=masks)
+    eps = dataclasses.replace(quick, maps="eps", masks=masks)
     found = bench(coco, tmp_path / "out", small_coco, eps)
     run = Run(tmp_path / "out/seed_0")
     dataset = read_dataset(coco, eps.data)
@@ -181,41 +177,23 @@ def test_the_whole_protocol_on_cocos_layout(coco: Path, small_coco: Protocol, qu
     assert "| 36.8 |" in found.table() and "RCA+EPS" in found.table() and "35.7" not in found.table()
 
 
-SMALL = """\
-device = "cpu"
-workers = 0
-[data]
-min_images = 1
-[train]
-backbone = "test_resnet"
-weights = "random"
-neck = 16
-head_convs = 0
-epochs = 2
-steps = []
-batch = 4
-crop = 33
-[rca]
-confidence = 0.0
-slots = 8
-prototypes = 2
-warmup = 1
-[localise]
-scales = [1.0]
-max_side = 64
-[segment]
-network = "deeplabv3plus"
-encoder = "test_resnet"
-weights = "random"
-stride = 16
-epochs = 1
-batch = 4
-crop = 32
-max_side = 64
-predict_scales = [1.0]
-[report]
-examples = 2
-"""
+TAKEN = {
+    "train": ("backbone", "weights", "neck", "head_convs", "epochs", "batch", "crop"),
+    "rca": ("confidence", "slots", "prototypes", "warmup"),
+    "localise": ("scales", "max_side"),
+    "segment": ("epochs", "batch", "crop", "max_side", "predict_scales", "stride"),
+    "report": ("examples",),
+    "data": ("min_images",),
+}
+"""What the command gets of the quick settings; all else is the paper's."""
+
+
+def small_toml(quick: Settings) -> str:
+    own = quick.to_dict()
+    tables = {section: {name: own[section][name] for name in names} for section, names in TAKEN.items()}
+    tables["train"]["steps"] = []
+    tables["segment"] |= {"network": "deeplabv3plus", "encoder": "test_resnet", "weights": "random"}
+    return to_toml({"device": "cpu", "workers": 0, **tables})
 
 
 def call(*arguments: str | Path) -> int:
@@ -227,7 +205,12 @@ def call(*arguments: str | Path) -> int:
 
 
 def test_the_command(
-    voc: Path, small_voc: Protocol, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    voc: Path,
+    small_voc: Protocol,
+    quick: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert call("bench", "voc2012", "--data", voc, "--check") == 2
     said = capsys.readouterr()
@@ -240,7 +223,7 @@ def test_the_command(
     monkeypatch.chdir(tmp_path)
     assert call("bench", "voc2012", "--data", voc, "--check") == 0
     assert "wrong" not in capsys.readouterr().out and not (tmp_path / "runs").exists()
-    (tmp_path / "small.toml").write_text(SMALL)
+    (tmp_path / "small.toml").write_text(small_toml(quick))
     given = ("bench", "voc2012", "--data", voc, "--settings", "small.toml", "--train.lr", "0.01", "--no-crf")
     assert call(*given) == 0
     assert "| segmenter, validation images |" in capsys.readouterr().out
@@ -249,6 +232,26 @@ def test_the_command(
     assert (settings.maps, settings.rca.update, settings.data.layout) == ("oaa", "blend", "voc")  # the paper's
     assert (settings.train.lr, settings.train.crop) == (0.01, 33)  # the flag's and the file's
     assert call(*given) == 0  # goes on, and finds all done
+
+
+def test_the_commands_of_the_page_are_understood(
+    voc: Path,
+    coco: Path,
+    small_voc: Protocol,
+    small_coco: Protocol,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of docs/reproduce.md, on the stand-ins, as far as --check goes."""
+    monkeypatch.setitem(PROTOCOLS, "voc2012", small_voc)
+    monkeypatch.setitem(PROTOCOLS, "coco2014", small_coco)
+    page = (Path(__file__).resolve().parents[2] / "docs/reproduce.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0].split() for line in page.splitlines() if line.startswith("tagseg bench ")]
+    assert {line[2] for line in lines} == {"voc2012", "coco2014"} and len(lines) == 4
+    for words in lines:
+        words[words.index("--data") + 1] = str({"voc2012": voc, "coco2014": coco}[words[2]])
+        words = [*(word for word in words[1:] if word != "--check"), "--check", "--data.min-images", "1"]
+        assert call(*words) == 0, capsys.readouterr().err
 
 
 def check_and_follow(data: Path, out: Path, name: str, settings: Settings, changes: dict[str, Any]) -> Bench:
@@ -261,9 +264,9 @@ def check_and_follow(data: Path, out: Path, name: str, settings: Settings, chang
 def test_a_part_of_voc_animals(shared_data: Path, quick: Settings, tmp_path: Path) -> None:
     source, data = shared_data / "data/voc_animals", tmp_path / "VOCdevkit/VOC2012"
     lists = {name: (source / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val")}
-    official, val = lists["train"][::31][:12], lists["val"][::50]
+    official, val = lists["train"][::62][:6], lists["val"][::67]
     aug = (source / "ImageSets/Segmentation/train_aug.txt").read_text().split()
-    train = [*official, *[name for name in aug if name not in lists["train"]][::130][:12]]
+    train = [*official, *[name for name in aug if name not in lists["train"]][::260][:8]]
     for folder, suffix, names in (
         ("JPEGImages", "jpg", [*train, *val]),
         ("SegmentationClass", "png", [*official, *val]),
@@ -285,7 +288,7 @@ def test_a_part_of_coco_mini(shared_data: Path, quick: Settings, tmp_path: Path)
     source, data = shared_data / "data/coco_mini", tmp_path / "COCO"
     kept: dict[str, set[int]] = {}
     counts, used = {}, set()
-    for split, wanted in (("train", 12), ("val", 4)):
+    for split, wanted in (("train", 8), ("val", 3)):
         content = json.loads((source / f"annotations/instances_{split}2017.json").read_text())
         images = content["images"][:wanted]
         kept[split] = {image["id"] for image in images}
