@@ -3,6 +3,7 @@
 import zipfile
 from io import BufferedIOBase
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -54,7 +55,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."
         return read_array(file, archive.getinfo(member).file_size, member)
 
 
-def read_array(file: BufferedIOBase, size: int, name: str) -> Shaped[np.ndarray, "..."]:
+def read_array(file: IO[bytes] | BufferedIOBase, size: int, name: str) -> Shaped[np.ndarray, "..."]:
     """Return an .npy file's array whose header, unpacked size (in bytes) and limit agree: a few bytes can claim, or
     unpack to, any size.
 
