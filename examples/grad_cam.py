@@ -7,6 +7,7 @@ python examples/grad_cam.py photos/ cams/ runs/grad_cam
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -14,7 +15,8 @@ import torch
 from PIL import Image
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 import tagseg
 
@@ -45,7 +47,7 @@ def write_maps(
 
 def main(data: Path, cams: Path, out: Path) -> None:
     """Write the maps of a ResNet-50, and make masks from them."""
-    model = timm.create_model("resnet50", pretrained=True)
+    model: Any = timm.create_model("resnet50", pretrained=True)
     # Squashed, not cropped: a map covers the whole image.
     config = resolve_model_data_config(model) | {"crop_mode": "squash", "crop_pct": 1.0}
     write_maps(data, cams, model, model.layer4, OUTPUTS, create_transform(**config))
@@ -54,4 +56,4 @@ def main(data: Path, cams: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

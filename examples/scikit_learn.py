@@ -53,7 +53,7 @@ class TagSegmenter(BaseEstimator):  # type: ignore[misc]
         """Return the mIoU, pooled over all pixels of the images, background included."""
         ids = len(self.predictor_.classes)
         pairs = zip(self.predict(images), [np.array(Image.open(mask)) for _, mask in truth if mask], strict=True)
-        return tagseg.iou(sum(tagseg.confusion(true, found, ids) for found, true in pairs)).miou
+        return tagseg.iou(np.sum([tagseg.confusion(true, found, ids) for found, true in pairs], axis=0)).miou
 
 
 def main(data: Path, out: Path, settings: tagseg.Settings | None = None) -> Any:
@@ -66,4 +66,4 @@ def main(data: Path, out: Path, settings: tagseg.Settings | None = None) -> Any:
 
 
 if __name__ == "__main__":
-    print(main(*map(Path, sys.argv[1:3])))
+    print(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -6,6 +6,7 @@ python examples/timm_loop.py photos/ masks/
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -22,7 +23,7 @@ Batch = tuple[Float[Tensor, "b 3 h w"], Bool[Tensor, "b c"]]
 SEE = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Resize((224, 224), antialias=True)])
 
 
-def train(model: nn.Module, head: nn.Conv2d, batches: Iterable[Batch], epochs: int, lr: float = 0.01) -> tagseg.Bank:
+def train(model: Any, head: nn.Conv2d, batches: Iterable[Batch], epochs: int, lr: float = 0.01) -> tagseg.Bank:
     """Train on pictures and their tags; regions of the maps are contrasted with all that the bank has seen."""
     bank = tagseg.Bank(head.out_channels + 1, slots=200, channels=head.in_channels)  # entry 0 is background
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr, momentum=0.9, nesterov=True)
@@ -44,7 +45,7 @@ def train(model: nn.Module, head: nn.Conv2d, batches: Iterable[Batch], epochs: i
 
 
 @torch.inference_mode()
-def find_mask(model: nn.Module, bank: tagseg.Bank, image: Image.Image, tags: tuple[int, ...]) -> Image.Image:
+def find_mask(model: Any, bank: tagseg.Bank, image: Image.Image, tags: tuple[int, ...]) -> Image.Image:
     """Return the mask of an image: each cell is its class's by the share of attention to the class's prototypes."""
     prototypes, exists = tagseg.kmeans(bank.slots, bank.written, k=5)
     features = model.eval().forward_features(SEE(image)[None])
@@ -57,7 +58,8 @@ def find_mask(model: nn.Module, bank: tagseg.Bank, image: Image.Image, tags: tup
 def main(data: Path, out: Path) -> None:
     """Train a ResNet-18 on a data folder and write the masks of its training images."""
     dataset = tagseg.read_dataset(data)
-    samples, model = dataset.split("train"), timm.create_model("resnet18", pretrained=True, num_classes=0)
+    model: Any = timm.create_model("resnet18", pretrained=True, num_classes=0)
+    samples = dataset.split("train")
     images = [Image.open(sample.image).convert("RGB") for sample in samples]
     tags = torch.stack([torch.eye(len(dataset.classes) + 1)[list(one.tags)].sum(0)[1:].bool() for one in samples])
     batches = list(zip(torch.stack([SEE(image) for image in images]).split(8), tags.split(8), strict=True))
@@ -68,4 +70,4 @@ def main(data: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -78,7 +78,7 @@ def python_listing() -> str:
 
 def command_listing() -> str:
     """Return a line for every command with its own flags; those of the settings are named like the settings."""
-    from tagseg.cli import app
+    from tagseg.cli import app  # type: ignore[attr-defined]
     from tagseg.settings import Settings
 
     loose = {

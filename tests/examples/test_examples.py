@@ -39,7 +39,8 @@ class Colours(nn.Module):
         self.see.weight.data = torch.tensor([[1.0, 0, -1], [-1, 0, 1]])[:, :, None, None]
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.see(pictures).relu().mean((2, 3))
+        scores: torch.Tensor = self.see(pictures).relu().mean((2, 3))
+        return scores
 
 
 def truth(discs: Path, i: int) -> np.ndarray:

@@ -183,7 +183,7 @@ def cams(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cams")
     for i in range(9):
         pixels = np.asarray(Image.open(discs / "images" / f"{i}.png"), np.float32)
-        maps = {"red": pixels[..., 0] - pixels[..., 2], "blue": pixels[..., 2] - pixels[..., 0]}
+        maps: dict[str, Any] = {"red": pixels[..., 0] - pixels[..., 2], "blue": pixels[..., 2] - pixels[..., 0]}
         np.savez(folder / f"{i}.npz", **{name: maps[name] for name in (("red",), ("blue",), ("red", "blue"))[i % 3]})
     return folder
 
