@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tagseg import settings as module
 from tagseg.cli import app
@@ -186,12 +187,9 @@ def test_every_setting_has_a_docstring(kind: type) -> None:
     assert fields and documented(kind) >= fields
 
 
-def test_the_help_of_fit_shows_every_setting_with_its_docstring(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+def test_the_help_of_fit_shows_every_setting_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        app(["fit", "--help"])
+        app(["fit", "--help"], console=Console(width=300))
     text = capsys.readouterr().out
     single = [name for name in HINTS if name not in SECTIONS]
     names = single + [
