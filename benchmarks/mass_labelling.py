@@ -90,7 +90,8 @@ def main() -> None:
     rows = ["| figure | |", "|---|---:|", *(f"| {name} | {value:g} |" for name, value in figures.items())]
     scales = f"scales {', '.join(map(str, options.scales))}" if options.scales else "the network's own scales"
     about = (
-        f"{options.images} images in {options.rounds} rounds, {scales}{', no flip' if options.no_flip else ''}"
+        f"{options.images} images ({figures['distinct_images']:g} distinct) in {options.rounds} rounds, "
+        f"{scales}{', no flip' if options.no_flip else ''}"
         f"{', dense CRF' if options.crf else ''}, {torch.get_num_threads()} threads; every file the same, byte for "
         f"byte. Load of the machine when this ended: {os.getloadavg()[0]:.1f}."
     )
@@ -202,7 +203,7 @@ def photos(data: Path) -> list[Path]:
 
 
 def reading(run: Run) -> dict[str, float]:
-    """Return the mean size of the data's images, and how many of them a core reads in a second for the network."""
+    """Return how many images there are, their mean size, and how many a core reads in a second."""
     found, resolution = photos(run.data_root()), load(run.root, "cpu").resolution
     some = found[:: max(len(found) // 300, 1)]
     started = time.perf_counter()
@@ -210,7 +211,7 @@ def reading(run: Run) -> dict[str, float]:
         read_picture(file.stem, file, resolution, 120.0)
     pace = len(some) / (time.perf_counter() - started)
     size = statistics.mean(file.stat().st_size for file in found)
-    return {"bytes_in_per_image": round(size), "read_per_s_core": round(pace, 1)}
+    return {"distinct_images": len(found), "bytes_in_per_image": round(size), "read_per_s_core": round(pace, 1)}
 
 
 def writing(masks: Path) -> dict[str, float]:
