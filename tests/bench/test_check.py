@@ -86,6 +86,16 @@ def test_lists_that_overlap(broken: Path, small_voc: Protocol, quick: Settings) 
     )
 
 
+def test_a_list_of_ones_own_is_the_one_that_is_checked(broken: Path, small_voc: Protocol, quick: Settings) -> None:
+    lists = broken / "ImageSets/Segmentation"
+    (lists / "few.txt").write_text((lists / "train_aug.txt").read_text().split("2008_000009")[0])
+    few = dataclasses.replace(quick, data=dataclasses.replace(quick.data, train_list="few"))
+    assert check_data(broken, small_voc, few).faults == ("list train_aug: 9 images, expected 15",)
+    gone = dataclasses.replace(quick, data=dataclasses.replace(quick.data, val_list="mine"))
+    with pytest.raises(DataError, match=r"setting data\.val-list: no list 'mine'"):
+        check_data(broken, small_voc, gone)
+
+
 def test_tags_that_are_missing(broken: Path, small_voc: Protocol, quick: Settings) -> None:
     (broken / "Annotations/2008_000003.xml").unlink()
     [fault] = check_data(broken, small_voc, quick).faults

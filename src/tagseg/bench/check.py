@@ -108,19 +108,22 @@ def _check_voc(
         raise DataError(
             f"{root}: no VOC devkit, expected folders JPEGImages and ImageSets in it or in VOC2012 below it"
         )
+    given = {"train_aug": settings.data.train_list, "val": settings.data.val_list}
+    flags = {"train_aug": "data.train-list", "val": "data.val-list"}
     lists: dict[str, list[str]] = {}
     for name in (*protocol.lists, *protocol.optional):
         names = TRAIN_LISTS[:2] if name in TRAIN_LISTS[:2] else (name,)
-        file = list_file(devkit, "", names, name)
+        file = list_file(devkit, given.get(name, ""), names, flags.get(name, name))
         if file is not None:
             lists[name] = [line.name for line in read_list(file)]
         elif name in protocol.lists:
             raise DataError(f"{devkit / 'ImageSets/Segmentation'}: no list {' or '.join(names)}.txt")
-    images, masks = _stems(devkit / "JPEGImages"), _stems(devkit / (settings.data.masks or "SegmentationClass"))
+    truth = devkit / (settings.data.masks or "SegmentationClass")
+    images, masks = _stems(devkit / "JPEGImages"), _stems(truth)
     train, scored, val = (lists[name] for name in protocol.lists)
     faults = [
         *_missing([*train, *val], images, "images", devkit / "JPEGImages", ".jpg"),
-        *_missing([*scored, *val], masks, "true masks", devkit / "SegmentationClass", ".png"),
+        *_missing([*scored, *val], masks, "true masks", truth, ".png"),
         *_overlap(val, train, "val and the training list"),
         *_missing(scored, set(train), "images of train.txt", Path("the training list")),
     ]

@@ -65,9 +65,7 @@ def bench(
         raise ValueError(f"--seeds: got {seeds}, expected at least 1")
     found = check_data(data, protocol, settings)
     found.require()
-    out, numbers = Path(out), range(settings.seed, settings.seed + seeds)
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "bench.json").exists())):
-        raise RunError(f"{out}: exists and is not a benchmark's folder; choose another --out")
+    out, numbers = _place(Path(out)), range(settings.seed, settings.seed + seeds)
     result = Bench(out, found, settings, {}, {}, tuple(numbers), command)
     if not (out / "bench.json").exists():
         result.save()
@@ -85,6 +83,12 @@ def bench(
         )
         result.save()
     return result
+
+
+def _place(out: Path) -> Path:
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "bench.json").exists())):
+        raise RunError(f"{out}: exists and is not a benchmark's folder; choose another --out")
+    return out
 
 
 def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[Figure, float], Path | None]:
