@@ -87,7 +87,7 @@ def test_the_borders_of_the_ranges_are_allowed() -> None:
         ({"train": {"lr": "fast"}}, r"setting train\.lr: got 'fast', expected float"),
         ({"train": {"lr": True}}, r"setting train\.lr: got True, expected float"),
         ({"rca": {"mix": 1}}, r"setting rca\.mix: got 1, expected bool"),
-        ({"train": {"stride": 7}}, r"setting train\.stride: got 7, expected one of 8, 16, 32"),
+        ({"train": {"stride": 7}}, r"setting train\.stride: got 7, expected one of 8, 14, 16, 32"),
         ({"precision": "fp16"}, r"setting precision: got 'fp16', expected one of fp32, bf16"),
         ({"localise": {"scales": 1.0}}, r"setting localise\.scales: got 1\.0, expected a list"),
         ({"localise": {"scales": "1.0"}}, r"setting localise\.scales: got '1\.0', expected a list"),
