@@ -58,7 +58,7 @@ class TagSegmenter(BaseEstimator):  # type: ignore[misc]
 
 def main(data: Path, out: Path, settings: tagseg.Settings | None = None) -> Any:
     """Return the scores of a cross-validation that leaves one folder of images out at a time."""
-    dataset = tagseg.read_dataset(data)
+    dataset = tagseg.read_dataset(data, (settings or tagseg.Settings()).data)
     samples = [sample for sample in dataset.split("train") if isinstance(sample.mask, Path)]
     truth = [([dataset.classes[tag - 1] for tag in sample.tags], sample.mask) for sample in samples]
     images, groups = [sample.image for sample in samples], [sample.image.parent.name for sample in samples]

@@ -15,6 +15,7 @@ from torch import nn
 
 import tagseg
 from tagseg.data.images import read_mask_file
+from tagseg.rca.bank import Bank
 from tagseg.settings import Settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -101,8 +102,8 @@ def test_a_timm_model_learns_with_the_bank(discs: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(example, "timm", type("timm", (), {"create_model": staticmethod(random_model)}))
     banks = []
 
-    def remember(*given: Any, **more: Any) -> tagseg.Bank:
-        banks.append(tagseg.Bank(*given, **more))
+    def remember(*given: Any, **more: Any) -> Bank:
+        banks.append(Bank(*given, **more))
         return banks[-1]
 
     monkeypatch.setattr(example.tagseg, "Bank", remember, raising=False)
@@ -125,8 +126,9 @@ def test_scikit_learn_cross_validates_over_folders(discs: Path, tiny_segment: Se
         shutil.copy(discs / "masks" / f"{i % 3}.png", data / "masks" / f"walk{i % 2}" / f"{i}.png")
         rows.append(f"walk{i % 2}/{i}.png,{(('red',), ('blue',), ('red', 'blue'))[i % 3][0]}")
     (data / "tags.csv").write_text("\n".join(rows) + "\n")
-    scores = load("scikit_learn").main(data, tmp_path / "folds", tiny_segment)
+    settings = dataclasses.replace(tiny_segment, data=tagseg.DataSettings(min_images=1))
+    scores = load("scikit_learn").main(data, tmp_path / "folds", settings)
     runs = sorted((tmp_path / "folds").iterdir())
     assert scores.shape == (2,) and ((scores > 0) & (scores <= 1)).all() and len(runs) == 2
-    counts = [len(tagseg.read_dataset(run / "data", tiny_segment.data).samples) for run in runs]
+    counts = [len(tagseg.read_dataset(run / "data", settings.data).samples) for run in runs]
     assert sorted(counts) == [4, 5]

@@ -3,6 +3,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -290,3 +291,18 @@ def test_classes_that_never_entered_the_bank_are_named(
     caplog.clear()
     train(dataset, changed(contrast=False, aggregation=False, confidence=0.99), tmp_path / "plain")
     assert not [record for record in caplog.records if "memory bank" in record.getMessage()]
+
+
+def test_a_transformer_learns_from_crops_of_whole_patches(dataset: Dataset, tmp_path: Path) -> None:
+    """45 pixels are no whole number of its patches of 16, at which the network would raise."""
+    sides: list[int] = []
+    images = module.TagImages
+
+    def remember(*given: Any) -> Any:
+        sides.append(given[2])
+        return images(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TagImages", remember)
+        history = train(dataset, changed(train={"backbone": "test_vit", "crop": 45, "epochs": 1}), tmp_path).history
+    assert sides == [48] and math.isfinite(history[-1]["loss"])
