@@ -90,7 +90,7 @@ def draw_masks(run: Run, samples: list[Sample], dataset: Dataset, out: Path) -> 
         maps, classes = read_maps(map_file(run, sample.id))
         plain, _ = mask_image(None, maps, classes, size, settings.mask_rule())
         kept = [read_mask_file(mask_file(folder, sample.id)) for folder in (run.decided_masks, run.masks)]
-        assert sample.mask is not None
+        assert isinstance(sample.mask, Path)
         masks = (plain, *kept, read_mask_file(sample.mask))
         rows.append([heat(grey(image), maps, classes), *(overlay(grey(image), mask) for mask in masks)])
     sheet(rows, ["maps", "without CRF", "dense CRF", "unsure left out", "true mask"], [], out / "concepts_masks.jpg")
@@ -103,7 +103,7 @@ def draw_rounds(run: Run, samples: list[Sample], out: Path) -> None:
     for sample in seen:
         image = read_image(sample.image)
         folders = [mask_file(folder, sample.id) for folder in (run.masks, run.predictions)]
-        assert sample.mask is not None
+        assert isinstance(sample.mask, Path)
         rows.append([image, *(overlay(grey(image), read_mask_file(path)) for path in (*folders, sample.mask))])
     sheet(rows, ["picture", "pseudo-mask", "segmenter", "true mask"], [], out / "concepts_rounds.jpg")
 
