@@ -80,7 +80,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         DOCS,
         out,
     ]
-    done = subprocess.run(command, env=os.environ | nowhere, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | nowhere, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return out
