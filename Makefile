@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test clean
+.PHONY: help venv demo docs test clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -17,6 +17,10 @@ venv: $(STAMP)  ## build .venv, or bring it up to date when pyproject.toml has c
 
 demo: $(STAMP)  ## run the whole pipeline on the embedded demo set, into runs/demo
 	$(BIN)/tagseg demo --out runs/demo
+
+docs: $(STAMP)  ## build the site from docs/ into build/site; a warning is an error
+	$(BIN)/python docs/pages.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
 
 test: $(STAMP)  ## check format, lint and types, then run the tests (PYTEST_ARGS="-m 'not slow'" for a quick run)
 	$(BIN)/ruff format --check .

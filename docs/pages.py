@@ -1,0 +1,98 @@
+"""Write the pages that are made from other files: Benchmarks from benchmarks/results, the notebook from its cells.
+
+    python docs/pages.py
+
+A result that is not in SECTIONS yet has its place in the last one. `make docs` runs this; a test compares.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NOTEBOOK = ROOT / "examples" / "notebook.py"
+
+SECTIONS = {
+    "Accuracy": ("voc_animals", "segmenter", "quality", "demo"),
+    "Ablations": ("ablation_voc_animals", "ablation_voc_animals_crf", "masks"),
+    "Cost of a step, memory, and how both grow with classes": ("step_cost",),
+    "Throughput and memory": ("predict", "crf", "mass_labelling"),
+    "Growing with images": ("scale", "review"),
+    "Reliability": ("faults", "fuzz"),
+}
+REST = "Others"
+
+LEAD = """\
+# Benchmarks
+
+Every figure that tagseg gives, with the command that measures it, the machine, the seeds and the versions. They are
+read from `benchmarks/results`; this page is made from there by `python docs/pages.py` and not written by hand.
+
+Seconds are those of a machine with two cores on which other work often ran; ratios were taken in turns, and bear that.
+What was chosen how, and on which images, stands in [Results](results.md).
+"""
+
+
+def benchmarks_page() -> str:
+    """Return the page of all results, each with how it was measured."""
+    found = sorted(path.stem for path in RESULTS.glob("*.json"))
+    placed = {name for names in SECTIONS.values() for name in names}
+    sections = SECTIONS | {REST: tuple(name for name in found if name not in placed)}
+    parts = [LEAD]
+    for title, names in sections.items():
+        there = [name for name in names if name in found]
+        if there:
+            parts += [f"## {title}\n", *map(result, there)]
+    return "\n".join(parts)
+
+
+def result(name: str) -> str:
+    """Return one benchmark's table, and below it the command, machine, seeds and versions that its JSON holds."""
+    about = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    table = (RESULTS / f"{name}.md").read_text("utf-8")
+    body = table.removeprefix(f"# {name}\n").strip()
+    paragraphs = body.split("\n\n")
+    if paragraphs[-1].startswith(f"`{about['command']}` on "):  # the foot says what the JSON says
+        paragraphs.pop()
+    body = re.sub(r"^#", "###", "\n\n".join(paragraphs), flags=re.MULTILINE)
+    body = re.sub(r"(!\[[^\]]*\]\()(?![./a-z]*:)", r"\1../benchmarks/results/", body)
+    return f"### {name}\n\n{body}\n\n{_foot(about)}\n"
+
+
+def _foot(about: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
+    seeds = ", ".join(map(str, about["seeds"]))
+    rows = {"command": f"`{about['command']}`", "machine": about["machine"], "seeds": seeds, "versions": versions}
+    return "\n".join(["| measured by | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def notebook_page() -> str:
+    """Return the notebook as Markdown: its text, and its code as blocks; nothing is run."""
+    parts = []
+    for head, body in cells(NOTEBOOK.read_text("utf-8")):
+        if head == "[markdown]":
+            parts.append("\n".join(line.removeprefix("#").removeprefix(" ") for line in body.splitlines()))
+        else:
+            parts.append(f"```python\n{body}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def cells(text: str) -> list[tuple[str, str]]:
+    """Return (what stands behind `# %%`, the lines below) of every cell of a script in percent format."""
+    found = re.split(r"^# %%(.*)\n", text, flags=re.MULTILINE)[1:]
+    return [(head.strip(), body.strip("\n")) for head, body in zip(found[::2], found[1::2], strict=True)]
+
+
+PAGES = {"benchmarks.md": benchmarks_page, "notebook.md": notebook_page}
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, page in PAGES.items():
+        (ROOT / "docs" / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

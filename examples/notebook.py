@@ -1,0 +1,164 @@
+"""The notebook: from tags to masks, cell by cell. docs/notebook.md shows it with its pictures."""
+
+# %% [markdown]
+# # A notebook: from tags to masks
+#
+# Everything tagseg does, step by step, on drawn pictures: five to ten minutes on two cores of a CPU, without data or
+# network. `examples/notebook.py` is a script with cells: open it in Jupyter (with jupytext), VS Code, PyCharm or Spyder
+# and run it cell by cell, or as a whole with `python examples/notebook.py`. The pictures are those of such a run.
+
+# %%
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import tagseg
+from tagseg.data.demo import draw_demo
+from tagseg.data.images import read_image, read_mask_file
+from tagseg.data.records import Sample
+from tagseg.demo import demo_settings
+from tagseg.masks.localise import localise_image
+from tagseg.masks.palette import class_colours
+from tagseg.masks.write import mask_file
+from tagseg.measure.assess import assess
+from tagseg.measure.worst import worst_first
+from tagseg.rca.train import load_network
+from tagseg.run import Run
+from tagseg.segment.outputs import overlay
+from tagseg.settings_stages import LocaliseSettings
+
+# %% [markdown]
+# What may be changed. With fewer images or epochs it is faster, and the masks are worse.
+
+# %% parameters
+OUT = Path("runs/notebook")
+TRAIN, VAL = 320, 60
+SETTINGS = demo_settings(seed=0)
+
+# %% [markdown]
+# ## Pictures and their tags
+#
+# Each picture has one to three tags, and that is all that will be learned from. The true masks that are drawn with them
+# serve to score, at the end.
+
+# %%
+data = draw_demo(OUT / "data", TRAIN, VAL)
+dataset = tagseg.read_dataset(data, SETTINGS.data)
+print(dataset.classes)
+shown = dataset.split("train")[:5]
+for sample in shown:
+    print(sample.id, [dataset.classes[tag - 1] for tag in sample.tags])
+
+
+def row(name: str, pictures: list[Image.Image]) -> Image.Image:
+    """Put pictures beside one another, and keep them as a file."""
+    sheet = Image.new("RGB", (sum(one.width + 4 for one in pictures) - 4, max(one.height for one in pictures)), "white")
+    left = 0
+    for one in pictures:
+        sheet.paste(one, (left, 0))
+        left += one.width + 4
+    (OUT / "pictures").mkdir(exist_ok=True)
+    sheet.save(OUT / "pictures" / f"notebook_{name}.jpg", quality=88)
+    return sheet
+
+
+images = [read_image(sample.image) for sample in shown]
+row("images", images)
+
+# %% [markdown]
+# ![Five drawn pictures](pictures/notebook_images.jpg)
+#
+# Is the data as it should be? `inspect` counts, and finds classes that never appear apart, broken and double files.
+
+# %%
+found = tagseg.inspect(dataset, SETTINGS.data)
+print(found.per_class["train"], found.never_apart, found.broken)
+
+# %% [markdown]
+# ## The classification network and its memory bank
+#
+# It learns the tags, and fills a bank with the regions of every class. `until` stops behind a stage; called again,
+# `fit` goes on where it stopped.
+
+# %%
+tagseg.fit(data, OUT / "run", SETTINGS, until="train")
+run = Run(OUT / "run")
+network, classes = load_network(run.network, torch.device("cpu"))
+print("prototypes of background and of each class:", network.exists.sum(1).tolist())
+
+# %% [markdown]
+# ## Maps: coarse, and by the bank
+#
+# The coarse map is the plain class activation map: what of the picture speaks for the tag. It lights up what tells
+# classes apart, not whole things. The posterior asks the bank instead: which share of a cell's attention goes to the
+# prototypes of the class, and not to those of background? Below, each picture's first tag.
+
+
+# %%
+def heat(image: Image.Image, tag: int, kind: str) -> Image.Image:
+    """Lay the map of one tag over its picture."""
+    settings = LocaliseSettings(max_side=SETTINGS.localise.max_side, kind=kind)
+    strength = Image.fromarray(localise_image(network, image, (tag,), settings)[0].numpy()).resize(image.size)
+    share = np.asarray(strength)[..., None] * 0.85
+    colour = np.array(class_colours(len(classes))[tag], np.float32)
+    grey = np.asarray(image.convert("L"))[..., None]  # so that the class's colour is seen
+    return Image.fromarray((grey * (1 - share) + colour * share).astype(np.uint8))
+
+
+row("coarse", [heat(image, sample.tags[0], "coarse") for image, sample in zip(images, shown, strict=True)])
+
+# %% [markdown]
+# ![Coarse maps](pictures/notebook_coarse.jpg)
+
+# %%
+row("posterior", [heat(image, sample.tags[0], "posterior") for image, sample in zip(images, shown, strict=True)])
+
+# %% [markdown]
+# ![Posteriors](pictures/notebook_posterior.jpg)
+#
+# ## Masks
+#
+# Background has what the tags leave over, the dense CRF moves borders to the edges of the picture, and what the two do
+# not agree on is unsure (255, light here).
+
+# %%
+tagseg.fit(data, OUT / "run", SETTINGS, until="masks")
+
+
+def masked(sample: Sample, folder: Path) -> Image.Image:
+    """Lay a mask over its picture."""
+    return overlay(read_image(sample.image).convert("L").convert("RGB"), read_mask_file(mask_file(folder, sample.id)))
+
+
+row("masks", [masked(sample, run.masks) for sample in shown])
+
+# %% [markdown]
+# ![Masks](pictures/notebook_masks.jpg)
+#
+# ## A segmentation network, figures, a report
+#
+# It learns from these masks and needs no tags any more. The figures compare with the true masks; the report is
+# `runs/notebook/run/report.html`.
+
+# %%
+fitted = tagseg.fit(data, OUT / "run", SETTINGS)
+print(fitted.evaluation.table())
+
+# %%
+predictor = tagseg.load(OUT / "run")
+new = [read_image(sample.image) for sample in dataset.split("val")[:5]]
+row("new", [overlay(image, predictor(image)) for image in new])
+
+# %% [markdown]
+# ![New pictures, segmented without tags](pictures/notebook_new.jpg)
+#
+# ## Which masks to look at first
+#
+# Without any truth: how far do mask and segmentation network agree?
+
+# %%
+quality = assess(run)
+for one in worst_first(dataset, quality, set())[:5]:
+    print(f"{one.score:.2f}", one.id, one.reason)
