@@ -23,10 +23,6 @@ from tagseg.segment.shares import BATCHES
 TARGET = Path(__file__).resolve().parents[1] / "docs/a_billion_images.md"
 
 
-GPUS_A_CALL = 8
-"""GPUs that a call of tagseg predict has."""
-
-
 @dataclass(frozen=True)
 class Assumed:
     """What was not measured."""
@@ -84,7 +80,9 @@ def plan(measured: dict[str, Any], assumed: Assumed) -> dict[str, float]:
     calls = math.ceil(images / assumed.images_per_prefix)
     failures = gpu_hours / assumed.gpu_mtbf_h
     bytes_in, bytes_out = images * figures["bytes_in_per_image"], images * figures["bytes_out_per_image"]
-    requests, at_a_time = images / (hours * 3600), max(assumed.gpus / GPUS_A_CALL, 1)
+    # The one process of a call that writes must keep up with its GPUs.
+    together = max(figures["written_per_s_parquet"] // assumed.gpu_pace, 1.0)
+    requests, at_a_time = images / (hours * 3600), max(assumed.gpus / together, 1)
     return {
         "bytes_in_tb": bytes_in / 1e12,
         "bytes_out_tb": bytes_out / 1e12,
@@ -107,6 +105,7 @@ def plan(measured: dict[str, Any], assumed: Assumed) -> dict[str, float]:
         "egress_cost": bytes_in / 1e9 * assumed.egress_price,
         "calls": calls,
         "calls_at_a_time": at_a_time,
+        "gpus_a_call": together,
         "list_requests": images / 1000,
         "png_files": images,
         "parquet_files": math.ceil(images / assumed.rows),
@@ -142,7 +141,7 @@ def as_markdown(measured: dict[str, Any], assumed: Assumed) -> str:
         rows=f"{assumed.rows:.0f}",
         group=GROUP,
         pace=f"{assumed.gpu_pace:g}",
-        together=GPUS_A_CALL,
+        together=f"{found['gpus_a_call']:.0f}",
         batches=BATCHES,
         batch=GPU_BATCH,
         reads=f"{assumed.prefix_reads:,g}",
@@ -206,8 +205,8 @@ smaller network. Work where the images lie.
 3. **Requests.** {requests_s} objects a second in all, {requests_s_prefix} of each prefix at work: object storage
    grants {reads}, which {gpus_a_prefix} GPUs on one prefix reach.
 4. **The process that writes.** A call's is one, and has {requests_s_prefix} images a second to write; it was measured
-   to write {write_parquet} as Parquet and {write_png} as PNG files, each of which is synced. Where the first is the
-   smaller number, give a call fewer GPUs.
+   to write {write_parquet} as Parquet and {write_png} as PNG files, each of which is synced. Hence no more than
+   {together} GPUs a call.
 5. **Machines.** {failures} failures are to be expected. A worker's costs the shares it was at ({lost_by_worker}
    images done again in all); the calling process's costs the Parquet file it was at (up to {lost_by_call} images),
    and the start of the cluster. Neither costs an image, nor writes one twice.
