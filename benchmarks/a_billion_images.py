@@ -126,9 +126,11 @@ def as_markdown(measured: dict[str, Any], assumed: Assumed) -> str:
     wanted += ["bytes_in_per_image", "bytes_out_per_image", "start_s_ray", "read_per_s_core"]
     wanted += ["written_per_s_png", "written_per_s_parquet", "bytes_per_listed_image"]
     rows = ["| measured | |", "|---|---:|", *(f"| {name} | {figures[name]:,} |" for name in wanted)]
-    rows += ["", "| assumed | |", "|---|---:|"]
-    rows += [f"| {meaning} (`--{name.replace('_', '-')}`) | {getattr(assumed, name):,g} |"
-             for name, (_, meaning) in ASSUMED.items()]  # fmt: skip
+    rows += ["", "| assumed | | flag of the script |", "|---|---:|---|"]
+    rows += [
+        f"| {meaning} | {getattr(assumed, name):,g} | --{name.replace('_', '-')} |"
+        for name, (_, meaning) in ASSUMED.items()
+    ]
     n = {name: f"{value:,.0f}" if value >= 10 else f"{value:,.2g}" for name, value in found.items()}
     return TEMPLATE.format(
         **n,
