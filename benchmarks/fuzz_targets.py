@@ -39,13 +39,14 @@ from tagseg.masks.maps import read_maps, write_maps
 from tagseg.measure.calibration import calibration_images
 from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
 from tagseg.measure.quality import ClassQuality, ImageQuality, read_quality, write_quality
+from tagseg.opening import open_run
 from tagseg.optimise import Steps, build_optimizer, epochs
 from tagseg.rca.accumulate import read_accumulated
 from tagseg.rca.backbone import weight_options
 from tagseg.rca.network import build_network
 from tagseg.rca.train import load_network
 from tagseg.report.charts import read_history
-from tagseg.run import Run, open_run
+from tagseg.run import Run
 from tagseg.segment.labels import class_values
 from tagseg.segment.networks import empty_segmenter
 from tagseg.segment.outputs import read_lines

@@ -20,9 +20,10 @@ from record import record
 from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.measure.evaluate import evenly_spaced
+from tagseg.opening import open_run
 from tagseg.pipeline import localise_and_mask
 from tagseg.progress import bars
-from tagseg.run import Run, open_run
+from tagseg.run import Run
 from tagseg.settings import Settings
 
 SIDE = 320

@@ -138,7 +138,7 @@ def begun(folder: Path, data: Path) -> Path:
     from tagseg.data.check import Checked
     from tagseg.data.prepare import write_about
     from tagseg.data.read import read_dataset
-    from tagseg.run import open_run
+    from tagseg.opening import open_run
     from tagseg.settings import Settings
 
     run = open_run(folder, data, Settings())

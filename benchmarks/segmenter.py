@@ -25,9 +25,10 @@ from tagseg.measure.ablation import Spread
 from tagseg.measure.arms import arm_settings, run_folder
 from tagseg.measure.evaluate import Evaluation, read_evaluation, scored_samples
 from tagseg.measure.iou import confusion, iou
+from tagseg.opening import SECTIONS, open_run
 from tagseg.pipeline import fit
 from tagseg.progress import bars
-from tagseg.run import SECTIONS, Run, open_run, write_atomically
+from tagseg.run import Run, write_atomically
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.predict import adapted, read_predictor
 from tagseg.settings import Settings

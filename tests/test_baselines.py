@@ -14,10 +14,11 @@ from PIL import Image
 from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.masks.localise import complete, localise, localise_image, views
 from tagseg.masks.maps import map_file, read_maps
+from tagseg.opening import SECTIONS, change_settings, open_run
 from tagseg.progress import T
 from tagseg.rca.accumulate import GRID, read_accumulated
 from tagseg.rca.train import load_network, train
-from tagseg.run import SECTIONS, Run, RunError, change_settings, open_run
+from tagseg.run import Run, RunError
 from tagseg.settings import Baseline, Settings
 from tagseg.settings_stages import LocaliseSettings, RcaSettings, TrainSettings
 

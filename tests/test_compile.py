@@ -12,9 +12,10 @@ from torch import nn
 
 from tagseg.checkpoint import load_tensors
 from tagseg.data.prepare import prepare
+from tagseg.opening import open_run
 from tagseg.optimise import compile_network
 from tagseg.rca.train import load_network, train
-from tagseg.run import Run, open_run
+from tagseg.run import Run
 from tagseg.segment.labels import true_labels
 from tagseg.segment.predict import read_predictor
 from tagseg.segment.train import train_segmenter

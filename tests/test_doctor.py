@@ -7,7 +7,8 @@ import pytest
 from tagseg.doctor import Checkup, examine, fingerprints
 from tagseg.files import write_atomically
 from tagseg.masks.decisions import Decision, decide
-from tagseg.run import OTHERS, OUTPUTS, STAGES, Run, RunError, Stage, open_run
+from tagseg.opening import open_run
+from tagseg.run import OTHERS, OUTPUTS, STAGES, Run, RunError, Stage
 from tagseg.settings import Settings
 
 

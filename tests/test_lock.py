@@ -10,8 +10,9 @@ import pytest
 import tagseg
 from tagseg import lock
 from tagseg.lock import at_work, beside
+from tagseg.opening import open_run
 from tagseg.pipeline import run_stage
-from tagseg.run import RunError, open_run
+from tagseg.run import RunError
 from tagseg.settings import Settings
 
 pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="no locks here")

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tagseg import __version__
-from tagseg.run import OUTPUTS, SECTIONS, STAGES, Run, RunError, Stage, atomic_path, open_run, write_atomically
-from tagseg.run import change_settings as change
+from tagseg.opening import SECTIONS, open_run
+from tagseg.opening import change_settings as change
+from tagseg.run import OUTPUTS, STAGES, Run, RunError, Stage, atomic_path, write_atomically
 from tagseg.settings import Settings
 from tagseg.settings_stages import MaskSettings, ReportSettings, SegmentSettings, TrainSettings
 

@@ -8,8 +8,9 @@ from tagseg import upper_bound
 from tagseg.cli import main
 from tagseg.data.records import DataError
 from tagseg.measure.evaluate import read_bound, read_evaluation
+from tagseg.opening import open_run
 from tagseg.pipeline import fit, run_stage
-from tagseg.run import Run, RunError, open_run
+from tagseg.run import Run, RunError
 from tagseg.segment.predict import load
 from tagseg.settings import Settings
 from tagseg.upper_bound import train_upper_bound

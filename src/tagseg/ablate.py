@@ -13,10 +13,11 @@ from tagseg.lock import at_work
 from tagseg.measure.ablation import ARMS, Ablation, Arm
 from tagseg.measure.arms import arm_settings, collect, read_score, run_folder, runs_in, score_run
 from tagseg.measure.evaluate import scored_samples
+from tagseg.opening import open_run
 from tagseg.pipeline import fit
 from tagseg.progress import Track, silent
 from tagseg.report.ablation import draw_ablation
-from tagseg.run import Run, RunError, open_run, write_atomically
+from tagseg.run import Run, RunError, write_atomically
 from tagseg.settings import Settings
 
 log = logging.getLogger(__name__)

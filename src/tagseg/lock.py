@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tagseg.files import writing
-from tagseg.run import LOCK, RunError, is_blank
+from tagseg.opening import is_blank
+from tagseg.run import LOCK, RunError
 
 try:
     import fcntl

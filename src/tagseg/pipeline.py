@@ -18,11 +18,12 @@ from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
 from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
 from tagseg.memory import ran_out
+from tagseg.opening import change_settings, open_run
 from tagseg.progress import Track, silent
 from tagseg.ranks import ALONE, Ranks, open_ranks
 from tagseg.rca.train import train
 from tagseg.report.page import report
-from tagseg.run import STAGES, Run, RunError, Stage, change_settings, needed_stages, open_run
+from tagseg.run import STAGES, Run, RunError, Stage, needed_stages
 from tagseg.segment.labels import foreign_labels
 from tagseg.segment.selftrain import self_train
 from tagseg.segment.train import train_segmenter

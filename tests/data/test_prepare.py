@@ -9,7 +9,8 @@ from PIL import Image
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
 from tagseg.data.records import DataError
-from tagseg.run import Run, RunError, open_run
+from tagseg.opening import open_run
+from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 from tagseg.settings_stages import DataSettings
 

@@ -9,7 +9,8 @@ import torch
 
 from tagseg.checkpoint import save_tensors
 from tagseg.export.model import ExportedModel, export_model
-from tagseg.run import Run, open_run
+from tagseg.opening import open_run
+from tagseg.run import Run
 from tagseg.segment.networks import empty_segmenter
 from tagseg.settings import Settings
 

@@ -15,7 +15,8 @@ from safetensors import safe_open
 import tagseg
 from tagseg.checkpoint import load_tensors, save_tensors
 from tagseg.export.model import export_model, without_folders
-from tagseg.run import Run, RunError, open_run
+from tagseg.opening import open_run
+from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 
 MakeRun = Callable[..., Run]

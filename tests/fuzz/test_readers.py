@@ -24,8 +24,9 @@ from tagseg.data.read import read_dataset
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.measure.calibration import calibration_images
 from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
+from tagseg.opening import open_run
 from tagseg.report.charts import read_history
-from tagseg.run import Run, open_run
+from tagseg.run import Run
 from tagseg.segment.labels import class_values
 from tagseg.segment.outputs import read_lines
 from tagseg.settings import Settings

@@ -30,7 +30,8 @@ from tagseg.masks.decisions import (
 from tagseg.masks.maps import map_file, write_maps
 from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.write import make_masks, mask_file, mask_sample
-from tagseg.run import Run, RunError, open_run
+from tagseg.opening import open_run
+from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 from tagseg.settings_stages import CrfSettings, MaskSettings, SegmentSettings
 

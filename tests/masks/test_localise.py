@@ -11,9 +11,10 @@ from tagseg.data.loading import to_tensor
 from tagseg.data.records import DataError, Dataset, Sample
 from tagseg.masks.localise import localise, localise_image
 from tagseg.masks.maps import map_file, read_maps, write_maps
+from tagseg.opening import open_run
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import load_network, train
-from tagseg.run import Run, RunError, open_run
+from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 from tagseg.settings_stages import LocaliseSettings, RcaSettings, TrainSettings
 

@@ -17,7 +17,8 @@ from tagseg.masks import pool
 from tagseg.masks.maps import map_file, write_maps
 from tagseg.masks.pool import Made
 from tagseg.masks.write import has_masks, make_masks, open_workers
-from tagseg.run import Run, RunError, open_run
+from tagseg.opening import open_run
+from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 
 SOURCE = Path(tagseg.__file__).parents[1]

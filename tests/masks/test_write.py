@@ -17,7 +17,8 @@ from tagseg.masks.background import agreement, decide, label_probabilities
 from tagseg.masks.maps import map_file, write_maps
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.masks.write import at_size, enlarge, make_masks, mask_file, mask_image, refined_size, write_mask
-from tagseg.run import Run, RunError, open_run
+from tagseg.opening import open_run
+from tagseg.run import Run, RunError
 from tagseg.settings import Settings
 from tagseg.settings_stages import CrfSettings, MaskSettings
 

@@ -13,8 +13,9 @@ from tagseg.masks.maps import map_file, write_maps
 from tagseg.measure.ablation import ARMS, Arm
 from tagseg.measure.arms import SCORE_FILE, arm_settings, collect, mask_rule_text, read_score, runs_in, score_run
 from tagseg.measure.evaluate import score_pseudo_masks
+from tagseg.opening import open_run
 from tagseg.pipeline import fit
-from tagseg.run import Run, open_run
+from tagseg.run import Run
 from tagseg.settings import Settings
 from tagseg.settings_stages import CrfSettings, LocaliseSettings, MaskSettings, RcaSettings, ReportSettings
 

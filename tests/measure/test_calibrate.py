@@ -17,9 +17,10 @@ from tagseg.measure import calibrate as calibrating
 from tagseg.measure.calibrate import backgrounds, calibrate, calibration_samples, count_pixels, flags, with_crfs
 from tagseg.measure.calibration import calibration_images, pooled_miou
 from tagseg.measure.evaluate import score_pseudo_masks
+from tagseg.opening import open_run
 from tagseg.pipeline import run_stage
 from tagseg.progress import silent
-from tagseg.run import Run, RunError, open_run, write_atomically
+from tagseg.run import Run, RunError, write_atomically
 from tagseg.settings import Settings
 from tagseg.settings_stages import CrfSettings, LocaliseSettings, MaskSettings
 

@@ -20,7 +20,8 @@ from tagseg.measure.evaluate import (
     read_evaluation,
     score_pseudo_masks,
 )
-from tagseg.run import OUTPUTS, Run, RunError, open_run
+from tagseg.opening import open_run
+from tagseg.run import OUTPUTS, Run, RunError
 from tagseg.segment.networks import empty_segmenter
 from tagseg.settings import Settings
 from tagseg.settings_stages import ReportSettings

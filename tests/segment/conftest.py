@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tagseg.checkpoint import save_tensors
+from tagseg.opening import open_run
 from tagseg.progress import Track
-from tagseg.run import Run, open_run
+from tagseg.run import Run
 from tagseg.segment.networks import Segmenter, empty_segmenter
 from tagseg.settings import Settings
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 import tagseg
 from tagseg.checkpoint import load_tensors, save_tensors
 from tagseg.memory import peak_memory_mb, reset_peak_memory
-from tagseg.run import RunError, open_run
+from tagseg.opening import open_run
+from tagseg.run import RunError
 from tagseg.segment.about import check_about
 from tagseg.segment.networks import empty_segmenter
 from tagseg.settings import Settings

@@ -11,8 +11,9 @@ from PIL import Image
 
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import DataError
+from tagseg.opening import open_run
 from tagseg.progress import Track
-from tagseg.run import Run, RunError, open_run
+from tagseg.run import Run, RunError
 from tagseg.segment import infer
 from tagseg.segment.networks import Segmenter
 from tagseg.segment.options import PredictOptions

@@ -16,8 +16,9 @@ from tagseg.masks.write import mask_image, mask_sample
 from tagseg.measure.ablation import ARMS, CUTS, Ablation, Arm, ArmScore
 from tagseg.measure.evaluate import scored_samples
 from tagseg.measure.iou import confusion, iou
+from tagseg.opening import SECTIONS
 from tagseg.progress import Track, silent
-from tagseg.run import SECTIONS, Run, write_atomically
+from tagseg.run import Run, write_atomically
 from tagseg.settings import Settings, map_kind
 from tagseg.untrusted import check_shape, read_json
 

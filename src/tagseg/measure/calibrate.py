@@ -17,8 +17,9 @@ from tagseg.lock import at_work
 from tagseg.masks.write import mask_sample
 from tagseg.measure.calibration import Calibration, Candidate, choices, measure_gain, pooled_miou
 from tagseg.measure.iou import confusion
+from tagseg.opening import change_settings
 from tagseg.progress import Track, silent
-from tagseg.run import Run, change_settings
+from tagseg.run import Run
 from tagseg.settings import Settings
 from tagseg.settings_stages import CrfSettings, MaskSettings
 
