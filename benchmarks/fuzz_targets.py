@@ -34,6 +34,7 @@ from tagseg.masks.decisions import (
     decisions,
     fingerprints,
 )
+from tagseg.masks.foreign import read_foreign_maps
 from tagseg.masks.maps import read_maps, write_maps
 from tagseg.measure.calibration import calibration_images
 from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
@@ -259,6 +260,10 @@ def _runs(root: Path) -> dict[str, Target]:
     lines = files["predictions.jsonl"]
     found["predictions.jsonl"] = Target(lines, (line * 2,), mutate.json_lines, lambda: read_lines(lines), 4, text=True)
     found["maps .npz"] = Target(maps, (maps.read_bytes(),), mutate.archive, lambda: read_maps(maps), 8)
+    theirs = root / "theirs.npz"
+    np.savez(theirs, cat=np.eye(4, 3), dog=np.ones((4, 3)))
+    read_theirs = lambda: read_foreign_maps(theirs, (1, 2), dataset.classes)  # noqa: E731
+    found["foreign maps .npz"] = Target(theirs, (theirs.read_bytes(),), mutate.archive, read_theirs, 4)
     read_kept = lambda: [part.max() for part in (read_accumulated(accumulated)[0],) if part.size]  # noqa: E731
     both = (str(accumulated),)
     found["accumulated.json"] = Target(index, (kept,), mutate.some_json, read_kept, 2, both, True)

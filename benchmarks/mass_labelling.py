@@ -1,13 +1,17 @@
 """Images a second of `tagseg predict --engine ray` beside the local engine's, and the memory of all its processes.
 
-    python benchmarks/mass_labelling.py --images 5000 --rounds 5      # needs tagseg[ray]
+    python benchmarks/mass_labelling.py --images 5000      # needs tagseg[ray]
 
 Takes the segmenter of a run of voc_animals.py (another with --run) and the images of its data, again under other names
 until there are enough. They are cut into rounds; in each the two engines predict the same images, in turn, each in a
 process of its own, and what they write is compared byte for byte. A round's time to the first image (network loaded,
 cluster started) and its pace behind it are taken apart: ray_over_local is that of all images predicted in one go, each
 engine started once. Memory is the proportional set size of the process and all below it, Ray's own among them, sampled
-every half second. Ray's workers have the priority of the process. The run folder stays as it is.
+every half second: its peak up to half of the images, and to the end. Ray's workers have the priority of the process.
+The run folder stays as it is.
+
+What a_billion_images.py computes with is measured, too: images that a core decodes and that a process writes in a
+second, and the memory that a listed image takes.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,15 @@ from record import record
 
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.run import Run
+from tagseg.segment.finish import Outcome, write_files
+from tagseg.segment.inputs import Location
+from tagseg.segment.options import PredictOptions
+from tagseg.segment.outputs import LINES, read_lines
+from tagseg.segment.parquet import begin_parts, write_parts
+from tagseg.segment.pictures import read_picture
+from tagseg.segment.predict import load
+from tagseg.segment.shares import cut
+from tagseg.segment.steps import share_text
 
 ONE = """
 import json, sys, time
@@ -41,9 +55,9 @@ def track(items, title, total):
         yield item
 started = time.time()
 predict(run, images, out, PredictOptions(**json.loads(options)), track)
-print(json.dumps([first[0] - started, time.time() - first[0], len(first)]))
+print(json.dumps([first[0] - started, time.time() - first[0], len(first), first[len(first) // 2]]))
 """
-"""What a round's process runs: seconds to the first image, from there to the end, and images."""
+"""What a round's process runs: seconds to the first image, from there to the end, images, and when half were done."""
 
 
 def main() -> None:
@@ -51,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="run folder with a segmenter; by default the full method's")
     parser.add_argument("--images", type=int, default=5000, help="how many images in all")
-    parser.add_argument("--rounds", type=int, default=5, help="how many rounds they are cut into")
+    parser.add_argument("--rounds", type=int, default=1, help="how many rounds they are cut into")
     parser.add_argument("--scales", type=float, nargs="+", help="as of tagseg predict; by default the network's own")
     parser.add_argument("--no-flip", action="store_true", help="as of tagseg predict")
     parser.add_argument("--crf", action="store_true", help="as of tagseg predict")
@@ -71,15 +85,15 @@ def main() -> None:
                 rounds[engine].append(measured(run, part, out, asked | {"engine": engine}))
                 print(f"round {number}, {engine}: {rounds[engine][-1]}", flush=True)
             written += compared(Path(folder) / f"local_{number}", Path(folder) / f"ray_{number}")
-    figures = summary(rounds, options.images) | {"bytes_out_per_image": round(written / options.images)}
-    figures |= bytes_in(run.data_root())
+        figures = summary(rounds, options.images) | {"bytes_out_per_image": round(written / options.images)}
+        figures |= writing(Path(folder) / "local_0") | reading(run) | listing()
     rows = ["| figure | |", "|---|---:|", *(f"| {name} | {value:g} |" for name, value in figures.items())]
     scales = f"scales {', '.join(map(str, options.scales))}" if options.scales else "the network's own scales"
-    about = f"{options.images} images in {options.rounds} rounds, {scales}{', no flip' if options.no_flip else ''}"
-    about += (
+    about = (
+        f"{options.images} images in {options.rounds} rounds, {scales}{', no flip' if options.no_flip else ''}"
         f"{', dense CRF' if options.crf else ''}, {torch.get_num_threads()} threads; every file the same, byte for "
+        f"byte. Load of the machine when this ended: {os.getloadavg()[0]:.1f}."
     )
-    about += f"byte. Load of the machine when this ended: {os.getloadavg()[0]:.1f}."
     settings = {"images": options.images, "rounds": options.rounds, "load": round(os.getloadavg()[0], 1)}
     settings |= {"threads": torch.get_num_threads()}
     table = "\n".join([*rows, "", about])
@@ -114,17 +128,17 @@ def measured(run: Run, images: Path, out: Path, options: dict[str, Any]) -> dict
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     samples = []
     while process.poll() is None:
-        samples.append(memory_mb(process.pid))
+        samples.append((time.time(), memory_mb(process.pid)))
         time.sleep(0.5)
     assert process.stdout is not None
     if process.returncode:
         raise SystemExit(f"{options['engine']}: ended with status {process.returncode}")
-    start, rest, number = json.loads(process.stdout.read().splitlines()[-1])
+    start, rest, number, half = json.loads(process.stdout.read().splitlines()[-1])
     return {
         "images_per_s": round((number - 1) / rest, 2),
         "start_s": round(start, 1),
-        "peak_mb": round(max(samples)),
-        "peak_mb_first_half": round(max(samples[: len(samples) // 2])),
+        "peak_mb": round(max(memory for _, memory in samples)),
+        "peak_mb_first_half": round(max(memory for moment, memory in samples if moment <= half)),
     }
 
 
@@ -161,7 +175,7 @@ def proportional_kb(process: int) -> int:
 
 def linked(data: Path, images: int, rounds: int, folder: Path) -> list[Path]:
     """Return a folder a round, with links to the data's images, again under other names until there are enough."""
-    found = sorted(file for file in data.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES[:2])
+    found = photos(data)
     parts = [folder / f"images_{number}" for number in range(rounds)]
     for number, file in enumerate(islice(cycle(found), images)):
         part = parts[number * rounds // images]
@@ -182,10 +196,52 @@ def compared(local: Path, ray: Path) -> int:
     return sizes
 
 
-def bytes_in(data: Path) -> dict[str, float]:
-    """Return the mean size of the data's images."""
-    sizes = [file.stat().st_size for file in data.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES[:2]]
-    return {"bytes_in_per_image": round(statistics.mean(sizes))}
+def photos(data: Path) -> list[Path]:
+    """Return the data's JPEG files."""
+    return sorted(file for file in data.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES[:2])
+
+
+def reading(run: Run) -> dict[str, float]:
+    """Return the mean size of the data's images, and how many of them a core reads in a second for the network."""
+    found, resolution = photos(run.data_root()), load(run.root, "cpu").resolution
+    some = found[:: max(len(found) // 300, 1)]
+    started = time.perf_counter()
+    for file in some:
+        read_picture(file.stem, file, resolution, 120.0)
+    pace = len(some) / (time.perf_counter() - started)
+    size = statistics.mean(file.stat().st_size for file in found)
+    return {"bytes_in_per_image": round(size), "read_per_s_core": round(pace, 1)}
+
+
+def writing(masks: Path) -> dict[str, float]:
+    """Return how many masks of a folder one process writes in a second, as PNG and as Parquet files."""
+    lines = [line for line in read_lines(masks / LINES) if "mask" in line][:1000]
+    outcomes = [Outcome(line["mask"], line, {line["mask"]: (masks / line["mask"]).read_bytes()}) for line in lines]
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        for outcome in outcomes:
+            write_files(outcome, Path(folder))
+        png = time.perf_counter() - started
+        started = time.perf_counter()
+        for _ in write_parts(iter(outcomes), Path(folder), 0, len(outcomes), len(outcomes)):
+            pass
+        parquet = time.perf_counter() - started
+    found = {"written_per_s_png": len(outcomes) / png, "written_per_s_parquet": len(outcomes) / parquet}
+    return {name: round(pace, 1) for name, pace in found.items()}
+
+
+def listing(images: int = 100_000) -> dict[str, float]:
+    """Return the memory that an image takes which a call was given: in the list, the shares and the order of lines."""
+    tracemalloc.start()
+    found: dict[str, Location] = {f"{i:09}": f"s3://bucket/2024/01/01/{i:09}.jpg" for i in range(images)}
+    with tempfile.TemporaryDirectory() as folder:
+        todo, _ = begin_parts(found, Path(folder), PredictOptions(format="parquet"))
+    texts = [share_text(share) for share in cut(found, todo, 128, 8)]
+    order = {str(path): place for place, path in enumerate(found.values())}
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(order) == len(todo) == images and texts
+    return {"bytes_per_listed_image": round(held / images)}
 
 
 if __name__ == "__main__":

@@ -98,7 +98,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     PyTorch refuses gradients in a fork of a process that has started threads for them, as some other tests make it do.
     """
-    items.sort(key=lambda item: "together" not in getattr(item, "fixturenames", ()))
+    # The slowest file is next: where several processes run the tests, none is left to do it alone at the end.
+    items.sort(
+        key=lambda item: ("together" not in getattr(item, "fixturenames", ()), item.path.name != "test_faults.py")
+    )
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

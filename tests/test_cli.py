@@ -22,6 +22,7 @@ COMMANDS = (
     "inspect",
     "demo",
     "ablate",
+    "bench",
     "atlas",
     "calibrate",
     "worst",

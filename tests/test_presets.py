@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from tagseg.cli import main
+from tagseg.data.loading import Crop
 from tagseg.data.records import Dataset, Sample
+from tagseg.masks.localise import localise_image
+from tagseg.optimise import build_optimizer, set_lr
 from tagseg.presets import Preset, preset, preset_values
+from tagseg.rca.backbone import freeze
+from tagseg.rca.bank import Bank
 from tagseg.rca.network import RcaNetwork, build_network
-from tagseg.rca.train import train
+from tagseg.rca.train import train, training_step
 from tagseg.run import Run
 from tagseg.settings import Settings, map_kind
 
 NAMES = ("paper-voc", "paper-coco")
+TRANSFORMERS = ("dinov2", "dinov3", "clip")
 TABLE: dict[str, Any] = {
     "maps": "oaa",
     "train": {
@@ -81,9 +88,69 @@ def test_the_presets_build_and_learn(name: str, classes: int, tmp_path: Path, mo
     assert network.backbone.fitting_size(368.0, 368.0) == (368, 368)  # 46 x 46 cells
 
 
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_transformers_presets_fit_their_backbones(name: str) -> None:
+    found = preset(name)
+    assert found.train.backbone in timm.list_pretrained()
+    with torch.device("meta"):
+        model = timm.create_model(found.train.backbone, num_classes=0)
+    (stride,) = {block["reduction"] for block in model.feature_info}
+    assert (found.train.stride, found.train.crop % stride, found.segment.crop % stride) == (stride, 0, 0)
+    assert isinstance(model.get_submodule(found.rca.layer), torch.nn.LayerNorm)
+    freeze(model, model.feature_info, found.train.freeze_stride)
+    learning = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == ({"norm.weight", "norm.bias"} if name != "clip" else set(dict(model.named_parameters())))
+    assert found.has_posteriors() and found.train.head_lr * found.train.lr == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "layer"),
+    [
+        ("dinov2", "vit_small_patch14_reg4_dinov2", "norm"),
+        ("dinov3", "vit_tiny_patch16_dinov3_qkvb", "norm"),
+        ("clip", "vit_xsmall_patch16_clip_224", "blocks.9.norm1"),
+    ],
+)
+def test_the_transformers_presets_learn_and_localise(name: str, backbone: str, layer: str) -> None:
+    """Random weights, the family's smallest network: steps with bank, contrast and aggregation, then maps."""
+    found = preset(name)
+    small = dataclasses.replace(
+        found,
+        train=dataclasses.replace(found.train, backbone=backbone, weights="random"),
+        rca=dataclasses.replace(found.rca, layer=layer, confidence=0.0, slots=8, prototypes=2),
+        localise=dataclasses.replace(found.localise, scales=(1.0,), max_side=64),
+    )
+    network = build_network(2, small.train, small.rca).train()
+    stride, side = network.backbone.stride, network.backbone.fitting_size(64, 64)[0]
+    assert stride == small.train.stride and network.channels == network.backbone.channels + small.train.neck
+    bank = Bank(3, 8, network.channels)
+    pictures = torch.zeros(2, 3, side, side)
+    pictures[0, 0, : side // 2], pictures[1, 2, side // 2 :] = 1, 1
+    crop = Crop(pictures, torch.eye(2), torch.zeros(2, side, side), torch.arange(2), torch.zeros(2, 4),
+                torch.zeros(2, dtype=torch.bool))  # fmt: skip
+    new = [parameter for module in network.new_layers() for parameter in module.parameters()]
+    rates = (small.train.lr, small.train.head_lr, small.train.weight_decay, small.train.optimiser)
+    optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
+    set_lr(optimizer, small.train.lr)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for step in range(6):
+        if step == 1:
+            network.refresh_prototypes(bank, generator)
+        losses.append(training_step(network, bank, optimizer, crop, small, step > 0, generator)[0])
+    assert losses[0]["contrast"] == 0 < losses[1]["contrast"] and bank.filled.all()
+    assert losses[-1]["loss"] < losses[1]["loss"] and losses[-1]["tag_coarse"] < losses[0]["tag_coarse"]
+    learns = [parameter.grad is not None for parameter in network.backbone.model.blocks.parameters()]  # type: ignore[union-attr]
+    assert any(learns) == all(learns) == (name == "clip")
+    network.refresh_prototypes(bank, generator)
+    image = Image.effect_noise((80, 64), 90).convert("RGB")
+    maps = localise_image(network.eval(), image, (1, 2), small.localise)
+    assert maps.shape == (2, 13, 16) and maps.min() >= 0 and maps.sum(0).max() <= 1 + 1e-5  # posteriors
+
+
 def test_an_unknown_preset() -> None:
-    assert get_args(Preset) == NAMES  # what the command line offers
-    with pytest.raises(ValueError, match=r"--preset paper: no such preset, expected one of paper-voc, paper-coco"):
+    assert get_args(Preset) == (*NAMES, *TRANSFORMERS)  # what the command line offers
+    with pytest.raises(ValueError, match=r"--preset paper: no such preset, expected one of paper-voc, .*, clip"):
         preset("paper")
 
 

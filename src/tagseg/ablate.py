@@ -54,6 +54,11 @@ def ablate(
     out, saved = Path(out), Path(out) / "settings.toml"
     if settings is None:
         settings = Settings.from_toml(saved) if saved.exists() else Settings()
+    if settings.localise.maps_from:
+        raise ValueError(
+            f"setting localise.maps-from: got {settings.localise.maps_from!r}, expected none: an ablation compares the "
+            "maps of its own networks"
+        )
     plan = _plan(settings, seeds, arms)
     _require_place(out)
     _require_truth(Path(data), settings)

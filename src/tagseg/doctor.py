@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tagseg.files import TEMPORARY, checksum
 from tagseg.masks.decisions import check_database
 from tagseg.progress import Track, ahead, silent
-from tagseg.run import LOCK, OTHERS, OUTPUTS, STAGES, Run, RunError
+from tagseg.run import LOCK, OTHERS, OUTPUTS, STAGES, Run, RunError, needed_stages
 
 Kind = Literal["missing", "changed", "left over", "unreadable"]
 
@@ -29,6 +29,7 @@ _ANEW = {
     "full_supervision": "tagseg segment {run} --labels truth --force",
     "quality": "delete it, then tagseg worst {run}",
     "ablation": "tagseg ablate DATA --out DIR, as before",
+    "bench": "delete it, then tagseg bench, as before",
 }
 """How what is no stage's is made anew."""
 
@@ -181,7 +182,7 @@ def _advice(
     if stages:
         lines.append(f"Make {stages[0]} and all that follows anew: tagseg {stages[0]} {place} --force, then {again}")
     lines += [f"Make {name} anew: {command.format(run=place)}" for name, command in _ANEW.items() if name in parts]
-    if not damage and (unfinished or not set(STAGES) <= finished.keys()):
+    if not damage and (unfinished or not set(needed_stages(run.settings())) <= finished.keys()):
         lines.append(f"Nothing is damaged. Continue with {again}")
     elif not damage:
         lines.append("Nothing is damaged.")

@@ -17,8 +17,13 @@ def ran_out(error: Exception) -> str:
     said = str(error).splitlines()[0][:200] if str(error) else "not enough of it"
     # By what they are called: this module does without torch.
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    telling = ("DefaultCPUAllocator", "out of memory", "not enough memory", "DataLoader worker (pid")
-    return said if known or any(words in said for words in telling) else ""
+    return said if known or says_out_of_memory(said) else ""
+
+
+def says_out_of_memory(said: str) -> bool:
+    """Tell whether a message, perhaps another process's, is one of memory that ran out."""
+    telling = ("DefaultCPUAllocator", "out of memory", "not enough memory", "DataLoader worker (pid", "OutOfMemory")
+    return any(words in said for words in (*telling, "MemoryError"))
 
 
 def peak_memory_mb() -> float:

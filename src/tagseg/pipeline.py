@@ -12,7 +12,8 @@ from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.lock import at_work
 from tagseg.masks.decisions import fingerprints
-from tagseg.masks.localise import Localised, localise
+from tagseg.masks.foreign import import_maps
+from tagseg.masks.localise import localise
 from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
 from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
@@ -21,7 +22,7 @@ from tagseg.progress import Track, silent
 from tagseg.ranks import ALONE, Ranks, open_ranks
 from tagseg.rca.train import train
 from tagseg.report.page import report
-from tagseg.run import STAGES, Run, RunError, Stage, change_settings, open_run
+from tagseg.run import STAGES, Run, RunError, Stage, change_settings, needed_stages, open_run
 from tagseg.segment.labels import foreign_labels
 from tagseg.segment.selftrain import self_train
 from tagseg.segment.train import train_segmenter
@@ -103,7 +104,7 @@ def _run_stages(run: Run, settings: Settings, track: Track, until: Stage, ranks:
         if stage != "localise" or "masks" not in wanted:
             repeat_stage(run, stage, track, ranks)
         elif ranks.main:
-            localise_and_mask(prepare(run), run, track)
+            localise_and_mask(prepare(run, track), run, track)
 
 
 def run_stage(
@@ -142,15 +143,15 @@ def _begin_stage(run: Run, stage: Stage, settings: Settings | None, force: bool)
         run.discard(stage)
     needed = needed_stages(run.settings())
     if stage not in needed:
-        raise RunError(f"{run.root}: learns from the masks in {run.settings().segment.labels}; it has no stage {stage}")
+        raise RunError(f"{run.root}: {_taken(run.settings())}; it has no stage {stage}")
     for earlier in needed[: needed.index(stage)]:
         run.require(earlier)
 
 
-def needed_stages(settings: Settings) -> tuple[Stage, ...]:
-    """Return the stages of a run in order: where the segmentation network learns from masks of another tool, there are
-    no maps and no pseudo-masks to be made."""
-    return STAGES[STAGES.index("segment") :] if settings.segment.labels else STAGES
+def _taken(settings: Settings) -> str:
+    if settings.segment.labels:
+        return f"learns from the masks in {settings.segment.labels}"
+    return f"makes masks from the maps in {settings.localise.maps_from}"
 
 
 def repeat_stage(run: Run, stage: Stage, track: Track = silent, ranks: Ranks = ALONE) -> None:
@@ -193,7 +194,7 @@ def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> No
 
         log.info("stage localise%s", ", masks beside it" if beside else "")
         with memory_named(run.root, "localise", run.settings()), run.stage("localise") as figures:
-            figures |= _localise_figures(localise(prepared.dataset, run, track, then=then))
+            figures |= _find_maps(prepared, run, track, then)
         log.info("stage masks")
         with memory_named(run.root, "masks", run.settings()), run.stage("masks") as figures:
             figures |= _known_decisions(run)
@@ -249,11 +250,19 @@ def _train(run: Run, track: Track, ranks: Ranks) -> dict[str, Any]:
 
 
 def _localise(run: Run, track: Track) -> dict[str, Any]:
-    return _localise_figures(localise(prepare(run).dataset, run, track))
+    return _find_maps(prepare(run, track), run, track)
 
 
-def _localise_figures(done: Localised) -> dict[str, Any]:
-    return {"images": done.images, "images_per_s": done.images_per_s}
+def _find_maps(
+    prepared: Prepared, run: Run, track: Track, then: Callable[[Sample], None] | None = None
+) -> dict[str, Any]:
+    settings, source = run.settings().localise, {}
+    if settings.maps_from:
+        done = import_maps(prepared.dataset, run, track, then)
+        source = {"maps_from": settings.maps_from, "maps_hold": settings.maps_hold}
+    else:
+        done = localise(prepared.dataset, run, track, then=then)
+    return {"images": done.images, "images_per_s": done.images_per_s} | source
 
 
 def _masks(run: Run, track: Track) -> dict[str, Any]:

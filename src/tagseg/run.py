@@ -51,6 +51,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "full_supervision": ("full_supervision",),
     "quality": ("quality.jsonl",),
     "ablation": ("ablation_score.json",),
+    "bench": ("bench",),
 }
 """What commands beyond the stages leave in the run folder."""
 
@@ -225,9 +226,8 @@ class Run:
 
     def outputs(self, stage: Stage) -> tuple[str, ...]:
         """Return what a stage leaves in the run folder; the list of the images belongs to the first one there is."""
-        if stage == "segment" and self.settings().segment.labels:
-            return (self.data_file.name, *OUTPUTS[stage])
-        return OUTPUTS[stage]
+        first = needed_stages(self.settings())[0]
+        return (self.data_file.name, *OUTPUTS[stage]) if stage == first != "train" else OUTPUTS[stage]
 
     def note(self, name: str) -> None:
         """Note in the manifest the checksums of what a command beyond the stages has left (see OTHERS)."""
@@ -326,7 +326,7 @@ class Run:
         for stage in stages:
             self._delete(OUTPUTS[stage])
         if STAGES.index(first) <= STAGES.index("segment"):
-            self.forget("quality")
+            self.forget("quality", "bench")
         if first == "train":
             self.forget("calibration", "atlas")
 
@@ -336,6 +336,15 @@ class Run:
                 raise RunError(
                     f"{self.root}: not a run folder (no {file.name}); make one with `tagseg fit DATA --out RUN`"
                 )
+
+
+def needed_stages(settings: Settings) -> tuple[Stage, ...]:
+    """Return the stages of a run in order: where the segmentation network learns from masks of another tool, there are
+    no maps and no pseudo-masks to be made; where another method has made the maps, there is no network to be trained
+    for them."""
+    if settings.segment.labels:
+        return STAGES[STAGES.index("segment") :]
+    return STAGES[STAGES.index("localise") :] if settings.localise.maps_from else STAGES
 
 
 def is_blank(root: Path) -> bool:

@@ -90,12 +90,12 @@ class Settings:
 
     def mask_rule(self) -> MaskSettings:
         """Return the mask settings with the background rule that auto stands for."""
-        if self.masks.background != "auto":
-            return self.masks
-        return dataclasses.replace(self.masks, background="rest" if self.has_posteriors() else "otsu")
+        return self.masks.resolved(self.has_posteriors())
 
     def has_posteriors(self) -> bool:
-        """Tell whether maps are posteriors, which are probabilities."""
+        """Tell whether maps are posteriors, which are probabilities, or another method's probabilities."""
+        if self.localise.maps_from:
+            return self.localise.maps_hold == "probabilities"
         return self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
 
     def to_dict(self) -> dict[str, Any]:

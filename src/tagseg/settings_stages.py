@@ -1,5 +1,6 @@
 """The settings of each stage, a frozen dataclass a stage; docstrings under the fields are the command line's help."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,10 @@ class DataSettings:
     saliency: str = ""
     """Folder of saliency maps named like the images. Empty: `saliency` in the data folder, if there."""
 
+    coco_protocol: bool = False
+    """COCO: count as the literature does. Crowds are objects like all others, in tags and masks, and validation images
+    without annotations are left out. Otherwise crowds are void, and an empty image is background."""
+
     min_images: int = 5
     """A class with fewer training images than this is an error."""
 
@@ -57,8 +62,9 @@ class TrainSettings:
     weights: str = "timm"
     """Start weights: timm (downloaded once), a .safetensors FILE with timm's names, or random (from scratch)."""
 
-    stride: Literal[8, 16, 32] = 16
-    """Image pixels per feature-map cell. 8 is finer and two to three times slower."""
+    stride: Literal[8, 14, 16, 32] = 16
+    """Image pixels per feature-map cell. 8 is finer and two to three times slower. Vision transformers have that of
+    their patches: 16, or 14 (DINOv2)."""
 
     freeze_stride: int = 4
     """Backbone stages up to this stride keep their start weights (0: all are trained)."""
@@ -79,7 +85,7 @@ class TrainSettings:
     """Images in a step."""
 
     crop: int = 225
-    """Side of the square training crop in pixels."""
+    """Side of the square training crop in pixels (the nearest size that the backbone takes)."""
 
     scale: tuple[float, float] = (0.35, 1.0)
     """Share of the image's area that a random crop covers, from, to."""
@@ -230,6 +236,14 @@ class LocaliseSettings:
     refined where the bank knows no background and with maps = eps, whose refined and coarse maps are the class's
     probability among the image's tags and the background channel."""
 
+    maps_from: str = ""
+    """Folder of another method's maps (.npz or .npy, named like the training images) to make masks from instead: no
+    network is trained for maps then. docs/bring_your_own_maps.md says what the files hold."""
+
+    maps_hold: Literal["activations", "probabilities"] = "activations"
+    """What the values in localise.maps-from are. activations: any numbers, divided by each map's peak, below 0 counts
+    as 0; probabilities: 0 to 1, kept as they are, and background has what they leave over."""
+
     def __post_init__(self) -> None:
         check(len(self.scales) > 0 and min(self.scales) > 0, "localise.scales", self.scales, "positive numbers")
         check(self.max_side >= 64, "localise.max-side", self.max_side, "at least 64 pixels")
@@ -242,8 +256,8 @@ class MaskSettings:
     background: Literal["auto", "rest", "otsu", "threshold", "power"] = "auto"
     """Background rule; none needs true masks. rest: background's probability is what those of the tags leave over
     (posterior maps); otsu: the cut that splits each map's own histogram best; threshold: a constant cut; power: the
-    background's score is (1 - highest map) ^ power. auto: rest for posterior maps, otsu for all others (those of maps =
-    oaa too)."""
+    background's score is (1 - highest map) ^ power. auto: rest for posterior maps, and others' probabilities
+    (localise.maps-hold); otsu for all others (those of maps = oaa too)."""
 
     threshold: float = 0.5
     """Below this a pixel is background, for the threshold rule: a probability for posterior maps (0.5: class against
@@ -268,6 +282,12 @@ class MaskSettings:
         check(self.power > 0, "masks.power", self.power, "more than 0")
         check(0 <= self.unsure < 0.5, "masks.unsure", self.unsure, "from 0 to below 0.5")
         check(self.max_side >= 64, "masks.max-side", self.max_side, "at least 64 pixels")
+
+    def resolved(self, probabilities: bool) -> "MaskSettings":
+        """Return the settings with the background rule that auto stands for, where maps are `probabilities` or not."""
+        if self.background != "auto":
+            return self
+        return dataclasses.replace(self, background="rest" if probabilities else "otsu")
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,28 @@ def test_real_coco(shared_data: Path) -> None:
         assert set(np.unique(mask).tolist()) <= {0, 255, *sample.tags}
     with pytest.raises(DataError, match=r"too few training images: .*expected at least 5"):
         read_dataset(shared_data / "data/coco_mini")
+
+
+def test_counted_as_the_literature_does(tmp_path: Path) -> None:
+    """Crowds are objects, below smaller ones; a training image with a crowd alone stays, an empty one of val goes."""
+    dog, cat = (entry["id"] for entry in content()["categories"] if entry["name"] in ("dog", "cat"))
+    runs = {"size": [4, 6], "counts": [0, 24]}
+    for split in ("train", "val"):
+        data = content()
+        data["annotations"] = [
+            {"id": 1, "image_id": 1, "category_id": dog, "iscrowd": 1, "segmentation": runs},
+            {"id": 2, "image_id": 1, "category_id": cat, "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]},
+            {"id": 3, "image_id": 2, "category_id": dog, "iscrowd": 1, "segmentation": runs},
+        ]
+        write(tmp_path / f"annotations/instances_{split}2014.json", tmp_path / f"{split}2014", data)
+    own = read_coco(tmp_path, SETTINGS)
+    assert [(sample.id, sample.split) for sample in own.samples] == [("1", "train"), *((i, "val") for i in "123")]
+    found = read_coco(tmp_path, dataclasses.replace(SETTINGS, coco_protocol=True))
+    tags = {(sample.id, sample.split): tuple(found.classes[tag - 1] for tag in sample.tags) for sample in found.samples}
+    assert tags == {
+        (i, split): both for split in ("train", "val") for i, both in (("1", ("dog", "cat")), ("2", ("dog",)))
+    }
+    dogs, cats = (found.classes.index(name) + 1 for name in ("dog", "cat"))
+    drawn = np.full((4, 6), dogs)
+    drawn[:2, :2] = cats
+    assert load_mask(found.samples[0], found, (4, 6)).tolist() == drawn.tolist()

@@ -212,6 +212,17 @@ def test_the_snippets_of_a_card_run(
     assert "onnxruntime" not in card_of(run)
 
 
+def test_a_network_that_learned_from_foreign_maps_says_so(new_run: MakeRun, tmp_path: Path) -> None:
+    taken = {
+        "localise": {"maps_from": "/home/anna/their cams"},
+        "train": {"backbone": "test_resnet", "weights": "random"},
+    }
+    run = new_run(tmp_path, settings=Settings.from_dict(taken))
+    card = model_card(run, describe(run), without_folders(run.settings().to_dict()))
+    assert "from the tags of the training images and maps that tagseg did not make (folder their cams)" in card
+    assert "anna" not in card and "no masks were used" not in card and "It learned from tags" in card
+
+
 def test_a_network_that_learned_from_foreign_masks_says_so(new_run: MakeRun, tmp_path: Path) -> None:
     drawn = {"segment": {"labels": "/home/anna/drawn masks"}, "train": {"backbone": "test_resnet", "weights": "random"}}
     run = new_run(tmp_path, settings=Settings.from_dict(drawn))

@@ -12,7 +12,7 @@ from tagseg.segment import parquet
 from tagseg.segment.finish import Outcome
 from tagseg.segment.inputs import Location
 from tagseg.segment.options import PredictOptions
-from tagseg.segment.outputs import append_line, write_lines
+from tagseg.segment.outputs import append_line, begin, write_lines
 from tagseg.segment.parquet import begin_parts, part_file, write_parts
 
 PARQUET = PredictOptions(format="parquet", rows=3)
@@ -114,6 +114,21 @@ def test_masks_as_png_files_are_not_mixed_with_it(tmp_path: Path) -> None:
     write_lines(tmp_path / "predictions.jsonl", [append])
     with pytest.raises(DataError, match=r"line 1: of in/a/0\.jpg in a/0\.png, expected in/a/0\.jpg in masks-000000"):
         begin_parts(images(2), tmp_path, RESUME)
+
+
+def test_masks_in_parquet_files_are_not_mixed_with_png_files(tmp_path: Path) -> None:
+    (tmp_path / part_file(0)).write_bytes(b"")
+    with pytest.raises(DataError, match=r"masks-000000\.parquet: exists, masks of --format parquet; choose another"):
+        begin(images(2), tmp_path, PredictOptions(resume=True))
+
+
+def test_what_was_left_is_deleted_when_new_files_are_begun(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    written(out, images(8), PARQUET)
+    (out / "masks-mine.parquet").write_bytes(b"no file of ours")
+    force = PredictOptions(format="parquet", rows=3, force=True)
+    assert begin_parts(images(2), out, force) == (["a/0", "a/1"], []) and (out / part_file(2)).exists()
+    assert set(written(out, images(2), force)) == {part_file(0), "masks-mine.parquet", "predictions.jsonl"}
 
 
 def test_names_that_are_no_unicode(tmp_path: Path) -> None:

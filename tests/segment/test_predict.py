@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,36 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from tagseg.checkpoint import save_tensors
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import DataError
 from tagseg.progress import Track
 from tagseg.run import Run, RunError, open_run
 from tagseg.segment import infer
-from tagseg.segment.networks import Segmenter, empty_segmenter
+from tagseg.segment.networks import Segmenter
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.predict import Predictor, adapted, load, predict
 from tagseg.settings import Settings
 from tagseg.settings_stages import CrfSettings
 
+Interrupted = Callable[[int], Track]
+
 CPU = PredictOptions(device="cpu")
 ALWAYS = {"classes.json", "predictions.jsonl"}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run whose segmentation network was drawn at random."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("predict")
-    run = open_run(root / "run", root, Settings())
-    about = {"classes": ["background", "cat", "Bär"], "encoder": "test_resnet", "stride": 16}
-    about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 64}
-    network = empty_segmenter("test_resnet", 3, 16)
-    # So that masks have more than one value.
-    torch.nn.init.normal_(network.net.segmentation_head[0].weight, std=3.0)
-    with run.stage("segment"):
-        save_tensors(run.segmenter / "network.safetensors", network.state_dict(), about)
-    return run
 
 
 def noise(path: Path, size: tuple[int, int] = (40, 30), **options: object) -> Path:
@@ -231,17 +217,7 @@ def test_masks_do_not_depend_on_the_batch(batch: int, run: Run, tmp_path: Path) 
     assert [line["image"] for line in lines(tmp_path / "1")] == [line["image"] for line in lines(tmp_path / "n")]
 
 
-def interrupted(after: int) -> Track:
-    def track(items, title, total):  # type: ignore[no-untyped-def]
-        for number, item in enumerate(items):
-            if number == after:
-                raise KeyboardInterrupt
-            yield item
-
-    return track
-
-
-def test_an_interrupted_prediction_goes_on(run: Run, tmp_path: Path) -> None:
+def test_an_interrupted_prediction_goes_on(run: Run, tmp_path: Path, interrupted: Interrupted) -> None:
     source, out = photos(tmp_path / "in"), tmp_path / "in/masks"
     with pytest.raises(KeyboardInterrupt):
         predict(run.root, source, out, CPU, interrupted(4))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.logging import RichHandler
 
-from tagseg.cli import exchange, stages, study, trust, use  # noqa: F401  their commands enter the app
+from tagseg.cli import bench, exchange, stages, study, trust, use  # noqa: F401  their commands enter the app
 from tagseg.cli.root import app, err, out
 from tagseg.launch import launched
 from tagseg.stopping import exit_status, raised

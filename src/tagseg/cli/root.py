@@ -28,7 +28,8 @@ Start here:
     tagseg predict runs/a new/ --out masks/
 
 All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win. The paper's own
-come with --preset paper-voc or paper-coco; a TOML file and flags win over them.
+come with --preset paper-voc or paper-coco, those of vision transformers with dinov2, dinov3 or clip; a TOML file and
+flags win over them.
 """
 
 
@@ -40,6 +41,8 @@ def _settings_files(app: App, commands: tuple[str, ...], arguments: ArgumentColl
         places.append((given["--settings"], read_toml(given["--settings"])))
     if "--preset" in given:
         places.append((f"preset {given['--preset']}", preset_values(given["--preset"])))
+    if commands == ("bench",) and "PROTOCOL" in given:
+        places.append(("the paper's settings", _paper_values(given)))
     run = given.get("RUN") or given.get("--out")
     if run and "--seed" in {argument.name for argument in arguments}:
         saved = Path(run) / "settings.toml"
@@ -51,6 +54,17 @@ def _settings_files(app: App, commands: tuple[str, ...], arguments: ArgumentColl
         for command in reversed(commands):
             values = {command: values}
         Dict(values, source=place)(app, commands, arguments)
+
+
+def _paper_values(given: dict[str, str]) -> dict[str, Any]:
+    """The paper's settings for what `tagseg bench` was asked; background comes from saliency maps that are there."""
+    from tagseg.bench.protocols import paper_values
+    from tagseg.data.voc import voc_root
+
+    root = Path(given.get("--data", ""))
+    saliency = "--data.saliency" in given or ((voc_root(root) or root) / "saliency").is_dir()
+    method, backbone = given.get("--method", "oaa"), given.get("--backbone", "vgg16")
+    return paper_values(given["PROTOCOL"], method, backbone, saliency)
 
 
 app = App(

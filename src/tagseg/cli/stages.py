@@ -22,7 +22,9 @@ def fit(
     *,
     out: Annotated[Path, Parameter(help="Run folder; an existing one is continued.")],
     until: Annotated[Stage, Parameter(help="Last stage to run.")] = "report",
-    preset: Annotated[Preset | None, Parameter(help="The paper's settings; a TOML file and flags win over it.")] = None,
+    preset: Annotated[
+        Preset | None, Parameter(help="The paper's settings, or a vision transformer's; a TOML file and flags win.")
+    ] = None,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
@@ -71,7 +73,41 @@ _stage_command(
     "train", "Train the classification network from the tags.", "tagseg train runs/a --train.epochs 8 --force"
 )
 _stage_command("localise", "Compute the maps of the training images' tags.", "tagseg localise runs/a")
-_stage_command("masks", "Turn maps into pseudo-masks.", "tagseg masks runs/a --masks.background power --force")
+
+
+@app.command(group=STAGES, sort_key=ORDER.index("masks"))
+def masks(
+    run: RunFolder,
+    /,
+    *,
+    maps_from: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of another method's class activation maps, an .npz or .npy an image, instead of the run's own."
+        ),
+    ] = None,
+    data: Annotated[Path | None, Parameter(help="With --maps-from: data folder, where RUN is to be made anew.")] = None,
+    settings_file: SettingsFile = None,
+    force: Force = False,
+    settings: Options = Settings(),
+) -> None:
+    """Turn maps into pseudo-masks: the run's own maps, or those of another method.
+
+    tagseg masks runs/a --masks.background power --force
+    tagseg masks runs/b --maps-from cams/ --data photos/
+    """
+    import dataclasses
+
+    from tagseg.pipeline import fit, run_stage
+    from tagseg.run import Run
+
+    if maps_from is None:
+        run_stage(run, "masks", settings, force, bars)
+    else:
+        own = dataclasses.replace(settings.localise, maps_from=str(maps_from.resolve()))
+        settings = dataclasses.replace(settings, localise=own)
+        fit(Run(run).data_root() if data is None else data, run, settings, force, bars, "masks")
+    say(f"Stage masks done: {run}")
 
 
 @app.command(group=STAGES, sort_key=ORDER.index("segment"))

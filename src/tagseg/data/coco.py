@@ -21,9 +21,10 @@ class Instances:
     images: Mapping[int, Mapping[str, Any]]
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
 
-    def tagged(self) -> set[int]:
-        """Category ids of the annotations that are no crowds."""
-        return {entry["category_id"] for group in self.annotations.values() for entry in group if not _crowd(entry)}
+    def tagged(self, crowds: bool = False) -> set[int]:
+        """Category ids of the annotations that are no crowds, or of all."""
+        entries = (entry for group in self.annotations.values() for entry in group)
+        return {entry["category_id"] for entry in entries if crowds or not _crowd(entry)}
 
 
 def instance_files(root: Path) -> tuple[list[Path], list[Path]]:
@@ -41,6 +42,9 @@ def instance_files(root: Path) -> tuple[list[Path], list[Path]]:
 def read_coco(root: Path, settings: DataSettings) -> Dataset:
     """Read COCO instances: tags are the categories of an image's annotations that are no crowds.
 
+    With `settings.coco_protocol` crowds are objects, and validation images without annotations are left out: so there
+    are 82,081 and 40,137 images of COCO 2014, as in the literature.
+
     Classes are the categories that occur in train, in the order of their ids; objects of others are background.
 
     Raises:
@@ -53,7 +57,8 @@ def read_coco(root: Path, settings: DataSettings) -> Dataset:
             raise DataError(f"{root}: got {got} for {name}, expected one file annotations/instances_{name}*.json")
     train = read_instances(train_files[0])
     val = read_instances(val_files[0]) if val_files else None
-    used = sorted(train.tagged())
+    protocol = settings.coco_protocol
+    used = sorted(train.tagged(protocol))
     classes = tuple(train.categories[category] for category in used)
     numbers = {category: number for number, category in enumerate(used, start=1)}
     if len(set(classes)) < len(classes):
@@ -68,16 +73,17 @@ def read_coco(root: Path, settings: DataSettings) -> Dataset:
     dropped = len(train.categories) - len(used)
     if dropped:
         notes.append(f"{dropped} of {len(train.categories)} categories occur on no training image and are left out")
-    samples = _samples(root, train, "train", numbers)
+    samples = _samples(root, train, "train", numbers, protocol)
     tagged = [sample for sample in samples if sample.tags]
     if len(tagged) < len(samples):
         notes.append(f"{len(samples) - len(tagged)} training images without annotations are left out")
-    samples = [*tagged, *(_samples(root, val, "val", numbers) if val is not None else [])]
+    validation = _samples(root, val, "val", numbers, protocol) if val is not None else []
+    samples = [*tagged, *(sample for sample in validation if sample.tags or not protocol)]
     return Dataset(root, "coco", classes, attach(samples, root, settings, masks=""), notes=tuple(notes))
 
 
 def _samples(
-    root: Path, instances: Instances, split: Literal["train", "val"], numbers: Mapping[int, int]
+    root: Path, instances: Instances, split: Literal["train", "val"], numbers: Mapping[int, int], protocol: bool
 ) -> list[Sample]:
     name = instances.file.stem.removeprefix("instances_")
     places = [root / below for below in (name, f"images/{name}", split, f"images/{split}", "images")]
@@ -87,11 +93,13 @@ def _samples(
         where = f"{instances.file}, image {number}"
         image = find_image(root, folders, record["file_name"], where)
         entries = [entry for entry in instances.annotations.get(number, ()) if entry["category_id"] in numbers]
-        tags = {numbers[entry["category_id"]] for entry in entries if not _crowd(entry)}
+        crowds = [_crowd(entry) and not protocol for entry in entries]
+        tags = {numbers[entry["category_id"]] for entry, crowd in zip(entries, crowds, strict=True) if not crowd}
         mask = None
         # Boxes alone give tags, but no mask.
         if all(entry.get("segmentation") for entry in entries):
-            segments = tuple((numbers[entry["category_id"]], entry["segmentation"], _crowd(entry)) for entry in entries)
+            pairs = zip(entries, crowds, strict=True)
+            segments = tuple((numbers[entry["category_id"]], entry["segmentation"], crowd) for entry, crowd in pairs)
             mask = CocoMask(record["height"], record["width"], segments)
         name = PurePosixPath(record["file_name"].replace("\\", "/")).with_suffix("").as_posix()
         samples.append(Sample(name, image, tuple(sorted(tags)), split, mask))

@@ -21,12 +21,13 @@ VOC_CLASSES = (
 )
 """VOC's classes in the order of their mask ids 1..20."""
 
-_TRAIN_LISTS = ("train_aug", "trainaug", "train")
+TRAIN_LISTS = ("train_aug", "trainaug", "train")
+"""Lists of training images, the preferred one first."""
 _MASKS = "the masks"
 
 
 @dataclass(frozen=True)
-class _Line:
+class ListLine:
     """A line of an image list: `where` names file and row, `numbers` are VOC class indices from 0."""
 
     where: str
@@ -56,11 +57,11 @@ def read_voc(root: Path, settings: DataSettings) -> Dataset:
         raise DataError(
             f"{root}: no VOC devkit, expected folders JPEGImages and ImageSets in it or in VOC2012 below it"
         )
-    train_file = _list_file(found, settings.train_list, _TRAIN_LISTS, "data.train-list")
+    train_file = list_file(found, settings.train_list, TRAIN_LISTS, "data.train-list")
     if train_file is None:
-        raise DataError(f"{found / 'ImageSets'}: no list of training images, expected {' or '.join(_TRAIN_LISTS)}.txt")
-    val_file = _list_file(found, settings.val_list, ("val",), "data.val-list")
-    train, val = _read_list(train_file), _read_list(val_file) if val_file is not None else []
+        raise DataError(f"{found / 'ImageSets'}: no list of training images, expected {' or '.join(TRAIN_LISTS)}.txt")
+    val_file = list_file(found, settings.val_list, ("val",), "data.val-list")
+    train, val = read_list(train_file), read_list(val_file) if val_file is not None else []
     both = {line.name: line.where for line in train}
     for line in val:
         if line.name in both:
@@ -80,7 +81,7 @@ def read_voc(root: Path, settings: DataSettings) -> Dataset:
         notes.append(f"tags on validation images that no training image has are left out: {', '.join(unseen)}")
     official = None
     if train_file.name != "train.txt" and (found / "ImageSets/Segmentation/train.txt").is_file():
-        official = {line.name for line in _read_list(found / "ImageSets/Segmentation/train.txt")}
+        official = {line.name for line in read_list(found / "ImageSets/Segmentation/train.txt")}
     samples = [
         *_samples(found, train, "train", train_tags, classes, official),
         *_samples(found, val, "val", val_tags, classes, None),
@@ -91,7 +92,7 @@ def read_voc(root: Path, settings: DataSettings) -> Dataset:
 
 def _samples(
     root: Path,
-    lines: Sequence[_Line],
+    lines: Sequence[ListLine],
     split: Literal["train", "val"],
     tags: Mapping[str, tuple[str, ...]],
     classes: Sequence[str],
@@ -106,7 +107,12 @@ def _samples(
     return samples
 
 
-def _list_file(root: Path, given: str, names: Sequence[str], flag: str) -> Path | None:
+def list_file(root: Path, given: str, names: Sequence[str], flag: str) -> Path | None:
+    """Return the file of an image list of a devkit: the one `given` by the setting `flag`, else the first of `names`.
+
+    Raises:
+        DataError: when the given one is not there.
+    """
     folders = (root / "ImageSets/Segmentation", root / "ImageSets/Main")
     for folder in folders:
         for name in (given,) if given else names:
@@ -119,8 +125,13 @@ def _list_file(root: Path, given: str, names: Sequence[str], flag: str) -> Path 
     return None
 
 
-def _read_list(file: Path) -> list[_Line]:
-    lines: dict[str, _Line] = {}
+def read_list(file: Path) -> list[ListLine]:
+    """Read an image list: names, maybe with class numbers behind them.
+
+    Raises:
+        DataError: naming file and row, when it cannot be read, or a name stands there twice.
+    """
+    lines: dict[str, ListLine] = {}
     for number, text in enumerate(_text(file).split("\n"), start=1):
         cells = text.split()
         if not cells:
@@ -133,11 +144,11 @@ def _read_list(file: Path) -> list[_Line]:
             )
         if name in lines:
             raise DataError(f"{where}: image {name} is listed a second time, the first was {lines[name].where}")
-        lines[name] = _Line(where, name, tuple(map(int, cells[1:])))
+        lines[name] = ListLine(where, name, tuple(map(int, cells[1:])))
     return list(lines.values())
 
 
-def _tags(root: Path, lines: Sequence[_Line], masks: Path | None) -> tuple[dict[str, tuple[str, ...]], str]:
+def _tags(root: Path, lines: Sequence[ListLine], masks: Path | None) -> tuple[dict[str, tuple[str, ...]], str]:
     """Tags by image from the first source there is, and its name; `masks` is the last resort, where it is allowed."""
     if any(line.numbers for line in lines):
         return {line.name: tuple(VOC_CLASSES[number] for number in line.numbers) for line in lines}, "the list"

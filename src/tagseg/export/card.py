@@ -111,6 +111,8 @@ def _data(run: Run, classes: list[str], settings: Mapping[str, Any]) -> str:
     saliency = settings["maps"] == "eps" or settings["masks"]["saliency"]
     beside = " and saliency maps" if saliency else ""
     learned = f"from the tags of the training images{beside}; no masks were used in training"
+    if maps := settings["localise"]["maps_from"]:
+        learned = f"from the tags of the training images and maps that tagseg did not make (folder {as_text(maps)})"
     if drawn := settings["segment"]["labels"]:
         count = len(list(run.labels.rglob("*.png")))
         learned = f"from masks of {count} training images that tagseg did not make (folder {as_text(drawn)})"

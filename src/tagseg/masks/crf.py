@@ -21,7 +21,9 @@ SMALLEST = 1e-5
 """Probabilities below this count as this: no label is ruled out for good."""
 
 
-def dense_crf(probabilities: Array, image: Array, settings: CrfSettings, threads: int | None = None) -> Array:
+def dense_crf(
+    probabilities: Array, image: Array, settings: CrfSettings = CrfSettings(), threads: int | None = None
+) -> Array:
     """Return the probabilities of an image's labels after mean field inference in a fully connected CRF.
 
     The energy of a labelling is the sum of `-log probabilities` and, over all pairs of pixels whose labels differ, of
@@ -41,6 +43,13 @@ def dense_crf(probabilities: Array, image: Array, settings: CrfSettings, threads
     Raises:
         ValueError: when the sizes differ, a probability is negative or not finite, or the kernels are too small for
             the image.
+
+    >>> image = np.zeros((20, 30, 3), np.uint8)
+    >>> image[:, 15:] = 255  # an edge in the middle
+    >>> likely = np.where(np.arange(30) < 12, 0.8, 0.4).astype(np.float32)  # found too far left
+    >>> probabilities = np.stack([np.tile(likely, (20, 1)), np.tile(1 - likely, (20, 1))])
+    >>> dense_crf(probabilities, image).argmax(0).sum(1).tolist() == 20 * [15]
+    True
     """
     shapes = tuple(probabilities.shape), tuple(image.shape)
     if len(shapes[0]) != 3 or shapes[1] != (*shapes[0][1:], 3) or 0 in shapes[0]:

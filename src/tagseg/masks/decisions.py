@@ -168,15 +168,15 @@ def _select(run: Run, query: str, *values: str) -> list[tuple[Any, ...]]:
 
 @contextlib.contextmanager
 def _open(run: Run) -> Iterator[sqlite3.Connection]:
-    require_regular(run.decisions_file)
     try:
+        require_regular(run.decisions_file)
         with contextlib.closing(sqlite3.connect(run.decisions_file, timeout=30)) as database:
             # What SQL a stranger's database has of its own (views, triggers, computed columns) is never run.
             database.execute("pragma trusted_schema = off")
             if _schema(database) not in ([], _own_schema()):
                 raise _damaged(run, "it has other tables than tagseg makes")
             yield database
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise RunError(f"{run.decisions_file}: cannot be read or written ({error})") from error
 
 

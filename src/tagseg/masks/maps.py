@@ -1,7 +1,9 @@
 """Maps as files; apart from the network, so that a process which only reads them never imports torch."""
 
 import zipfile
+from io import BufferedIOBase
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -34,7 +36,7 @@ def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
     try:
         require_regular(path)
         with zipfile.ZipFile(path) as archive:
-            maps, classes = (_read_array(archive, f"{name}.npy") for name in ("maps", "classes"))
+            maps, classes = (read_member(archive, name) for name in ("maps", "classes"))
         if maps.dtype != np.uint8 or maps.ndim != 3 or classes.dtype != np.int64 or classes.shape != maps.shape[:1]:
             raise ValueError(f"maps are {maps.dtype} {maps.shape}, classes {classes.dtype} {classes.shape}")
         if 0 in maps.shape[1:] or not ((classes > 0) & (classes < 255)).all():
@@ -46,19 +48,31 @@ def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
         ) from error
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
-    """An array whose header, unpacked size and limit agree: a few bytes can claim, or unpack to, any size."""
-    size = archive.getinfo(name).file_size
-    with archive.open(name) as file:
-        formats = np.lib.format
-        versions = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
-        shape, fortran, dtype = versions[formats.read_magic(file)](file)
-        needed = dtype.itemsize
-        for side in shape:
-            needed *= side
-        if size > _MAX_BYTES or needed > size or min(shape, default=1) < 0 or dtype.hasobject:
-            raise ValueError(f"{name} claims {needed} bytes of {size}, expected at most {_MAX_BYTES}")
-        content = bytearray(file.read(needed + 1))
+def read_member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
+    """Return an array of an .npz file (see `read_array`)."""
+    member = f"{name}.npy"
+    with archive.open(member) as file:
+        return read_array(file, archive.getinfo(member).file_size, member)
+
+
+def read_array(file: IO[bytes] | BufferedIOBase, size: int, name: str) -> Shaped[np.ndarray, "..."]:
+    """Return an .npy file's array whose header, unpacked size (in bytes) and limit agree: a few bytes can claim, or
+    unpack to, any size.
+
+    Raises:
+        ValueError: when they do not, or it holds Python objects; damaged files raise other DAMAGED_ARRAY, too.
+    """
+    formats = np.lib.format
+    versions = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
+    shape, fortran, dtype = versions[formats.read_magic(file)](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are never unpickled")
+    needed = dtype.itemsize
+    for side in shape:
+        needed *= side
+    if size > _MAX_BYTES or needed > size or min(shape, default=1) < 0:
+        raise ValueError(f"{name} claims {needed} bytes of {size}, expected at most {_MAX_BYTES}")
+    content = bytearray(file.read(needed + 1))
     if len(content) != needed:
         raise ValueError(f"{name} holds more or less than the {needed} bytes it claims")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

@@ -86,7 +86,8 @@ def _judged(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[Image
     settings, source = run.settings(), run.final()
     predictor = read_predictor(run.segmenter, settings.device)
     predictor = dataclasses.replace(predictor, max_side=min(predictor.max_side or SIDE, SIDE))
-    network, _ = load_network(run.network, choose_device(settings.device))
+    # Where another method made the maps, there is no network of the run's own that knows tags.
+    network = load_network(run.network, choose_device(settings.device))[0] if run.done("train") else None
     rule = source.settings().mask_rule()
 
     def read(sample: Sample) -> tuple[Sample, Image.Image]:
@@ -96,7 +97,7 @@ def _judged(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[Image
         images = ahead(samples, read, READERS)
         with contextlib.closing(images):
             for sample, image in track(images, "judge masks", len(samples)):
-                scores = tag_scores(network, image, settings.localise)
+                scores = tag_scores(network, image, settings.localise) if network else None
                 found = judge(look(predictor, source, rule, sample, image), scores)
                 file.write(quality_line(found))
                 file.flush()
@@ -116,8 +117,8 @@ def expected_iou(probability: Float[np.ndarray, "*l h w"], mask: Bool[np.ndarray
     return float(np.where(mask, sharp, np.float32(0)).sum(dtype=np.float64) / union) if union else 1.0
 
 
-def judge(seen: Seen, tag_scores: Float32[np.ndarray, " c"]) -> ImageQuality:
-    """Return how far to trust an image's mask.
+def judge(seen: Seen, tag_scores: Float32[np.ndarray, " c"] | None) -> ImageQuality:
+    """Return how far to trust an image's mask; `tag_scores` is None where there is no classification network.
 
     The segmentation network's looks, averaged and given the tags (`p_l / sum over background and tags of p_l`), say how
     likely each tag is at each pixel; a mask is as good as its expected IoU with that.
@@ -138,8 +139,8 @@ def judge(seen: Seen, tag_scores: Float32[np.ndarray, " c"]) -> ImageQuality:
             area=area,
         )
     # A class is in the image as surely as the hundredth of its pixels that shows it best; both networks have a say.
-    shown = np.quantile(seen.looks.mean(0)[1:], 0.99, axis=(1, 2))
-    both = np.sqrt(np.clip(shown, 0, 1) * tag_scores)
+    shown = np.clip(np.quantile(seen.looks.mean(0)[1:], 0.99, axis=(1, 2)), 0, 1)
+    both = shown if tag_scores is None else np.sqrt(shown * tag_scores)
     present = {i: float(value) for i, value in enumerate(both, 1) if value >= FAINT}
     return ImageQuality(seen.id, expected_iou(mean, masks), classes, present)
 

@@ -137,7 +137,7 @@ def score_segmenter(
     def predicted(sample: Sample) -> UInt8[np.ndarray, "h w"]:
         return read_mask_file(mask_file(run.predictions, sample.id))
 
-    return _score(prepared, validation, "val", predicted, track)
+    return score(prepared, validation, "val", predicted, track)
 
 
 def bound_settings(settings: Settings) -> Settings:
@@ -184,7 +184,7 @@ def score_pseudo_masks(
         void.append((sure == VOID).mean())
         return decided
 
-    scores = _score(prepared, scored, "train", made, track)
+    scores = score(prepared, scored, "train", made, track)
     return dataclasses.replace(scores, unsure_share=float(np.mean(void))) if scores else None
 
 
@@ -254,13 +254,18 @@ def _scores(values: dict[str, Any] | None) -> Scores | None:
     return Scores(**{**known, "iou": tuple(values["iou"])})
 
 
-def _score(
+def score(
     prepared: Prepared,
     samples: list[Sample],
     split: str,
     predicted: Callable[[Sample], UInt8[np.ndarray, "h w"]],
     track: Track,
 ) -> Scores | None:
+    """Score masks of a split's samples against their true ones; `predicted` returns an image's. None without samples.
+
+    Raises:
+        DataError: when a true mask has another size than its image, or unknown ids.
+    """
     if not samples:
         return None
     ids = len(prepared.dataset.classes) + 1

@@ -24,6 +24,10 @@ def confusion(
 
     Raises:
         ValueError: when the sizes differ or an id is out of range (a prediction must decide every pixel that counts).
+
+    >>> truth, predicted = np.array([[0, 1, 1, 255]], np.uint8), np.array([[0, 1, 0, 0]], np.uint8)
+    >>> confusion(truth, predicted, ids=2).tolist()
+    [[1, 0], [1, 1]]
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth is {truth.shape}, prediction {predicted.shape}: expected the same size")

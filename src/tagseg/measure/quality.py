@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagseg.run import Run, RunError, write_atomically
-from tagseg.untrusted import check_shape, parse_json, require_regular
+from tagseg.untrusted import check_shape, is_file, parse_json
 
 _MAX_LINE = 1 << 20
 """Bytes that a line may have; one of a thousand classes has a tenth of it."""
@@ -56,9 +56,8 @@ def read_quality(run: Run) -> dict[str, ImageQuality]:
     Raises:
         RunError: when a line is damaged.
     """
-    if not run.quality_file.exists():
+    if not is_file(run.quality_file):
         return {}
-    require_regular(run.quality_file)
     found: dict[str, ImageQuality] = {}
     with run.quality_file.open("rb") as file:
         if file.readline(_MAX_LINE) != json.dumps(_header(run)).encode() + b"\n":

@@ -29,6 +29,11 @@ def attend(
 
     Prototypes are the same for all images, or each image's own. Cells and prototypes are compared by cosine.
     Prototypes that do not exist get nothing; if none does, all is zero.
+
+    >>> features = torch.eye(2).T.reshape(1, 2, 1, 2)  # two cells at right angles
+    >>> prototypes, exists = torch.eye(2)[:, None], torch.tensor([[True], [False]])
+    >>> attend(features, prototypes, exists, temperature=0.1).flatten().tolist()
+    [1.0, 1.0, 0.0, 0.0]
     """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     # Cells before channels, as channels-last features lie in memory: the softmax then runs over neighbours.
@@ -73,7 +78,12 @@ def posterior(
 
 
 def aggregate(attention: Float[Tensor, "b e k h w"], prototypes: Float[Tensor, "*b e k d"]) -> Float[Tensor, "b d h w"]:
-    """Return the context each cell gathers, `F' = S Q` (RCA, eq. 7)."""
+    """Return the context each cell gathers, `F' = S Q` (RCA, eq. 7).
+
+    >>> half = torch.full((1, 2, 1, 1, 1), 0.5)
+    >>> aggregate(half, torch.tensor([[[2.0, 0.0]], [[0.0, 4.0]]])).flatten().tolist()
+    [1.0, 2.0]
+    """
     shares = attention.flatten(3).flatten(1, 2).mT
     context: Tensor = shares @ prototypes.flatten(-3, -2)
     return context.mT.reshape(len(attention), -1, *attention.shape[3:])

@@ -1,4 +1,4 @@
-"""Backbones: any timm model with feature maps at stride 8, 16 or 32, and the paper's dilated VGG16."""
+"""Backbones: any timm model with feature maps, vision transformers too, the paper's dilated VGG16, and ResNet-38."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tagseg.rca.resnet38 import RESNET38, ResNet38
 from tagseg.untrusted import is_file
 
 RANDOM = "random"
@@ -114,14 +116,17 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
     """Build a backbone.
 
     Args:
-        name: a timm model.
+        name: a timm model, or resnet38.
         weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
-        stride: 8, 16 or 32 image pixels per cell; None: that of a model which has but one.
+        stride: image pixels per cell: 8, 16 or 32, of a vision transformer those of its patches; None: that of a model
+            which has but one.
         layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or a name among the model's modules.
 
     Raises:
         ValueError: when timm does not know the model, it cannot have that stride, or the weights cannot be had.
     """
+    if name == RESNET38:
+        return Backbone(name, _resnet38(stride or 32, weights), stride, layer)
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
         raise ValueError(f"backbone {name!r}: timm has no such model" + (f"; close: {close}" if close else ""))
@@ -181,27 +186,36 @@ def weight_options(name: str, weights: str) -> dict[str, Any]:
         return {"pretrained": False}
     if weights == TIMM:
         return {"pretrained": True}
+    with torch.device("meta"):
+        expected = timm.create_model(name, num_classes=0).state_dict()
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(_weights_file(name, weights, expected))}}
+
+
+def is_known(name: str) -> bool:
+    """Tell whether there is a backbone of that name."""
+    return name == RESNET38 or timm.is_model(name)
+
+
+def _weights_file(name: str, weights: str, expected: dict[str, Tensor]) -> Path:
+    """The path of a safetensors file that has all of the `expected` tensors in their shapes."""
     path = Path(os.path.expanduser(weights))
     if not is_file(path):
         raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
     if path.suffix != ".safetensors":  # timm would unpickle it
         raise ValueError(f"weights file {weights}: not a safetensors file (its name must end in .safetensors)")
-    with torch.device("meta"):
-        expected = {
-            key: tuple(value.shape) for key, value in timm.create_model(name, num_classes=0).state_dict().items()
-        }
+    shapes = {key: tuple(value.shape) for key, value in expected.items()}
     try:
         with safe_open(path, framework="pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights file {weights}: not a safetensors file ({error})") from error
-    wrong = [key for key, shape in expected.items() if found.get(key, shape if "num_batches" in key else None) != shape]
+    wrong = [key for key, shape in shapes.items() if found.get(key, shape if "num_batches" in key else None) != shape]
     if wrong:
         raise ValueError(
             f"weights file {weights}: not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing or "
             f"have another shape, first {wrong[0]}"
         )
-    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+    return path
 
 
 def freeze(model: nn.Module, feature_info: list[dict[str, Any]], up_to_stride: int) -> None:
@@ -241,6 +255,19 @@ def _create(name: str, stride: int | None, options: dict[str, Any]) -> nn.Module
         raise ValueError(
             f"backbone {name}: takes neither an output stride nor free image sizes; choose another"
         ) from error
+    return model
+
+
+def _resnet38(stride: int, weights: str) -> ResNet38:
+    if weights == TIMM:
+        raise ValueError(
+            f"pretrained weights of {RESNET38} cannot be had from timm; give a file with --train.weights "
+            "FILE.safetensors (docs/reproduce.md says how it is made), or say so: --train.weights random"
+        )
+    model = ResNet38(stride)
+    if weights != RANDOM:
+        tensors, own = load_file(_weights_file(RESNET38, weights, model.state_dict())), model.state_dict()
+        model.load_state_dict({key: value for key, value in tensors.items() if key in own}, strict=False)
     return model
 
 

@@ -19,6 +19,11 @@ class Bank(nn.Module):
     Only written slots exist: `filled` counts them per entry, so nothing is ever taken from noise. A free slot is
     written whole. A full entry replaces its oldest slot (`fifo`) or blends the new embedding into it (`blend`, RCA's
     rule). All state lies in buffers, so `state_dict` saves and restores the bank exactly.
+
+    >>> bank = Bank(entries=3, slots=2, channels=4)
+    >>> bank.write(torch.eye(4)[:3], torch.tensor([1, 1, 2]))
+    >>> bank.filled.tolist(), bank.written.tolist()
+    ([0, 2, 1], [[False, False], [True, True], [True, False]])
     """
 
     slots: Float[Tensor, "e s d"]
@@ -77,6 +82,11 @@ def kmeans(
     Returns:
         The centres, and which of them exist: an entry has as many as it has distinct points, at most k, none without
         points. Points of one entry count as the same where the number format cannot tell their distance from 0.
+
+    >>> points = torch.tensor([[[0.0], [1.0], [10.0], [0.0]]])
+    >>> centres, exists = kmeans(points, torch.tensor([[True, True, True, False]]), k=2)
+    >>> sorted(centres.flatten().tolist()), exists.tolist()
+    ([0.5, 10.0], [[True, True]])
     """
     together = max(1, VALUES // max(1, points.shape[1] * points.shape[2]))
     found = [

@@ -29,6 +29,12 @@ def contrast(
     length. Zero where the own entry, or every other entry, holds nothing. Of the slots of entries that no region
     belongs to, at most `limit` are drawn (0: all are taken), and their sum is scaled up to all of them. `generator` is
     a CPU generator, so that devices draw alike.
+
+    >>> slots = torch.eye(2)[:, None]  # two entries of one slot each, at right angles
+    >>> written = torch.ones(2, 1, dtype=torch.bool)
+    >>> losses = contrast(torch.eye(2), torch.tensor([0, 0]), slots, written, temperature=1.0)
+    >>> [round(loss, 3) for loss in losses.tolist()]  # -log(e / (e + 1)), -log(1 / (1 + e))
+    [0.313, 1.313]
     """
     return _losses(regions, labels[None], slots, written, temperature, limit, generator)[0]
 

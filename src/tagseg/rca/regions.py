@@ -86,7 +86,15 @@ def _halves(
 
 
 def pool_regions(features: Float[Tensor, "b d h w"], regions: Regions) -> Float[Tensor, "n d"]:
-    """Return each region's mean feature, `sum(M F) / sum(M)` (RCA, eq. 2). Every region must hold a cell."""
+    """Return each region's mean feature, `sum(M F) / sum(M)` (RCA, eq. 2). Every region must hold a cell.
+
+    >>> maps = torch.tensor([[[[4.0, 2.0, 0.0]]]])  # one class, a row of three cells
+    >>> regions = mine_regions(maps, torch.tensor([[True]]), threshold=0.3)
+    >>> regions.label.tolist(), regions.cells.flatten().tolist()  # the class, and background
+    ([1, 0], [True, True, False, False, False, True])
+    >>> pool_regions(maps, regions).tolist()
+    [[3.0], [0.0]]
+    """
     # In half precision the sum over many cells would be rounded.
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     weights = regions.cells.flatten(1).to(features.dtype)

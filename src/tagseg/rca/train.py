@@ -237,7 +237,9 @@ def _one_epoch(
     generator = torch.Generator().manual_seed(seed)
     steps.begin([generator])
     samples = dataset.split("train")
-    shape = (options.crop, options.scale, options.jitter, settings.data.max_megapixels)
+    # Square, and of a size that the backbone takes.
+    crop_side = network.backbone.fitting_size(options.crop, options.crop)[0]
+    shape = (crop_side, options.scale, options.jitter, settings.data.max_megapixels)
     images = TagImages(samples, len(dataset.classes), *shape, seed, settings.maps == "eps")
     batches = loader(images, options.batch, settings.workers, seed, steps.done, ranks)
     total = steps.done + len(batches)

@@ -49,7 +49,8 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
         for file in found:
             files.setdefault(file, file.relative_to(root))
     relative = {file: below for file, below in files.items() if not _is_shard(file)}
-    relative.update(shard_images([Path(file) for file in files if _is_shard(file)]).items())
+    for image, key in shard_images([Path(file) for file in files if _is_shard(file)]).items():
+        relative[image] = key
     if not relative:
         raise DataError(f"{', '.join(map(str, wanted))}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return _named(relative)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tagseg.rca.backbone import RANDOM, TIMM, freeze, freeze_batch_norm, no_weights, weight_options
+from tagseg.rca.backbone import RANDOM, TIMM, freeze, freeze_batch_norm, is_known, no_weights, weight_options
+from tagseg.rca.resnet38 import RESNET38
 from tagseg.segment.deeplabv2 import DeepLabV2
 
 NetworkName = Literal["deeplabv2", "deeplabv3plus", "upernet"]
@@ -37,7 +38,7 @@ class Segmenter(nn.Module):
         network: NetworkName = "deeplabv3plus",
     ) -> None:
         super().__init__()
-        if not timm.is_model(encoder):
+        if not is_known(encoder):
             raise ValueError(f"encoder {encoder!r}: timm has no such model; choose another --segment.encoder")
         self.net = (
             DeepLabV2(encoder, ids, None if plain_transformer(encoder) else stride, weights)
@@ -45,10 +46,9 @@ class Segmenter(nn.Module):
             else _pyramid_network(network, encoder, ids, stride, weights)
         )
         self.multiple = 32 if network == "upernet" else max(stride, 16)
-        config = timm.get_pretrained_cfg(encoder)
-        assert config is not None  # or the model could not have been built
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        mean, std = _normalisation(self.net, encoder)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         up_to_stride, self.frozen_norms = freezing
         model: Any = self.net.encoder.model
         info = model.feature_info
@@ -91,28 +91,42 @@ def empty_segmenter(encoder: str, ids: int, stride: int, network: NetworkName = 
 
 def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> NetworkName:
     """Return the network that `auto` stands for: DeepLab-v2 around a plain vision transformer, whose features have one
-    scale, and DeepLabV3+ around all others.
+    scale, and around ResNet-38; DeepLabV3+ around all others.
 
     Raises:
         ValueError: when timm does not know the encoder.
     """
     if asked != "auto":
         return asked
-    if not timm.is_model(encoder):
+    if not is_known(encoder):
         raise ValueError(f"encoder {encoder!r}: timm has no such model; choose another --segment.encoder")
-    return "deeplabv2" if plain_transformer(encoder) else "deeplabv3plus"
+    return "deeplabv2" if encoder == RESNET38 or plain_transformer(encoder) else "deeplabv3plus"
 
 
 def plain_transformer(encoder: str) -> bool:
     """Tell whether a timm model has features at one stride alone and takes no other (ViT, DINOv2, DINOv3, CLIP)."""
+    if encoder == RESNET38:
+        return False
     with torch.device("meta"):
         model = timm.create_model(encoder, num_classes=0)
     info: list[dict[str, Any]] = getattr(model, "feature_info", [])
     return hasattr(model, "patch_embed") and len({stage["reduction"] for stage in info}) == 1
 
 
+def _normalisation(net: nn.Module, encoder: str) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
+    if isinstance(net, DeepLabV2):
+        return net.encoder.mean.clone(), net.encoder.std.clone()
+    config = timm.get_pretrained_cfg(encoder)
+    assert config is not None  # or the model could not have been built
+    return torch.tensor(config.mean).view(1, 3, 1, 1), torch.tensor(config.std).view(1, 3, 1, 1)
+
+
 def _pyramid_network(network: NetworkName, encoder: str, ids: int, stride: int, weights: str) -> Any:
     """A network of segmentation-models-pytorch, on an encoder that has features at several strides."""
+    if encoder == RESNET38:
+        raise ValueError(
+            f"encoder {encoder}: goes with DeepLab-v2 alone, not {network}; use --segment.network deeplabv2"
+        )
     if plain_transformer(encoder):
         raise ValueError(
             f"encoder {encoder}: has features at one scale, {network} needs several; use --segment.network deeplabv2"

@@ -57,9 +57,9 @@ class PredictOptions:
     """Larger images are skipped."""
 
     engine: Engine = "local"
-    """What does the work: local, this process; or ray, the processes and machines of a Ray cluster (needs tagseg[ray]),
-    to the same bytes. It is the cluster that RAY_ADDRESS names, else one that is started on this machine; every machine
-    must see RUN and IMAGES under the same names."""
+    """What does the work: local, this process, best on a CPU or one GPU; or ray (needs tagseg[ray]), for several GPUs
+    or machines, to the same bytes: the cluster that RAY_ADDRESS names, else one that is started on this machine. Every
+    machine must see RUN and IMAGES under the same names."""
 
     actors: int = 0
     """With --engine ray: processes that hold the network (0: one a GPU, or as many as keep the cores busy)."""

@@ -5,6 +5,7 @@ interruption the rest becomes what it would have been.
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +31,14 @@ def part_file(number: int) -> str:
 
 def begin_parts(found: Mapping[str, Location], out: Path, options: PredictOptions) -> tuple[list[str], list[Line]]:
     """Return the names of the images that are to be predicted, and the lines of predictions.jsonl that stay: those of
-    the files that are whole. With `force` the files that are there are deleted.
+    the files that are whole.
 
     Raises:
         DataError: when pyarrow is missing, files exist and neither `force` nor `resume` is given, or what is there is
             of other images or was written with other `rows`.
     """
     _pyarrow()
-    present = sorted(out.glob(part_file(0).replace("000000", "*")))
+    present = sorted(_parts(out).values())
     lines = [] if options.force else read_lines(out / LINES)
     if present and not (options.force or options.resume):
         raise DataError(
@@ -55,18 +56,23 @@ def begin_parts(found: Mapping[str, Location], out: Path, options: PredictOption
             )
     whole = len(lines) // options.rows if len(lines) < len(names) else -(-len(lines) // options.rows)
     kept = next((number for number in range(whole) if not (out / part_file(number)).exists()), whole)
-    if options.force:
-        for file in present:
-            file.unlink()
     return names[kept * options.rows :], lines[: kept * options.rows]
 
 
 def write_parts(outcomes: Iterator[Outcome], out: Path, done: int, todo: int, rows: int) -> Iterator[Line]:
     """Write files of masks and yield their images' lines, each when its file is there. `done` images lie in files
-    before these; `todo` are to come."""
+    before these; `todo` are to come, and what earlier predictions left in their place is deleted first."""
+    for number, file in _parts(out).items():
+        if number * rows >= done:
+            file.unlink()
     for first in range(done, done + todo, rows):
         part = itertools.islice(outcomes, rows)
         yield from _write_part(part, out / part_file(first // rows), min(rows, done + todo - first))
+
+
+def _parts(out: Path) -> dict[int, Path]:
+    named = ((re.fullmatch(r"masks-([0-9]{6,})\.parquet", file.name), file) for file in out.glob("masks-*.parquet"))
+    return {int(name[1]): file for name, file in named if name}
 
 
 def _write_part(outcomes: Iterator[Outcome], file: Path, count: int) -> list[Line]:

@@ -1,7 +1,6 @@
 """Masks for images without tags, from a trained segmentation network."""
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,26 +23,21 @@ from tagseg.optimise import choose_device
 from tagseg.progress import Track, ahead, silent
 from tagseg.run import Run, RunError
 from tagseg.segment.about import check_about, check_twin
-from tagseg.segment.batches import Seen, in_batches
+from tagseg.segment.batches import Seen
 from tagseg.segment.decide import Decided, candidates, decide, refine
-from tagseg.segment.finish import Outcome, finish, needed, write_files
-from tagseg.segment.infer import in_windows, probabilities
+from tagseg.segment.finish import write_files
+from tagseg.segment.infer import as_tensor, in_windows, probabilities
 from tagseg.segment.inputs import Location, find_images
+from tagseg.segment.local import THREADS, local_outcomes
 from tagseg.segment.mass import ray_outcomes
 from tagseg.segment.networks import Segmenter, empty_segmenter
 from tagseg.segment.options import Precision, PredictOptions
-from tagseg.segment.outputs import LINES, Line, append_line, begin, write_lines
+from tagseg.segment.outputs import LINES, Line, append_line, begin, read_lines, write_lines
 from tagseg.segment.parquet import begin_parts, write_parts
-from tagseg.segment.pictures import Read, Resolution, picture, read_picture
-from tagseg.segment.shares import Share, cut, share_size
-from tagseg.settings import cores
+from tagseg.segment.pictures import Resolution, picture
 from tagseg.settings_stages import CrfSettings
 
 log = logging.getLogger(__name__)
-
-THREADS = min(cores(), 4)
-"""Threads that read images, and as many that decide and write masks, while the network is at work. Each may hold a
-whole image."""
 
 GPU_BATCH = 8
 """Images that go through the network together on a GPU where nothing else is asked for."""
@@ -151,11 +145,6 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         ) from error
 
 
-def as_tensor(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
-    """Return a picture as the network takes it; nothing is copied."""
-    return torch.from_numpy(picture).permute(2, 0, 1)
-
-
 def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     """Restore a segmentation network from the folder that its training left.
 
@@ -219,25 +208,20 @@ def predict(
     out = Path(out)
     found = find_images([images] if isinstance(images, str | Path) else images, out)
     todo, lines = (begin if options.format == "png" else begin_parts)(found, out, options)
-    outcomes = (_outcomes if options.engine == "local" else ray_outcomes)(predictor, run, found, todo, options)
+    written = _written(predictor, run, found, todo, out, options)
     if options.resume:
         remove_temporary(out)
     write_classes(out, predictor.classes[1:])
     write_lines(out / LINES, lines)
-    if options.format == "png":
-        written: Iterator[Line] = ahead(outcomes, lambda outcome: write_files(outcome, out), THREADS)
-    else:
-        written = write_parts(outcomes, out, len(found) - len(todo), len(todo), options.rows)
-    new = []
+    order = {str(path): place for place, path in enumerate(found.values())}
+    skipped = {line["image"]: line["error"] for line in lines if "error" in line and line["image"] in order}
     for line in track(_within_memory(written), "predict", len(todo)):
         append_line(out / LINES, line)
-        new.append(line)
         if "error" in line:
             log.warning("skipped: %s", line["error"])
-    if lines and new:
-        order = {str(path): place for place, path in enumerate(found.values())}
-        write_lines(out / LINES, sorted(lines + new, key=lambda line: order.get(line["image"], -1)))
-    skipped = {line["image"]: line["error"] for line in new if "error" in line}
+            skipped[line["image"]] = line["error"]
+    if lines and options.format == "png":
+        write_lines(out / LINES, sorted(read_lines(out / LINES), key=lambda line: order.get(line["image"], -1)))
     if len(skipped) == len(found):
         raise DataError(f"none of the {len(found)} images could be read; first: {next(iter(skipped.values()))}")
     ids = tuple(name for name, path in found.items() if str(path) not in skipped)
@@ -262,6 +246,24 @@ def adapted_batch(options: PredictOptions, device: str) -> int:
     return options.batch or (1 if device == "cpu" else GPU_BATCH)
 
 
+def _written(
+    predictor: Predictor,
+    run: str | Path,
+    found: dict[str, Location],
+    todo: Sequence[str],
+    out: Path,
+    options: PredictOptions,
+) -> Iterator[Line]:
+    """The images' lines, each when its files are written; nothing is begun before the first is asked for."""
+    if options.engine == "local":
+        outcomes = local_outcomes(predictor, found, todo, options)
+    else:
+        outcomes = ray_outcomes(predictor, run, found, todo, options)
+    if options.format == "png":
+        return ahead(outcomes, lambda outcome: write_files(outcome, out), THREADS)
+    return write_parts(outcomes, out, len(found) - len(todo), len(todo), options.rows)
+
+
 def _within_memory(lines: Iterator[Line]) -> Iterator[Line]:
     """The lines; where memory runs out, the error names the flags to lower."""
     try:
@@ -273,34 +275,3 @@ def _within_memory(lines: Iterator[Line]) -> Iterator[Line]:
         raise RunError(
             f"memory ran out ({cause}); lower --batch, --window or --max-side, and go on with --resume"
         ) from error
-
-
-def _outcomes(
-    predictor: Predictor, run: str | Path, found: dict[str, Location], todo: Sequence[str], options: PredictOptions
-) -> Iterator[Outcome]:
-    """Yield what the images in `todo` come to; threads read and decide while the network is at work."""
-    del run  # the network is here
-    size = share_size(predictor.batch, predictor.resolution, options.max_megapixels)
-    shares = cut(found, todo, size, predictor.batch)
-
-    def read(item: tuple[str, Location]) -> tuple[Read, Tensor | None]:
-        one, seen = read_picture(*item, predictor.resolution, options.max_megapixels)
-        return one, None if seen is None else as_tensor(seen)
-
-    def end(pair: tuple[Read, Seen | None]) -> Outcome:
-        one, seen = pair
-        return finish(one, None if seen is None else needed(seen, options), predictor.classes, options)
-
-    pictures = ahead((item for share in shares for item in share.images.items()), read, THREADS)
-    seen = (pair for share in shares for pair in seen_of(share, pictures, predictor))
-    return ahead(seen, end, THREADS)
-
-
-def seen_of(
-    share: Share, pictures: Iterator[tuple[Read, Tensor | None]], predictor: Predictor
-) -> Iterator[tuple[Read, Seen | None]]:
-    """Yield the images that are wanted of a share, with their probabilities; `pictures` begins with the share's."""
-    own = itertools.islice(pictures, len(share.images))
-    for one, seen in in_batches(own, predictor.look, predictor.batch, predictor.window**2):
-        if one.name in share.wanted:
-            yield one, seen

@@ -29,6 +29,11 @@ def share_size(batch: int, resolution: Resolution, max_megapixels: float) -> int
     return batch * max(int(BATCHES * min(resolution.window**2 / largest, 1.0)), 1)
 
 
+def share_pixels(batch: int, resolution: Resolution) -> int:
+    """Return how many pixels the pictures of a share have together, but for pictures that are larger by themselves."""
+    return batch * BATCHES * resolution.window**2
+
+
 def cut(found: dict[str, Location], todo: Iterable[str], size: int, batch: int) -> list[Share]:
     """Return shares of `size` images that hold all of `todo`, in the order of the images.
 

@@ -1,0 +1,132 @@
+"""The examples do what they say; where a foreign library is missing, its example's test is skipped."""
+
+import dataclasses
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+import tagseg
+from tagseg.data.images import read_mask_file
+from tagseg.settings import Settings
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+RED, BLUE = 2, 1
+"""Class ids of the discs, which are in alphabetical order."""
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Colours(nn.Module):
+    """A classifier with a known answer: output 0 is how red a picture is, output 1 how blue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see = nn.Conv2d(3, 2, 1, bias=False)
+        self.see.weight.data = torch.tensor([[1.0, 0, -1], [-1, 0, 1]])[:, :, None, None]
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.see(pictures).relu().mean((2, 3))
+        return scores
+
+
+def truth(discs: Path, i: int) -> np.ndarray:
+    return np.array(Image.open(discs / "masks" / f"{i}.png"))
+
+
+def plain(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+@pytest.fixture
+def tiny_segment(tiny: Settings) -> Settings:
+    segment = tagseg.SegmentSettings(epochs=1, batch=2, crop=32, max_side=64, predict_scales=(1.0,))
+    return dataclasses.replace(tiny, segment=segment, report=tagseg.ReportSettings(examples=1))
+
+
+def test_maps_of_pytorch_grad_cam_become_masks(discs: Path, tiny: Settings, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_grad_cam", reason="needs tagseg[examples]")
+    model = Colours()
+    load("grad_cam").write_maps(discs, tmp_path / "cams", model, model.see, {"red": 0, "blue": 1}, plain)
+    localise = tagseg.LocaliseSettings(maps_from=str(tmp_path / "cams"))
+    tagseg.fit(discs, tmp_path / "run", dataclasses.replace(tiny, localise=localise), until="masks")
+    for i in range(4):
+        mask = read_mask_file(tmp_path / "run" / "masks_without_void" / f"{i}.png")
+        assert (mask == truth(discs, i)).mean() > 0.97
+
+
+def test_maps_of_torch_cam_become_a_mask(discs: Path) -> None:
+    pytest.importorskip("torchcam", reason="needs tagseg[examples]")
+    image = Image.open(discs / "images" / "2.png").convert("RGB")
+    mask = load("torch_cam").find_mask(image, Colours(), "see", {RED: 0, BLUE: 1})
+    assert mask.shape == (48, 64) and (mask == truth(discs, 2)).mean() > 0.97
+
+
+def test_a_hugging_face_classifier_teaches_a_segmenter(discs: Path, tiny_segment: Settings, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs tagseg[examples]")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
+        id2label={0: "red", 1: "blue", 2: "zebra"}, label2id={"red": 0, "blue": 1, "zebra": 2},
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    load("hugging_face").write_maps(discs, tmp_path / "maps", model, processor)
+    with np.load(tmp_path / "maps" / "2.npz", allow_pickle=False) as file:
+        assert set(file) == {"red", "blue", "zebra"} and file["red"].shape == (4, 4)
+    localise = tagseg.LocaliseSettings(maps_from=str(tmp_path / "maps"))
+    fitted = tagseg.fit(discs, tmp_path / "run", dataclasses.replace(tiny_segment, localise=localise))
+    assert fitted is not None and fitted.evaluation.pseudo_masks is not None
+    assert not (tmp_path / "run" / "network").exists() and tagseg.load(fitted.run).classes[RED] == "red"
+
+
+def test_a_timm_model_learns_with_the_bank(discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load("timm_loop")
+
+    def random_model(name: str, **options: Any) -> nn.Module:
+        return timm.create_model("test_resnet", num_classes=0, output_stride=8)
+
+    monkeypatch.setattr(example, "timm", type("timm", (), {"create_model": staticmethod(random_model)}))
+    banks = []
+
+    def remember(*given: Any, **more: Any) -> tagseg.Bank:
+        banks.append(tagseg.Bank(*given, **more))
+        return banks[-1]
+
+    monkeypatch.setattr(example.tagseg, "Bank", remember, raising=False)
+    example.main(discs, tmp_path / "masks")
+    masks = {path.stem: np.array(Image.open(path)) for path in (tmp_path / "masks").iterdir()}
+    assert sorted(masks) == [str(i) for i in range(9)]
+    assert all(set(np.unique(masks[str(i)])) <= {0, *((RED,), (BLUE,), (BLUE, RED))[i % 3]} for i in range(9))
+    (bank,) = banks
+    assert bank.filled[[RED, BLUE]].all()
+
+
+def test_scikit_learn_cross_validates_over_folders(discs: Path, tiny_segment: Settings, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="needs tagseg[dev]")
+    data = tmp_path / "data"
+    rows = ["image,tags"]
+    for i in range(9):
+        for kind in ("images", "masks"):
+            (data / kind / f"walk{i % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(discs / "images" / f"{i}.png", data / "images" / f"walk{i % 2}")
+        shutil.copy(discs / "masks" / f"{i % 3}.png", data / "masks" / f"walk{i % 2}" / f"{i}.png")
+        rows.append(f"walk{i % 2}/{i}.png,{(('red',), ('blue',), ('red', 'blue'))[i % 3][0]}")
+    (data / "tags.csv").write_text("\n".join(rows) + "\n")
+    scores = load("scikit_learn").main(data, tmp_path / "folds", tiny_segment)
+    runs = sorted((tmp_path / "folds").iterdir())
+    assert scores.shape == (2,) and ((scores > 0) & (scores <= 1)).all() and len(runs) == 2
+    counts = [len(tagseg.read_dataset(run / "data", tiny_segment.data).samples) for run in runs]
+    assert sorted(counts) == [4, 5]
