@@ -122,19 +122,21 @@ def check(python: str, versions: str, packages: Path, parent: Path, keep_going: 
     with tempfile.TemporaryDirectory(dir=parent) as temporary:
         home = Path(temporary)
         own = home / "environment" / ("Scripts" if os.name == "nt" else "bin")
-        install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", own / "python"]
+        uv = [sys.executable, "-m", "uv", "pip"]
         try:
             said([sys.executable, "-m", "uv", "venv", "--quiet", "--python", python, home / "environment"])
             started = time.monotonic()
-            said([*install, "--resolution", RESOLUTIONS[versions], wheel])
+            said([*uv, "compile", "--quiet", "--python", python, "--resolution", RESOLUTIONS[versions],
+                  ROOT / "pyproject.toml", "--output-file", home / "chosen.txt"])  # fmt: skip
+            said([*uv, "install", "--quiet", "--python", own / "python", "--constraint", home / "chosen.txt", wheel])
             row["install_s"] = round(time.monotonic() - started)
-            listed = said([sys.executable, "-m", "uv", "pip", "freeze", "--python", own / "python"])
+            listed = said([*uv, "freeze", "--python", own / "python"])
             installed = dict(line.split("==", 1) for line in listed.splitlines() if "==" in line)
             row["installed"] = {package: installed[package] for package in SHOWN}
             started = time.monotonic()
             run(own, home)
             row["run_s"] = round(time.monotonic() - started)
-            said([*install, "--no-deps", "--reinstall", sdist])
+            said([*uv, "install", "--quiet", "--python", own / "python", "--no-deps", "--reinstall", sdist])
             said([own / "tagseg", "predict", "run", "photos/0.png", "--out", "again", "--device", "cpu"], home)
             if (home / "again/0.png").read_bytes() != (home / "masks/0.png").read_bytes():
                 raise RuntimeError("the sdist predicts another mask than the wheel")
