@@ -150,7 +150,7 @@ def as_markdown(measured: dict[str, Any], assumed: Assumed) -> str:
     )
 
 
-TEMPLATE = """# {images} images
+TEMPLATE = """# A plan for {images} images
 
 Written by `python benchmarks/a_billion_images.py` from benchmarks/results/mass_labelling.json (`{command}` on
 {machine}). Nobody has labelled {images} images with tagseg: this is arithmetic. **The pace of a GPU is an

@@ -20,7 +20,7 @@ SECTIONS = {
     "Cost of a step, memory, and how both grow with classes": ("step_cost",),
     "Throughput and memory": ("predict", "crf", "mass_labelling"),
     "Growing with images": ("scale", "review"),
-    "Reliability": ("faults", "fuzz"),
+    "Reliability": ("faults", "fuzz", "release"),
 }
 REST = "Others"
 
