@@ -18,7 +18,7 @@ def bench(
     protocol: Annotated[Name, Parameter(name="PROTOCOL", help="voc2012 (VOC with SBD's list), coco2014.")],
     /,
     *,
-    data: Annotated[Path, Parameter(help="Folder of the data set; where it is none, you are told how to get it.")],
+    data: Annotated[Path, Parameter(help="Folder of the data set; where there is none, you are told how to get it.")],
     out: Annotated[
         Path | None, Parameter(help="Folder of runs and table; by default runs/PROTOCOL_METHOD_BACKBONE.")
     ] = None,
