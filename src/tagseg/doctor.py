@@ -103,7 +103,7 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
             temporary.append(name)
         elif part in noted:
             damage.append(Damage(name, "left over", part))
-        elif part:
+        elif part and name != run.data_file.name:  # whichever stage is the first makes it, and nothing is lost with it
             unfinished[part] = unfinished.get(part, 0) + 1
     finished = {part: len(files) for part, files in noted.items()}
     advice = tuple(_advice(run, data, damage, unfinished, finished))
