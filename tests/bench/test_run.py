@@ -2,7 +2,7 @@ import dataclasses
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,23 @@ def test_the_whole_protocol_on_vocs_layout(followed: Bench, voc: Path) -> None:
     }
     assert followed.figures == {0: pytest.approx(expected)}
     assert "bench/val/2008_000015.png" in run.manifest()["others"]["bench"]["files"]
+
+
+def test_several_processes_follow_together(
+    voc: Path, small_voc: Protocol, quick: Settings, together: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    small = dataclasses.replace(small_voc, optional={})
+
+    def follow() -> list[Any]:
+        done = bench(voc, tmp_path / "out", small, quick, seeds=2, crf=False)
+        return [{str(seed): sorted(found) for seed, found in done.figures.items()}, done.missing]
+
+    main_one, other = together(2, follow)
+    figures = ["pseudo_masks", "segmenter"]
+    assert main_one == [{"0": figures, "1": figures}, []], main_one
+    assert other == [{}, [0, 1]], other
+    about = json.loads((tmp_path / "out/bench.json").read_text())
+    assert about["seeds"] == [0, 1] and not about["missing"]
 
 
 def test_the_submission_is_of_the_test_images(followed: Bench) -> None:

@@ -22,6 +22,7 @@ from tagseg.masks.write import mask_file
 from tagseg.measure.evaluate import read_evaluation, score, scored_samples
 from tagseg.pipeline import fit
 from tagseg.progress import Track, silent
+from tagseg.ranks import open_ranks
 from tagseg.run import OTHERS, Run, RunError, write_atomically
 from tagseg.segment.options import PredictOptions
 from tagseg.segment.predict import predict
@@ -47,7 +48,8 @@ def bench(
     """Follow a protocol: check the data, train with every seed, score, and write a table beside the published figures.
 
     Every seed is a run folder `out/seed_N` as `fit` makes it. What is finished is kept, and a training continues behind
-    its last finished epoch. After every seed bench.json and bench.md are written anew.
+    its last finished epoch. After every seed bench.json and bench.md are written anew. Processes that were launched
+    together train together; what is returned has figures in the main one alone.
 
     Args:
         data, out: the data folder; the folder of runs and table.
@@ -65,30 +67,40 @@ def bench(
         raise ValueError(f"--seeds: got {seeds}, expected at least 1")
     found = check_data(data, protocol, settings)
     found.require()
-    out, numbers = _place(Path(out)), range(settings.seed, settings.seed + seeds)
+    out, numbers = Path(out), range(settings.seed, settings.seed + seeds)
     result = Bench(out, found, settings, {}, {}, tuple(numbers), command)
-    if not (out / "bench.json").exists():
-        result.save()
-    for seed in numbers:
-        log.info("%s, seed %d", protocol.name, seed)
-        run = Run(out / f"seed_{seed}")
-        fit(data, run.root, dataclasses.replace(settings, seed=seed), force, track)
-        with at_work(run.root):
-            figures, submission = _finish(run, found, crf, track)
-        result = dataclasses.replace(
-            result,
-            figures={**result.figures, seed: figures},
-            submissions={**result.submissions, **({seed: submission} if submission else {})},
-            missing=tuple(later for later in numbers if later > seed),
-        )
-        result.save()
+    with open_ranks(settings.device) as ranks:
+        if ranks.main:
+            _begin(result)
+        ranks.agree()
+        for seed in numbers:
+            log.info("%s, seed %d", protocol.name, seed)
+            run = Run(out / f"seed_{seed}")
+            fit(data, run.root, dataclasses.replace(settings, seed=seed), force, track)
+            if ranks.main:
+                with at_work(run.root):
+                    figures, submission = _finish(run, found, crf, track)
+                result = _with_seed(result, seed, figures, submission)
+                result.save()
+            ranks.agree()
     return result
 
 
-def _place(out: Path) -> Path:
+def _begin(result: Bench) -> None:
+    out = result.folder
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "bench.json").exists())):
         raise RunError(f"{out}: exists and is not a benchmark's folder; choose another --out")
-    return out
+    if not (out / "bench.json").exists():
+        result.save()
+
+
+def _with_seed(result: Bench, seed: int, figures: dict[Figure, float], submission: Path | None) -> Bench:
+    return dataclasses.replace(
+        result,
+        figures={**result.figures, seed: figures},
+        submissions={**result.submissions, **({seed: submission} if submission else {})},
+        missing=tuple(later for later in result.missing if later > seed),
+    )
 
 
 def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[Figure, float], Path | None]:

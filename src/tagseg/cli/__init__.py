@@ -12,7 +12,7 @@ from tagseg.cli.root import app, err, out
 from tagseg.launch import launched
 from tagseg.stopping import exit_status, raised
 
-TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report")
+TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report", "bench")
 """The commands that processes launched together may run; any other would be run by each of them."""
 
 
