@@ -193,7 +193,7 @@ def test_after_a_crash_between_two_files_the_bytes_are_the_same(
 def test_a_crash_before_the_run_was_begun_is_no_obstacle(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     root = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(Run, "_store", _crash)
+        patched.setattr(Run, "store", _crash)
         fit(discs, root, tiny)
     assert [path.name for path in root.iterdir()] == ["settings.toml"]
     (root / ".writing-0.toml").touch()
