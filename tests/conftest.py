@@ -148,3 +148,20 @@ def _launched(number: int, count: int, port: int, file: Path, work: "Callable[..
     except Exception as error:
         outcome = f"{type(error).__name__}: {error}"
     file.write_text(json.dumps(outcome))
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, str]]":
+    """Return a function that calls the command line and returns exit status, standard output and standard error."""
+    from tagseg.cli import main
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        return status, *capsys.readouterr()
+
+    return call

@@ -68,22 +68,6 @@ Called = tuple[int, str, str]
 Call = Callable[..., Called]
 
 
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Return a function that calls the command line and returns exit status, standard output and standard error."""
-
-    def call(*arguments: str | Path) -> Called:
-        capsys.readouterr()
-        status = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as leaving:
-            status = int(leaving.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with eight tagged images in `photos` and settings for tiny networks in `small.toml`."""

@@ -226,16 +226,13 @@ def test_a_signal_to_one_process_saves_the_step_and_the_next_run_ends_with_the_s
                 os.kill(os.getpid(), signal.SIGTERM)
             yield item
 
-    def asking(folder: Path) -> str:
-        try:
-            learn(dataset, SETTINGS, folder, signalled)
-        except KeyboardInterrupt as stopped:
-            return type(stopped).__name__
-        return "went on"
-
     def interrupted(folder: Path) -> str:
         with raised():
-            return asking(folder)
+            try:
+                learn(dataset, SETTINGS, folder, signalled)
+            except KeyboardInterrupt as stopped:
+                return type(stopped).__name__
+        return "went on"
 
     stopped, whole = tmp_path / "stopped" / "network", tmp_path / "whole" / "network"
     ways = together(2, interrupted, stopped)

@@ -22,8 +22,8 @@ def ran_out(error: Exception) -> str:
 
 def says_out_of_memory(said: str) -> bool:
     """Tell whether a message, perhaps another process's, is one of memory that ran out."""
-    telling = ("DefaultCPUAllocator", "out of memory", "not enough memory", "DataLoader worker (pid", "OutOfMemory")
-    return any(words in said for words in (*telling, "MemoryError"))
+    allocators = ("DefaultCPUAllocator", "out of memory", "not enough memory", "OutOfMemory", "MemoryError")
+    return any(words in said for words in (*allocators, "DataLoader worker (pid"))
 
 
 def peak_memory_mb() -> float:

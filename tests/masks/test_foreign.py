@@ -164,17 +164,14 @@ Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: str | Path) -> tuple[int, str]:
-        capsys.readouterr()
-        status = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as leaving:
-            status = int(leaving.code or 0)
-        return status, " ".join("".join(capsys.readouterr()).split())
+def told(call: Callable[..., tuple[int, str, str]]) -> Call:
+    """Return a function that calls the command line and returns its status and all that it said, in one line."""
 
-    return call
+    def told(*arguments: str | Path) -> tuple[int, str]:
+        status, *said = call(*arguments)
+        return status, " ".join("".join(said).split())
+
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -234,18 +231,18 @@ def test_it_goes_on_to_a_network_a_report_and_scores(masked: Run, discs: Path, c
         run_stage(run.root, "train")
 
 
-def test_an_interrupted_import_goes_on(masked: Run, discs: Path, cams: Path, tmp_path: Path, call: Call) -> None:
+def test_an_interrupted_import_goes_on(masked: Run, discs: Path, cams: Path, tmp_path: Path, told: Call) -> None:
     run, source = Run(shutil.copytree(masked.root, tmp_path / "run")), Path(shutil.copytree(cams, tmp_path / "cams"))
     command = ("masks", run.root, "--maps-from", source)
-    status, text = call(*command)
+    status, text = told(*command)
     assert status == 2 and "localise.maps_from was" in text and "--force" in text
     (source / "4.npz").write_bytes((source / "4.npz").read_bytes()[:100])
-    status, text = call(*command, "--force")
+    status, text = told(*command, "--force")
     assert status == 2 and f"{source / '4.npz'}: no maps that could be used" in text
     assert not run.done("localise") and examine(run.root).unfinished["localise"] >= 1
     kept = map_file(run, "0").stat().st_mtime_ns
     shutil.copy(cams / "4.npz", source / "4.npz")
-    assert call(*command) == (0, f"Stage masks done: {run.root}")
+    assert told(*command) == (0, f"Stage masks done: {run.root}")
     assert map_file(run, "0").stat().st_mtime_ns == kept
     for i in range(9):
         for folder in ("masks", "masks_without_void"):
@@ -253,7 +250,7 @@ def test_an_interrupted_import_goes_on(masked: Run, discs: Path, cams: Path, tmp
             assert (run.root / name).read_bytes() == (masked.root / name).read_bytes()
 
 
-def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: Path, call: Call) -> None:
+def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: Path, told: Call) -> None:
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy(cams / "0.npz", few)
@@ -261,10 +258,10 @@ def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: 
         (tmp_path / "nowhere", "nowhere: no such folder; expected maps"),
         (few, "few: holds no maps of 8 of the 9 training images, expected 1.npz or .npy"),
     ):
-        status, text = call("masks", tmp_path / folder.name[::-1], "--maps-from", folder, "--data", discs,
+        status, text = told("masks", tmp_path / folder.name[::-1], "--maps-from", folder, "--data", discs,
                             "--data.min-images", "2", "--workers", "0")  # fmt: skip
         assert status == 2 and message in text
-    status, text = call("masks", tmp_path / "none", "--maps-from", cams)
+    status, text = told("masks", tmp_path / "none", "--maps-from", cams)
     assert status == 2 and "not a run folder" in text
     with pytest.raises(ValueError, match=r"localise\.maps-from: got .*an ablation compares the maps of its own"):
         from tagseg.ablate import ablate
