@@ -15,10 +15,10 @@ from typing import Any
 
 from record import RESULTS
 
-from tagseg.segment.mass import AHEAD
-from tagseg.segment.parquet import GROUP
-from tagseg.segment.predict import GPU_BATCH
-from tagseg.segment.shares import BATCHES
+from tagseg.predict.chunks import BATCHES
+from tagseg.predict.parquet import GROUP
+from tagseg.predict.ray import AHEAD
+from tagseg.segment.predictor import GPU_BATCH
 
 TARGET = Path(__file__).resolve().parents[1] / "docs/a_billion_images.md"
 

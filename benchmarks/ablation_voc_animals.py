@@ -17,10 +17,10 @@ from typing import Any
 import animals
 from record import RESULTS, record
 
-from tagseg.ablate import ablate
-from tagseg.measure.ablation import ARMS, Ablation
-from tagseg.progress import bars
-from tagseg.report.ablation import draw_ablation
+from tagseg.studies.ablation.ablate import ablate
+from tagseg.studies.ablation.picture import draw_ablation
+from tagseg.studies.ablation.table import ARMS, Ablation
+from tagseg.system.progress import bars
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from tagseg.settings import Settings
+from tagseg.settings.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"

@@ -18,19 +18,20 @@ from PIL import Image, ImageDraw
 from sklearn.manifold import TSNE
 
 from tagseg.data.images import read_image, read_mask_file
-from tagseg.data.loading import to_tensor
 from tagseg.data.prepare import prepare
 from tagseg.data.records import Dataset, Sample
 from tagseg.masks.localise import localise_image
-from tagseg.masks.maps import map_file, read_maps
+from tagseg.masks.make import mask_image
+from tagseg.masks.map_files import map_file, read_maps
+from tagseg.masks.mask_files import mask_file
 from tagseg.masks.palette import class_colours
-from tagseg.masks.write import mask_file, mask_image
+from tagseg.predict.outputs import overlay
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.regions import pool_regions
 from tagseg.rca.train import load_network
-from tagseg.run import Run
-from tagseg.segment.outputs import overlay
-from tagseg.settings_stages import LocaliseSettings
+from tagseg.run.folder import Run
+from tagseg.settings.stages import LocaliseSettings
+from tagseg.training.loading import to_tensor
 
 SIDE, GAP, HEAD = 128, 5, 18
 PER_CLASS = 7

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from record import iou_rows, record
 
-from tagseg.data.demo import draw_demo
 from tagseg.data.prepare import prepare
-from tagseg.demo import demo_settings, run_demo
-from tagseg.measure.ablation import ArmScore
-from tagseg.measure.arms import arm_settings, read_score, score_run
-from tagseg.measure.evaluate import Scores, read_evaluation
+from tagseg.demo.draw import draw_demo
+from tagseg.evaluate.evaluate import Scores, read_evaluation
 from tagseg.pipeline import fit
-from tagseg.progress import bars
-from tagseg.run import Run
+from tagseg.run.folder import Run
+from tagseg.studies.ablation.arms import arm_settings, read_score, score_run
+from tagseg.studies.ablation.table import ArmScore
+from tagseg.studies.demo import demo_settings, run_demo
+from tagseg.system.progress import bars
 
 RUNS = Path(__file__).resolve().parent / "runs" / "demo"
 

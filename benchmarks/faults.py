@@ -4,7 +4,7 @@
     python benchmarks/faults.py --seed 1      36 others, also beside them in another shell; the table counts all
 
 Every kill (SIGKILL) hits the command's process, on drawn images, with worker processes and two rounds of self-training,
-and is followed by the same command, undisturbed. What counts as the same: tagseg.doctor.fingerprints. It can be
+and is followed by the same command, undisturbed. What counts as the same: tagseg.run.doctor.result_checksums. It can be
 interrupted and continued.
 """
 
@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from record import record
 
-from tagseg.doctor import examine, fingerprints
-from tagseg.run import STAGES, Run, Stage
-from tagseg.settings import Settings
+from tagseg.run.doctor import examine, result_checksums
+from tagseg.run.folder import STAGES, Run, Stage
+from tagseg.settings.settings import Settings
 
 FOLDER = Path(__file__).resolve().parent / "runs" / "faults"
 
@@ -50,7 +50,7 @@ SETTINGS = Settings.from_dict(
 SERVER = """
 import os, sys
 import torch
-from tagseg.cli import main
+from tagseg.cli.main import main
 
 torch.set_num_threads(1)
 data, settings = sys.argv[1:]
@@ -163,7 +163,7 @@ def kill_and_compare(start: Start, whole: Run, folder: Path, stage: Stage, momen
     killed = f"status {-signal.SIGKILL}" in [line.strip() for line in lines]
     unfinished = [name for name in STAGES if not run.done(name)] if run.manifest_file.exists() else list(STAGES)
     said = list(start(folder)[1])
-    ones, others = fingerprints(run), fingerprints(whole)
+    ones, others = result_checksums(run), result_checksums(whole)
     different = sorted(name for name in ones.keys() | others.keys() if ones.get(name) != others.get(name))
     return {
         "stage": unfinished[0] if killed and unfinished else "none",

@@ -19,39 +19,40 @@ from safetensors.torch import save_file
 from torch import nn
 
 import tagseg
-from tagseg.checkpoint import save_tensors
-from tagseg.data import manifest
+from tagseg.data import listing as manifest
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
+from tagseg.evaluate.evaluate import Evaluation, Scores, read_evaluation
+from tagseg.evaluate.gain import calibration_images
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.export.importing import import_masks
-from tagseg.masks.decisions import (
+from tagseg.masks.foreign_maps import read_foreign_maps
+from tagseg.masks.map_files import read_maps, write_maps
+from tagseg.networks.backbones import weight_options
+from tagseg.networks.segmenters import empty_segmenter
+from tagseg.predict.outputs import read_lines
+from tagseg.rca.network import build_network
+from tagseg.rca.oaa import read_accumulated
+from tagseg.rca.train import load_network
+from tagseg.report.charts import read_history
+from tagseg.review.scores import ClassQuality, ImageQuality, read_quality, write_quality
+from tagseg.run.decisions import (
     Decision,
     accepted_masks,
     check_database,
-    decide,
+    decision_digests,
     decisions,
-    fingerprints,
+    record_decision,
 )
-from tagseg.masks.foreign import read_foreign_maps
-from tagseg.masks.maps import read_maps, write_maps
-from tagseg.measure.calibration import calibration_images
-from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
-from tagseg.measure.quality import ClassQuality, ImageQuality, read_quality, write_quality
-from tagseg.opening import open_run
-from tagseg.optimise import Steps, build_optimizer, epochs
-from tagseg.rca.accumulate import read_accumulated
-from tagseg.rca.backbone import weight_options
-from tagseg.rca.network import build_network
-from tagseg.rca.train import load_network
-from tagseg.report.charts import read_history
-from tagseg.run import Run
+from tagseg.run.folder import Run
+from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
-from tagseg.segment.networks import empty_segmenter
-from tagseg.segment.outputs import read_lines
-from tagseg.settings import Settings
-from tagseg.settings_stages import DataSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import DataSettings
+from tagseg.training.checkpoint import save_tensors
+from tagseg.training.loop import Steps, epochs
+from tagseg.training.optimizer import build_optimizer
 
 LENIENT = DataSettings(min_images=1, max_megapixels=1.0)
 SMALL = Settings.from_dict({"device": "cpu", "workers": 0, "data": {"min_images": 1},
@@ -167,8 +168,8 @@ def _reviews(root: Path) -> dict[str, Target]:
     """What is found and decided about the masks of a run."""
     run = Run(root / "reviewed")
     mask = np.zeros(SIZE, np.uint8)
-    decide(run, "a", Decision("accepted", (2,), 0.4), (mask, mask))
-    decide(run, "b", Decision("rejected"))
+    record_decision(run, "a", Decision("accepted", (2,), 0.4), (mask, mask))
+    record_decision(run, "b", Decision("rejected"))
     quality = ImageQuality("a", 0.5, {1: ClassQuality(0.5, 0.4, 0.9, 0.1, 0.3)}, {1: 0.9, 2: 0.1})
     write_quality(run, [quality, dataclasses.replace(quality, id="b")])
 
@@ -176,8 +177,8 @@ def _reviews(root: Path) -> dict[str, Target]:
         check_database(run)
         for name in decisions(run):
             accepted_masks(run, name, SIZE)
-        fingerprints(run)
-        decide(run, "c", Decision("flagged"))
+        decision_digests(run)
+        record_decision(run, "c", Decision("flagged"))
 
     def read_scores() -> None:
         read_quality(run)

@@ -16,7 +16,7 @@ from typing import Any
 import fuzz_targets
 from fuzz import STATE
 
-from tagseg.memory import peak_memory_mb, reset_peak_memory
+from tagseg.system.process import peak_memory_mb, reset_peak_memory
 
 FREE_BYTES, CPU_S, WALL_S = 2 << 30, 10, 120
 INVENTED = 0.1

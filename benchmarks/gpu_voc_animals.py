@@ -19,15 +19,15 @@ import torch
 from record import iou_rows, record
 
 from tagseg.data.prepare import prepare
-from tagseg.measure.ablation import ArmScore
-from tagseg.measure.arms import arm_settings, read_score, run_folder, score_run
-from tagseg.measure.evaluate import Scores, read_evaluation
+from tagseg.evaluate.evaluate import Scores, read_evaluation
 from tagseg.pipeline import fit
-from tagseg.progress import bars
-from tagseg.run import STAGES, Run
+from tagseg.run.folder import STAGES, Run
 from tagseg.segment.train import build_segmenter, mask_loss
-from tagseg.settings import Settings
-from tagseg.upper_bound import train_upper_bound
+from tagseg.settings.settings import Settings
+from tagseg.studies.ablation.arms import arm_settings, read_score, run_folder, score_run
+from tagseg.studies.ablation.table import ArmScore
+from tagseg.studies.full_supervision import train_upper_bound
+from tagseg.system.progress import bars
 
 T = TypeVar("T")
 

@@ -21,16 +21,16 @@ from record import record
 from tagseg.data.images import load_mask, read_image
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
-from tagseg.masks.maps import map_file, read_maps
-from tagseg.masks.write import mask_image, mask_sample
-from tagseg.measure.arms import mask_rule_text, run_folder
-from tagseg.measure.evaluate import scored_samples
-from tagseg.measure.iou import confusion, iou
-from tagseg.progress import bars
-from tagseg.run import Run
-from tagseg.segment.predict import read_predictor
-from tagseg.segment.selftrain import improved_maps
-from tagseg.settings import Settings
+from tagseg.evaluate.evaluate import scored_samples
+from tagseg.evaluate.iou import confusion, iou
+from tagseg.masks.make import mask_image, mask_sample
+from tagseg.masks.map_files import map_file, read_maps
+from tagseg.run.folder import Run
+from tagseg.segment.predictor import read_predictor
+from tagseg.segment.self_training import improved_maps
+from tagseg.settings.settings import Settings
+from tagseg.studies.ablation.arms import mask_rule_text, run_folder
+from tagseg.system.progress import bars
 
 Mask = UInt8[np.ndarray, "h w"]
 

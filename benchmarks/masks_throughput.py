@@ -19,12 +19,12 @@ from record import record
 
 from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared, prepare
-from tagseg.measure.evaluate import evenly_spaced
-from tagseg.opening import open_run
+from tagseg.evaluate.evaluate import evenly_spaced
 from tagseg.pipeline import localise_and_mask
-from tagseg.progress import bars
-from tagseg.run import Run
-from tagseg.settings import Settings
+from tagseg.run.folder import Run
+from tagseg.run.open import open_run
+from tagseg.settings.settings import Settings
+from tagseg.system.progress import bars
 
 SIDE = 320
 PIXELS = 16_000_000

@@ -32,21 +32,20 @@ import torch
 from record import record
 
 from tagseg.data.images import IMAGE_SUFFIXES
-from tagseg.run import Run
-from tagseg.segment.finish import Outcome, write_files
-from tagseg.segment.inputs import Location
-from tagseg.segment.options import PredictOptions
-from tagseg.segment.outputs import LINES, read_lines
-from tagseg.segment.parquet import begin_parts, write_parts
-from tagseg.segment.pictures import read_picture
-from tagseg.segment.predict import load
-from tagseg.segment.shares import cut
-from tagseg.segment.steps import share_text
+from tagseg.predict.chunks import cut_chunks
+from tagseg.predict.find_images import Location
+from tagseg.predict.outputs import LINES, Outcome, read_lines, write_files
+from tagseg.predict.parquet import begin_parts, write_parts
+from tagseg.predict.ray_steps import chunk_text
+from tagseg.predict.read import read_picture
+from tagseg.run.folder import Run
+from tagseg.segment.predictor import load
+from tagseg.settings.predict import PredictOptions
 
 ONE = """
 import json, sys, time
-from tagseg.segment.options import PredictOptions
-from tagseg.segment.predict import predict
+from tagseg.settings.predict import PredictOptions
+from tagseg.predict.predict import predict
 run, images, out, options = sys.argv[1:]
 first = []
 def track(items, title, total):
@@ -237,7 +236,7 @@ def listing(images: int = 100_000) -> dict[str, float]:
     found: dict[str, Location] = {f"{i:09}": f"s3://bucket/2024/01/01/{i:09}.jpg" for i in range(images)}
     with tempfile.TemporaryDirectory() as folder:
         todo, _ = begin_parts(found, Path(folder), PredictOptions(format="parquet"))
-    texts = [share_text(share) for share in cut(found, todo, 128, 8)]
+    texts = [chunk_text(share) for share in cut_chunks(found, todo, 128, 8)]
     order = {str(path): place for place, path in enumerate(found.values())}
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

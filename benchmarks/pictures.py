@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw
 
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
-from tagseg.masks.maps import map_file, read_maps
+from tagseg.evaluate.evaluate import evenly_spaced, examples
+from tagseg.masks.map_files import map_file, read_maps
+from tagseg.masks.mask_files import mask_file
 from tagseg.masks.palette import class_colours
-from tagseg.masks.write import enlarge, mask_file
-from tagseg.measure.evaluate import evenly_spaced, examples
-from tagseg.run import Run
-from tagseg.segment.outputs import overlay
+from tagseg.masks.resize import enlarge
+from tagseg.predict.outputs import overlay
+from tagseg.run.folder import Run
 
 CELL = (240, 180)
 GAP = 6

@@ -25,18 +25,19 @@ from torch import Tensor
 
 from tagseg.data.images import read_image
 from tagseg.data.prepare import prepare
-from tagseg.measure.evaluate import evenly_spaced
-from tagseg.run import Run
-from tagseg.segment.options import PredictOptions
-from tagseg.segment.predict import Predictor, adapted, load, predict
+from tagseg.evaluate.evaluate import evenly_spaced
+from tagseg.predict.predict import predict
+from tagseg.run.folder import Run
+from tagseg.segment.predictor import Predictor, adapted, load
+from tagseg.settings.predict import PredictOptions
 
 PIXELS = 16_000_000
 
 ONE = """
 import sys
-from tagseg.memory import peak_memory_mb
-from tagseg.segment.options import PredictOptions
-from tagseg.segment.predict import load, predict
+from tagseg.system.process import peak_memory_mb
+from tagseg.settings.predict import PredictOptions
+from tagseg.predict.predict import load, predict
 run, image, out, side, device = sys.argv[1:]
 load(run, device)
 idle = peak_memory_mb()

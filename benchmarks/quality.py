@@ -24,16 +24,16 @@ from scipy.stats import spearmanr
 from tagseg.data.images import load_mask, read_mask_file
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
-from tagseg.masks.write import mask_file
-from tagseg.measure.arms import run_folder
-from tagseg.measure.assess import assess
-from tagseg.measure.evaluate import scored_samples
-from tagseg.measure.iou import confusion, iou
-from tagseg.measure.quality import ImageQuality
-from tagseg.measure.suspects import find_suspects
+from tagseg.evaluate.evaluate import scored_samples
+from tagseg.evaluate.iou import confusion, iou
+from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit
-from tagseg.progress import bars
-from tagseg.run import Run
+from tagseg.review.judge import assess
+from tagseg.review.scores import ImageQuality
+from tagseg.review.suspects import find_suspects
+from tagseg.run.folder import Run
+from tagseg.studies.ablation.arms import run_folder
+from tagseg.system.progress import bars
 
 SHARE = 0.05
 """Share of the tags that are corrupted."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagseg.machine import machine, versions
-from tagseg.measure.ablation import ArmScore
-from tagseg.measure.evaluate import Scores
+from tagseg.evaluate.evaluate import Scores
+from tagseg.studies.ablation.table import ArmScore
+from tagseg.system.process import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 

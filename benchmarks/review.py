@@ -26,10 +26,11 @@ import numpy as np
 from PIL import Image
 from record import record
 
-from tagseg.masks.write import mask_file, write_mask
-from tagseg.measure.quality import ImageQuality, write_quality
-from tagseg.run import Run, write_atomically
-from tagseg.settings import Settings
+from tagseg.masks.mask_files import mask_file, write_mask
+from tagseg.review.scores import ImageQuality, write_quality
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
+from tagseg.system.files import write_atomically
 
 SIZE = (375, 500)
 DRAWN = 200

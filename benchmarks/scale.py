@@ -21,7 +21,7 @@ from pathlib import Path
 
 from record import record
 
-from tagseg.data.manifest import SETTLED_S
+from tagseg.data.listing import SETTLED_S
 
 FOLDER = 1000
 CLASSES = [f"class{i:02}" for i in range(80)]
@@ -31,9 +31,9 @@ import gc, os, sys, time
 from pathlib import Path
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
-from tagseg.memory import peak_memory_mb, reset_peak_memory
-from tagseg.run import Run
-from tagseg.settings_stages import DataSettings
+from tagseg.system.process import peak_memory_mb, reset_peak_memory
+from tagseg.run.folder import Run
+from tagseg.settings.stages import DataSettings
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -138,8 +138,8 @@ def begun(folder: Path, data: Path) -> Path:
     from tagseg.data.check import Checked
     from tagseg.data.prepare import write_about
     from tagseg.data.read import read_dataset
-    from tagseg.opening import open_run
-    from tagseg.settings import Settings
+    from tagseg.run.open import open_run
+    from tagseg.settings.settings import Settings
 
     run = open_run(folder, data, Settings())
     dataset = read_dataset(data, Settings().data, cache=True)

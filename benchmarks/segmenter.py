@@ -21,18 +21,19 @@ from record import record
 
 from tagseg.data.images import load_mask, read_image
 from tagseg.data.prepare import prepare
-from tagseg.measure.ablation import Spread
-from tagseg.measure.arms import arm_settings, run_folder
-from tagseg.measure.evaluate import Evaluation, read_evaluation, scored_samples
-from tagseg.measure.iou import confusion, iou
-from tagseg.opening import SECTIONS, open_run
+from tagseg.evaluate.evaluate import Evaluation, read_evaluation, scored_samples
+from tagseg.evaluate.iou import confusion, iou
 from tagseg.pipeline import fit
-from tagseg.progress import bars
-from tagseg.run import Run, write_atomically
-from tagseg.segment.options import PredictOptions
-from tagseg.segment.predict import adapted, read_predictor
-from tagseg.settings import Settings
-from tagseg.upper_bound import train_upper_bound
+from tagseg.run.folder import Run
+from tagseg.run.open import SECTIONS, open_run
+from tagseg.segment.predictor import adapted, read_predictor
+from tagseg.settings.predict import PredictOptions
+from tagseg.settings.settings import Settings
+from tagseg.studies.ablation.arms import arm_settings, run_folder
+from tagseg.studies.ablation.table import Spread
+from tagseg.studies.full_supervision import train_upper_bound
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import bars
 
 
 def main() -> None:

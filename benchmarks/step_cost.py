@@ -19,15 +19,16 @@ import torch
 from record import record
 from torch.profiler import ProfilerActivity, profile
 
-from tagseg.data.loading import Crop
-from tagseg.memory import peak_memory_mb
-from tagseg.optimise import build_optimizer, choose_device
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.rca.network import Maps, build_network
 from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import contrast_loss, training_step
-from tagseg.settings import Settings
-from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.system.process import peak_memory_mb
+from tagseg.training.device import choose_device
+from tagseg.training.loading import Crop
+from tagseg.training.optimizer import build_optimizer
 
 TARGETS = {
     "rca_over_cam": 1.15,

@@ -16,12 +16,12 @@ import animals
 from record import iou_rows, record
 
 from tagseg.data.prepare import prepare
-from tagseg.measure.ablation import ArmScore
-from tagseg.measure.arms import arm_settings, read_score, run_folder, score_run
-from tagseg.measure.evaluate import Scores, read_evaluation
+from tagseg.evaluate.evaluate import Scores, read_evaluation
 from tagseg.pipeline import fit
-from tagseg.progress import bars
-from tagseg.run import Run, Stage
+from tagseg.run.folder import Run, Stage
+from tagseg.studies.ablation.arms import arm_settings, read_score, run_folder, score_run
+from tagseg.studies.ablation.table import ArmScore
+from tagseg.system.progress import bars
 
 
 def main() -> None:

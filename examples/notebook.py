@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 
 import tagseg
-from tagseg.data.demo import draw_demo
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import Sample
-from tagseg.demo import demo_settings
+from tagseg.demo.draw import draw_demo
 from tagseg.masks.localise import localise_image
+from tagseg.masks.mask_files import mask_file
 from tagseg.masks.palette import class_colours
-from tagseg.masks.write import mask_file
-from tagseg.measure.assess import assess
-from tagseg.measure.worst import worst_first
+from tagseg.predict.outputs import overlay
 from tagseg.rca.train import load_network
-from tagseg.run import Run
-from tagseg.segment.outputs import overlay
-from tagseg.settings_stages import LocaliseSettings
+from tagseg.review.judge import assess
+from tagseg.review.ranking import worst_first
+from tagseg.run.folder import Run
+from tagseg.settings.stages import LocaliseSettings
+from tagseg.studies.demo import demo_settings
 
 # %% [markdown]
 # What may be changed. With fewer images or epochs it is faster, and the masks are worse.

@@ -18,7 +18,8 @@ from jaxtyping import install_import_hook
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tagseg.settings import Settings
+    from tagseg.networks.segmenters import Segmenter
+    from tagseg.settings.settings import Settings
 
 # Hugging Face's client reads this when it is imported, child processes inherit it: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -78,7 +79,7 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> "Settings":
     """Return settings with which a training on a few small images takes a second."""
-    from tagseg.settings import Settings
+    from tagseg.settings.settings import Settings
 
     train = {"backbone": "test_resnet", "weights": "random", "freeze_stride": 0, "neck": 16, "epochs": 2, "batch": 4}
     return Settings.from_dict(
@@ -153,7 +154,7 @@ def _launched(number: int, count: int, port: int, file: Path, work: "Callable[..
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, str]]":
     """Return a function that calls the command line and returns exit status, standard output and standard error."""
-    from tagseg.cli import main
+    from tagseg.cli.main import main
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -165,3 +166,46 @@ def call(capsys: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, s
         return status, *capsys.readouterr()
 
     return call
+
+
+def _local_network(reach: int) -> "Segmenter":
+    """Return a network that sees `reach` pixels far; its class is made here, when tagseg's signatures are checked."""
+    from torch import Tensor, nn
+
+    from tagseg.networks.segmenters import Segmenter
+
+    class Local(Segmenter):
+        """Scores of three ids from the mean colour of a pixel's neighbourhood of `reach` pixels to each side; what lies
+        outside of the image is black. `sizes` are those of the images it was given."""
+
+        def __init__(self, reach: int = 0) -> None:
+            nn.Module.__init__(self)
+            side = 2 * reach + 1
+            self.mix = nn.Conv2d(3, 3, side, padding=reach, bias=False)
+            self.mix.weight.data = 8 * torch.eye(3)[:, :, None, None].expand(3, 3, side, side) / side**2
+            self.net, self.multiple, self.frozen_norms = nn.Identity(), 16, False
+            self.sizes: list[tuple[int, ...]] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.sizes.append(tuple(images.shape))
+            scores: Tensor = self.mix(images)
+            return scores
+
+        def fitting_size(self, height: float, width: float) -> tuple[int, int]:
+            """Take sides of any multiple of 4."""
+            h, w = (max(int(side / 4 + 0.5), 1) * 4 for side in (height, width))
+            return h, w
+
+    return Local(reach).eval()
+
+
+@pytest.fixture
+def pixelwise() -> "Segmenter":
+    """Return a network for which every pixel stands by itself."""
+    return _local_network(0)
+
+
+@pytest.fixture
+def nearsighted() -> "Segmenter":
+    """Return a network that sees two pixels far, so that it is wrong beside an edge."""
+    return _local_network(2)

@@ -11,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tagseg.data.records import DataError, Dataset, Sample
+from tagseg.data.records import Dataset, Sample
+from tagseg.errors import DataError, RunError
 from tagseg.masks.localise import complete, localise, localise_image, views
-from tagseg.masks.maps import map_file, read_maps
-from tagseg.opening import SECTIONS, change_settings, open_run
-from tagseg.progress import T
-from tagseg.rca.accumulate import GRID, read_accumulated
+from tagseg.masks.map_files import map_file, read_maps
+from tagseg.rca.oaa import GRID, read_accumulated
 from tagseg.rca.train import load_network, train
-from tagseg.run import Run, RunError
-from tagseg.settings import Baseline, Settings
-from tagseg.settings_stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.run.folder import Run
+from tagseg.run.open import SECTIONS, change_settings, open_run
+from tagseg.settings.settings import Baseline, Settings
+from tagseg.settings.stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.system.progress import T
 
 SETTINGS = Settings(
     device="cpu",

@@ -1,6 +1,6 @@
 """Runs that are killed, stopped, or meet a full disk, and are started again: in the end the bytes are the same.
 
-What counts as the same: see `tagseg.doctor.fingerprints`.
+What counts as the same: see `tagseg.run.doctor.result_checksums`.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ import pytest
 import torch
 
 import tagseg
-from tagseg.checkpoint import load_tensors
-from tagseg.doctor import examine, fingerprints
-from tagseg.files import WriteError
+from tagseg.errors import RunError, WriteError
 from tagseg.pipeline import MEMORY, fit, memory_named, run_stage
-from tagseg.run import STAGES, Run, RunError, Stage
-from tagseg.settings import Settings
+from tagseg.run.doctor import examine, result_checksums
+from tagseg.run.folder import STAGES, Run, Stage
+from tagseg.settings.settings import Settings
+from tagseg.training.checkpoint import load_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -126,7 +126,7 @@ def test_after_a_kill_at_a_random_moment_the_bytes_are_the_same(
     seconds = random.Random().uniform(0, longest)
     kill_in(server, discs, run, stage, seconds)
     fit(discs, run.root)
-    assert fingerprints(run) == fingerprints(original), f"killed after {seconds} s"
+    assert result_checksums(run) == result_checksums(original), f"killed after {seconds} s"
     assert not examine(run.root).damage and not list(run.root.rglob(".writing-*"))
 
 
@@ -187,7 +187,7 @@ def test_after_a_crash_between_two_files_the_bytes_are_the_same(
         patched.setattr(Path, "replace", crashing)
         fit(discs, run.root)
     fit(discs, run.root)
-    assert fingerprints(run) == fingerprints(original) and not examine(run.root).damage
+    assert result_checksums(run) == result_checksums(original) and not examine(run.root).damage
 
 
 def test_a_crash_before_the_run_was_begun_is_no_obstacle(discs: Path, tiny: Settings, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_training_that_was_finished_is_not_done_again(
 ) -> None:
     run = rewound("segment")
     with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr("tagseg.run.checksum", _crash)
+        patched.setattr("tagseg.run.folder.checksum", _crash)
         fit(discs, run.root, until="segment")
     caplog.clear()
     with caplog.at_level("INFO", "tagseg"):
@@ -246,7 +246,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_run_continues(
     for said in told:
         assert f"{run.root}" in said and "cannot be written, the disk is full; free some space and run" in said
     # These say how many workers there were.
-    made, whole = fingerprints(run), fingerprints(original)
+    made, whole = result_checksums(run), result_checksums(original)
     assert {Path(name).name for name in made if made[name] != whole[name]} <= {"settings.toml", "report.html"}
 
 
@@ -259,13 +259,13 @@ def test_clocks_may_go_backwards(
         os.utime(path, (4e9, 4e9))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     fit(discs, run.root)
-    assert fingerprints(run) == fingerprints(original) and not examine(run.root).damage
+    assert result_checksums(run) == result_checksums(original) and not examine(run.root).damage
     assert all(stage["seconds"] >= 0 for stage in run.manifest()["stages"].values())
 
 
 COMMAND = """
 import sys, time
-import tagseg.progress
+import tagseg.system.progress
 
 def slowly(items, title, total):
     for done, item in enumerate(items, 1):
@@ -274,10 +274,10 @@ def slowly(items, title, total):
             time.sleep(600 if title.startswith(("localise", "masks")) else 0.5)
         yield item
 
-tagseg.progress.bars = slowly
+tagseg.system.progress.bars = slowly
 import torch
 torch.set_num_threads(1)
-from tagseg.cli import main
+from tagseg.cli.main import main
 main(sys.argv[2:])
 """
 """The command line; it says where it is, and waits there: in a training for the signal, which lets the step be done."""
@@ -343,7 +343,7 @@ def test_a_signal_ends_a_command_which_says_how_to_continue(
     with caplog.at_level("INFO"):
         fit(discs, run.root)
     assert not training or f"continuing behind step 2 of epoch {title[-1]} of 2" in caplog.text
-    assert fingerprints(run) == fingerprints(original)
+    assert result_checksums(run) == result_checksums(original)
 
 
 @pytest.mark.parametrize("maps", ["oaa", "cam"])
@@ -369,7 +369,7 @@ def test_a_training_stopped_behind_every_step_makes_the_same_bytes(
             stops += 1
     # Three batches an epoch, of which the last of one image is dropped: two, and behind the last there is no epoch.
     assert stops == 6
-    assert fingerprints(Run(tmp_path / "stopped")) == fingerprints(Run(tmp_path / "whole"))
+    assert result_checksums(Run(tmp_path / "stopped")) == result_checksums(Run(tmp_path / "whole"))
 
 
 def test_memory_that_runs_out_names_the_settings_to_lower(

@@ -14,16 +14,16 @@ import torch
 from PIL import Image, ImageDraw
 
 import tagseg
-from tagseg.checkpoint import load_tensors
 from tagseg.data.images import read_mask_file
-from tagseg.data.records import VOID, DataError
-from tagseg.masks.decisions import Decision, decide
-from tagseg.masks.write import write_mask
-from tagseg.measure.evaluate import read_evaluation
+from tagseg.data.records import VOID
+from tagseg.errors import DataError, RunError
+from tagseg.evaluate.evaluate import read_evaluation
+from tagseg.masks.mask_files import write_mask
 from tagseg.pipeline import Fitted, fit, run_stage
-from tagseg.run import OUTPUTS, STAGES, Run, RunError, Stage
-from tagseg.settings import Settings
-from tagseg.settings_stages import (
+from tagseg.run.decisions import Decision, record_decision
+from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import (
     DataSettings,
     LocaliseSettings,
     MaskSettings,
@@ -32,6 +32,7 @@ from tagseg.settings_stages import (
     SegmentSettings,
     TrainSettings,
 )
+from tagseg.training.checkpoint import load_tensors
 
 SOURCE = Path(tagseg.__file__).parents[1]
 SETTINGS = Settings(
@@ -162,7 +163,7 @@ def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitte
 CHILD = """
 import sys, time
 from tagseg.pipeline import fit
-from tagseg.settings import Settings
+from tagseg.settings.settings import Settings
 
 def slowly(items, title, total):
     for item in items:
@@ -305,9 +306,9 @@ def test_fit_honours_what_was_decided_about_masks(
 ) -> None:
     before = times(finished.root)
     mine = np.full((48, 64), 1, np.uint8)
-    decide(finished, "photo 00", Decision("accepted"), (mine, mine))
-    decide(finished, "photo 01", Decision("rejected"))
-    decide(finished, "photo 02", Decision("flagged"))
+    record_decision(finished, "photo 00", Decision("accepted"), (mine, mine))
+    record_decision(finished, "photo 01", Decision("rejected"))
+    record_decision(finished, "photo 02", Decision("flagged"))
     with caplog.at_level("INFO", "tagseg"):
         again = fit(data, finished.root, SETTINGS)
     assert again is not None and "2 masks were reviewed since they were made" in caplog.text

@@ -78,8 +78,8 @@ def python_listing() -> str:
 
 def command_listing() -> str:
     """Return a line for every command with its own flags; those of the settings are named like the settings."""
-    from tagseg.cli import app  # type: ignore[attr-defined]
-    from tagseg.settings import Settings
+    from tagseg.cli.main import app  # type: ignore[attr-defined]
+    from tagseg.settings.settings import Settings
 
     loose = {
         f"--{one.name}" for one in dataclasses.fields(Settings) if not dataclasses.is_dataclass(one.default_factory)

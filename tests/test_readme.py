@@ -16,8 +16,8 @@ import pytest
 from cyclopts import CycloptsError
 from PIL import Image
 
-from tagseg.cli import main
-from tagseg.cli.root import app
+from tagseg.cli.app import app
+from tagseg.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "src/tagseg/"

@@ -10,7 +10,8 @@ What is in `__all__` is public, and versioned as docs/public_api.md says.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tagseg._version import __version__ as __version__
+
 __all__ = [
     "Bank",
     "CrfSettings",
@@ -58,25 +59,26 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from tagseg.crf.dense_crf import dense_crf
     from tagseg.data.inspect import Inspection, inspect
     from tagseg.data.read import read_dataset
-    from tagseg.data.records import DataError, Dataset, Sample
-    from tagseg.masks.crf import dense_crf
-    from tagseg.masks.foreign import mask_from_maps
-    from tagseg.measure.evaluate import Evaluation, Scores
-    from tagseg.measure.iou import Iou, confusion, iou
+    from tagseg.data.records import Dataset, Sample
+    from tagseg.errors import DataError, RunError
+    from tagseg.evaluate.evaluate import Evaluation, Scores
+    from tagseg.evaluate.iou import Iou, confusion, iou
+    from tagseg.masks.foreign_maps import mask_from_maps
     from tagseg.pipeline import Fitted, fit, run_stage
-    from tagseg.presets import preset
+    from tagseg.predict.predict import Predictions, predict
     from tagseg.rca.aggregation import aggregate, attend, posterior
     from tagseg.rca.bank import Bank, kmeans
     from tagseg.rca.contrast import contrast, mixed_contrast
     from tagseg.rca.regions import Regions, mine_regions, pool_regions
-    from tagseg.run import RunError
-    from tagseg.segment.decide import Decided
-    from tagseg.segment.options import PredictOptions
-    from tagseg.segment.predict import Predictions, Predictor, load, predict
-    from tagseg.settings import Settings
-    from tagseg.settings_stages import (
+    from tagseg.segment.label_pixels import Decided
+    from tagseg.segment.predictor import Predictor, load
+    from tagseg.settings.predict import PredictOptions
+    from tagseg.settings.presets import preset
+    from tagseg.settings.settings import Settings
+    from tagseg.settings.stages import (
         CrfSettings,
         DataSettings,
         LocaliseSettings,
@@ -88,25 +90,26 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "crf.dense_crf": ("dense_crf",),
     "data.inspect": ("Inspection", "inspect"),
     "data.read": ("read_dataset",),
-    "data.records": ("DataError", "Dataset", "Sample"),
-    "masks.crf": ("dense_crf",),
-    "masks.foreign": ("mask_from_maps",),
-    "measure.evaluate": ("Evaluation", "Scores"),
-    "measure.iou": ("Iou", "confusion", "iou"),
+    "data.records": ("Dataset", "Sample"),
+    "errors": ("DataError", "RunError"),
+    "evaluate.evaluate": ("Evaluation", "Scores"),
+    "evaluate.iou": ("Iou", "confusion", "iou"),
+    "masks.foreign_maps": ("mask_from_maps",),
     "pipeline": ("Fitted", "fit", "run_stage"),
-    "presets": ("preset",),
+    "predict.predict": ("Predictions", "predict"),
     "rca.aggregation": ("aggregate", "attend", "posterior"),
     "rca.bank": ("Bank", "kmeans"),
     "rca.contrast": ("contrast", "mixed_contrast"),
     "rca.regions": ("Regions", "mine_regions", "pool_regions"),
-    "run": ("RunError",),
-    "segment.decide": ("Decided",),
-    "segment.options": ("PredictOptions",),
-    "segment.predict": ("Predictions", "Predictor", "load", "predict"),
-    "settings": ("Settings",),
-    "settings_stages": (
+    "segment.label_pixels": ("Decided",),
+    "segment.predictor": ("Predictor", "load"),
+    "settings.predict": ("PredictOptions",),
+    "settings.presets": ("preset",),
+    "settings.settings": ("Settings",),
+    "settings.stages": (
         *("CrfSettings", "DataSettings", "LocaliseSettings", "MaskSettings", "RcaSettings", "ReportSettings"),
         *("SegmentSettings", "TrainSettings"),
     ),

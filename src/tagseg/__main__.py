@@ -1,6 +1,6 @@
 """`python -m tagseg` is the command `tagseg`."""
 
-from tagseg.cli import main
+from tagseg.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,27 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagseg.checkpoint import is_trained
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
-from tagseg.lock import at_work
-from tagseg.masks.decisions import fingerprints
-from tagseg.masks.foreign import import_maps
+from tagseg.errors import RunError
+from tagseg.evaluate.evaluate import Evaluation, evaluate, read_evaluation
+from tagseg.masks.foreign_maps import import_maps
 from tagseg.masks.localise import localise
+from tagseg.masks.make import Masks, has_masks, make_masks, open_workers
 from tagseg.masks.update import REVIEWED, unlearned, update_masks
-from tagseg.masks.write import Masks, has_masks, make_masks, open_workers
-from tagseg.measure.evaluate import Evaluation, evaluate, read_evaluation
-from tagseg.memory import ran_out
-from tagseg.opening import change_settings, open_run
-from tagseg.progress import Track, silent
-from tagseg.ranks import ALONE, Ranks, open_ranks
 from tagseg.rca.train import train
 from tagseg.report.page import report
-from tagseg.run import STAGES, Run, RunError, Stage, needed_stages
+from tagseg.run.decisions import decision_digests
+from tagseg.run.folder import STAGES, Run, Stage, needed_stages
+from tagseg.run.lock import hold_lock
+from tagseg.run.open import change_settings, open_run
 from tagseg.segment.labels import foreign_labels
-from tagseg.segment.selftrain import self_train
+from tagseg.segment.self_training import self_train
 from tagseg.segment.train import train_segmenter
-from tagseg.settings import Settings
+from tagseg.settings.settings import Settings
+from tagseg.system.process import ran_out
+from tagseg.system.progress import Track, silent
+from tagseg.training.checkpoint import is_trained
+from tagseg.training.distributed import ALONE, Ranks, open_ranks
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,8 @@ def run_stage(
 
 
 def writing(run: Run, ranks: Ranks) -> contextlib.AbstractContextManager[None]:
-    """Return the block in which a run folder is written to (see `at_work`); of several processes the main one's."""
-    return at_work(run.root) if ranks.main else contextlib.nullcontext()
+    """Return the block in which a run folder is written to (see `hold_lock`); of several processes the main one's."""
+    return hold_lock(run.root) if ranks.main else contextlib.nullcontext()
 
 
 def _begin_stage(run: Run, stage: Stage, settings: Settings | None, force: bool) -> None:
@@ -271,7 +272,7 @@ def _masks(run: Run, track: Track) -> dict[str, Any]:
 
 
 def _known_decisions(run: Run) -> dict[str, Any]:
-    known = fingerprints(run)
+    known = decision_digests(run)
     return {REVIEWED: known} if known else {}
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.images import load_mask
 from tagseg.data.read import read_dataset
-from tagseg.data.records import CocoMask, DataError
-from tagseg.settings_stages import DataSettings
+from tagseg.data.records import CocoMask
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 SQUARE = [[0, 0, 2, 0, 2, 2, 0, 2]]

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagseg.data.folder import Row, attach, read_folder, read_rows, split_rows, split_tags
-from tagseg.data.records import DataError
-from tagseg.settings_stages import DataSettings
+from tagseg.data.folder import TagRow, attach, read_folder, read_rows, split_rows, split_tags
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 
@@ -210,13 +210,16 @@ NAMES = st.lists(st.text(st.characters(categories=("L", "N")), min_size=1), min_
 @given(NAMES, st.sampled_from([" ", ";", "|", ",", " ; ", ", ", "  "]))
 def test_joined_tags_come_apart_again(names: list[str], separator: str) -> None:
     cell = separator.join(names)
-    assert split_rows([Row("row 2", "a.png", cell, "train")]) == [tuple(names)]
+    assert split_rows([TagRow("row 2", "a.png", cell, "train")]) == [tuple(names)]
 
 
 @given(NAMES, st.sampled_from(";|,"))
 def test_names_with_spaces_survive_other_separators(names: list[str], separator: str) -> None:
     spaced = [f"{name} x" for name in names]
-    rows = [Row("row 2", "a.png", separator.join(["first one", *spaced]), "train"), Row("row 3", "b.png", "a b", "val")]
+    rows = [
+        TagRow("row 2", "a.png", separator.join(["first one", *spaced]), "train"),
+        TagRow("row 3", "b.png", "a b", "val"),
+    ]
     assert split_rows(rows) == [tuple(dict.fromkeys(["first one", *spaced])), ("a b",)]
 
 

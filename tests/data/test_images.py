@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_rle
 
 from tagseg.data.images import find_image, image_size, inside, load_mask, read_image, read_mask_file, read_saliency
-from tagseg.data.records import CocoMask, DataError, Dataset, Sample
+from tagseg.data.records import CocoMask, Dataset, Sample
+from tagseg.errors import DataError
 
 GREY_16 = np.array([[0, 32768, 65535]], np.uint16)
 ORIENTATIONS = {

@@ -8,11 +8,11 @@ from PIL import Image
 
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
-from tagseg.data.records import DataError
-from tagseg.opening import open_run
-from tagseg.run import Run, RunError
-from tagseg.settings import Settings
-from tagseg.settings_stages import DataSettings
+from tagseg.errors import DataError, RunError
+from tagseg.run.folder import Run
+from tagseg.run.open import open_run
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import DataSettings
 
 SETTINGS = Settings(data=DataSettings(min_images=2, max_broken=0.3))
 

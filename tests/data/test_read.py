@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from tagseg.data.read import read_dataset
-from tagseg.data.records import DataError
-from tagseg.settings_stages import DataSettings
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

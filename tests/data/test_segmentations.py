@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_rle
 
-from tagseg.data.records import CocoMask, DataError
+from tagseg.data.records import CocoMask
 from tagseg.data.segmentations import draw
+from tagseg.errors import DataError
 
 HEIGHT, WIDTH = 6, 8
 NUMBERS = st.integers() | st.floats() | st.booleans() | st.text(max_size=3) | st.none()

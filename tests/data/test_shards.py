@@ -9,8 +9,8 @@ from PIL import Image
 from tagseg.data.check import check_images
 from tagseg.data.inspect import inspect
 from tagseg.data.read import read_dataset
-from tagseg.data.records import DataError
-from tagseg.settings_stages import DataSettings
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

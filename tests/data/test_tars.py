@@ -10,8 +10,8 @@ from PIL import Image
 
 from tagseg.data import tars
 from tagseg.data.images import image_size, read_image, read_mask_file
-from tagseg.data.records import DataError
 from tagseg.data.tars import file_size, is_member, members, open_file, refuse_compressed
+from tagseg.errors import DataError
 
 CONTENT = {"a.txt": b"one", "deep/er/b.bin": bytes(range(256)) * 5, "c": b"", "日本/ü.jpg": b"x" * 512}
 

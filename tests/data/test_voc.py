@@ -6,9 +6,9 @@ from PIL import Image
 
 from tagseg.data.images import load_mask
 from tagseg.data.read import read_dataset
-from tagseg.data.records import DataError
 from tagseg.data.voc import VOC_CLASSES, read_voc
-from tagseg.settings_stages import DataSettings
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

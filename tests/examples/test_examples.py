@@ -16,7 +16,7 @@ from torch import nn
 import tagseg
 from tagseg.data.images import read_mask_file
 from tagseg.rca.bank import Bank
-from tagseg.settings import Settings
+from tagseg.settings.settings import Settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RED, BLUE = 2, 1

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tagseg.checkpoint import save_tensors
 from tagseg.export.model import ExportedModel, export_model
-from tagseg.opening import open_run
-from tagseg.run import Run
-from tagseg.segment.networks import empty_segmenter
-from tagseg.settings import Settings
+from tagseg.networks.segmenters import empty_segmenter
+from tagseg.run.folder import Run
+from tagseg.run.open import open_run
+from tagseg.settings.settings import Settings
+from tagseg.training.checkpoint import save_tensors
 
 MakeRun = Callable[..., Run]
 

@@ -11,11 +11,12 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import tagseg
+from tagseg.errors import RunError
 from tagseg.export.card import as_text, model_card, weights_licence
 from tagseg.export.model import ExportedModel, describe, without_folders
-from tagseg.masks.write import write_mask
-from tagseg.run import Run, RunError
-from tagseg.settings import Settings
+from tagseg.masks.mask_files import write_mask
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
 
 MakeRun = Callable[..., Run]
 HOSTILE = (

@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors import safe_open
 
 import tagseg
-from tagseg.checkpoint import load_tensors, save_tensors
+from tagseg.errors import RunError
 from tagseg.export.model import export_model, without_folders
-from tagseg.opening import open_run
-from tagseg.run import Run, RunError
-from tagseg.settings import Settings
+from tagseg.run.folder import Run
+from tagseg.run.open import open_run
+from tagseg.settings.settings import Settings
+from tagseg.training.checkpoint import load_tensors, save_tensors
 
 MakeRun = Callable[..., Run]
 FILES = ("MODEL_CARD.md", "network.json", "network.safetensors")

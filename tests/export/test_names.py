@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.coco import write_coco
 from tagseg.export.cvat import write_cvat
 from tagseg.export.huggingface import write_huggingface
 from tagseg.export.labelstudio import write_labelstudio
 from tagseg.export.masks import MaskedImage, MaskSet
-from tagseg.export.settings import LOCAL_FILES, ExportSettings
 from tagseg.export.voc import write_voc
 from tagseg.export.yolo import write_yolo, yolo_image
-from tagseg.masks.write import write_mask
-from tagseg.progress import silent
+from tagseg.masks.mask_files import write_mask
+from tagseg.settings.export import LOCAL_FILES, ExportSettings
+from tagseg.system.progress import silent
 
 MASK = np.array([[1, 0, 2]], np.uint8)
 

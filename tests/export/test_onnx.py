@@ -16,8 +16,8 @@ import tagseg
 from tagseg.export.model import ExportedModel, export_model
 from tagseg.export.onnx import MeanPool, Sides, probe_sides, write_onnx
 from tagseg.masks.palette import class_colours
-from tagseg.run import Run
-from tagseg.segment.networks import NetworkName, Segmenter, empty_segmenter
+from tagseg.networks.segmenters import NetworkName, Segmenter, empty_segmenter
+from tagseg.run.folder import Run
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -17,20 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagseg.checkpoint import load_tensors, save_tensors
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
+from tagseg.evaluate.evaluate import Evaluation, Scores, read_evaluation
+from tagseg.evaluate.gain import calibration_images
 from tagseg.export.colours import coloured_mask, read_label_map
-from tagseg.measure.calibration import calibration_images
-from tagseg.measure.evaluate import Evaluation, Scores, read_evaluation
-from tagseg.opening import open_run
+from tagseg.predict.outputs import read_lines
 from tagseg.report.charts import read_history
-from tagseg.run import Run
+from tagseg.run.folder import Run
+from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
-from tagseg.segment.outputs import read_lines
-from tagseg.settings import Settings
-from tagseg.settings_stages import DataSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import DataSettings
+from tagseg.training.checkpoint import load_tensors, save_tensors
 
 LENIENT = DataSettings(min_images=1, max_megapixels=1.0)
 SIZE = 12, 10

@@ -7,16 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tagseg.data.loading import to_tensor
-from tagseg.data.records import DataError, Dataset, Sample
+from tagseg.data.records import Dataset, Sample
+from tagseg.errors import DataError, RunError
 from tagseg.masks.localise import localise, localise_image
-from tagseg.masks.maps import map_file, read_maps, write_maps
-from tagseg.opening import open_run
+from tagseg.masks.map_files import map_file, read_maps, write_maps
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import load_network, train
-from tagseg.run import Run, RunError
-from tagseg.settings import Settings
-from tagseg.settings_stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.run.folder import Run
+from tagseg.run.open import open_run
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.training.loading import to_tensor
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=8, crop=33, epochs=1, batch=4, freeze_stride=0)
 RCA = RcaSettings(layer="last", slots=4, prototypes=2)

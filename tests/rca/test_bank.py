@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
 
-from tagseg.checkpoint import load_tensors, restore, save_tensors
 from tagseg.rca.bank import Bank
+from tagseg.training.checkpoint import load_tensors, restore, save_tensors
 
 few = settings(max_examples=20)
 

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagseg.checkpoint import save_tensors
+from tagseg.errors import RunError
 from tagseg.rca.aggregation import attend
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import load_network
-from tagseg.run import RunError
-from tagseg.settings import Settings
-from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.training.checkpoint import save_tensors
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=6, freeze_stride=0)
 RCA = RcaSettings(layer="last", slots=8, prototypes=2, attention_temperature=0.5)

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tagseg.data.loading import Crop
-from tagseg.optimise import build_optimizer
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import build_network
 from tagseg.rca.train import training_step
-from tagseg.settings import Settings
-from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.training.loading import Crop
+from tagseg.training.optimizer import build_optimizer
 
 SETTINGS = Settings(
     train=TrainSettings(backbone="test_resnet", weights="random", neck=8, crop=33, freeze_stride=0),

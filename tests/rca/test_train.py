@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from PIL import Image
 from torch import Tensor
 
-from tagseg.checkpoint import load_tensors
-from tagseg.data.loading import epoch_seed
 from tagseg.data.records import Dataset, Sample
-from tagseg.progress import T
+from tagseg.errors import RunError
 from tagseg.rca import train as module
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps
 from tagseg.rca.regions import mine_regions, pool_regions
 from tagseg.rca.train import contrast_loss, load_network, tag_loss, train
-from tagseg.run import RunError
-from tagseg.settings import Settings
-from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.system.progress import T
+from tagseg.training.checkpoint import load_tensors
+from tagseg.training.loading import epoch_seed
 
 SETTINGS = Settings(
     device="cpu",

@@ -12,9 +12,9 @@ from PIL import Image
 
 from tagseg.data.read import read_dataset
 from tagseg.masks.palette import png_palette
-from tagseg.run import Run
-from tagseg.settings import Settings
-from tagseg.settings_stages import DataSettings
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import DataSettings
 
 HEIGHT, WIDTH = 24, 32
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tagseg.checkpoint import load_tensors, save_tensors
 from tagseg.data.records import Sample
+from tagseg.errors import RunError
 from tagseg.pipeline import fit
 from tagseg.rca.train import load_network
 from tagseg.report.atlas import atlas
-from tagseg.report.exhibits import Crop, room, show_entry, show_pair
-from tagseg.report.nearest import Memory, Pair, Seen, load_memory
-from tagseg.run import Run, RunError
-from tagseg.settings import Settings
-from tagseg.settings_stages import DataSettings, LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.report.atlas_data import CropPicture, crop_budget, show_entry, show_pair
+from tagseg.report.bank_view import EntryPair, Memory, NearestRegions, load_memory
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import DataSettings, LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.training.checkpoint import load_tensors, save_tensors
 
 HOSTILE_CLASS = "<script>alert(1)</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(2)>{{ 7 * 7 }}'
@@ -197,14 +198,14 @@ def memory_of(entries, prototypes):
     [(7, 10, (10, 6)), (21, 10, (10, 4)), (81, 10, (3, 3)), (255, 10, (1, 3)), (2, 1, (1, 6))],
 )
 def test_the_page_stays_small_with_many_classes(entries, prototypes, expected):
-    assert room(memory_of(entries, prototypes)) == expected
+    assert crop_budget(memory_of(entries, prototypes)) == expected
     assert math.prod((entries, *expected)) <= 900
 
 
 @pytest.fixture
 def seen():
     """Three regions of class 1, nearest to prototypes 2, 2 and 0; the second is nearer still to background."""
-    return Seen(
+    return NearestRegions(
         tuple(Sample(str(i), Path(), (1,)) for i in range(3)),
         tuple(torch.ones(1, 1, dtype=torch.bool) for _ in range(3)),
         torch.tensor([1, 1, 1]),
@@ -225,13 +226,13 @@ def test_prototypes_stand_in_the_order_of_their_share_and_those_without_regions_
 
 
 def test_a_pair_shows_the_regions_nearest_to_its_two_prototypes(seen):
-    confusion = show_pair(Pair((0, 1), (2, 0), 0.75), seen, draw)
+    confusion = show_pair(EntryPair((0, 1), (2, 0), 0.75), seen, draw)
     assert confusion.sides[0] == () and [crop.name for crop in confusion.sides[1]] == ["2/0", "1/0", "0/0"]
     assert (confusion.entries, confusion.similarity) == ((0, 1), 0.75)
 
 
 def draw(index, prototype):
-    return Crop("", 4, 3, 1, f"{index}/{prototype}", (1,), 0.5, None)
+    return CropPicture("", 4, 3, 1, f"{index}/{prototype}", (1,), 0.5, None)
 
 
 def test_hostile_names_stay_text_in_a_browser(tmp_path, dom_in_chromium, read_html):

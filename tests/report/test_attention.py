@@ -10,9 +10,8 @@ from PIL import Image
 from scipy import ndimage
 
 from tagseg.rca.network import Maps, build_network
-from tagseg.report.attention import attended_areas, connected
-from tagseg.report.nearest import Memory
-from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.report.bank_view import Memory, attended_areas, connected
+from tagseg.settings.stages import RcaSettings, TrainSettings
 
 
 def test_connected_by_hand():

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tagseg.errors import RunError
 from tagseg.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_chart, nice_ticks, read_history, values
-from tagseg.run import RunError
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from PIL import Image
 
+from tagseg.errors import RunError
 from tagseg.report.page import duration, memory, report
-from tagseg.run import RunError
-from tagseg.settings import Settings
-from tagseg.settings_stages import DataSettings, ReportSettings, TrainSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import DataSettings, ReportSettings, TrainSettings
 
 HOSTILE_CLASS = "<script>alert(1)</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(2)>'

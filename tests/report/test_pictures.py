@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagseg.data.records import VOID
-from tagseg.measure.evaluate import evenly_spaced
+from tagseg.evaluate.evaluate import evenly_spaced
 from tagseg.report.pictures import describe_mask, map_overlay, mask_overlay
 
 

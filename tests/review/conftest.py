@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from tagseg.data.records import Sample
-from tagseg.masks.maps import map_file, write_maps
-from tagseg.masks.write import make_mask
-from tagseg.measure.quality import ClassQuality, ImageQuality, write_quality
+from tagseg.masks.make import make_mask
+from tagseg.masks.map_files import map_file, write_maps
 from tagseg.review.queue import read_queue
+from tagseg.review.scores import ClassQuality, ImageQuality, write_quality
 from tagseg.review.server import listen, make_app, make_server
-from tagseg.run import Run
-from tagseg.settings import Settings
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
 
 HEIGHT, WIDTH = 24, 32
 TOKEN = "a-token-of-tests"

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from tagseg.masks.decisions import Decision, accepted_masks, decision_of, decisions
+from tagseg.run.decisions import Decision, accepted_masks, decision_of, decisions
 
 from .conftest import build_run
 

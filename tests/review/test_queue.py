@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from tagseg.masks.decisions import Decision, decide
+from tagseg.errors import RunError
 from tagseg.review.queue import choose_page, count_verdicts, read_queue
-from tagseg.run import RunError
+from tagseg.run.decisions import Decision, record_decision
 
 from .conftest import SETTINGS, build_run, record_of, write_data
 
@@ -96,5 +96,5 @@ def test_pages_join_without_gaps(long, asked, expected, first, total):
 def test_verdicts_are_counted(long, run):
     queue, decided = long
     assert count_verdicts(queue, decided) == {"open": 8, "accepted": 0, "rejected": 1, "flagged": 1, "all": 10}
-    decide(run, "i1", Decision("open", (1,)))
+    record_decision(run, "i1", Decision("open", (1,)))
     assert count_verdicts(queue, decided)["open"] == 8, "a class that is off is no verdict"

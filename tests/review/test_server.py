@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 import tagseg
-from tagseg.masks.decisions import NEUTRAL, Decision, accepted_masks, decide, decision_of, decisions
-from tagseg.masks.maps import map_file
+from tagseg.masks.make import mask_sample
+from tagseg.masks.map_files import map_file
+from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.masks.palette import VOID_COLOUR, class_colours
-from tagseg.masks.write import mask_file, mask_sample, write_mask
 from tagseg.review import images
 from tagseg.review.images import PHOTO_SIDE, THUMB_SIDE
 from tagseg.review.server import PAGE, listen
+from tagseg.run.decisions import NEUTRAL, Decision, accepted_masks, decision_of, decisions, record_decision
 
 from .conftest import HEIGHT, SETTINGS, WIDTH, build_run, judge, record_of, write_data
 
@@ -95,7 +96,7 @@ def read_sample(run, sample_id):
 
 def test_accepted_masks_are_shown_as_they_were_whatever_became_of_the_maps(run, serve):
     kept = np.full((HEIGHT, WIDTH), 1, np.uint8)
-    decide(run, "img0", Decision("accepted", (2,), 0.4), (kept, kept))
+    record_decision(run, "img0", Decision("accepted", (2,), 0.4), (kept, kept))
     served = serve(run)
     assert shares(served, "id=img0&off=2&threshold=0.4")[0] == 1
     assert shares(served, "id=img0")[0] < 0.6, "something else was asked for"
@@ -104,7 +105,7 @@ def test_accepted_masks_are_shown_as_they_were_whatever_became_of_the_maps(run, 
 
 
 def test_a_rejected_image_is_shown_as_it_would_be(run, serve):
-    decide(run, "img0", Decision("rejected"))
+    record_decision(run, "img0", Decision("rejected"))
     void = np.full((HEIGHT, WIDTH), 255, np.uint8)
     for folder in (run.masks, run.decided_masks):
         write_mask(mask_file(folder, "img0"), void)
@@ -123,7 +124,7 @@ def test_decisions_are_stored_at_once_and_counted(served, run):
 
 
 def test_opened_anew_the_page_knows_what_others_have_decided(served, run):
-    decide(run, "img0", Decision("flagged"))
+    record_decision(run, "img0", Decision("flagged"))
     assert served.list()["counts"]["flagged"] == 0
     assert served.ask("")[0] == 200
     assert served.list()["counts"]["flagged"] == 1

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import save_file
 
 import tagseg
-from tagseg.checkpoint import load_tensors, save_tensors
-from tagseg.memory import peak_memory_mb, reset_peak_memory
-from tagseg.opening import open_run
-from tagseg.run import RunError
+from tagseg.errors import RunError
+from tagseg.networks.segmenters import empty_segmenter
+from tagseg.run.open import open_run
 from tagseg.segment.about import check_about
-from tagseg.segment.networks import empty_segmenter
-from tagseg.settings import Settings
+from tagseg.settings.settings import Settings
+from tagseg.system.process import peak_memory_mb, reset_peak_memory
+from tagseg.training.checkpoint import load_tensors, save_tensors
 
 ABOUT: dict[str, Any] = {
     "classes": ["background", "cat"],

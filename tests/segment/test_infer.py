@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tagseg.networks.segmenters import Segmenter, empty_segmenter
 from tagseg.segment import infer
 from tagseg.segment.infer import in_windows, probabilities, window_starts, window_weights
-from tagseg.segment.networks import Segmenter, empty_segmenter
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from PIL import Image
 
 from tagseg.data.images import load_mask, read_mask_file
 from tagseg.data.prepare import Prepared, prepare
-from tagseg.data.records import DataError
-from tagseg.opening import open_run
+from tagseg.errors import DataError
+from tagseg.run.open import open_run
 from tagseg.segment.labels import foreign_labels, true_labels
-from tagseg.settings import Settings
+from tagseg.settings.settings import Settings
 
 
 @pytest.fixture

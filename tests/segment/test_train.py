@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tagseg.checkpoint import load_tensors
 from tagseg.data.records import VOID, Dataset, Sample
-from tagseg.masks.write import write_mask
-from tagseg.run import RunError
-from tagseg.segment.predict import read_predictor
+from tagseg.errors import RunError
+from tagseg.masks.mask_files import write_mask
+from tagseg.segment.predictor import read_predictor
 from tagseg.segment.train import mask_loss, train_segmenter, weight_average
-from tagseg.settings import Settings
-from tagseg.settings_stages import SegmentSettings, TrainSettings
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import SegmentSettings, TrainSettings
+from tagseg.training.checkpoint import load_tensors
 
 SETTINGS = Settings(
     device="cpu",

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.bench.protocols import Backbone, Method, Name
-from tagseg.cli.root import MAIN, Force, Options, SettingsFile, app, say
-from tagseg.progress import bars
-from tagseg.settings import Settings
+from tagseg.cli.app import MAIN, Force, Options, SettingsFile, app, say
+from tagseg.settings.settings import Settings
+from tagseg.studies.bench.protocols import BackboneName, Method, Name
+from tagseg.system.progress import bars
 
 
 @app.command(group=MAIN, sort_key=9)
@@ -26,7 +26,7 @@ def bench(
         Method, Parameter(help="What RCA stands on; eps needs saliency maps, in saliency in the data folder.")
     ] = "oaa",
     backbone: Annotated[
-        Backbone, Parameter(help="The classifier's; resnet38 needs --train.weights FILE.safetensors.")
+        BackboneName, Parameter(help="The classifier's; resnet38 needs --train.weights FILE.safetensors.")
     ] = "vgg16",
     seeds: Annotated[int, Parameter(help="How many seeds, from --seed on.")] = 1,
     crf: Annotated[
@@ -45,9 +45,9 @@ def bench(
         tagseg bench voc2012 --data VOCdevkit/VOC2012 --seeds 3
         tagseg bench coco2014 --data COCO --method eps --backbone resnet101
     """
-    from tagseg.bench.check import check_data
-    from tagseg.bench.protocols import PROTOCOLS
-    from tagseg.bench.run import bench as follow
+    from tagseg.studies.bench.check import check_data
+    from tagseg.studies.bench.protocols import PROTOCOLS
+    from tagseg.studies.bench.run import bench as follow
 
     record = PROTOCOLS[protocol]
     if check:

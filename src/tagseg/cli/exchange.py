@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from tagseg.cli.root import MAIN, RunFolder, app, say
-from tagseg.progress import bars
+from tagseg.cli.app import MAIN, RunFolder, app, say
+from tagseg.system.progress import bars
 
 
 @app.command(group=MAIN, sort_key=7)
@@ -61,7 +61,7 @@ def export(
         tagseg export runs/a --to hf --out hf/ --of masks/ --photos holiday/
     """
     from tagseg.export.formats import export
-    from tagseg.export.settings import ExportSettings
+    from tagseg.settings.export import ExportSettings
 
     settings = ExportSettings(parts, polygons, tolerance, address, min_part)
     done = export(run, to, out, of, photos, unsure, images, settings, force, bars)

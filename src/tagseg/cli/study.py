@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from tagseg.cli.root import MAIN, Force, Options, RunFolder, SettingsFile, app, name_text, out, say
-from tagseg.progress import bars
-from tagseg.settings import Settings
+from tagseg.cli.app import MAIN, Force, Options, RunFolder, SettingsFile, app, name_text, out, say
+from tagseg.settings.settings import Settings
+from tagseg.system.progress import bars
 
 
 @app.command(group=MAIN, sort_key=2)
@@ -44,7 +44,7 @@ def demo(
     tagseg demo
     tagseg demo --out /tmp/demo --seed 1
     """
-    from tagseg.demo import run_demo
+    from tagseg.studies.demo import run_demo
 
     say("The demo draws its own images and trains small networks from scratch: its figures say what the steps do, not")
     say("what tagseg reaches on photographs with pretrained weights.")
@@ -76,7 +76,7 @@ def ablate(
     """
     import dataclasses
 
-    from tagseg.ablate import ablate
+    from tagseg.studies.ablation.ablate import ablate
 
     if first_seed is not None:
         settings = dataclasses.replace(settings, seed=first_seed)
@@ -129,7 +129,7 @@ def calibrate(
         tagseg calibrate runs/a --masks drawn/
         tagseg calibrate runs/a --masks drawn/ --apply
     """
-    from tagseg.measure.calibrate import calibrate
+    from tagseg.evaluate.calibrate import calibrate
 
     found = calibrate(run, masks, apply, bars)
     say(found.table())
@@ -147,7 +147,7 @@ def doctor(run: RunFolder, /) -> None:
 
         tagseg doctor runs/a
     """
-    from tagseg.doctor import examine
+    from tagseg.run.doctor import examine
 
     found = examine(run, bars)
     for line in found.lines():

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tagseg.data.images import image_size, load_mask
 from tagseg.data.read import check_counts
-from tagseg.data.records import CocoMask, DataError, Dataset, Sample
-from tagseg.progress import Track, silent
-from tagseg.settings_stages import DataSettings
+from tagseg.data.records import CocoMask, Dataset, Sample
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
+from tagseg.system.progress import Track, silent
 
 _LISTED = 10
 """At most this many files are named in a message."""

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from tagseg.data.folder import attach
 from tagseg.data.images import find_image
-from tagseg.data.records import CocoMask, DataError, Dataset, Sample
-from tagseg.settings_stages import DataSettings
-from tagseg.untrusted import read_json, shown
+from tagseg.data.records import CocoMask, Dataset, Sample
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
+from tagseg.system.untrusted import read_json, shown
 
 
 @dataclass(frozen=True)

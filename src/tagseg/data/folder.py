@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tagseg.data.entries import Entry, gather
+from tagseg.data.gather import TaggedImage, gather
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
-from tagseg.data.records import DataError, Dataset, Sample
-from tagseg.settings_stages import DataSettings
-from tagseg.untrusted import is_file, parse_json, read_bytes, shown
+from tagseg.data.records import Dataset, Sample
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
+from tagseg.system.untrusted import is_file, parse_json, read_bytes, shown
 
 TAG_FILES = ("tags.csv", "metadata.csv", "metadata.jsonl")
 """Tag files that are recognised, the preferred one first."""
@@ -27,7 +28,7 @@ _TAG_COLUMNS = ("tags", "tag", "labels", "label", "classes", "class")
 
 
 @dataclass(frozen=True)
-class Row:
+class TagRow:
     """A row of a tag file: `where` names file and row; `tags` is a cell to split, or a list that needs no splitting."""
 
     where: str
@@ -78,7 +79,7 @@ def class_folders(root: Path, settings: DataSettings) -> list[tuple[Path, str]]:
     return [(folder, "train") for folder in folders]
 
 
-def read_rows(file: Path, split: str = "train") -> list[Row]:
+def read_rows(file: Path, split: str = "train") -> list[TagRow]:
     """Read a tag file (.csv or .jsonl, UTF-8); `split` is the split of rows that name none.
 
     Raises:
@@ -105,11 +106,11 @@ def read_rows(file: Path, split: str = "train") -> list[Row]:
             tags = "" if tags is None else str(tags)
         else:
             tags = tuple(dict.fromkeys(name for name in (str(tag).strip() for tag in tags) if name))
-        rows.append(Row(where, str(image).strip(), tags, SPLITS[named] if named else split))
+        rows.append(TagRow(where, str(image).strip(), tags, SPLITS[named] if named else split))
     return rows
 
 
-def split_rows(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+def split_rows(rows: Iterable[TagRow]) -> list[tuple[str, ...]]:
     """Return the tags of each row; spaces separate only when no cell of all rows holds a comma, semicolon or bar."""
     rows = list(rows)
     spaces = not any(re.search("[,;|]", row.tags) for row in rows if isinstance(row.tags, str))
@@ -169,14 +170,14 @@ def attach(samples: Sequence[Sample], root: Path, settings: DataSettings, masks:
     )
 
 
-def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[Entry], list[str]]:
+def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[TaggedImage], list[str]]:
     rows = [(row, file.parent) for file, split in files for row in read_rows(file, split)]
-    entries: list[Entry] = []
+    entries: list[TaggedImage] = []
     first: dict[Path, str] = {}
     for (row, folder), tags in zip(rows, split_rows(row for row, _ in rows), strict=True):
         if row.split == "test":
             # Test images need not be there, and need no tags.
-            entries.append(Entry(row.where, row.image, root / row.image, (), "test"))
+            entries.append(TaggedImage(row.where, row.image, root / row.image, (), "test"))
             continue
         image = find_image(root, (folder, folder / "images"), row.image, row.where)
         if image in first:
@@ -184,11 +185,11 @@ def _listed(root: Path, files: list[tuple[Path, str]]) -> tuple[list[Entry], lis
         first[image] = row.where
         if not tags and row.split == "train":
             raise DataError(f"{row.where}: image {row.image!r} has no tags, expected at least one")
-        entries.append(Entry(row.where, _id(root, image), image, tags, row.split))
+        entries.append(TaggedImage(row.where, _id(root, image), image, tags, row.split))
     return entries, []
 
 
-def _foldered(root: Path, settings: DataSettings) -> tuple[list[Entry], list[str]]:
+def _foldered(root: Path, settings: DataSettings) -> tuple[list[TaggedImage], list[str]]:
     entries, notes = [], []
     for folder, split in class_folders(root, settings):
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
@@ -196,7 +197,7 @@ def _foldered(root: Path, settings: DataSettings) -> tuple[list[Entry], list[str
             notes.append(f"folder {folder.relative_to(root).as_posix()} holds no images and is left out")
         for image in images:
             inside(root, image, f"folder {folder}")
-            entries.append(Entry(f"folder {folder}", _id(root, image), image, (folder.name,), split))
+            entries.append(TaggedImage(f"folder {folder}", _id(root, image), image, (folder.name,), split))
     return entries, notes
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from tagseg.data.records import VOID, CocoMask, DataError, Dataset, Sample
+from tagseg.data.records import VOID, CocoMask, Dataset, Sample
 from tagseg.data.segmentations import draw
 from tagseg.data.tars import open_member
-from tagseg.untrusted import require_regular
+from tagseg.errors import DataError
+from tagseg.system.untrusted import require_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
 """Suffixes of files that are taken for images, in lower case."""

@@ -11,8 +11,8 @@ import numpy as np
 from tagseg.data.check import below, check_images
 from tagseg.data.records import Dataset
 from tagseg.data.tars import file_size, open_file
-from tagseg.progress import Track, silent
-from tagseg.settings_stages import DataSettings
+from tagseg.settings.stages import DataSettings
+from tagseg.system.progress import Track, silent
 
 
 @dataclass(frozen=True)

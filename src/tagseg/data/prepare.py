@@ -10,10 +10,12 @@ from typing import Any
 from tagseg.data.check import Checked, below, check_images, healthy
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset, Sample
-from tagseg.memory import no_garbage
-from tagseg.progress import Track, silent
-from tagseg.run import Run, RunError, write_atomically
-from tagseg.untrusted import check_shape, read_json, shown
+from tagseg.errors import RunError
+from tagseg.run.folder import Run
+from tagseg.system.files import write_atomically
+from tagseg.system.process import gc_paused
+from tagseg.system.progress import Track, silent
+from tagseg.system.untrusted import check_shape, read_json, shown
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ def write_about(run: Run, dataset: Dataset, checked: Checked) -> None:
 
 def _again(run: Run, dataset: Dataset) -> Prepared:
     try:
-        with no_garbage():
+        with gc_paused():
             about = read_json(run.data_file)
         check_shape(about, _DATA)
         broken = {path for path, _ in about["broken"]}

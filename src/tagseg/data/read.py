@@ -8,13 +8,14 @@ from pathlib import Path
 
 from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.folder import class_folders, read_folder, tag_files
-from tagseg.data.manifest import keep_manifest, read_manifest, state_of
-from tagseg.data.records import MAX_CLASSES, DataError, Dataset, Sample
+from tagseg.data.listing import keep_listing, read_listing, state_of
+from tagseg.data.records import MAX_CLASSES, Dataset, Sample
 from tagseg.data.shards import read_shards, shard_files
 from tagseg.data.voc import read_voc, voc_root
-from tagseg.memory import no_garbage
-from tagseg.settings_stages import DataSettings
-from tagseg.untrusted import shown
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
+from tagseg.system.process import gc_paused
+from tagseg.system.untrusted import shown
 
 _MAX_NAME = 1000
 
@@ -32,13 +33,13 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cach
     if not os.path.isdir(root):  # for Path.is_dir a name that no folder can have is an error of its own
         raise DataError(f"{root}: no such folder, expected the data folder")
     root = root.resolve()
-    with no_garbage():
-        dataset = read_manifest(root, settings) if cache else None
+    with gc_paused():
+        dataset = read_listing(root, settings) if cache else None
         if dataset is None:
             state = state_of(root, settings) if cache else None
             dataset = _read(root, settings)
             if state is not None:
-                keep_manifest(dataset, settings, state)
+                keep_listing(dataset, settings, state)
     check_counts(dataset, settings)
     return dataset
 

@@ -12,10 +12,6 @@ MAX_CLASSES = 254
 """Class ids are 1 to 254: masks are uint8 with 0 for background and 255 for void."""
 
 
-class DataError(ValueError):
-    """Something in the user's data is wrong; the message names file and row and says what was expected."""
-
-
 @dataclass(frozen=True)
 class CocoMask:
     """A mask to be drawn from COCO annotations: `segments` of (class id, COCO segmentation, is crowd), image size in

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco_rle
 
-from tagseg.data.records import VOID, CocoMask, DataError
-from tagseg.untrusted import shown
+from tagseg.data.records import VOID, CocoMask
+from tagseg.errors import DataError
+from tagseg.system.untrusted import shown
 
 _MAX_PIXELS = 1 << 28
 _MAX_OUTLINE, _MAX_OUTLINES = 1_000_000, 10_000_000

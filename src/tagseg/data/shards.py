@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagseg.data.entries import Entry, class_list, gather
-from tagseg.data.folder import SPLITS, Row, attach, split_rows
+from tagseg.data.folder import SPLITS, TagRow, attach, split_rows
+from tagseg.data.gather import TaggedImage, class_list, gather
 from tagseg.data.images import IMAGE_SUFFIXES
-from tagseg.data.records import DataError, Dataset
+from tagseg.data.records import Dataset
 from tagseg.data.tars import COMPRESSED, Member, members, open_file, refuse_compressed
-from tagseg.settings_stages import DataSettings
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
 
 _TAGS = ("json", "txt", "cls")
 _MASK, _SALIENCY = "mask.png", ("saliency.png", "saliency.jpg")
@@ -57,7 +58,7 @@ def read_shards(root: Path, settings: DataSettings) -> Dataset:
     Raises:
         DataError: naming shard and key: no tags, two images, tags that cannot be read; or as `members`.
     """
-    rows: list[Row] = []
+    rows: list[TagRow] = []
     found: list[tuple[Path, str, Parts]] = []
     unused: Counter[str] = Counter()
     bare: list[str] = []
@@ -79,7 +80,7 @@ def read_shards(root: Path, settings: DataSettings) -> Dataset:
         assert image is not None
         mask, saliency = parts.get(_MASK), next((parts[ending] for ending in _SALIENCY if ending in parts), None)
         entries.append(
-            Entry(
+            TaggedImage(
                 row.where,
                 name,
                 image.path(shard),
@@ -141,22 +142,22 @@ def _unique(keys: Sequence[tuple[Path, str]]) -> list[str]:
     return [key if times[key] == 1 else f"{shard.stem}/{key}" for shard, key in keys]
 
 
-def _row(shard: Path, split: str, key: str, parts: Parts, classes: Sequence[str]) -> Row:
+def _row(shard: Path, split: str, key: str, parts: Parts, classes: Sequence[str]) -> TagRow:
     """The tags of a sample as a row of a tag file has them: text to be split, or a list."""
     where = f"{shard}, {key}"
     ending = next((ending for ending in _TAGS if ending in parts), None)
     if ending is None:
-        return Row(where, key, (), split)
+        return TagRow(where, key, (), split)
     text = _text(parts[ending].path(shard))
     if ending == "json":
         return _from_json(text, where, key, split)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if ending == "cls":
-        return Row(where, key, (_class(lines, where, classes),), split)
-    return Row(where, key, lines[0] if len(lines) == 1 else tuple(dict.fromkeys(lines)), split)
+        return TagRow(where, key, (_class(lines, where, classes),), split)
+    return TagRow(where, key, lines[0] if len(lines) == 1 else tuple(dict.fromkeys(lines)), split)
 
 
-def _from_json(text: str, where: str, key: str, split: str) -> Row:
+def _from_json(text: str, where: str, key: str, split: str) -> TagRow:
     try:
         about: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -168,7 +169,7 @@ def _from_json(text: str, where: str, key: str, split: str) -> Row:
         raise DataError(f"{where}: split {str(named)[:40]!r}, expected train, val, validation or test")
     if not isinstance(tags, str):
         tags = tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
-    return Row(where, key, tags, SPLITS[named])
+    return TagRow(where, key, tags, SPLITS[named])
 
 
 def _class(lines: Sequence[str], where: str, classes: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 
 MAX_MEMBER = 1 << 30
 """Larger members are refused: no image takes so many bytes, and a member is read whole."""

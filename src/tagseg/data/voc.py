@@ -11,9 +11,10 @@ import numpy as np
 
 from tagseg.data.folder import attach, companion, read_rows, split_rows
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, read_mask_file
-from tagseg.data.records import VOID, DataError, Dataset, Sample
-from tagseg.settings_stages import DataSettings
-from tagseg.untrusted import is_file, read_bytes
+from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.errors import DataError
+from tagseg.settings.stages import DataSettings
+from tagseg.system.untrusted import is_file, read_bytes
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),

@@ -8,12 +8,13 @@ from typing import Any
 
 import timm
 
-from tagseg.measure.calibration import calibration_images
-from tagseg.measure.evaluate import read_evaluation
-from tagseg.rca.backbone import RANDOM, TIMM
-from tagseg.run import Run, RunError
-from tagseg.settings_file import to_toml
-from tagseg.untrusted import check_shape, read_json
+from tagseg.errors import RunError
+from tagseg.evaluate.evaluate import read_evaluation
+from tagseg.evaluate.gain import calibration_images
+from tagseg.networks.backbones import RANDOM, TIMM
+from tagseg.run.folder import Run
+from tagseg.settings.toml import to_toml
+from tagseg.system.untrusted import check_shape, read_json
 
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")
 """Licences that timm and the Hugging Face hub call by the same name; others are `other` with a name of their own."""

@@ -12,9 +12,9 @@ from tagseg.export.folder import write_json_list
 from tagseg.export.masks import MaskedImage, MaskSet, read_mask
 from tagseg.export.outlines import polygon
 from tagseg.export.regions import Region, regions
-from tagseg.export.settings import ExportSettings
-from tagseg.progress import Track
-from tagseg.run import atomic_path
+from tagseg.settings.export import ExportSettings
+from tagseg.system.files import atomic_path
+from tagseg.system.progress import Track
 
 
 def write_coco(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:

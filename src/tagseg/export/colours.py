@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tagseg.data.images import read_image_of_size, read_mask_file
-from tagseg.data.records import VOID, DataError
+from tagseg.data.records import VOID
+from tagseg.errors import DataError
 from tagseg.masks.palette import VOID_COLOUR, class_colours
-from tagseg.untrusted import read_bytes
+from tagseg.system.untrusted import read_bytes
 
 _BACKGROUND, _VOID = ("background",), ("void", "ignore", "ignored")
 

@@ -10,15 +10,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tagseg.data.records import VOID, DataError
+from tagseg.data.records import VOID
+from tagseg.errors import DataError
 from tagseg.export.coco import write_coco_file
 from tagseg.export.masks import MaskSet, read_mask
 from tagseg.export.regions import regions
-from tagseg.export.settings import ExportSettings
 from tagseg.export.voc import image_list, label_map
 from tagseg.masks.palette import class_colours, png_palette
-from tagseg.progress import Track
-from tagseg.run import atomic_path, write_atomically
+from tagseg.settings.export import ExportSettings
+from tagseg.system.files import atomic_path, write_atomically
+from tagseg.system.progress import Track
 
 _MOST_OBJECTS = 254
 """Objects that SegmentationObject can tell apart: the colours of a palette, less background and void."""

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from tagseg import __version__
-from tagseg.data.records import DataError
+from tagseg._version import __version__
 from tagseg.data.tars import is_member, open_file
-from tagseg.progress import Track
-from tagseg.run import write_atomically
+from tagseg.errors import DataError
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track
 
 Images = Literal["none", "copy", "link"]
 """Whether images lie beside their masks: not, as copies, or as links to where they are."""

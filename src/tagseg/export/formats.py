@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.coco import write_coco
 from tagseg.export.cvat import write_cvat
 from tagseg.export.folder import Images, place_images, whole_folder
 from tagseg.export.huggingface import huggingface_folder, write_huggingface
 from tagseg.export.labelstudio import write_labelstudio
-from tagseg.export.masks import MaskedImage, MaskSet, Unsure, collect
-from tagseg.export.settings import ExportSettings
+from tagseg.export.masks import MaskedImage, MaskSet, Unsure, collect_masks
 from tagseg.export.voc import write_voc
 from tagseg.export.yolo import write_yolo, yolo_image
-from tagseg.progress import Track, silent
-from tagseg.run import Run
+from tagseg.run.folder import Run
+from tagseg.settings.export import ExportSettings
+from tagseg.system.progress import Track, silent
 
-Format = Literal["coco", "yolo", "voc", "labelstudio", "cvat", "hf"]
+MaskFormat = Literal["coco", "yolo", "voc", "labelstudio", "cvat", "hf"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Format:
     place: Callable[[MaskSet, MaskedImage], Path]
 
 
-_FORMATS: dict[Format, _Format] = {
+_FORMATS: dict[MaskFormat, _Format] = {
     "coco": _Format(
         write_coco, ("decided", "void", "background"), ("none", "copy", "link"), ("--parts", "--polygons"),
         lambda masks, image: Path("images", image.name),
@@ -70,7 +70,7 @@ _FORMATS: dict[Format, _Format] = {
 
 def export(
     run: str | Path,
-    to: Format,
+    to: MaskFormat,
     out: str | Path,
     of: str = "final",
     photos: Path | None = None,
@@ -86,7 +86,7 @@ def export(
         run: a run folder.
         to: the format.
         out: a new folder; it appears when all is written.
-        of: which masks (see `collect`).
+        of: which masks (see `collect_masks`).
         photos: with a folder of masks, the folder of their images.
         unsure: what becomes of unsure pixels; by default they stay 255 where the format can say so, and otherwise the
             masks without them are taken.
@@ -109,7 +109,7 @@ def export(
     folder = Path(out)
     described = {"export": to, "run": str(Path(run).resolve()), "of": of, "unsure": unsure, "images": images}
     with whole_folder(folder, described, force) as temporary:
-        masks = collect(Run(Path(run)), of, unsure, photos, track)
+        masks = collect_masks(Run(Path(run)), of, unsure, photos, track)
         masks = dataclasses.replace(masks, min_part=settings.min_part)
         about.write(masks, temporary, settings, track)
         pairs = ((image.image, temporary / about.place(masks, image)) for image in masks.images)
@@ -117,6 +117,6 @@ def export(
     return Exported(folder, len(masks.images))
 
 
-def _check(to: Format, flag: str, given: str, able: tuple[str, ...]) -> None:
+def _check(to: MaskFormat, flag: str, given: str, able: tuple[str, ...]) -> None:
     if given not in able:
         raise DataError(f"{flag} {given}: --to {to} cannot do that, expected {' or '.join(able)}")

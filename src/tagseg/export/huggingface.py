@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from tagseg.export.masks import MaskSet, read_mask
-from tagseg.export.settings import ExportSettings
-from tagseg.masks.write import mask_file, write_classes, write_mask
-from tagseg.progress import Track
-from tagseg.run import atomic_path, write_atomically
+from tagseg.masks.mask_files import mask_file, write_classes, write_mask
+from tagseg.settings.export import ExportSettings
+from tagseg.system.files import atomic_path, write_atomically
+from tagseg.system.progress import Track
 
 _SPLITS = {"train": "train", "val": "validation", "default": "train"}
 

@@ -14,14 +14,15 @@ from tagseg.data.check import below
 from tagseg.data.coco import read_instances
 from tagseg.data.images import IMAGE_SUFFIXES, load_mask
 from tagseg.data.prepare import Prepared, prepare
-from tagseg.data.records import CocoMask, DataError, Dataset, Sample
+from tagseg.data.records import CocoMask, Dataset, Sample
+from tagseg.errors import DataError
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.export.folder import whole_folder
 from tagseg.export.masks import image_name
-from tagseg.masks.write import mask_file, write_classes, write_mask
-from tagseg.progress import Track, silent
-from tagseg.run import Run
+from tagseg.masks.mask_files import mask_file, write_classes, write_mask
+from tagseg.run.folder import Run
 from tagseg.segment.labels import class_values
+from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
 

@@ -8,15 +8,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tagseg.data.records import VOID, DataError
+from tagseg.data.records import VOID
+from tagseg.errors import DataError
 from tagseg.export.brush import encode_brush
 from tagseg.export.folder import write_json_list
 from tagseg.export.masks import MaskedImage, MaskSet, read_mask
 from tagseg.export.regions import Region, regions
-from tagseg.export.settings import ExportSettings
 from tagseg.masks.palette import class_colours
-from tagseg.progress import Track
-from tagseg.run import atomic_path, write_atomically
+from tagseg.settings.export import ExportSettings
+from tagseg.system.files import atomic_path, write_atomically
+from tagseg.system.progress import Track
 
 _CONTROL, _IMAGE = "masks", "image"
 """Names by which regions find their tag in the interface."""

@@ -11,16 +11,17 @@ from jaxtyping import UInt8
 
 from tagseg.data.images import image_size, load_mask
 from tagseg.data.prepare import Prepared, prepare
-from tagseg.data.records import VOID, DataError, Dataset, Sample
+from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.errors import DataError
 from tagseg.export.regions import regions
-from tagseg.lock import at_work
-from tagseg.masks.decisions import decisions
+from tagseg.masks.mask_files import mask_file
 from tagseg.masks.update import update_masks
-from tagseg.masks.write import mask_file
-from tagseg.progress import Track, silent
-from tagseg.run import Run
-from tagseg.segment.inputs import find_images
+from tagseg.predict.find_images import find_images
+from tagseg.run.decisions import decisions
+from tagseg.run.folder import Run
+from tagseg.run.lock import hold_lock
 from tagseg.segment.labels import class_values
+from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class MaskSet:
     min_part: int = 0
 
 
-def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track: Track = silent) -> MaskSet:
+def collect_masks(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track: Track = silent) -> MaskSet:
     """Return a run's masks to export, without reading any.
 
     Args:
@@ -80,7 +81,7 @@ def collect(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track
     if of in ("final", "pseudo"):
         run.require("masks")
         source = run.final() if of == "final" else run
-        with at_work(run.root):
+        with hold_lock(run.root):
             update_masks(prepared, run, track)
         folder = source.decided_masks if unsure == "decided" else source.masks
         return MaskSet(dataset.classes, "train", _of_run(prepared, _not_rejected(run, dataset), folder), unsure)

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from tagseg.checkpoint import read_about, save_tensors
+from tagseg.errors import RunError
 from tagseg.export.card import model_card, weights_licence
 from tagseg.export.folder import replacing
 from tagseg.export.onnx import require_exporter, write_onnx
 from tagseg.masks.palette import class_colours
-from tagseg.run import Run, RunError, write_atomically
-from tagseg.segment.predict import Predictor, load
+from tagseg.run.folder import Run
+from tagseg.segment.predictor import Predictor, load
+from tagseg.system.files import write_atomically
+from tagseg.training.checkpoint import read_about, save_tensors
 
 _CARD = "MODEL_CARD.md"
 _FILES = ("network.safetensors", "network.json", "model.onnx", _CARD)
@@ -65,7 +67,7 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
 
 def describe(run: Run) -> dict[str, Any]:
     """Return what the exported network says about itself: what the trained one does, versions, the weights' licence."""
-    from tagseg import __version__
+    from tagseg._version import __version__
 
     settings = run.settings()
     about = read_about(run.segmenter / "network.safetensors")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tagseg.segment.networks import Segmenter
+from tagseg.networks.segmenters import Segmenter
 
 TOLERANCE = 1e-3
 """Probabilities of ONNX Runtime and PyTorch may differ by this much; both round, and each in its own order."""

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from tagseg.data.records import VOID, DataError
+from tagseg.data.records import VOID
+from tagseg.errors import DataError
 from tagseg.export.masks import MaskSet, read_mask
-from tagseg.export.settings import ExportSettings
+from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.masks.palette import class_colours
-from tagseg.masks.write import mask_file, write_classes, write_mask
-from tagseg.progress import Track
-from tagseg.run import write_atomically
+from tagseg.settings.export import ExportSettings
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track
 
 log = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path, PurePosixPath
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.masks import MaskedImage, MaskSet, read_mask
 from tagseg.export.outlines import polygon
 from tagseg.export.regions import regions
-from tagseg.export.settings import ExportSettings
-from tagseg.progress import Track
-from tagseg.run import write_atomically
+from tagseg.settings.export import ExportSettings
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track
 
 _INSIDE = 0.25
 """Where in its pixel a point lies: readers that cut off and readers that round both arrive at the pixel."""

@@ -16,19 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from tagseg.data.images import read_image, reduction
-from tagseg.data.loading import to_tensor
 from tagseg.data.records import Dataset, Sample
-from tagseg.masks.maps import map_file, write_maps
-from tagseg.optimise import choose_device
-from tagseg.progress import Track, ahead, images_per_s, silent
-from tagseg.rca.accumulate import read_accumulated
-from tagseg.rca.backbone import Backbone
+from tagseg.masks.map_files import map_file, write_maps
+from tagseg.networks.backbones import Backbone
 from tagseg.rca.network import RcaNetwork
-from tagseg.rca.tagmaps import has_posterior, tag_maps
+from tagseg.rca.oaa import read_accumulated
+from tagseg.rca.tag_maps import has_posterior, tag_maps
 from tagseg.rca.train import load_network
-from tagseg.run import Run
-from tagseg.settings import map_kind
-from tagseg.settings_stages import LocaliseSettings
+from tagseg.run.folder import Run
+from tagseg.settings.settings import map_kind
+from tagseg.settings.stages import LocaliseSettings
+from tagseg.system.progress import Track, images_per_s, map_ahead, silent
+from tagseg.training.device import choose_device
+from tagseg.training.loading import to_tensor
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +97,9 @@ def localise(
         return sample, maps is not None
 
     started, images = time.monotonic(), 0
-    with contextlib.closing(ahead(samples, read, READERS)) as decoded:
+    with contextlib.closing(map_ahead(samples, read, READERS)) as decoded:
         maps = (find(*one) for one in track(decoded, "localise", len(samples)))
-        for sample, new in ahead(maps, write, WRITERS):
+        for sample, new in map_ahead(maps, write, WRITERS):
             images += new
             if then is not None:
                 then(sample)

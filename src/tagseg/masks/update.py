@@ -3,10 +3,11 @@
 import logging
 
 from tagseg.data.prepare import Prepared
-from tagseg.masks.decisions import fingerprints
-from tagseg.masks.write import make_masks, mask_file
-from tagseg.progress import Track, silent
-from tagseg.run import Run
+from tagseg.masks.make import make_masks
+from tagseg.masks.mask_files import mask_file
+from tagseg.run.decisions import decision_digests
+from tagseg.run.folder import Run
+from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
         RunError: when the stage masks has not finished, or a mask cannot be made.
     """
     run.require("masks")
-    now, then = fingerprints(run), run.manifest()["stages"]["masks"].get(REVIEWED, {})
+    now, then = decision_digests(run), run.manifest()["stages"]["masks"].get(REVIEWED, {})
     changed = tuple(
         sample.id for sample in prepared.dataset.split("train") if now.get(sample.id) != then.get(sample.id)
     )
@@ -50,5 +51,5 @@ def unlearned(run: Run) -> int:
     where there is no network."""
     if not run.done("segment"):
         return 0
-    now, then = fingerprints(run), run.manifest()["stages"]["segment"].get(REVIEWED, {})
+    now, then = decision_digests(run), run.manifest()["stages"]["segment"].get(REVIEWED, {})
     return sum(now.get(name) != then.get(name) for name in now.keys() | then.keys())

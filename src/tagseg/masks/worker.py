@@ -1,4 +1,4 @@
-"""A worker process of masks/pool.py: reads images to make masks of from standard input, answers on standard output."""
+"""A worker process of masks/workers.py: images in by standard input, answers out by standard output."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tagseg.data.records import Sample
-from tagseg.lock import beside
-from tagseg.masks.write import make_mask
-from tagseg.memory import peak_memory_mb
-from tagseg.run import Run
+from tagseg.masks.make import make_mask
+from tagseg.run.folder import Run
+from tagseg.run.lock import share_lock
+from tagseg.system.process import peak_memory_mb
 
 
 def serve(run: Run, employer: int) -> None:
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     # The main process was killed: the masks are written, nobody is left to be told.
     run = Run(Path(sys.argv[1]))
     try:
-        with beside(run.root):
+        with share_lock(run.root):
             serve(run, int(sys.argv[2]))
     except BrokenPipeError:
         os._exit(0)

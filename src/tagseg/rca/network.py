@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tagseg.networks.backbones import LAST, RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
-from tagseg.rca.backbone import LAST, RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.rca.regions import Regions, mine_regions
-from tagseg.settings_stages import RcaSettings, TrainSettings
+from tagseg.settings.stages import RcaSettings, TrainSettings
 
 
 @dataclass(frozen=True)

@@ -14,38 +14,31 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tagseg.checkpoint import CHECKPOINT, load_tensors, restore, save_tensors
 from tagseg.data.check import require_saliency
-from tagseg.data.loading import Crop, TagImages, epoch_seed, loader
 from tagseg.data.records import Dataset
-from tagseg.optimise import (
-    History,
-    Steps,
-    build_optimizer,
-    choose_device,
-    compile_network,
-    enough_epochs,
-    epochs,
-    poly,
-    set_lr,
-    warn_if_random,
-)
-from tagseg.progress import Track, silent
-from tagseg.ranks import ALONE, Ranks
-from tagseg.rca.accumulate import accumulate, accumulating, finish_accumulating, keep_accumulated
+from tagseg.errors import RunError
+from tagseg.networks.backbones import warn_if_random
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
+from tagseg.rca.eps import saliency_loss
 from tagseg.rca.network import Maps, RcaNetwork, build_network
+from tagseg.rca.oaa import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.regions import Regions, pool_regions
-from tagseg.rca.saliency import saliency_loss
-from tagseg.run import RunError, write_atomically
-from tagseg.settings import Settings
-from tagseg.settings_stages import RcaSettings, TrainSettings
-from tagseg.untrusted import check_shape
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track, silent
+from tagseg.system.untrusted import check_shape
+from tagseg.training.checkpoint import CHECKPOINT, load_tensors, restore, save_tensors
+from tagseg.training.device import choose_device, compile_network
+from tagseg.training.distributed import ALONE, Ranks
+from tagseg.training.loading import Crop, TagImages, epoch_seed, loader
+from tagseg.training.loop import History, Steps, epochs
+from tagseg.training.optimizer import build_optimizer, enough_epochs, poly, set_lr
 
 log = logging.getLogger(__name__)
 
-STEPS = 500
+CLASSIFIER_STEPS = 500
 """Batches to learn from where the number of epochs is not given: a small data set is seen more often."""
 
 
@@ -79,7 +72,7 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     if settings.maps == "eps":
         require_saliency(dataset, settings.data, "maps = eps")
     options = settings.train
-    chosen = enough_epochs(options.epochs, len(dataset.split("train")), options.batch, STEPS)
+    chosen = enough_epochs(options.epochs, len(dataset.split("train")), options.batch, CLASSIFIER_STEPS)
     if not options.epochs:  # behind the warm-up there is something to learn, too
         chosen = max(chosen, settings.warm_epochs() + 1)
     options = dataclasses.replace(options, epochs=chosen)

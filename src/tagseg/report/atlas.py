@@ -7,21 +7,22 @@ from pathlib import Path
 
 from tagseg.data.images import read_image
 from tagseg.data.prepare import prepare
-from tagseg.lock import at_work
+from tagseg.errors import RunError
 from tagseg.masks.palette import class_colours
-from tagseg.optimise import choose_device
-from tagseg.progress import Track, silent
 from tagseg.rca.train import load_network
-from tagseg.report.attention import attended_areas
-from tagseg.report.crops import Colour
-from tagseg.report.exhibits import draw_region, show_entry, show_image, show_pair
-from tagseg.report.nearest import Pair, choose_samples, closest_pairs, find_regions, load_memory
+from tagseg.report.atlas_data import draw_region, show_entry, show_image, show_pair
+from tagseg.report.bank_view import EntryPair, attended_areas, choose_samples, closest_pairs, find_regions, load_memory
+from tagseg.report.crops import OutlineColour
 from tagseg.report.render import css, render_page
-from tagseg.run import Run, RunError, write_atomically
-from tagseg.settings import map_kind
-from tagseg.settings_stages import LocaliseSettings, RcaSettings
+from tagseg.run.folder import Run
+from tagseg.run.lock import hold_lock
+from tagseg.settings.settings import map_kind
+from tagseg.settings.stages import LocaliseSettings, RcaSettings
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track, silent
+from tagseg.training.device import choose_device
 
-BACKGROUND: Colour = (150, 150, 150)
+BACKGROUND: OutlineColour = (150, 150, 150)
 """Background's colour on this page: in masks it is black, which is lost on a photo."""
 
 MOST_PAIRS = 6
@@ -75,7 +76,7 @@ def atlas(
     if path != trained.atlas_file:
         write_atomically(path, render(trained, new, per_class, device, track))
         return Atlas(path)
-    with at_work(trained.root):
+    with hold_lock(trained.root):
         write_atomically(path, render(trained, new, per_class, device, track))
         trained.note("atlas")
     return Atlas(path)
@@ -132,7 +133,7 @@ def _use(localise: LocaliseSettings, rca: RcaSettings) -> str:
     return "The refined map is made with it."
 
 
-def _heat(pairs: Sequence[Pair], entries: int) -> list[list[float | None]]:
+def _heat(pairs: Sequence[EntryPair], entries: int) -> list[list[float | None]]:
     """Return the closest cosine of every two entries as a square table; None where there is none."""
     table: list[list[float | None]] = [[None] * entries for _ in range(entries)]
     for pair in pairs:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagseg.run import RunError
-from tagseg.untrusted import parse_json, read_bytes
+from tagseg.errors import RunError
+from tagseg.system.untrusted import parse_json, read_bytes
 
 WIDTH, HEIGHT = 380, 236
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 42
@@ -23,7 +23,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """A curve: its runs of points in the SVG's units (a gap in the values splits it), and its last value."""
 
     label: str
@@ -36,7 +36,7 @@ class Chart:
     """A drawn chart: lines and both axes' ticks."""
 
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[Curve, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     width: int = WIDTH
@@ -99,7 +99,7 @@ def draw_chart(title: str, epochs: Sequence[int], series: Mapping[str, Sequence[
         points = [None if v is None else (x_at(e), y_at(v)) for e, v in zip(epochs, curve, strict=True)]
         present = [value for value in curve if value is not None]
         if present:
-            lines.append(Line(label, _runs(points), present[-1]))
+            lines.append(Curve(label, _runs(points), present[-1]))
     step = math.ceil((last - first + 1) / 10)
     return Chart(
         title,

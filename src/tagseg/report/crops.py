@@ -21,10 +21,12 @@ LEAST = 0.35
 FINE = 2
 """Pictures are drawn so many times larger and then reduced, which smooths the outlines."""
 
-Colour = tuple[int, int, int]
+OutlineColour = tuple[int, int, int]
 
 
-def crop_region(photo: Image.Image, shape: Bool[np.ndarray, "h w"], colour: Colour, side: int = SIDE) -> Image.Image:
+def crop_region(
+    photo: Image.Image, shape: Bool[np.ndarray, "h w"], colour: OutlineColour, side: int = SIDE
+) -> Image.Image:
     """Return the photo's part around a region (`shape`, of the photo's size), outlined, the rest of it dimmed."""
     box = crop_box(shape)
     width, height = box[2] - box[0], box[3] - box[1]
@@ -39,7 +41,7 @@ def crop_region(photo: Image.Image, shape: Bool[np.ndarray, "h w"], colour: Colo
 
 
 def outline_regions(
-    photo: Image.Image, regions: Sequence[tuple[Bool[np.ndarray, "_ _"], Colour]], side: int
+    photo: Image.Image, regions: Sequence[tuple[Bool[np.ndarray, "_ _"], OutlineColour]], side: int
 ) -> Image.Image:
     """Return the whole photo, reduced to a long side of `side` pixels, with every region outlined in its colour."""
     scale = min(1.0, side / max(photo.size))
@@ -79,7 +81,7 @@ def _resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     return mask.resize(size, Image.Resampling.BILINEAR).point([0] * 128 + [255] * 128)
 
 
-def _ringed(picture: Image.Image, inside: Image.Image, colour: Colour, outward: bool) -> Image.Image:
+def _ringed(picture: Image.Image, inside: Image.Image, colour: OutlineColour, outward: bool) -> Image.Image:
     """Draw a line along the mask's border, on its outer or inner side, in the colour and, beyond it, white."""
     for thickness, paint in ((5, (255, 255, 255)), (3, colour)):
         size = 2 * thickness + 1

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tagseg.errors import RunError
+from tagseg.evaluate.evaluate import read_figures
 from tagseg.masks.palette import VOID_COLOUR, class_colours
-from tagseg.measure.evaluate import read_figures
-from tagseg.progress import Track, silent
 from tagseg.report.charts import Chart, draw_chart, read_history, values
 from tagseg.report.pictures import draw_galleries
 from tagseg.report.render import css, render_page
-from tagseg.run import STAGES, Run, RunError, Stage, write_atomically
-from tagseg.settings import Settings
-from tagseg.untrusted import check_shape, read_json
+from tagseg.run.folder import STAGES, Run, Stage
+from tagseg.settings.settings import Settings
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track, silent
+from tagseg.system.untrusted import check_shape, read_json
 
 DUTIES: dict[Stage, str] = {
     "train": "learn the tags, with the bank of regions",

@@ -12,12 +12,13 @@ from PIL import Image
 from tagseg.data.images import load_mask, read_image, read_mask_file
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
-from tagseg.masks.maps import read_maps
+from tagseg.errors import RunError
+from tagseg.evaluate.evaluate import evenly_spaced
+from tagseg.masks.map_files import read_maps
 from tagseg.masks.palette import class_colours
-from tagseg.measure.evaluate import evenly_spaced
-from tagseg.progress import Track
 from tagseg.report.overlay import data_uri, draw_mask
-from tagseg.run import Run, RunError
+from tagseg.run.folder import Run
+from tagseg.system.progress import Track
 
 SIDE = 480
 """Long side of a picture in the report, in pixels."""
@@ -41,7 +42,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """The pictures of one image, one a column (None where there is none); width and height in pixels."""
 
     name: str
@@ -57,7 +58,7 @@ class Gallery:
     """Rows of one split, the columns that at least one row fills, and how the rows were chosen."""
 
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PictureRow, ...]
     choice: str
 
 
@@ -80,7 +81,7 @@ def draw_galleries(run: Run, data: dict[str, Any], track: Track) -> dict[str, Ga
     )
     samples = {sample.id: sample for sample in dataset.samples} if dataset else {}
     side = round(SIDE * min(1.0, (FULL_SIZE_ROWS / max(len(records), 1)) ** 0.5))
-    rows: dict[str, list[Row]] = {"train": [], "val": []}
+    rows: dict[str, list[PictureRow]] = {"train": [], "val": []}
     for record in track(records, "drawing the report", len(records)):
         truth = _truth(record, samples, dataset) if dataset and record["mask"] else None
         photo = read_image(Path(record["image"]), settings.data.max_megapixels)
@@ -142,7 +143,7 @@ def _row(
     truth: UInt8[np.ndarray, "h w"] | None,
     classes: Sequence[str],
     side: int,
-) -> Row:
+) -> PictureRow:
     scale = min(1.0, side / max(photo.size))
     width, height = (max(1, round(length * scale)) for length in photo.size)
     photo = photo.resize((width, height), Image.Resampling.LANCZOS)
@@ -162,7 +163,7 @@ def _row(
     }
     columns = COLUMNS[record["split"]]
     tags = tuple(record["tags"])
-    return Row(
+    return PictureRow(
         record["id"], tags, data_uri(photo, "jpeg", quality=80), width, height, tuple(map(pictures.get, columns))
     )
 
@@ -182,11 +183,11 @@ def _map_picture(path: Path, record: dict[str, Any], classes: Sequence[str], siz
     return Picture("map", f"Map of {record['id']}: {names}", map_overlay(maps, ids, width, height))
 
 
-def _gallery(split: str, rows: Sequence[Row], choice: str) -> Gallery:
+def _gallery(split: str, rows: Sequence[PictureRow], choice: str) -> Gallery:
     filled = [any(row.pictures[index] for row in rows) for index in range(len(COLUMNS[split]))]
     kept = [index for index, full in enumerate(filled) if full]
     trimmed = [
-        Row(row.name, row.tags, row.photo, row.width, row.height, tuple(row.pictures[index] for index in kept))
+        PictureRow(row.name, row.tags, row.photo, row.width, row.height, tuple(row.pictures[index] for index in kept))
         for row in rows
     ]
     return Gallery(tuple(COLUMNS[split][index] for index in kept), tuple(trimmed), choice)

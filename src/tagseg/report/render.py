@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tagseg import __version__
+from tagseg._version import __version__
 
 
 def templates() -> jinja2.Environment:

@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from tagseg.data.images import read_image, read_mask_file
-from tagseg.data.records import DataError
-from tagseg.masks.decisions import Decision, Pair
-from tagseg.masks.maps import map_file
-from tagseg.masks.write import mask_file, mask_sample
+from tagseg.errors import DataError
+from tagseg.masks.make import mask_sample
+from tagseg.masks.map_files import map_file
+from tagseg.masks.mask_files import mask_file
 from tagseg.report.overlay import draw_mask, encoded
-from tagseg.review.queue import Entry, Queue
+from tagseg.review.queue import Queue, ReviewItem
+from tagseg.run.decisions import Decision, MaskPair
 
 PHOTO_SIDE = 1280
 """Long side in pixels of the photo at most, and of the mask over it."""
@@ -38,7 +39,7 @@ class Shown:
 
     thumb: Callable[[int], bytes]
     photo: Callable[[int], bytes]
-    masks: Callable[[int, tuple[int, ...], float, bool], Pair]
+    masks: Callable[[int, tuple[int, ...], float, bool], MaskPair]
 
 
 def show_queue(queue: Queue) -> Shown:
@@ -70,10 +71,10 @@ def show_queue(queue: Queue) -> Shown:
 
     @lru_cache(maxsize=MASKS)
     def packed(place: int, off: tuple[int, ...], threshold: float, fresh: bool) -> tuple[bytes, bytes]:
-        decided, sure = make_masks(queue, queue.entries[place], off, threshold, fresh)
+        decided, sure = preview_masks(queue, queue.entries[place], off, threshold, fresh)
         return zlib.compress(decided.tobytes(), 1), zlib.compress(sure.tobytes(), 1)
 
-    def masks(place: int, off: tuple[int, ...], threshold: float, fresh: bool) -> Pair:
+    def masks(place: int, off: tuple[int, ...], threshold: float, fresh: bool) -> MaskPair:
         with one_at_a_time:
             both = packed(place, off, threshold, fresh)
         size = queue.entries[place].size
@@ -83,7 +84,7 @@ def show_queue(queue: Queue) -> Shown:
     return Shown(thumb, photo, masks)
 
 
-def make_masks(queue: Queue, entry: Entry, off: tuple[int, ...], threshold: float, fresh: bool) -> Pair:
+def preview_masks(queue: Queue, entry: ReviewItem, off: tuple[int, ...], threshold: float, fresh: bool) -> MaskPair:
     """Return an image's masks, as they lie in the run; or, where `fresh` is asked for, made anew from its maps without
     the classes that are off and by the threshold.
 
@@ -103,7 +104,7 @@ def make_masks(queue: Queue, entry: Entry, off: tuple[int, ...], threshold: floa
     return decided, sure
 
 
-def draw_overlay(masks: Pair) -> bytes:
+def draw_overlay(masks: MaskPair) -> bytes:
     """Return the mask with unsure pixels as a see-through PNG whose long side is `PHOTO_SIDE`."""
     _, sure = masks
     scale = PHOTO_SIDE / max(sure.shape)

@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 
 from tagseg.data.prepare import prepare
 from tagseg.data.records import Sample
-from tagseg.masks.decisions import OPEN, Decision, Verdict
-from tagseg.measure.quality import ImageQuality, read_quality
-from tagseg.run import Run, RunError
-from tagseg.settings import Settings
+from tagseg.errors import RunError
+from tagseg.review.scores import ImageQuality, read_quality
+from tagseg.run.decisions import OPEN, Decision, Verdict
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
 
 Wanted = Verdict | Literal["all"]
 
@@ -21,7 +22,7 @@ WANTED: tuple[Wanted, ...] = (*get_args(Verdict), "all")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ReviewItem:
     """An image to review: its sample, its (height, width) in pixels and, where that was computed, how far its masks are
     to be trusted (0..1), in all and by class id."""
 
@@ -44,7 +45,7 @@ class Queue:
     settings: Settings
     data: Path
     classes: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[ReviewItem, ...]
     places: Mapping[str, int] = field(init=False)
     """Where in `entries` an image stands, by its id."""
 
@@ -122,10 +123,10 @@ def count_verdicts(queue: Queue, decided: Mapping[str, Decision]) -> dict[str, i
     return {verdict: counts[verdict] for verdict in get_args(Verdict)} | {"all": len(queue.entries)}
 
 
-def _entry(record: Mapping[str, Any], saliency: Path | None, judged: ImageQuality | None) -> Entry:
+def _entry(record: Mapping[str, Any], saliency: Path | None, judged: ImageQuality | None) -> ReviewItem:
     sample = Sample(record["id"], Path(record["image"]), tuple(record["tags"]), saliency=saliency)
     classes = {class_id: one.score for class_id, one in judged.classes.items()} if judged else {}
-    return Entry(sample, (record["size"][0], record["size"][1]), judged.score if judged else None, classes)
+    return ReviewItem(sample, (record["size"][0], record["size"][1]), judged.score if judged else None, classes)
 
 
 def _read_data(run: Run) -> dict[str, Any]:

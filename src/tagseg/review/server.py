@@ -19,14 +19,23 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tagseg import __version__
-from tagseg.masks.decisions import NEUTRAL, OPEN, Decision, Pair, Verdict, accepted_masks, decide, decisions
+from tagseg._version import __version__
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.render import css, render_page
-from tagseg.review.guard import guarded, new_token, read_json
+from tagseg.review.access import guarded, new_token, read_json
 from tagseg.review.images import Shown, draw_overlay, show_queue
-from tagseg.review.queue import WANTED, Entry, Queue, choose_page, count_verdicts, read_queue
-from tagseg.run import Run
+from tagseg.review.queue import WANTED, Queue, ReviewItem, choose_page, count_verdicts, read_queue
+from tagseg.run.decisions import (
+    NEUTRAL,
+    OPEN,
+    Decision,
+    MaskPair,
+    Verdict,
+    accepted_masks,
+    decisions,
+    record_decision,
+)
+from tagseg.run.folder import Run
 
 PAGE = 60
 """So many images of a list come at a time, at most."""
@@ -206,15 +215,15 @@ def read_decision(values: Mapping[str, Any], classes: int) -> Decision:
     return Decision(verdict, tuple(sorted(set(off))), float(threshold))
 
 
-def _store(held: Review, place: int, entry: Entry, decision: Decision) -> dict[str, Any]:
+def _store(held: Review, place: int, entry: ReviewItem, decision: Decision) -> dict[str, Any]:
     with held.writing:
         masks = _masks(held, place, entry, decision) if decision.verdict == "accepted" else None
-        decide(held.queue.run, entry.sample.id, decision, masks)
+        record_decision(held.queue.run, entry.sample.id, decision, masks)
         held.decided[entry.sample.id] = decision
     return {"item": _item(held, place), "counts": count_verdicts(held.queue, dict(held.decided))}
 
 
-def _masks(held: Review, place: int, entry: Entry, wanted: Decision) -> Pair:
+def _masks(held: Review, place: int, entry: ReviewItem, wanted: Decision) -> MaskPair:
     """Return the masks to be seen, or accepted: those that were accepted, as long as nothing else is asked for."""
     before = held.decided.get(entry.sample.id)
     if before and before.verdict == "accepted" and (before.off, before.threshold) == (wanted.off, wanted.threshold):
@@ -243,11 +252,11 @@ def _item(held: Review, place: int) -> dict[str, Any]:
     }
 
 
-def _asked(request: Request) -> tuple[int, Entry]:
+def _asked(request: Request) -> tuple[int, ReviewItem]:
     return _entry(_review(request), request.query_params.get("id"))
 
 
-def _entry(held: Review, sample_id: Any) -> tuple[int, Entry]:
+def _entry(held: Review, sample_id: Any) -> tuple[int, ReviewItem]:
     """Look an id up: what is asked for never becomes part of a path."""
     place = held.queue.places.get(sample_id) if isinstance(sample_id, str) else None
     if place is None:

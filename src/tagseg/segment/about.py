@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tagseg.data.records import MAX_CLASSES
-from tagseg.run import RunError
-from tagseg.segment.networks import NetworkName
-from tagseg.untrusted import read_json, shown
+from tagseg.errors import RunError
+from tagseg.networks.segmenters import NetworkName
+from tagseg.system.untrusted import read_json, shown
 
 _MAX_SCALE, _MAX_SIDE = 32, 8192
 """Image scales, and pixels that a scaled image's side has, beyond these would only fill the memory."""

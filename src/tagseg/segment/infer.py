@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from tagseg.segment.networks import Segmenter
-from tagseg.segment.options import Precision
-from tagseg.segment.pictures import CELL
+from tagseg.networks.segmenters import Segmenter
+from tagseg.segment.resolution import CELL
+from tagseg.settings.predict import Precision
 
 OVERLAP = 0.25
 """Share of a window's side that it has in common with the next, or more: what lies outside of a window is missed most
@@ -115,3 +115,6 @@ def resized(
     if tuple(values.shape[2:]) == size:
         return values
     return F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=antialias)
+
+
+ClassProbabilities = Float32[np.ndarray, "ids y x"]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
-from tagseg.data.records import VOID, DataError, Dataset, Sample
-from tagseg.masks.write import mask_file, write_classes, write_mask
-from tagseg.progress import Track, silent
-from tagseg.untrusted import check_shape, read_json
+from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.errors import DataError
+from tagseg.masks.mask_files import mask_file, write_classes, write_mask
+from tagseg.system.progress import Track, silent
+from tagseg.system.untrusted import check_shape, read_json
 
 log = logging.getLogger(__name__)
 

@@ -14,29 +14,22 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from tagseg.checkpoint import CHECKPOINT, save_tensors
-from tagseg.data.loading import MaskImages, epoch_seed, loader
 from tagseg.data.records import VOID, Dataset
-from tagseg.masks.write import mask_file
-from tagseg.optimise import (
-    History,
-    Steps,
-    build_optimizer,
-    choose_device,
-    compile_network,
-    enough_epochs,
-    epochs,
-    poly,
-    set_lr,
-    warn_if_random,
-)
-from tagseg.progress import Track, silent
-from tagseg.ranks import ALONE, Ranks
-from tagseg.run import RunError, write_atomically
-from tagseg.segment.networks import Segmenter, choose_network
-from tagseg.settings import Settings
+from tagseg.errors import RunError
+from tagseg.masks.mask_files import mask_file
+from tagseg.networks.backbones import warn_if_random
+from tagseg.networks.segmenters import Segmenter, choose_network
+from tagseg.settings.settings import Settings
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track, silent
+from tagseg.training.checkpoint import CHECKPOINT, save_tensors
+from tagseg.training.device import choose_device, compile_network
+from tagseg.training.distributed import ALONE, Ranks
+from tagseg.training.loading import MaskImages, epoch_seed, loader
+from tagseg.training.loop import History, Steps, epochs
+from tagseg.training.optimizer import build_optimizer, enough_epochs, poly, set_lr
 
-STEPS = 1000
+SEGMENTER_STEPS = 1000
 """Batches to learn from where the number of epochs is not given: a small data set is seen more often."""
 
 
@@ -71,7 +64,7 @@ def train_segmenter(
         RunError: when the masks hold no pixel to learn from, or the loss stops being a number.
     """
     options, images = settings.segment, len(dataset.split("train"))
-    chosen = enough_epochs(options.epochs, images, options.batch * options.accumulate, STEPS)
+    chosen = enough_epochs(options.epochs, images, options.batch * options.accumulate, SEGMENTER_STEPS)
     settings = dataclasses.replace(settings, segment=dataclasses.replace(options, epochs=chosen))
     device = choose_device(settings.device, ranks)
     torch.manual_seed(settings.seed)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tagseg.export.masks import MaskedImage, MaskSet
-from tagseg.masks.write import mask_file, write_mask
-from tagseg.run import Run
-from tagseg.settings import Settings
+from tagseg.masks.mask_files import mask_file, write_mask
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
 
 CLASSES = ("cat", "big dog", "Kühe: 'alle' <&> \"da\"")
 

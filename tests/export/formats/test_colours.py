@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.colours import coloured_mask, read_label_map
 
 TEXT = "# name:color_rgb:parts:actions\n\nbackground:0,0,0::\ndog:10,20,30::\nice: cream:1,2,3:a,b:c\ntree:9,9,9::\n"

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_rle
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.cvat import objects, write_cvat
 from tagseg.export.masks import MaskSet
-from tagseg.export.settings import ExportSettings
-from tagseg.progress import silent
+from tagseg.settings.export import ExportSettings
+from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]
 CLASSES = ("cat", "big dog", "Kühe <&>")

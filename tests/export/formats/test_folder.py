@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.folder import place_images, whole_folder
-from tagseg.progress import silent
+from tagseg.system.progress import silent
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:

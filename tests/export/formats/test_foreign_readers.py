@@ -12,10 +12,10 @@ from tagseg.export.cvat import write_cvat
 from tagseg.export.folder import place_images
 from tagseg.export.huggingface import huggingface_folder, write_huggingface
 from tagseg.export.masks import MaskSet
-from tagseg.export.settings import ExportSettings
 from tagseg.export.voc import write_voc
 from tagseg.export.yolo import write_yolo, yolo_image
-from tagseg.progress import silent
+from tagseg.settings.export import ExportSettings
+from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]
 EXACT = ExportSettings(tolerance=0.0)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.formats import _FORMATS, export
-from tagseg.export.settings import ExportSettings
-from tagseg.run import Run
+from tagseg.run.folder import Run
+from tagseg.settings.export import ExportSettings
 
 NAMES = ("cat/1.png", "cat/2.jpg", "cat/2.png", "dog/1.png", "dog/ä b.png", "dog/turned.jpg")
 

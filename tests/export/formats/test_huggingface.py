@@ -9,8 +9,8 @@ from PIL import Image
 from tagseg.data.folder import read_rows
 from tagseg.export.huggingface import huggingface_folder, write_huggingface
 from tagseg.export.masks import MaskSet
-from tagseg.export.settings import ExportSettings
-from tagseg.progress import silent
+from tagseg.settings.export import ExportSettings
+from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]
 

@@ -10,13 +10,13 @@ from PIL import Image
 
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import prepare
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.formats import export
 from tagseg.export.importing import import_masks
-from tagseg.export.settings import ExportSettings
-from tagseg.masks.write import mask_file
-from tagseg.run import Run
+from tagseg.masks.mask_files import mask_file
+from tagseg.run.folder import Run
 from tagseg.segment.labels import foreign_labels
+from tagseg.settings.export import ExportSettings
 
 IDS = ("cat/1", "cat/2.jpg", "cat/2.png", "dog/1", "dog/ä b", "dog/turned")
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.labelstudio import interface, write_labelstudio
 from tagseg.export.masks import MaskSet
-from tagseg.export.settings import LOCAL_FILES, ExportSettings
-from tagseg.progress import silent
+from tagseg.settings.export import LOCAL_FILES, ExportSettings
+from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]
 

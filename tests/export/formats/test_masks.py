@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.records import DataError
-from tagseg.export.masks import MaskSet, Unsure, collect, read_mask
-from tagseg.masks.decisions import Decision, decide
-from tagseg.masks.write import mask_file, write_classes, write_mask
-from tagseg.run import Run, RunError
-from tagseg.settings import Settings
+from tagseg.errors import DataError, RunError
+from tagseg.export.masks import MaskSet, Unsure, collect_masks, read_mask
+from tagseg.masks.mask_files import mask_file, write_classes, write_mask
+from tagseg.run.decisions import Decision, record_decision
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
 
 
 def test_pseudo_masks_of_the_training_images(run: Run) -> None:
-    kept, decided, dropped = (collect(run, "pseudo", unsure) for unsure in ("void", "decided", "background"))
+    kept, decided, dropped = (collect_masks(run, "pseudo", unsure) for unsure in ("void", "decided", "background"))
     assert [image.name for image in kept.images] == [
         *("cat/1.png", "cat/2.jpg", "cat/2.png", "dog/1.png", "dog/ä b.png", "dog/turned.jpg"),
     ]
@@ -30,7 +30,9 @@ def test_pseudo_masks_of_the_training_images(run: Run) -> None:
 
 
 def test_masks_after_self_training(run: Run) -> None:
-    before = [read_mask(found, found.images[3]) for found in (collect(run, of, "void") for of in ("final", "pseudo"))]
+    before = [
+        read_mask(found, found.images[3]) for found in (collect_masks(run, of, "void") for of in ("final", "pseudo"))
+    ]
     assert np.array_equal(*before), "there is none"
     run.settings_file.write_text(Settings.from_dict({"data": {"min_images": 1}, "segment": {"rounds": 3}}).to_toml())
     for number, value in ((1, 1), (2, 2)):
@@ -38,27 +40,27 @@ def test_masks_after_self_training(run: Run) -> None:
         write_mask(mask_file(run.round(number).decided_masks, "dog/1"), np.full((6, 8), value - 1, np.uint8))
     kinds: tuple[tuple[Unsure, int], ...] = (("void", 2), ("decided", 1))
     for unsure, value in kinds:
-        found = collect(run, "final", unsure)
+        found = collect_masks(run, "final", unsure)
         assert [image.id for image in found.images] == ["dog/1"] and found.subset == "train"
         assert (read_mask(found, found.images[0]) == value).all()
-    first = collect(run, "pseudo", "void")
+    first = collect_masks(run, "pseudo", "void")
     assert np.array_equal(read_mask(first, first.images[3]), before[0])
 
 
 def test_predictions_of_the_validation_images(run: Run) -> None:
-    found = collect(run, "predictions", "decided")
+    found = collect_masks(run, "predictions", "decided")
     assert [image.name for image in found.images] == ["new.png"] and found.subset == "val"
     assert (read_mask(found, found.images[0]) == 2).all()
     mask_file(run.predictions, "new").unlink()
     with pytest.raises(DataError, match="predictions: holds no mask of a validation image"):
-        collect(run, "predictions", "decided")
+        collect_masks(run, "predictions", "decided")
 
 
 def test_a_folder_of_masks_of_the_run(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "drawn"
     write_mask(mask_file(folder, "dog/ä b"), np.full((6, 8), 9, np.uint8))
     (folder / "classes.json").write_text(json.dumps({"0": "background", "9": "dog"}))
-    found = collect(run, str(folder), "void")
+    found = collect_masks(run, str(folder), "void")
     assert [image.id for image in found.images] == ["dog/ä b"] and found.subset == "default"
     assert (read_mask(found, found.images[0]) == 2).all()
 
@@ -71,14 +73,14 @@ def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
     for name in ("day 1/a", "b"):
         write_mask(mask_file(folder, name), np.ones((5, 7), np.uint8))
     write_classes(folder, ("cat", "dog"))
-    found = collect(run, str(folder), "decided", photos)
+    found = collect_masks(run, str(folder), "decided", photos)
     assert sorted((image.id, image.name, image.size) for image in found.images) == [
         ("b", "b.png", (5, 7)), ("day 1/a", "day 1/a.jpg", (5, 7)),
     ]  # fmt: skip
     with pytest.raises(DataError, match=r"predicted: holds no mask of an image of the run; --photos says where"):
-        collect(run, str(folder), "decided")
+        collect_masks(run, str(folder), "decided")
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
-        collect(run, str(folder), "decided", tmp_path / "nowhere")
+        collect_masks(run, str(folder), "decided", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
 )
 def test_wrong_flags_are_named(of: str, photos: str | None, message: str, run: Run) -> None:
     with pytest.raises(DataError, match=message):
-        collect(run, of, "void", None if photos is None else Path(photos))
+        collect_masks(run, of, "void", None if photos is None else Path(photos))
 
 
 def test_masks_that_are_not_made_yet(run: Run) -> None:
@@ -98,9 +100,9 @@ def test_masks_that_are_not_made_yet(run: Run) -> None:
     manifest["stages"] = {}
     run.manifest_file.write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="stage masks has not finished"):
-        collect(run, "pseudo", "void")
+        collect_masks(run, "pseudo", "void")
     with pytest.raises(RunError, match="stage evaluate has not finished"):
-        collect(run, "predictions", "void")
+        collect_masks(run, "predictions", "void")
 
 
 def test_small_parts_become_background(mask_set: Callable[..., MaskSet]) -> None:
@@ -126,14 +128,14 @@ def test_wrong_masks_are_named(mask_set: Callable[..., MaskSet]) -> None:
 
 def test_what_was_decided_about_masks_leaves_with_them(run: Run) -> None:
     drawn = np.full((6, 8), 2, np.uint8), np.full((6, 8), 255, np.uint8)
-    decide(run, "cat/1", Decision("accepted"), drawn)
-    decide(run, "dog/1", Decision("rejected"))
-    found = collect(run, "pseudo", "decided")
+    record_decision(run, "cat/1", Decision("accepted"), drawn)
+    record_decision(run, "dog/1", Decision("rejected"))
+    found = collect_masks(run, "pseudo", "decided")
     assert [image.id for image in found.images] == ["cat/1", "cat/2.jpg", "cat/2.png", "dog/ä b", "dog/turned"]
     assert (read_mask(found, found.images[0]) == 2).all() and (read_mask(found, found.images[1]) != 2).all()
-    unsure = collect(run, "pseudo", "void")
+    unsure = collect_masks(run, "pseudo", "void")
     assert (read_mask(unsure, unsure.images[0]) == 255).all()
     for name in ("cat/1", "cat/2.jpg", "cat/2.png", "dog/ä b", "dog/turned"):
-        decide(run, name, Decision("rejected"))
+        record_decision(run, name, Decision("rejected"))
     with pytest.raises(DataError, match="all training images were rejected"):
-        collect(run, "pseudo", "decided")
+        collect_masks(run, "pseudo", "decided")

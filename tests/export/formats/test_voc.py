@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.masks import MaskSet
-from tagseg.export.settings import ExportSettings
 from tagseg.export.voc import image_list, label_map, write_voc
-from tagseg.progress import silent
+from tagseg.settings.export import ExportSettings
+from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]
 

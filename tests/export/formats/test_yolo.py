@@ -7,11 +7,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagseg.data.records import DataError
+from tagseg.errors import DataError
 from tagseg.export.masks import MaskSet
-from tagseg.export.settings import ExportSettings
 from tagseg.export.yolo import data_yaml, write_yolo, yolo_image
-from tagseg.progress import silent
+from tagseg.settings.export import ExportSettings
+from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]
 EXACT = ExportSettings(tolerance=0.0)

@@ -1,0 +1,45 @@
+"""The command line: one thin command a stage. Only this package prints."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.logging import RichHandler
+
+from tagseg.cli import bench, exchange, fit, predict, review, study  # noqa: F401  their commands enter the app
+from tagseg.cli.app import app, err, out
+from tagseg.system.process import launched
+from tagseg.system.signals import exit_status, raised
+
+TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report", "bench")
+"""The commands that processes launched together may run; any other would be run by each of them."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; what is wrong with the input goes to standard error, with exit status 2.
+
+    Ctrl-C and SIGTERM end it with status 130 and 143, and a line that says how to continue.
+    """
+    handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("tagseg").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    number, count = launched()
+    out.quiet = number > 0
+    if count > 1:  # read when PyTorch is imported, which no command has done yet; its warnings are on how DDP is used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        if count > 1 and arguments and arguments[0] not in TOGETHER:
+            raise ValueError(
+                f"{count} processes were launched, {arguments[0]} runs in one: leave out accelerate launch"
+            )
+        with raised():
+            app(arguments)
+    except KeyboardInterrupt as stopped:
+        err.print("Interrupted. Run the same command again to continue.", style="yellow")
+        raise SystemExit(exit_status(stopped)) from None
+    except (ValueError, OSError) as error:
+        err.print(f"Error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        raise SystemExit(2) from None

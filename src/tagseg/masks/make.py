@@ -1,0 +1,197 @@
+"""Pseudo-masks: maps to palette PNGs at the image's own size."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from tagseg.crf.dense_crf import dense_crf
+from tagseg.data.check import require_saliency
+from tagseg.data.images import read_image, read_saliency
+from tagseg.data.prepare import Prepared
+from tagseg.data.records import VOID, Sample
+from tagseg.errors import RunError
+from tagseg.masks.map_files import map_file, read_maps
+from tagseg.masks.mask_files import mask_file, write_classes, write_mask
+from tagseg.masks.probabilities import (
+    agreement,
+    background_cut,
+    decide_labels,
+    label_probabilities,
+    shift_background,
+    with_saliency,
+)
+from tagseg.masks.resize import at_size, enlarge, refined_size, strips
+from tagseg.masks.workers import Made, MaskWorkers, mask_workers
+from tagseg.run.decisions import NEUTRAL, OPEN, Decision, accepted_masks, decision_of
+from tagseg.run.folder import Run
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import CrfSettings, MaskSettings
+from tagseg.system.progress import Track, images_per_s, silent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where the masks lie: with unsure pixels 255, and with every pixel decided; class id i is `classes[i]`.
+
+    images: how many were made now. images_per_s: of these, from the first that was handed over to the last.
+    worker_peak_mb: the most memory that one worker process took (0 where the main process made them).
+    """
+
+    folder: Path
+    decided: Path
+    classes: tuple[str, ...]
+    images: int
+    images_per_s: float
+    worker_peak_mb: float
+
+
+@contextlib.contextmanager
+def open_workers(prepared: Prepared, run: Run) -> Iterator[MaskWorkers]:
+    """Yield the worker processes that `make_masks` takes, so that masks can be made while maps are still written."""
+    settings = run.settings()
+
+    def make(sample: Sample) -> Made:
+        blank = make_mask(run, sample, prepared.sizes[sample.id], settings)
+        return Made(sample.id, blank, 0.0)
+
+    with mask_workers(run, prepared.sizes, settings.workers, make) as workers:
+        yield workers
+
+
+def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: MaskWorkers | None = None) -> Masks:
+    """Write every training image's pseudo-mask; images whose masks are there already are skipped.
+
+    `workers` may have been given images before; the rest are handed over now, and all are waited for.
+
+    Raises:
+        RunError: naming the image, when one cannot be made.
+    """
+    if run.settings().masks.saliency:
+        require_saliency(prepared.dataset, run.settings().data, "masks.saliency")
+    if workers is None:
+        with open_workers(prepared, run) as own:
+            return make_masks(prepared, run, track, own)
+    samples = prepared.dataset.split("train")
+    for folder in (run.masks, run.decided_masks):
+        write_classes(folder, prepared.dataset.classes)
+    for sample in samples:
+        if not has_masks(run, sample.id):
+            workers.give(sample)
+    made = list(track(workers.made(), "masks", len(workers.given)))
+    pace = images_per_s(len(made), time.monotonic() - min(workers.given.values(), default=0.0))
+    log.info("masks: %d images, %.1f a second", len(made), pace)
+    blank = {one.id for one in made if one.blank}
+    if blank:
+        log.warning(
+            "%d of %d masks hold none of their image's tags, first %s; if they are many, train longer (--train.epochs) "
+            "or cut lower (--masks.background threshold --masks.threshold 0.3)",
+            len(blank), len(samples), next(sample.id for sample in samples if sample.id in blank),
+        )  # fmt: skip
+    classes = ("background", *prepared.dataset.classes)
+    peak = max((one.peak_mb for one in made), default=0.0)
+    return Masks(run.masks, run.decided_masks, classes, len(made), pace, peak)
+
+
+def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Settings) -> bool:
+    """Write an image's two masks at `size` (height, width); tells whether they hold none of its tags, unseen by anyone.
+
+    They come from its maps, or are what a person has made of them (see `reviewed_masks`).
+
+    Raises:
+        RunError: naming the image, when it or its maps cannot be read or its masks not be written.
+    """
+    try:
+        decision = decision_of(run, sample.id)
+        decided, sure = reviewed_masks(run, sample, size, settings, decision)
+        write_mask(mask_file(run.masks, sample.id), sure)
+        write_mask(mask_file(run.decided_masks, sample.id), decided)
+    except MemoryError as error:
+        raise RunError(
+            f"{sample.image}: no mask could be made of it: not enough memory; lower --masks.max-side or --workers"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise RunError(f"{sample.image}: no mask could be made of it: {error}") from error
+    return not decision.changes_masks() and not any((sure == class_id).any() for class_id in sample.tags)
+
+
+def reviewed_masks(
+    run: Run, sample: Sample, size: tuple[int, int], settings: Settings, decision: Decision
+) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
+    """Return the masks of an image (every pixel decided; unsure ones 255) as `decision` wants them: accepted ones as
+    they were accepted, rejected ones 255 everywhere, others without the classes that are off and by the threshold."""
+    if decision.verdict == "accepted" and (kept := accepted_masks(run, sample.id, size)) is not None:
+        return kept
+    if decision.verdict == "rejected":
+        return np.full(size, VOID, np.uint8), np.full(size, VOID, np.uint8)
+    return mask_sample(run, sample, size, settings, decision)
+
+
+def mask_sample(
+    run: Run, sample: Sample, size: tuple[int, int], settings: Settings, decision: Decision = OPEN
+) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
+    """Return the masks of an image of a run at `size` (height, width), by all of the run's evidence: see `mask_image`.
+
+    Of `decision` the classes that are off and the threshold count.
+
+    Raises:
+        DataError: when the image or its saliency map cannot be read, or the latter is missing and asked for.
+    """
+    maps, classes = read_maps(map_file(run, sample.id))
+    shown = [i for i, class_id in enumerate(classes) if class_id not in decision.off]
+    maps, classes = maps[shown], tuple(classes[i] for i in shown)
+    rule = settings.mask_rule()
+    small, limit = refined_size(size, rule), settings.data.max_megapixels
+    image = saliency = None
+    if settings.crf.steps:
+        picture = read_image(sample.image, limit, max(small))
+        image = np.asarray(picture.resize(small[::-1], Image.Resampling.BILINEAR))
+    if rule.saliency:
+        assert sample.saliency is not None, f"{sample.id} has no saliency map"
+        saliency = np.asarray(read_saliency(sample.saliency, small, limit))
+    return mask_image(image, maps, classes, size, rule, settings.crf, saliency, decision.threshold)
+
+
+def mask_image(
+    image: UInt8[np.ndarray, "h w 3"] | None,
+    maps: UInt8[np.ndarray, "k y x"],
+    classes: tuple[int, ...],
+    size: tuple[int, int],
+    settings: MaskSettings,
+    crf: CrfSettings | None = None,
+    saliency: UInt8[np.ndarray, "h w"] | None = None,
+    threshold: float = NEUTRAL,
+) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
+    """Return an image's mask with every pixel decided, and the one whose unsure pixels are 255, both at `size`.
+
+    `maps` (0..255 = 0..peak) of `classes` are enlarged to `refined_size` and become probabilities of labels, which
+    `threshold` moves for or against background (see `shift_background`). There they take background from `saliency`
+    where that is given, and are refined by the image with the dense CRF where both are. Then they are enlarged to
+    `size` (height, width) and decided a strip of rows at a time: at full size only the masks exist.
+    """
+    cuts = tuple(background_cut(values, settings) for values in maps)
+    before = label_probabilities(enlarge(maps, refined_size(size, settings)), settings, cuts)
+    before = shift_background(before, threshold)
+    after = before if saliency is None else with_saliency(before, saliency)
+    if image is not None and crf is not None and crf.steps and classes:
+        after = dense_crf(after, image, at_size(crf, image.shape[:2]))
+    scores = np.concatenate([after, agreement(before, after)])
+    labels = len(after)
+    decided, sure = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    for rows, strip in strips(scores, size):
+        decided[rows], unsure = decide_labels(strip[:labels], strip[labels:], classes, settings.unsure)
+        sure[rows] = np.where(unsure, VOID, decided[rows])
+    return decided, sure
+
+
+def has_masks(run: Run, sample_id: str) -> bool:
+    """Tell whether both masks of an image are there."""
+    return all(mask_file(folder, sample_id).exists() for folder in (run.masks, run.decided_masks))

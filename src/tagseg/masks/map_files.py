@@ -1,0 +1,80 @@
+"""Maps as files; apart from the network, so that a process which only reads them never imports torch."""
+
+import zipfile
+from io import BufferedIOBase
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from tagseg.errors import RunError
+from tagseg.run.folder import Run
+from tagseg.system.files import atomic_path
+from tagseg.system.untrusted import DAMAGED_ARRAY, require_regular
+
+_MAX_BYTES = 1 << 29
+"""An image's maps never need more: 254 classes on 1,400 x 1,400 cells."""
+
+
+def map_file(run: Run, sample_id: str) -> Path:
+    """Return where an image's maps lie."""
+    return run.maps / f"{sample_id}.npz"
+
+
+def write_maps(path: Path, maps: Float[np.ndarray, "k h w"], tags: tuple[int, ...]) -> None:
+    """Write maps 0..1 as uint8 `maps` (k h w) with their class ids `classes` (k)."""
+    quantised = (maps * 255).round().clip(0, 255).astype(np.uint8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, maps=quantised, classes=np.array(tags, dtype=np.int64))
+
+
+def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
+    """Return an image's maps (0..255 = 0..1) and their class ids.
+
+    Raises:
+        RunError: when the file is missing or damaged, or holds something else.
+    """
+    try:
+        require_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            maps, classes = (read_member(archive, name) for name in ("maps", "classes"))
+        if maps.dtype != np.uint8 or maps.ndim != 3 or classes.dtype != np.int64 or classes.shape != maps.shape[:1]:
+            raise ValueError(f"maps are {maps.dtype} {maps.shape}, classes {classes.dtype} {classes.shape}")
+        if 0 in maps.shape[1:] or not ((classes > 0) & (classes < 255)).all():
+            raise ValueError("maps without cells, or of what is no class")
+        return maps, tuple(classes.tolist())
+    except DAMAGED_ARRAY as error:
+        raise RunError(
+            f"{path}: missing or damaged maps ({error}); `tagseg localise RUN --force` makes all anew"
+        ) from error
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
+    """Return an array of an .npz file (see `read_array`)."""
+    member = f"{name}.npy"
+    with archive.open(member) as file:
+        return read_array(file, archive.getinfo(member).file_size, member)
+
+
+def read_array(file: IO[bytes] | BufferedIOBase, size: int, name: str) -> Shaped[np.ndarray, "..."]:
+    """Return an .npy file's array whose header, unpacked size (in bytes) and limit agree: a few bytes can claim, or
+    unpack to, any size.
+
+    Raises:
+        ValueError: when they do not, or it holds Python objects; damaged files raise other DAMAGED_ARRAY, too.
+    """
+    formats = np.lib.format
+    versions = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
+    shape, fortran, dtype = versions[formats.read_magic(file)](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are never unpickled")
+    needed = dtype.itemsize
+    for side in shape:
+        needed *= side
+    if size > _MAX_BYTES or needed > size or min(shape, default=1) < 0:
+        raise ValueError(f"{name} claims {needed} bytes of {size}, expected at most {_MAX_BYTES}")
+    content = bytearray(file.read(needed + 1))
+    if len(content) != needed:
+        raise ValueError(f"{name} holds more or less than the {needed} bytes it claims")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,308 @@
+"""Backbones: any timm model with feature maps, vision transformers too, the paper's dilated VGG16, and ResNet-38."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tagseg.networks.resnet38 import RESNET38, ResNet38
+from tagseg.system.untrusted import is_file
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random"
+TIMM = "timm"
+LAST = "last"
+AUTO = "auto"
+
+
+class Backbone(nn.Module):
+    """A timm model that turns images into a feature map, and hands out an earlier layer's output beside it.
+
+    Attributes:
+        channels: channels of the feature map.
+        earlier_channels: channels of the earlier layer's output.
+        stride: image pixels per cell.
+        cornered: whether cell (i, j) lies on pixel (stride i, stride j), as with padded odd kernels; else cells tile
+            the image like patches. Decides which sizes fit and how maps are enlarged without a shift.
+        mean, std: normalisation the weights expect, for RGB in 0..1.
+    """
+
+    mean: Float[Tensor, "1 3 1 1"]
+    std: Float[Tensor, "1 3 1 1"]
+
+    def __init__(self, name: str, model: nn.Module, stride: int | None, layer: str = LAST) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        self._earlier: Tensor | None = None
+        self.cornered = False  # until probed
+        if layer != LAST:
+            _find_layer(name, model, layer).register_forward_hook(self._keep)
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        self.eval()
+        probed = self._probe(224)
+        assert probed is not None
+        features, earlier = probed
+        self.channels, self.earlier_channels = features.shape[1], earlier.shape[1]
+        self.stride = round(224 / features.shape[2])
+        if stride not in (None, self.stride):
+            raise ValueError(
+                f"backbone {name}: has stride {self.stride}, asked for {stride}; set --train.stride {self.stride}"
+            )
+
+        larger = self._probe(225)
+        self.cornered = larger is not None and larger[0].shape[2] == 224 // self.stride + 1
+
+    @torch.no_grad()
+    def _probe(self, side: int) -> tuple[Tensor, Tensor] | None:
+        try:
+            return self.with_earlier(torch.zeros(1, 3, side, side))
+        except AssertionError:  # patches that do not divide the image
+            return None
+
+    def fitting_size(self, height: int | float, width: int | float) -> tuple[int, int]:
+        """Return the image size nearest to `height` x `width` pixels that cells cover exactly."""
+        extra = int(self.cornered)
+        h, w = (max(round((side - extra) / self.stride), 2) * self.stride + extra for side in (height, width))
+        return h, w
+
+    def enlarge(self, maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
+        """Return maps at `size` pixels (bilinear), each cell where the network saw it."""
+        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=self.cornered)
+
+    def reduce(self, pixels: Float[Tensor, "b H W"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+        """Return what lies where the network has its `size` (height, width) cells (bilinear); `enlarge` goes back."""
+        return F.interpolate(pixels[:, None], size, mode="bilinear", align_corners=self.cornered)[:, 0]
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
+        """Return the feature map of RGB images in 0..1."""
+        return self.with_earlier(images)[0]
+
+    def with_earlier(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b m h w"]]:
+        """Return the feature map and the earlier layer's output in the same cells (the same map for `last`)."""
+        self._earlier = None
+        features = self._as_map(self.model.forward_features((images - self.mean) / self.std), images)  # type: ignore[operator]
+        if self._earlier is None:
+            return features, features
+        earlier, self._earlier = self._as_map(self._earlier, images), None
+        if earlier.shape[2:] != features.shape[2:]:
+            earlier = F.interpolate(earlier, features.shape[2:], mode="bilinear", align_corners=self.cornered)
+        return features, earlier
+
+    def _keep(self, module: nn.Module, given: Any, output: Tensor) -> None:
+        self._earlier = output
+
+    def _as_map(self, features: Tensor, images: Tensor) -> Tensor:
+        if features.dim() == 3:  # tokens of a vision transformer, prefix tokens first
+            prefix: int = getattr(self.model, "num_prefix_tokens", 0)
+            h, w = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])  # type: ignore[union-attr,operator]
+            features = features[:, prefix:].transpose(1, 2).unflatten(2, (h, w))
+        elif getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        return features
+
+
+def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAST) -> Backbone:
+    """Build a backbone.
+
+    Args:
+        name: a timm model, or resnet38.
+        weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
+        stride: image pixels per cell: 8, 16 or 32, of a vision transformer those of its patches; None: that of a model
+            which has but one.
+        layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or a name among the model's modules.
+
+    Raises:
+        ValueError: when timm does not know the model, it cannot have that stride, or the weights cannot be had.
+    """
+    if name == RESNET38:
+        return Backbone(name, _resnet38(stride or 32, weights), stride, layer)
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
+        raise ValueError(f"backbone {name!r}: timm has no such model" + (f"; close: {close}" if close else ""))
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the part behind the dot
+        raise ValueError(f"backbone {name!r}: timm has no such model ({error})") from error
+    options = weight_options(name, weights)
+    try:
+        if name.split(".")[0].startswith("vgg"):
+            model = _dilate_vgg(timm.create_model(name, num_classes=0, **options), stride or 32)
+        else:
+            model = _create(name, stride, options)
+    except (RuntimeError, OSError) as error:
+        if weights != TIMM:
+            raise
+        raise no_weights(name, error) from error
+    return Backbone(name, model, stride, layer)
+
+
+def earlier_layer(model: nn.Module) -> str:
+    """Return the name of the block before the last one of a timm model.
+
+    What the last block makes of an image is shaped by the classes; the block before it still tells objects from what
+    surrounds them, which is what regions are compared by.
+    """
+    info: list[dict[str, Any]] = model.feature_info  # type: ignore[assignment]
+    last = info[-1]["module"]
+    stage = model.get_submodule(last)
+    inner = f"{last}.blocks" if hasattr(stage, "blocks") else last
+    blocks = model.get_submodule(inner)
+    if isinstance(blocks, nn.Sequential) and len(blocks) > 1:
+        return f"{inner}.{[name for name, _ in blocks.named_children()][-2]}"
+    parent, _, own = last.rpartition(".")
+    siblings = [name for name, _ in model.get_submodule(parent).named_children()]
+    if isinstance(stage, (nn.MaxPool2d, nn.ReLU)):  # VGG: behind the last but one convolution and its ReLU
+        convolutions = [name for name in siblings if isinstance(model.get_submodule(f"{parent}.{name}"), nn.Conv2d)]
+        own = convolutions[-1]
+    return f"{parent}.{siblings[siblings.index(own) - 1]}".lstrip(".")
+
+
+def _find_layer(name: str, model: nn.Module, layer: str) -> nn.Module:
+    try:
+        return model.get_submodule(earlier_layer(model) if layer == AUTO else layer)
+    except AttributeError as error:
+        known = ", ".join(module for module, _ in model.named_modules() if module and module.count(".") < 2)
+        raise ValueError(f"backbone {name}: has no layer {layer!r} (--rca.layer); known: {known[:600]}") from error
+
+
+def weight_options(name: str, weights: str) -> dict[str, Any]:
+    """Return timm's create_model options that load `weights`; a file is checked first, so nothing starts random unseen.
+
+    Raises:
+        ValueError: when the file is missing, no safetensors file, or lacks a tensor of the model.
+    """
+    if weights == RANDOM:
+        return {"pretrained": False}
+    if weights == TIMM:
+        return {"pretrained": True}
+    with torch.device("meta"):
+        expected = timm.create_model(name, num_classes=0).state_dict()
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(_weights_file(name, weights, expected))}}
+
+
+def is_known(name: str) -> bool:
+    """Tell whether there is a backbone of that name."""
+    return name == RESNET38 or timm.is_model(name)
+
+
+def _weights_file(name: str, weights: str, expected: dict[str, Tensor]) -> Path:
+    """The path of a safetensors file that has all of the `expected` tensors in their shapes."""
+    path = Path(os.path.expanduser(weights))
+    if not is_file(path):
+        raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
+    if path.suffix != ".safetensors":  # timm would unpickle it
+        raise ValueError(f"weights file {weights}: not a safetensors file (its name must end in .safetensors)")
+    shapes = {key: tuple(value.shape) for key, value in expected.items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights file {weights}: not a safetensors file ({error})") from error
+    wrong = [key for key, shape in shapes.items() if found.get(key, shape if "num_batches" in key else None) != shape]
+    if wrong:
+        raise ValueError(
+            f"weights file {weights}: not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing or "
+            f"have another shape, first {wrong[0]}"
+        )
+    return path
+
+
+def freeze(model: nn.Module, feature_info: list[dict[str, Any]], up_to_stride: int) -> None:
+    """Stop learning in all layers up to the last stage whose stride is at most `up_to_stride` (0: none)."""
+    stages = [stage["module"] for stage in feature_info if stage["reduction"] <= up_to_stride]
+    if not stages:
+        return
+    modules = [name for name, _ in model.named_modules()]
+    # timm's feature extractors call a stage stages_0 where the model itself calls it stages.0.
+    end = stages[-1].replace(".", "_")
+    last = max(i for i, name in enumerate(modules) if f"{name}.".replace(".", "_").startswith(f"{end}_"))
+    for name, module in model.named_modules():
+        if modules.index(name) <= last:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Put batch norms in evaluation mode and stop their learning; call again after every `train()`."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+
+
+def _create(name: str, stride: int | None, options: dict[str, Any]) -> nn.Module:
+    try:
+        if stride is not None:
+            model: nn.Module = timm.create_model(name, num_classes=0, output_stride=stride, **options)
+            return model
+    except (TypeError, NotImplementedError):  # models with a fixed stride, vision transformers above all
+        pass
+    except AssertionError as error:
+        raise ValueError(f"backbone {name}: cannot have stride {stride}; try --train.stride 32 or 16") from error
+    try:
+        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"backbone {name}: takes neither an output stride nor free image sizes; choose another"
+        ) from error
+    return model
+
+
+def _resnet38(stride: int, weights: str) -> ResNet38:
+    if weights == TIMM:
+        raise ValueError(
+            f"pretrained weights of {RESNET38} cannot be had from timm; give a file with --train.weights "
+            "FILE.safetensors (docs/reproduce.md says how it is made), or say so: --train.weights random"
+        )
+    model = ResNet38(stride)
+    if weights != RANDOM:
+        tensors, own = load_file(_weights_file(RESNET38, weights, model.state_dict())), model.state_dict()
+        model.load_state_dict({key: value for key, value in tensors.items() if key in own}, strict=False)
+    return model
+
+
+def _dilate_vgg(model: nn.Module, stride: int) -> nn.Module:
+    """Dilate a VGG as RCA does: pools beyond `stride` move by 1, convolutions behind them are dilated."""
+    features = model.features
+    assert isinstance(features, nn.Sequential)
+    reached, dilation = 1, 1
+    for index, layer in enumerate(features):
+        if isinstance(layer, nn.MaxPool2d):
+            if reached < stride:
+                reached *= 2
+                continue
+            features[index] = nn.MaxPool2d(3, stride=1, padding=1)
+            dilation = 2
+        elif isinstance(layer, nn.Conv2d) and dilation > 1:
+            layer.dilation = layer.padding = (dilation, dilation)
+    model.pre_logits = nn.Identity()  # 120 million weights of the classifier that feature maps never pass
+    return model
+
+
+def no_weights(name: str, error: Exception) -> ValueError:
+    """Return the error that says how start weights can be had."""
+    reason = str(error).splitlines()[0][:200]
+    return ValueError(
+        f"pretrained weights of {name} cannot be had ({reason}). Two ways on: connect once so that timm can download "
+        f"them, or give a file with --train.weights FILE.safetensors (timm's names). To train from scratch all the "
+        f"same, say so: --train.weights random"
+    )
+
+
+def warn_if_random(name: str, weights: str) -> None:
+    """Say aloud that a network starts without pretrained weights."""
+    if weights == RANDOM:
+        log.warning("%s starts from random weights (weights = random): it learns everything from your images", name)

@@ -1,0 +1,155 @@
+"""Segmentation networks on timm's encoders: DeepLab-v2, DeepLabV3+ and UPerNet, with one face."""
+
+from typing import Any, Literal, get_args
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tagseg.networks.backbones import RANDOM, TIMM, freeze, freeze_batch_norm, is_known, no_weights, weight_options
+from tagseg.networks.deeplabv2 import DeepLabV2
+from tagseg.networks.resnet38 import RESNET38
+
+NetworkName = Literal["deeplabv2", "deeplabv3plus", "upernet"]
+
+
+class Segmenter(nn.Module):
+    """A network that takes RGB in 0..1 and returns class scores at image size; id 0 is background.
+
+    `network` is what is built around `encoder`, a timm model that starts from `weights` (see `weight_options`);
+    `freezing` is up to which stride its stages stay as they came (0: none), and whether its batch norms do.
+
+    Raises:
+        ValueError: when the encoder is unknown, does not suit the network or the stride, or its weights cannot be had.
+    """
+
+    mean: Float[Tensor, "1 3 1 1"]
+    std: Float[Tensor, "1 3 1 1"]
+
+    def __init__(
+        self,
+        encoder: str,
+        ids: int,
+        stride: int,
+        weights: str,
+        freezing: tuple[int, bool],
+        network: NetworkName = "deeplabv3plus",
+    ) -> None:
+        super().__init__()
+        if not is_known(encoder):
+            raise ValueError(f"encoder {encoder!r}: timm has no such model; choose another --segment.encoder")
+        self.net = (
+            DeepLabV2(encoder, ids, None if plain_transformer(encoder) else stride, weights)
+            if network == "deeplabv2"
+            else _pyramid_network(network, encoder, ids, stride, weights)
+        )
+        self.multiple = 32 if network == "upernet" else max(stride, 16)
+        mean, std = _normalisation(self.net, encoder)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        up_to_stride, self.frozen_norms = freezing
+        model: Any = self.net.encoder.model
+        info = model.feature_info
+        freeze(model, info if isinstance(info, list) else info.info, up_to_stride)
+
+    def train(self, mode: bool = True) -> "Segmenter":
+        """Switch to training; frozen batch norms of the encoder stay in evaluation."""
+        super().train(mode)
+        if self.frozen_norms:
+            freeze_batch_norm(self.net.encoder)
+        return self
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids H W"]:
+        """Return scores per id (before softmax) of images whose size is a `fitting_size`."""
+        # DeepLab-v2's encoder is the classifier's backbone, which normalises by itself.
+        given = images if isinstance(self.net, DeepLabV2) else (images - self.mean) / self.std
+        scores: Tensor = self.net(given)
+        return scores
+
+    def fitting_size(self, height: int | float, width: int | float) -> tuple[int, int]:
+        """Return the image size nearest to `height` x `width` pixels that the network takes."""
+        if isinstance(self.net, DeepLabV2):
+            return self.net.encoder.fitting_size(height, width)
+        h, w = (max(round(side / self.multiple), 2) * self.multiple for side in (height, width))
+        return h, w
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that come with start weights."""
+        return list(self.net.encoder.parameters())
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all that is built around the encoder."""
+        return [parameter for name, parameter in self.net.named_parameters() if not name.startswith("encoder.")]
+
+
+def empty_segmenter(encoder: str, ids: int, stride: int, network: NetworkName = "deeplabv3plus") -> Segmenter:
+    """Return a segmenter whose weights are about to be loaded."""
+    return Segmenter(encoder, ids, stride, RANDOM, (0, True), network)
+
+
+def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> NetworkName:
+    """Return the network that `auto` stands for: DeepLab-v2 around a plain vision transformer, whose features have one
+    scale, and around ResNet-38; DeepLabV3+ around all others.
+
+    Raises:
+        ValueError: when timm does not know the encoder.
+    """
+    if asked != "auto":
+        return asked
+    if not is_known(encoder):
+        raise ValueError(f"encoder {encoder!r}: timm has no such model; choose another --segment.encoder")
+    return "deeplabv2" if encoder == RESNET38 or plain_transformer(encoder) else "deeplabv3plus"
+
+
+def plain_transformer(encoder: str) -> bool:
+    """Tell whether a timm model has features at one stride alone and takes no other (ViT, DINOv2, DINOv3, CLIP)."""
+    if encoder == RESNET38:
+        return False
+    with torch.device("meta"):
+        model = timm.create_model(encoder, num_classes=0)
+    info: list[dict[str, Any]] = getattr(model, "feature_info", [])
+    return hasattr(model, "patch_embed") and len({stage["reduction"] for stage in info}) == 1
+
+
+def _normalisation(net: nn.Module, encoder: str) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
+    if isinstance(net, DeepLabV2):
+        return net.encoder.mean.clone(), net.encoder.std.clone()
+    config = timm.get_pretrained_cfg(encoder)
+    assert config is not None  # or the model could not have been built
+    return torch.tensor(config.mean).view(1, 3, 1, 1), torch.tensor(config.std).view(1, 3, 1, 1)
+
+
+def _pyramid_network(network: NetworkName, encoder: str, ids: int, stride: int, weights: str) -> Any:
+    """A network of segmentation-models-pytorch, on an encoder that has features at several strides."""
+    if encoder == RESNET38:
+        raise ValueError(
+            f"encoder {encoder}: goes with DeepLab-v2 alone, not {network}; use --segment.network deeplabv2"
+        )
+    if plain_transformer(encoder):
+        raise ValueError(
+            f"encoder {encoder}: has features at one scale, {network} needs several; use --segment.network deeplabv2"
+        )
+    options = weight_options(encoder, weights)
+    pretrained = True if options.pop("pretrained") else None
+    try:
+        if network == "upernet":
+            net = smp.UPerNet(f"tu-{encoder}", encoder_weights=pretrained, classes=ids, **options)
+        else:
+            net = smp.DeepLabV3Plus(
+                f"tu-{encoder}", encoder_weights=pretrained, encoder_output_stride=stride, classes=ids, **options
+            )
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, 64, 96))  # encoders of one image size show themselves here
+        return net
+    except (RuntimeError, OSError) as error:
+        if weights != TIMM:
+            raise
+        raise no_weights(encoder, error) from error
+    except (AssertionError, TypeError, NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"encoder {encoder}: does not suit {network} with output stride {stride} "
+            f"({str(error).splitlines()[0][:120] if str(error) else type(error).__name__}); choose another "
+            f"--segment.encoder or --segment.network {' or '.join(n for n in get_args(NetworkName) if n != network)}"
+        ) from error

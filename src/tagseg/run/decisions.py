@@ -1,0 +1,196 @@
+"""What a person has decided about an image's masks, kept in a database in the run folder."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from tagseg.errors import RunError
+from tagseg.run.folder import Run
+from tagseg.system.untrusted import check_shape, parse_json, require_regular, shown
+
+Verdict = Literal["open", "accepted", "rejected", "flagged"]
+
+NEUTRAL = 0.5
+"""The threshold at which masks are as the run's settings make them."""
+
+_TABLE = """create table if not exists decisions (
+    id text primary key, verdict text not null, off text not null, threshold real not null, decided blob, sure blob,
+    time text not null default current_timestamp
+)"""
+
+
+def _require_verdict(verdict: str) -> None:
+    if verdict not in get_args(Verdict):
+        raise ValueError(f"verdict {shown(verdict)}: expected {', '.join(get_args(Verdict))}")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about an image.
+
+    verdict: `accepted` masks are kept as they were seen, whatever is trained anew; `rejected` ones become 255
+    everywhere; `flagged` ones wait for someone to look again, and change nothing. off: ids of classes that the image
+    has been found not to show. threshold: the probability, against background, from which a pixel is a class's.
+    """
+
+    verdict: Verdict = "open"
+    off: tuple[int, ...] = ()
+    threshold: float = NEUTRAL
+
+    def __post_init__(self) -> None:
+        _require_verdict(self.verdict)
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold {self.threshold!r}: expected a number between 0 and 1")
+        if not all(isinstance(class_id, int) and 0 < class_id < 255 for class_id in self.off):
+            raise ValueError(f"off {self.off!r}: expected class ids, 1 to 254")
+
+    def changes_masks(self) -> bool:
+        """Tell whether masks differ, or are to be kept, because of it."""
+        return self.verdict in ("accepted", "rejected") or bool(self.off) or self.threshold != NEUTRAL
+
+
+OPEN = Decision()
+"""Nothing was decided."""
+
+MaskPair = tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]
+"""An image's masks: every pixel decided, and with unsure ones 255."""
+
+
+def record_decision(run: Run, sample_id: str, decision: Decision, masks: MaskPair | None = None) -> None:
+    """Store a decision about an image at once, in place of an earlier one; `masks` are those that were accepted.
+
+    Raises:
+        RunError: when the database cannot be written.
+    """
+    assert (decision.verdict == "accepted") == (masks is not None), "accepted masks are kept, no others"
+    kept = [_packed(mask) for mask in masks] if masks is not None else [None, None]
+    run.review.mkdir(parents=True, exist_ok=True)
+    row = (sample_id, decision.verdict, json.dumps(decision.off), decision.threshold, *kept)
+    with _open(run) as database, database:
+        database.execute(_TABLE)
+        columns = "id, verdict, off, threshold, decided, sure"
+        database.execute(f"insert or replace into decisions ({columns}) values (?, ?, ?, ?, ?, ?)", row)
+
+
+def decision_of(run: Run, sample_id: str) -> Decision:
+    """Return what was decided about an image; where nothing was, that is an open decision."""
+    rows = _select(run, "select verdict, off, threshold from decisions where id = ?", sample_id)
+    return _decision(run, sample_id, *rows[0]) if rows else OPEN
+
+
+def decisions(run: Run) -> dict[str, Decision]:
+    """Return everything that was decided, by sample id."""
+    rows = _select(run, "select id, verdict, off, threshold from decisions")
+    return {row[0]: _decision(run, *row) for row in rows}
+
+
+def accepted_masks(run: Run, sample_id: str, size: tuple[int, int] | None = None) -> MaskPair | None:
+    """Return the masks of an image as they were accepted; None where they were not, or are not of `size` (height,
+    width), because the image has another size now.
+
+    Raises:
+        RunError: when they, or the database, are damaged.
+    """
+    query = "select decided, sure from decisions where id = ? and verdict = 'accepted'"
+    rows = _select(run, query, sample_id)
+    if not rows:
+        return None
+    decided, sure = (_unpacked(run, sample_id, content, size) for content in rows[0])
+    return None if decided is None or sure is None or decided.shape != sure.shape else (decided, sure)
+
+
+def decision_digests(run: Run) -> dict[str, str]:
+    """Return a short digest of every decision that changes masks, by sample id, the accepted masks included."""
+    rows = _select(run, "select id, verdict, off, threshold, decided, sure from decisions order by id")
+    return {
+        row[0]: hashlib.sha256(repr(row[1:]).encode()).hexdigest()[:16]
+        for row in rows
+        if _decision(run, *row[:4]).changes_masks()
+    }
+
+
+def check_database(run: Run) -> None:
+    """Check that the database of a run's decisions is whole; where nothing was decided there is none.
+
+    Raises:
+        RunError: when it is damaged.
+    """
+    found = _select(run, "pragma quick_check")
+    if found not in ([], [("ok",)]):
+        raise _damaged(run, found[0][0])
+
+
+def _decision(run: Run, sample_id: Any, verdict: Any, off: Any, threshold: Any) -> Decision:
+    try:
+        about = {"id": sample_id, "verdict": verdict, "off": off, "threshold": threshold}
+        check_shape(about, {"id": str, "verdict": str, "off": str, "threshold": float})
+        _require_verdict(verdict)
+        ids = parse_json(off)
+        check_shape(ids, [int], "off")
+        return Decision(verdict, tuple(ids), threshold)
+    except ValueError as error:
+        raise _damaged(run, error) from error
+
+
+def _packed(mask: UInt8[np.ndarray, "H W"]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()
+
+
+def _unpacked(run: Run, sample_id: str, content: Any, size: tuple[int, int] | None) -> UInt8[np.ndarray, "H W"] | None:
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            if size is not None and (picture.height, picture.width) != size:
+                return None
+            if picture.mode != "L":
+                raise ValueError(f"mode {picture.mode}")
+            return np.array(picture)
+    except Exception as error:  # whatever Pillow raises
+        raise _damaged(run, f"the accepted mask of image {shown(sample_id)}: {error}") from error
+
+
+def _select(run: Run, query: str, *values: str) -> list[tuple[Any, ...]]:
+    if not run.decisions_file.exists():
+        return []
+    with _open(run) as database:
+        return database.execute(query, values).fetchall()
+
+
+@contextlib.contextmanager
+def _open(run: Run) -> Iterator[sqlite3.Connection]:
+    try:
+        require_regular(run.decisions_file)
+        with contextlib.closing(sqlite3.connect(run.decisions_file, timeout=30)) as database:
+            # What SQL a stranger's database has of its own (views, triggers, computed columns) is never run.
+            database.execute("pragma trusted_schema = off")
+            if _schema(database) not in ([], _own_schema()):
+                raise _damaged(run, "it has other tables than tagseg makes")
+            yield database
+    except (OSError, sqlite3.Error) as error:
+        raise RunError(f"{run.decisions_file}: cannot be read or written ({error})") from error
+
+
+def _schema(database: sqlite3.Connection) -> list[Any]:
+    return database.execute("select type, name, tbl_name, sql from sqlite_master order by name").fetchall()
+
+
+@functools.cache
+def _own_schema() -> list[Any]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute(_TABLE)
+        return _schema(database)
+
+
+def _damaged(run: Run, why: object) -> RunError:
+    return RunError(f"{run.decisions_file}: damaged ({why}); delete it, and what was decided is forgotten")

@@ -1,0 +1,225 @@
+"""Is a run folder whole? Every file against its checksum in the manifest, what is left over, what to do about it."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tagseg.errors import RunError
+from tagseg.run.decisions import check_database
+from tagseg.run.folder import LOCK, OTHERS, OUTPUTS, STAGES, Run, needed_stages
+from tagseg.system.files import TEMPORARY, checksum
+from tagseg.system.progress import Track, map_ahead, silent
+
+Kind = Literal["missing", "changed", "left over", "unreadable"]
+
+THREADS = 4
+"""Threads that read files: on a disk over a network waiting takes longer than computing."""
+
+SHOWN = 20
+"""So many damaged files of a part are named."""
+
+_ANEW = {
+    "calibration": "tagseg calibrate {run} --masks DIR",
+    "atlas": "tagseg atlas {run} --force",
+    "full_supervision": "tagseg segment {run} --labels truth --force",
+    "quality": "delete it, then tagseg worst {run}",
+    "ablation": "tagseg ablate DATA --out DIR, as before",
+    "bench": "delete it, then tagseg bench, as before",
+}
+"""How what is no stage's is made anew."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as `part` (a stage, or another name in the manifest) has left it."""
+
+    file: str
+    kind: Kind
+    part: str
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What was found in a run folder.
+
+    finished: how many files each finished part has. unfinished: how many a part has that was begun. temporary: files
+    that a killed process was writing; the next one deletes them. advice: what to do, a line each.
+    """
+
+    run: Path
+    finished: Mapping[str, int]
+    unfinished: Mapping[str, int]
+    damage: tuple[Damage, ...]
+    temporary: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the findings as lines of text."""
+        found = []
+        for part in dict.fromkeys([*self.finished, *self.unfinished, *(one.part for one in self.damage)]):
+            mine = [one for one in self.damage if one.part == part]
+            if part in self.unfinished:
+                found.append(f"{part}: not finished, {self.unfinished[part]} files so far")
+            else:
+                found.append(f"{part}: {self.finished.get(part, 0)} files, {len(mine) or 'none'} damaged")
+            found += [f"  {one.kind}: {one.file}" for one in mine[:SHOWN]]
+            found += [f"  and {len(mine) - SHOWN} more"] if len(mine) > SHOWN else []
+        if self.temporary:
+            found.append(f"{len(self.temporary)} temporary files of a killed process; the next one deletes them")
+        return [*found, *self.advice]
+
+
+def examine(root: str | Path, track: Track = silent) -> Checkup:
+    """Check every file of a run folder against its checksum; nothing is changed.
+
+    Files of stages that have not finished have no checksum yet: they are counted. Files that tagseg never writes are
+    none of its business, unless they lie where a finished stage has left its own.
+
+    Raises:
+        RunError: when the folder is no run folder.
+    """
+    run = Run(Path(root))
+    if not run.manifest_file.exists():
+        raise RunError(f"{run.root}: not a run folder (no {run.manifest_file.name})")
+    try:
+        manifest = json.loads(run.manifest_file.read_text(encoding="utf-8"))
+        noted, data = _noted(manifest), str(manifest["data"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        lost = Damage(run.manifest_file.name, "unreadable", "the run itself")
+        lost_advice = f"Nothing can be checked without {run.manifest_file}: take it from a copy, or start another run."
+        return Checkup(run.root, {}, {}, (lost,), (), (lost_advice,))
+    damage = [*_check_settings(run, manifest), *_check_files(run.root, noted, track), *_check_decisions(run)]
+    known = {name for files in noted.values() for name in files}
+    unfinished: dict[str, int] = {}
+    temporary = []
+    for name in sorted(_all_files(run.root) - known):
+        part = _part(name)
+        if os.path.basename(name).startswith(TEMPORARY):
+            temporary.append(name)
+        elif part in noted:
+            damage.append(Damage(name, "left over", part))
+        elif part and name != run.data_file.name:  # whichever stage is the first makes it, and nothing is lost with it
+            unfinished[part] = unfinished.get(part, 0) + 1
+    finished = {part: len(files) for part, files in noted.items()}
+    advice = tuple(_advice(run, data, damage, unfinished, finished))
+    return Checkup(run.root, finished, unfinished, tuple(damage), tuple(temporary), advice)
+
+
+def _noted(manifest: Any) -> dict[str, dict[str, str]]:
+    """The files of every finished part with their checksums."""
+    parts = {**manifest["stages"], **manifest.get("others", {})}
+    return {part: {str(name): str(digest) for name, digest in parts[part]["files"].items()} for part in parts}
+
+
+def _check_settings(run: Run, manifest: Mapping[str, Any]) -> list[Damage]:
+    try:
+        run.settings()
+    except RunError:
+        return [Damage(run.settings_file.name, "missing", "the run itself")]
+    except ValueError:
+        return [Damage(run.settings_file.name, "unreadable", "the run itself")]
+    # Runs of older versions have no checksum of their settings.
+    changed = manifest.get("settings") not in (None, checksum(run.settings_file))
+    return [Damage(run.settings_file.name, "changed", "the run itself")] if changed else []
+
+
+def _check_files(root: Path, noted: Mapping[str, Mapping[str, str]], track: Track) -> list[Damage]:
+    files = [(part, name, digest) for part, found in noted.items() for name, digest in found.items()]
+
+    def check(file: tuple[str, str, str]) -> Damage | None:
+        part, name, digest = file
+        path = root / name
+        try:
+            # A manifest may come from a stranger: what lies elsewhere is not looked at.
+            if ".." in Path(name).parts or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+                return Damage(name, "missing", part)
+            return None if checksum(path) == digest else Damage(name, "changed", part)
+        except (OSError, ValueError):
+            return Damage(name, "unreadable", part)
+
+    outcomes = track(map_ahead(files, check, THREADS), "check files", len(files))
+    return [damage for damage in outcomes if damage is not None]
+
+
+def _check_decisions(run: Run) -> list[Damage]:
+    # It changes with every decision: there is no checksum of it.
+    try:
+        check_database(run)
+    except RunError:
+        return [Damage(run.decisions_file.relative_to(run.root).as_posix(), "unreadable", "review")]
+    return []
+
+
+def _all_files(root: Path) -> set[str]:
+    return {Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
+
+
+def _part(name: str) -> str:
+    """The stage, or other part, that writes a file; empty for what tagseg never writes."""
+    first = name.split("/")[0]
+    return next((part for part, outputs in [*OUTPUTS.items(), *OTHERS.items()] if first in outputs), "")
+
+
+def _advice(
+    run: Run, data: str, damage: list[Damage], unfinished: Mapping[str, int], finished: Mapping[str, int]
+) -> list[str]:
+    place, again = shlex.quote(str(run.root)), f"tagseg fit {shlex.quote(data)} --out {shlex.quote(str(run.root))}"
+    parts = {one.part for one in damage if one.kind != "left over"}
+    lines = [f"Delete {shlex.quote(str(run.root / one.file))}" for one in damage if one.kind == "left over"][:SHOWN]
+    if "the run itself" in parts:
+        lines.append(
+            f"{run.settings_file}: what is finished was made with other settings than it holds now. If a command was "
+            "interrupted as it changed them, give it again; otherwise put the file back, or start another run."
+        )
+    if "review" in parts:
+        lines.append(f"{run.decisions_file}: put it back from a copy, or delete it: what was decided is lost then.")
+    stages = [stage for stage in STAGES if stage in parts]
+    if stages:
+        lines.append(f"Make {stages[0]} and all that follows anew: tagseg {stages[0]} {place} --force, then {again}")
+    lines += [f"Make {name} anew: {command.format(run=place)}" for name, command in _ANEW.items() if name in parts]
+    if not damage and (unfinished or not set(needed_stages(run.settings())) <= finished.keys()):
+        lines.append(f"Nothing is damaged. Continue with {again}")
+    elif not damage:
+        lines.append("Nothing is damaged.")
+    return lines
+
+
+def result_checksums(run: Run) -> dict[str, str]:
+    """Return the checksum of every result of a run by its path, without what clocks and memory meters say.
+
+    Two runs that made the same have the same ones. Left out are the manifest (it notes checksums, seconds and memory),
+    the seconds in history.jsonl, and in report.html the time, memory and the run's own path.
+    """
+    found = {}
+    for name in sorted(_all_files(run.root)):
+        path = run.root / name
+        if path.name in (run.manifest_file.name, LOCK) or path.name.startswith(TEMPORARY):
+            continue
+        timeless = _TIMELESS.get(path.name)
+        text = timeless(path.read_text(encoding="utf-8")) if timeless else ""
+        found[name] = hashlib.sha256(text.encode()).hexdigest() if timeless else checksum(path)
+    return found
+
+
+def _history_without_seconds(text: str) -> str:
+    rows = [json.loads(line) for line in text.splitlines()]
+    return json.dumps([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+
+
+def _report_without_times(text: str) -> str:
+    text = re.sub(r'<h3>Time</h3>\s*<p class="value">[^<]*', "", text)
+    text = re.sub(r'(<td>[^<]*</td>)<td class="number">[^<]*</td><td class="number">[^<]*</td></tr>', r"\1", text)
+    return re.sub(r"<code>tagseg [^<]*", "", text)
+
+
+_TIMELESS: dict[str, Callable[[str], str]] = {
+    "history.jsonl": _history_without_seconds,
+    "report.html": _report_without_times,
+}
+"""How files that say how long something took are read without it."""

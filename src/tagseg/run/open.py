@@ -1,0 +1,101 @@
+"""A run folder is begun, or opened again, perhaps with other settings: what they touch is done again."""
+
+from pathlib import Path
+from typing import Any
+
+from tagseg.errors import RunError
+from tagseg.run.folder import LOCK, OUTPUTS, STAGES, Run, Stage
+from tagseg.settings.settings import Settings
+from tagseg.settings.toml import read_toml
+from tagseg.system.files import TEMPORARY, checksum, write_atomically
+
+SECTIONS: dict[Stage, tuple[str, ...]] = {
+    "train": ("seed", "precision", "compile", "maps", "data", "train", "rca"),
+    "localise": ("localise",),
+    "masks": ("masks", "crf"),
+    "segment": ("segment",),
+    "evaluate": ("report",),
+    "report": (),
+}
+"""The settings each stage depends on, beyond those of the stages before it."""
+
+
+def is_blank(root: Path) -> bool:
+    """Tell whether a folder is empty, or holds no more than a run that was killed in its first moments leaves."""
+    return all(path.name in (LOCK, "settings.toml") or path.name.startswith(TEMPORARY) for path in root.iterdir())
+
+
+def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool = False) -> Run:
+    """Create a run folder, or open an existing one to continue it.
+
+    Raises:
+        RunError: when the folder holds something else, or a run of other data or settings and `force` is not given.
+            With `force` the outputs of the first stage whose settings differ, and of all later ones, are deleted.
+    """
+    from tagseg._version import __version__
+
+    run = Run(Path(root))
+    data = Path(data).resolve()
+    if not run.manifest_file.exists():
+        if not data.is_dir():
+            raise RunError(f"{data}: no such data folder")
+        if run.root.exists() and not (run.root.is_dir() and is_blank(run.root)):
+            raise RunError(f"{run.root}: exists and is not a run folder; choose another --out")
+        # The manifest comes last: until it is there, the folder is none that was begun.
+        write_atomically(run.settings_file, settings.to_toml())
+        digest = checksum(run.settings_file)
+        run.store({"tagseg": __version__, "data": str(data), "settings": digest, "stages": {}})
+        return run
+    if Path(run.manifest()["data"]) != data:
+        raise RunError(f"{run.root}: a run of other data ({run.data_root()}), asked for {data}; choose another --out")
+    change_settings(run, settings, force)
+    return run
+
+
+def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "train") -> None:
+    """Store `settings` in the run; a change that touches started stages needs `force` and discards them.
+
+    Raises:
+        RunError: naming the settings that differ, when `force` is not given, or when a stage before `first` (the one
+            that will run next) would have to be done again.
+    """
+    run.manifest()
+    old, new = _stored(run), settings.to_dict()
+    for stage in STAGES:
+        changed = [
+            line for section in SECTIONS[stage] for line in _differences(section, old.get(section), new[section])
+        ]
+        if changed and STAGES.index(stage) < STAGES.index(first):
+            raise RunError(
+                f"{run.root}: made with other settings ({'; '.join(changed)}), which stage {first} does not change. "
+                f"Use the run's own settings, or start with `tagseg {stage} {run.root} --force`"
+            )
+        if changed:
+            if not force and any(_started(run, later) for later in STAGES[STAGES.index(stage) :]):
+                raise RunError(
+                    f"{run.root}: made with other settings ({'; '.join(changed)}). Use the run's own settings, another "
+                    f"--out, or --force to redo it from stage {stage}"
+                )
+            run.discard(stage)
+            break
+    run.store_settings(settings)
+
+
+def _stored(run: Run) -> dict[str, Any]:
+    """The run's settings; those that tagseg has learned since are at their defaults."""
+    try:
+        return run.settings().to_dict()
+    except ValueError:  # it has settings that are no more: they differ from whatever is asked for
+        return read_toml(run.settings_file)
+
+
+def _started(run: Run, stage: Stage) -> bool:
+    # A list of the images alone is nothing to lose: a training that could not begin leaves it behind.
+    return any((run.root / output).exists() for output in OUTPUTS[stage] if output != run.data_file.name)
+
+
+def _differences(name: str, old: Any, new: Any) -> list[str]:
+    if isinstance(new, dict):
+        old = old or {}
+        return [line for key in new for line in _differences(f"{name}.{key}", old.get(key), new[key])]
+    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]

@@ -1,0 +1,118 @@
+"""Self-training: a segmentation network finds maps of the training images' tags, and the next one learns from them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from tagseg.data.images import read_image
+from tagseg.data.prepare import Prepared
+from tagseg.masks.localise import MAP_STRIDE
+from tagseg.masks.make import make_masks
+from tagseg.masks.map_files import map_file, read_maps, write_maps
+from tagseg.masks.probabilities import background_cut, label_probabilities
+from tagseg.masks.resize import enlarge
+from tagseg.run.folder import Run
+from tagseg.segment.predictor import Predictor, read_predictor
+from tagseg.segment.train import Segmented, train_segmenter
+from tagseg.settings.stages import MaskSettings
+from tagseg.system.files import write_atomically
+from tagseg.system.progress import Track, silent
+from tagseg.training.checkpoint import is_trained
+from tagseg.training.distributed import ALONE, Ranks
+
+
+def self_train(prepared: Prepared, run: Run, track: Track = silent, ranks: Ranks = ALONE) -> Segmented:
+    """Train the segmentation network on the run's masks, `segment.rounds` times.
+
+    After every round but the last the network predicts the training images; together with the maps so far (see
+    `join_evidence`) this gives the maps, and from these the masks stage makes the masks, that the next round learns
+    from. The round's network, maps and masks lie in a run folder of its own, `run.round(number)`; what is finished is
+    kept, so that an interrupted training continues. Several processes (`ranks`) train together; the main one alone
+    predicts and makes masks, while the others wait.
+
+    Raises:
+        ValueError: when weights, encoder or device cannot be had.
+    """
+    settings, source = run.settings(), run
+    for number in range(1, settings.segment.rounds):
+        current = run.round(number)
+        if not ranks.agree(ranks.main and is_trained(current.segmenter)):
+            train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track, ranks)
+        if ranks.main:
+            _improve(prepared, run, source, number, track)
+        source = current
+    return train_segmenter(prepared.dataset, source.masks, settings, run.segmenter, track, ranks)
+
+
+def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Track) -> None:
+    """Make the maps and masks that the round behind `number` learns from."""
+    settings, current = run.settings(), run.round(number)
+    # Joined maps are probabilities, whatever the maps before them were.
+    joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))
+    write_atomically(current.settings_file, joined.to_toml())
+    manifest = {"data": str(run.data_root()), "stages": {}, "round": number}
+    write_atomically(current.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+    predictor = read_predictor(current.segmenter, settings.device)
+    find_maps(prepared, source, current, predictor, track)
+    make_masks(prepared, current, track)
+
+
+def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor, track: Track = silent) -> None:
+    """Write maps of every training image's tags to `target`, from the network's probabilities and the maps in `source`;
+    maps that are there already are kept.
+
+    Raises:
+        DataError: naming the image, when one cannot be read.
+    """
+    settings, samples = source.settings(), prepared.dataset.split("train")
+    rule = settings.mask_rule()
+    for sample in track(samples, "predict training images", len(samples)):
+        if map_file(target, sample.id).exists():
+            continue
+        image = read_image(sample.image, settings.data.max_megapixels)
+        maps, _ = read_maps(map_file(source, sample.id))
+        write_maps(map_file(target, sample.id), improved_maps(predictor, image, sample.tags, maps, rule), sample.tags)
+
+
+def improved_maps(
+    predictor: Predictor,
+    image: Image.Image,
+    tags: tuple[int, ...],
+    maps: UInt8[np.ndarray, "k y x"],
+    rule: MaskSettings,
+) -> Float32[np.ndarray, "k h w"]:
+    """Return an image's maps (probabilities, a quarter of the predicted resolution) by the network and by `maps`, which
+    are read by `rule`."""
+    joined = torch.from_numpy(join_evidence(predict_tags(predictor, image, tags), maps, rule))
+    size = -(-joined.shape[1] // MAP_STRIDE), -(-joined.shape[2] // MAP_STRIDE)
+    pooled: Float32[np.ndarray, "k h w"] = F.adaptive_avg_pool2d(joined, size).numpy()
+    return pooled
+
+
+def predict_tags(predictor: Predictor, image: Image.Image, tags: tuple[int, ...]) -> Float32[np.ndarray, "l h w"]:
+    """Return the network's probabilities of background and an image's tags, given that it shows nothing else; at the
+    size at which the network predicts."""
+    seen = predictor.probabilities(image)[[0, *tags]]
+    shares: Float32[np.ndarray, "l h w"] = seen / np.maximum(seen.sum(0), 1e-6)
+    return shares
+
+
+def join_evidence(
+    seen: Float32[np.ndarray, "l h w"], maps: UInt8[np.ndarray, "k y x"], rule: MaskSettings
+) -> Float32[np.ndarray, "k h w"]:
+    """Return the tags' probabilities by both the segmentation network and the maps (0..255, `k y x`) read by `rule`.
+
+    Their geometric mean, normalised over background and tags: the distribution that lies closest to both (it minimises
+    the sum of the Kullback-Leibler divergences from itself to each).
+    """
+    known = label_probabilities(
+        enlarge(maps, seen.shape[1:]), rule, tuple(background_cut(values, rule) for values in maps)
+    )
+    both = np.sqrt(seen * known)
+    shares: Float32[np.ndarray, "k h w"] = (both / np.maximum(both.sum(0), 1e-6))[1:]
+    return shares

@@ -1,0 +1,170 @@
+"""The protocols that results are published by: which images, which settings, which figures there are to compare with.
+
+`tagseg bench` follows one of them from start to end. A protocol is a record, so that tests can follow the same steps on
+a stand-in with the true layout and counts of its own; the command line knows the published ones alone.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tagseg.settings.presets import Preset, preset_values
+from tagseg.settings.settings import Settings
+
+Name = Literal["voc2012", "coco2014"]
+Method = Literal["oaa", "eps"]
+BackboneName = Literal["vgg16", "resnet38", "resnet50", "resnet101"]
+
+PublishedFigure = Literal["pseudo_masks", "segmenter", "segmenter_crf", "test"]
+"""mIoU of the pseudo-masks on training images, of the segmenter on val without and with the dense CRF, and on test."""
+
+RCA = "Zhou et al., CVPR 2022 (arXiv 2203.09653)"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published mIoU in per cent of a method (RCA on top of it), and where it stands."""
+
+    figure: PublishedFigure
+    method: Method
+    miou: float
+    source: str = RCA
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a protocol asks of the data, which preset it starts from, and which figures there are to compare with.
+
+    lists: images of every list by its name, which is a list in ImageSets/Segmentation (VOC) or the part of an instance
+    file's name behind instances_ (COCO, images with annotations alone). They are the training images, for VOC those of
+    them that have official masks, and the validation images. optional: the same, of lists that may be absent.
+    classes: how many, background left out. get: how the data is had and what its folder looks like.
+    """
+
+    name: str
+    preset: Preset
+    lists: Mapping[str, int]
+    classes: int
+    published: tuple[Published, ...]
+    get: str
+    optional: Mapping[str, int]
+
+    @property
+    def layout(self) -> str:
+        """Layout of the data folder, voc or coco."""
+        layout: str = preset_values(self.preset)["data"]["layout"]
+        return layout
+
+
+_GET_VOC = """\
+VOC 2012: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar, unpacked, gives the folder
+  VOCdevkit/VOC2012 with JPEGImages, Annotations (the tags come from there), SegmentationClass, and the lists train.txt
+  and val.txt in ImageSets/Segmentation
+the list of 10,582 training images: ImageSets/Segmentation/train_aug.txt, a name a line; they are those of VOC's train
+  and of SBD (http://home.bharathh.info/pubs/codes/SBD/download.html) that are not in VOC's val
+the test images (to be had after registration at http://host.robots.ox.ac.uk:8080) belong into the same folders, and
+  their list into ImageSets/Segmentation/test.txt; without them there is no submission
+saliency maps, which EPS needs: saliency/NAME.png or .jpg beside JPEGImages, one for every image of train_aug, white
+  where something stands out; any detector's (the authors of EPS offer theirs at https://github.com/halbielee/EPS)
+Then: tagseg bench voc2012 --data VOCdevkit/VOC2012"""
+
+_GET_COCO = """\
+COCO 2014: http://images.cocodataset.org/zips/train2014.zip, http://images.cocodataset.org/zips/val2014.zip and
+  http://images.cocodataset.org/annotations/annotations_trainval2014.zip, unpacked into one folder, give train2014/ and
+  val2014/ with images, annotations/instances_train2014.json and annotations/instances_val2014.json
+saliency maps, which EPS needs: saliency/NAME.png or .jpg beside them, one for every training image, white where
+  something stands out; any detector's (the authors of EPS offer theirs at https://github.com/halbielee/EPS)
+Then: tagseg bench coco2014 --data COCO"""
+
+PROTOCOLS: dict[Name, Protocol] = {
+    "voc2012": Protocol(
+        name="voc2012",
+        preset="paper-voc",
+        lists={"train_aug": 10_582, "train": 1_464, "val": 1_449},
+        optional={"test": 1_456},
+        classes=20,
+        published=(
+            Published("segmenter_crf", "oaa", 71.1),
+            Published("test", "oaa", 71.6),
+            Published("pseudo_masks", "eps", 74.1),
+            Published("segmenter_crf", "eps", 72.2),
+            Published("test", "eps", 72.8),
+        ),
+        get=_GET_VOC,
+    ),
+    "coco2014": Protocol(
+        name="coco2014",
+        preset="paper-coco",
+        lists={"train2014": 82_081, "val2014": 40_137},
+        optional={},
+        classes=80,
+        published=(Published("segmenter_crf", "oaa", 35.7), Published("segmenter_crf", "eps", 36.8)),
+        get=_GET_COCO,
+    ),
+}
+
+
+# torchvision's weights, which were the usual ones then; what timm takes by itself is younger. VGG16 and ResNet-38 have
+# but one set. The paper's text says nothing of the bank's channels around ResNets: they get VGG16's 512.
+_BACKBONES: dict[BackboneName, dict[str, Any]] = {
+    "vgg16": {},
+    "resnet38": {"backbone": "resnet38", "neck": 512},
+    "resnet50": {"backbone": "resnet50.tv_in1k", "neck": 512},
+    "resnet101": {"backbone": "resnet101.tv_in1k", "neck": 512},
+}
+
+
+def paper_values(protocol: str, method: str = "oaa", backbone: str = "vgg16", saliency: bool = True) -> dict[str, Any]:
+    """Return what the paper's settings are for a protocol, as nested plain values.
+
+    They are those of its preset, with RCA on top of OAA or EPS and another backbone. With `saliency` the background of
+    masks comes from saliency maps, as in the paper; EPS always takes it from there.
+
+    Raises:
+        ValueError: when there is no such protocol, method or backbone.
+    """
+    for flag, got, known in (
+        ("PROTOCOL", protocol, get_args(Name)),
+        ("--method", method, get_args(Method)),
+        ("--backbone", backbone, get_args(BackboneName)),
+    ):
+        if got not in known:
+            raise ValueError(f"{flag} {got}: not known, expected one of {', '.join(known)}")
+    return _values(PROTOCOLS[protocol], method, _BACKBONES[backbone], saliency)  # type: ignore[index]
+
+
+def paper_settings(
+    protocol: Name, method: Method = "oaa", backbone: BackboneName = "vgg16", saliency: bool = True
+) -> Settings:
+    """Return the paper's settings for a protocol, for `tagseg.studies.bench.run.bench`: see `paper_values`."""
+    return Settings.from_dict(paper_values(protocol, method, backbone, saliency), f"bench {protocol}")
+
+
+def own_settings(settings: Settings, protocol: Protocol) -> list[str]:
+    """Return what of `settings` is not the paper's, a line each: the backbone is one's own choice, and so are seed,
+    number format and what is known of the machine and the data's place."""
+    values = _values(protocol, settings.maps, {}, settings.maps == "eps" or settings.masks.saliency)
+    paper, own = _flat(Settings.from_dict(values).to_dict()), _flat(settings.to_dict())
+    free = {"seed", "device", "workers", "cache", "data.saliency", "train.backbone", "train.weights", "train.neck"}
+    free |= {"segment.weights", "report.title", "report.examples"}
+    return [
+        f"{name} {own[name]!r}, not {paper[name]!r}" for name in paper if own[name] != paper[name] and name not in free
+    ]
+
+
+def _values(protocol: Protocol, method: str, train: Mapping[str, Any], saliency: bool) -> dict[str, Any]:
+    values = copy.deepcopy(preset_values(protocol.preset))
+    values["maps"] = method
+    values["train"] |= train
+    values["masks"] = {"saliency": saliency or method == "eps"}
+    values["segment"]["encoder"] = "resnet101.tv_in1k"
+    values["data"]["coco_protocol"] = protocol.layout == "coco"
+    return values
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

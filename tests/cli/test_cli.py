@@ -1,0 +1,404 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tagseg
+from tagseg.cli.main import main
+from tagseg.run.folder import STAGES, Run
+from tagseg.settings.settings import Settings
+
+COMMANDS = (
+    "fit",
+    "predict",
+    "inspect",
+    "demo",
+    "ablate",
+    "bench",
+    "atlas",
+    "calibrate",
+    "worst",
+    "doctor",
+    "export-model",
+    "export",
+    "import",
+    "review",
+    *STAGES,
+)
+SMALL = """\
+device = "cpu"
+workers = 0
+[data]
+min-images = 2
+[train]
+backbone = "test_resnet"
+weights = "random"
+freeze_stride = 0
+neck = 16
+epochs = 1
+batch = 4
+crop = 33
+steps = []
+[rca]
+confidence = 0.0
+slots = 8
+prototypes = 2
+[localise]
+scales = [1.0]
+max_side = 64
+[segment]
+epochs = 1
+batch = 4
+crop = 32
+max_side = 64
+predict_scales = [1.0]
+[report]
+examples = 2
+"""
+
+Called = tuple[int, str, str]
+Call = Callable[..., Called]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with eight tagged images in `photos` and settings for tiny networks in `small.toml`."""
+    home = tmp_path_factory.mktemp("cli")
+    (home / "photos").mkdir()
+    rows = ["image,tags"]
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((40, 32)).save(home / "photos" / f"{i}.png")
+        rows.append(f"{i}.png,{('cat', '[red]x|cat', 'big dog')[i % 3]}")
+    (home / "photos" / "tags.csv").write_text("\n".join(rows) + "\n")
+    (home / "small.toml").write_text(SMALL)
+    return home
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    with pytest.raises(SystemExit) as leaving:
+        main(["fit", str(home / "photos"), "--out", str(home / "run"), "--settings", str(home / "small.toml")])
+    assert not leaving.value.code
+    return home / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Run:
+    """Return a copy of a finished run, to be spoiled."""
+    return Run(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_the_overview_names_every_command(call: Call) -> None:
+    status, text, _ = call("--help")
+    assert status == 0 and all(f" {command} " in text for command in COMMANDS)
+    assert call("--version")[1].strip() == tagseg.__version__
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command: str, call: Call) -> None:
+    status, text, _ = call(command, "--help")
+    examples = [line.strip() for line in text.splitlines() if line.strip().startswith(f"tagseg {command}")]
+    assert status == 0 and examples and "Usage: tagseg" in text
+
+
+def test_fit_says_where_things_are(run: Run, home: Path, call: Call) -> None:
+    status, text, _ = call("fit", home / "photos", "--out", run.root)
+    assert status == 0 and "nothing to score" in text
+    for line in (f"Masks      {run.masks}", f"Report     {run.report_file}", f"tagseg predict {run.root} IMAGES --out"):
+        assert line in text
+    assert run.settings() == Settings.from_toml(home / "small.toml")
+
+
+def test_fit_until_a_stage(home: Path, tmp_path: Path, call: Call) -> None:
+    small = ("--settings", home / "small.toml")
+    status, text, _ = call("fit", home / "photos", "--out", tmp_path / "run", "--until", "localise", *small)
+    assert status == 0 and f"Done up to stage localise: {tmp_path / 'run'}" in text
+    assert tuple(Run(tmp_path / "run").manifest()["stages"]) == STAGES[:2]
+    status, text, _ = call("masks", tmp_path / "run")
+    assert status == 0 and f"Stage masks done: {tmp_path / 'run'}" in text
+    status, _, error = call("evaluate", tmp_path / "run")
+    assert status == 2 and "stage segment has not finished; run `tagseg segment" in error
+
+
+def test_flags_beat_the_file_which_beats_the_saved_settings(run: Run, home: Path, tmp_path: Path, call: Call) -> None:
+    run.discard("train")
+    (tmp_path / "my.toml").write_text("[segment]\nepochs = 7\nlr = 0.5\n[report]\ntitle = 'mine'\n")
+    status, _, error = call(
+        *("train", run.root, "--settings", tmp_path / "my.toml", "--segment.lr", "0.25", "--segment.no-predict-flip")
+    )
+    assert status == 0, error
+    found = run.settings()
+    assert (found.segment.lr, found.segment.predict_flip) == (0.25, False)  # flags
+    assert (found.segment.epochs, found.report.title) == (7, "mine")  # the file
+    assert (found.train.backbone, found.segment.crop, found.train.steps) == ("test_resnet", 32, ())  # the run's own
+    assert found.train.lr == Settings().train.lr
+
+
+def test_lists_are_given_as_flags(home: Path, tmp_path: Path, call: Call) -> None:
+    status, _, error = call(
+        *("fit", home / "photos", "--out", tmp_path / "run", "--settings", home / "small.toml", "--until", "train"),
+        *("--localise.scales", "0.5", "--localise.scales", "1.5", "--train.scale", "0.2", "0.9", "--train.steps", "3"),
+    )
+    assert status == 0, error
+    found = Run(tmp_path / "run").settings()
+    assert (found.localise.scales, found.train.scale, found.train.steps) == ((0.5, 1.5), (0.2, 0.9), (3,))
+
+
+def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
+    status, text, error = call("fit", home / "photos", "--out", run.root, "--masks.power", "3")
+    assert status == 2 and "masks.power was 2.0, now 3.0" in error and "--force to redo it from stage masks" in error
+    assert run.done("report") and "Traceback" not in text + error
+    status, _, error = call("masks", run.root, "--masks.power", "3", "--force")
+    assert status == 0 and tuple(run.manifest()["stages"]) == STAGES[:3] and run.settings().masks.power == 3.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "nowhere", "--out", "new"], r"nowhere: no such data folder"),
+        (["inspect", "nowhere"], "nowhere: no such folder, expected the data folder"),
+        (["fit", "empty", "--out", "new"], "empty: no images in a layout that is known"),
+        (["fit", "photos", "--out", "photos"], "photos: exists and is not a run folder; choose another --out"),
+        (["fit", "photos"], "--out"),
+        (["fit", "photos", "--out", "new", "--until", "lunch"], "--until"),
+        (["fit", "photos", "--out", "new", "--train.epochs", "x"], 'value for --train.epochs: unable to convert "x"'),
+        (["fit", "photos", "--out", "new", "--train.stride", "7"], "--train.stride"),
+        (["fit", "photos", "--out", "new", "--train.epochs", "-1"], "setting train.epochs: got -1, expected 0 or more"),
+        (["fit", "photos", "--out", "new", "--train.epoch", "3"], "--train.epoch"),
+        (["fit", "photos", "--out", "new", "--preset", "mine"], "--preset mine: no such preset, expected one of"),
+        (["fit", "photos", "--out", "new", "--settings", "none.toml"], "none.toml: cannot read the settings file"),
+        (["fit", "photos", "--out", "new", "--settings", "odd.toml"], "odd.toml: unknown setting train.epoch; known"),
+        (["fit", "photos", "--out", "new", "--settings", "low.toml"], "low.toml: setting train.epochs: got -1, exp"),
+        (["fit", "photos", "--out", "new", "--settings", "bad.toml"], "bad.toml: not a TOML file"),
+        (["train", "photos"], "photos: not a run folder (no manifest.json)"),
+        (["predict", "photos", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
+        (["predict", "run", "nothing.jpg", "--out", "new"], "nothing.jpg: no such image, folder or pattern"),
+        (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device tpu: not available here"),
+        (["export-model", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
+        (["export-model", "run", "--out", "photos"], "photos: holds what no export wrote (0.png, 1.png, 2"),
+        (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
+        (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class: got 0, expected at least 1 image"),
+        (["calibrate", "run"], "--masks"),
+        (["calibrate", "run", "--masks", "none"], "--masks none: no such folder, expected one of true masks named"),
+        (["export", "photos", "--to", "coco", "--out", "new"], "photos: not a run folder (no manifest.json)"),
+        (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
+        (["export", "run", "--to", "hf", "--images", "none", "--out", "new"], "--images none: --to hf cannot do that"),
+        (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder; expected a COCO"),
+        (["review", "photos"], "photos: not a run folder (no manifest.json)"),
+        (["review", "run", "--port", "70000"], "--port 70000: expected a number from 0 (any that is free) to 65535"),
+        (["doctor", "photos"], "photos: not a run folder (no manifest.json)"),
+        (["train", "run"], "stage train is done; --force does it again"),
+        (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
+        (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
+        (["breakfast"], "breakfast"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_a_line_on_standard_error(
+    arguments: list[str], message: str, finished: Path, home: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.chdir(home)
+    Path("empty").mkdir(exist_ok=True)
+    Path("odd.toml").write_text("[train]\nepoch = 3\n")
+    Path("low.toml").write_text("[train]\nepochs = -1\n")
+    Path("bad.toml").write_text("[train\n")
+    status, text, error = call(*arguments)
+    assert status == 2
+    assert message in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in text + error
+    shutil.rmtree("new", ignore_errors=True)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_says_how_to_continue(
+    number: signal.Signals, status: int, finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("tagseg.pipeline.run_stage", interrupted)
+    assert call("masks", finished) == (status, "", "Interrupted. Run the same command again to continue.\n")
+    monkeypatch.setattr("tagseg.predict.predict.predict", interrupted)
+    said = "Interrupted. Go on with the same command and --resume.\n"
+    assert call("predict", finished, "new", "--out", "masks") == (status, "", said)
+
+
+def test_weights_that_cannot_be_had_name_both_ways(home: Path, tmp_path: Path, call: Call) -> None:
+    fit = ("fit", home / "photos", "--out", tmp_path / "run", "--settings", home / "small.toml", "--until", "train")
+    status, _, error = call(*fit, "--train.weights", "timm")
+    assert status == 2 and "connect once so that timm can download them" in error
+    assert "--train.weights FILE.safetensors" in error and "Traceback" not in error
+    status, _, error = call(*fit, "--train.weights", tmp_path / "none.safetensors")
+    assert status == 2 and "none.safetensors: not found; give timm, random or the path" in error
+    assert call(*fit, "--train.weights", "random")[0] == 0
+
+
+def test_an_unknown_device(home: Path, tmp_path: Path, call: Call) -> None:
+    fit = ("fit", home / "photos", "--out", tmp_path / "run", "--settings", home / "small.toml", "--until", "train")
+    status, _, error = call(*fit, "--device", "tpu")
+    assert status == 2 and "Error: --device tpu: not available here" in error and "try auto or cpu" in error
+    assert call(*fit, "--device", "cpu")[0] == 0
+
+
+def test_predict_writes_masks_and_lists_what_it_skipped(finished: Path, tmp_path: Path, call: Call) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "new [blue].jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    predict = ("predict", finished, tmp_path, "--out", tmp_path / "out", "--device", "cpu")
+    status, text, error = call(*predict, "--overlays")
+    assert status == 0 and f"1 masks: {tmp_path / 'out'}" in text
+    assert "skipped: " in error and "broken.jpg" in error.replace("\n", "")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "new [blue].png", "new [blue].overlay.jpg", "classes.json", "predictions.jsonl",
+    }  # fmt: skip
+    status, _, error = call(
+        "predict", finished, tmp_path / "new [blue].jpg", "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert status == 2 and "exists (1 masks do)" in error
+
+
+def test_an_exported_model_predicts_like_its_run(finished: Path, tmp_path: Path, call: Call) -> None:
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "a.png")
+    status, text, error = call("export-model", finished, "--out", tmp_path / "model")
+    assert status == 0 and error == "", error
+    assert f"Model: {tmp_path / 'model'} (MODEL_CARD.md, network.json, network.safetensors)" in " ".join(text.split())
+    status, _, error = call("export-model", finished, "--out", tmp_path / "model")
+    assert status == 2 and "model: exists; choose another --out or --force" in " ".join(error.split())
+    for source, out in ((finished, "one"), (tmp_path / "model", "two")):
+        assert call("predict", source, tmp_path / "a.png", "--out", tmp_path / out, "--device", "cpu")[0] == 0
+    assert (tmp_path / "one/a.png").read_bytes() == (tmp_path / "two/a.png").read_bytes()
+
+
+def test_ablate_prints_the_table_and_where_it_lies(home: Path, tmp_path: Path, call: Call) -> None:
+    data = shutil.copytree(home / "photos", tmp_path / "photos")
+    (tmp_path / "masks").mkdir()
+    for i in range(3):
+        Image.new("L", (40, 32), i).save(tmp_path / "masks" / f"{i}.png")
+    out, small = tmp_path / "out", ("--settings", home / "small.toml", "--data.masks", tmp_path / "masks")
+    status, text, error = call("ablate", data, "--out", out, "--seeds", "1", "--arms", "cam,both", *small)
+    assert status == 0, error
+    assert "| both | " in text and f"Table and picture: {out / 'ablation.md'}, {out / 'ablation.svg'}" in text
+    assert {path.name for path in out.glob("*_*")} == {"cam_0", "both_0"}
+    # The folder's settings are kept, as those of a run are.
+    status, text, error = call("ablate", data, "--out", out, "--seeds", "1", "--arms", "cam", "--first-seed", "4")
+    assert status == 0 and "| cam | " in text and "| 0, 4 |" in text, error
+    assert Run(out / "cam_4").settings().train.backbone == "test_resnet"
+
+
+def test_atlas_writes_a_page(run: Run, home: Path, tmp_path: Path, call: Call) -> None:
+    page = tmp_path / "page.html"
+    images = ("--image", home / "photos" / "0.png", "--image", home / "photos" / "1.png")
+    status, text, error = call("atlas", run.root, *images, "--out", page, "--device", "cpu", "--per-class", "2")
+    assert status == 0 and text.strip() == f"Atlas: {page}", error
+    assert "Your images" in page.read_text() and not (run.root / "atlas.html").exists()
+    status, _, error = call("atlas", run.root, "--device", "cpu")
+    assert status == 0 and "Your image" not in (run.root / "atlas.html").read_text()
+    status, _, error = call("atlas", run.root, "--device", "cpu")
+    assert status == 2 and "atlas.html: exists; choose another --out or --force" in " ".join(error.split())
+    assert call("atlas", run.root, "--device", "cpu", "--force")[0] == 0
+
+
+def test_doctor_tells_a_whole_run_from_a_damaged_one(run: Run, call: Call) -> None:
+    status, text, _ = call("doctor", run.root)
+    assert status == 0 and "train: 5 files, none damaged" in text and text.endswith("Nothing is damaged.\n")
+    (run.masks / "3.png").write_bytes(b"")
+    status, text, error = call("doctor", run.root)
+    assert status == 1 and "  changed: masks/3.png" in text and f"tagseg masks {run.root} --force" in text, error
+    assert call("masks", run.root, "--force")[0] == 0 and call("doctor", run.root)[0] == 0
+
+
+def test_masks_leave_in_another_format_and_come_back(run: Run, tmp_path: Path, call: Call) -> None:
+    coco, back = tmp_path / "coco", tmp_path / "back"
+    status, text, error = call("export", run.root, "--to", "coco", "--out", coco, "--parts", "--min-part", "2")
+    assert status == 0 and text.strip() == f"8 masks: {coco}", error
+    # A name between brackets is no markup here either.
+    assert '"name": "[red]x"' in (coco / "annotations" / "instances_train.json").read_text()
+    assert call("export", run.root, "--to", "voc", "--out", coco)[0] == 2
+    assert call("export", run.root, "--to", "voc", "--out", coco, "--force")[0] == 0
+    (coco / "SegmentationClass" / "3.png").unlink()
+    status, text, error = call("import", coco, "--run", run.root, "--out", back, "--with-pseudo")
+    assert status == 0 and f"7 corrected masks and 1 of the run's own: {back}" in text, error
+    assert f"Learn from them: tagseg segment {run.root} --labels {back} --force" in text
+    status, _, error = call("segment", run.root, "--labels", back, "--force")
+    assert status == 0 and run.settings().segment.labels == str(back), error
+
+
+def test_review_opens_the_page_unless_told_not_to(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    opened = []
+    monkeypatch.setattr("tagseg.review.server.make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
+    monkeypatch.setattr("tagseg.cli.review.open_browser", opened.append)
+    status, text, error = call("review", finished)
+    assert status == 0 and text.startswith("Review: http://127.0.0.1:") and text.endswith("Ended.\n"), error
+    assert opened == [text.split()[1]] and len(opened[0].split("/")[3]) >= 32, "a token that cannot be guessed"
+    assert call("review", finished, "--no-browser")[0] == 0 and len(opened) == 1
+
+
+def test_inspect_shows_counts_the_table_and_warnings(home: Path, call: Call) -> None:
+    status, text, _ = call("inspect", home / "photos", "--data.min-images", "3")
+    assert status == 0
+    assert "Layout folder: 8 train images (0 with masks, 0 with saliency maps)" in text
+    assert "Sizes from 40 x 32 to 40 x 32 pixels" in text and "Tags per training image: 5 with 1, 3 with 2" in text
+    rows = {cells[0]: cells[1:] for line in text.splitlines() if (cells := [c.strip() for c in line.split("│")[1:-1]])}
+    # The last table is the co-occurrence; markup in class names is shown as it is.
+    assert rows["[red]x"] == ["3", ".", "3"] and rows["cat"] == ["3", ".", "6"] and rows["big dog"] == [".", "2", "."]
+    assert "! [red]x never appears without cat: tags cannot tell them apart." in text
+    assert "! big dog has 2 training images, fewer than --data.min-images 3: fit will refuse." in " ".join(text.split())
+
+
+def test_inspect_lists_broken_and_double_files(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "cat").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "cat" / f"{name}.png")
+    (tmp_path / "cat" / "c.png").write_bytes(b"")
+    status, text, _ = call("inspect", tmp_path)
+    assert status == 0
+    assert "! broken file, will be skipped: cat/c.png (" in text and "! same content: cat/a.png, cat/b.png" in text
+    assert "Nothing suspicious" not in text
+
+
+def test_inspect_of_good_data(tmp_path: Path, call: Call) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (9, 9), (i * 9, number * 9, 0)).save(tmp_path / name / f"{i}.png")
+    status, text, _ = call("inspect", tmp_path)
+    assert status == 0 and "Nothing suspicious found." in text
+
+
+def tagseg_process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(tagseg.__file__).parents[1]), "COLUMNS": "100"}
+    command = [sys.executable, "-m", "tagseg", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_real_process_says_errors_on_standard_error(tmp_path: Path) -> None:
+    done = tagseg_process("inspect", "nowhere", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: nowhere: no such folder, expected the data folder\n"
+
+
+def test_a_real_process_shows_help_without_the_libraries(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = tagseg_process("fit", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "--train.epochs INT" in done.stdout and done.stderr == ""
+
+
+def test_worst_lists_masks_and_tags(run: Run, tmp_path: Path, call: Call) -> None:
+    status, text, _ = call("worst", run.root, "-n", "2", "--csv", tmp_path / "all.csv")
+    images = len(list(run.masks.rglob("*.png")))
+    rows = (tmp_path / "all.csv").read_text().splitlines()
+    assert status == 0 and f"2 of {images} masks" in text and rows[0] == "image,score,classes,reason"
+    scores = [float(row.split(",")[1]) for row in rows[1:]]
+    assert len(scores) == images and scores == sorted(scores)
+    status, text, _ = call("worst", run.root, "--tags", "--csv", tmp_path / "tags.csv")
+    assert status == 0 and ("No tag looks wrong or missing." in text or "likely wrong or missing, the surest" in text)
+    assert (tmp_path / "tags.csv").read_text().startswith("image,tag,suspect,doubt\n")
+    status, _, error = call("worst", run.root, "-n", "0")
+    assert status == 2 and "-n 0: expected 1 or more" in error

@@ -1,0 +1,149 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tagseg
+from tagseg.errors import RunError
+from tagseg.pipeline import run_stage
+from tagseg.run import lock
+from tagseg.run.lock import hold_lock, share_lock
+from tagseg.run.open import open_run
+from tagseg.settings.settings import Settings
+
+pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="no locks here")
+
+SOURCE = Path(tagseg.__file__).parents[1]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tagseg.run.lock import {how}
+
+with {how}(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def hold(root: Path, how: str = "at_work") -> "subprocess.Popen[str]":
+    """Start a process that holds the lock until it is killed."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER.format(how=how), root],
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None and child.stdout.readline() == "held\n"
+    return child
+
+
+def end(child: "subprocess.Popen[str]") -> None:
+    child.kill()
+    child.communicate()
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.3)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_second_process_is_refused_and_told_who_is_at_work(tmp_path: Path) -> None:
+    child = hold(tmp_path / "run")
+    try:
+        message = rf"run: another tagseg is at work on it \(process {child.pid} on .+\); let it finish or end it, or"
+        with pytest.raises(RunError, match=message), hold_lock(tmp_path / "run"):
+            pass
+    finally:
+        end(child)
+    # What it left locks nothing.
+    assert (tmp_path / "run/.lock").exists()
+    with hold_lock(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run/.lock").exists()
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_stage_alone_is_refused_too_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    run = open_run(tmp_path / "run", tmp_path / "data", Settings())
+    before = run.settings_file.read_bytes(), run.manifest_file.read_bytes()
+    with hold_lock(run.root), pytest.raises(RunError, match=rf"at work on it \(process {os.getpid()} on "):
+        run_stage(run.root, "train", Settings(seed=7), force=True)
+    assert (run.settings_file.read_bytes(), run.manifest_file.read_bytes()) == before
+
+
+def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path: Path) -> None:
+    child = hold(tmp_path)
+    try:
+        killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {child.pid}"])
+        started = time.monotonic()
+        with hold_lock(tmp_path):
+            assert time.monotonic() - started > 0.3
+        killer.wait()
+    finally:
+        end(child)
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_worker_holds_the_lock_together_with_its_main_process(tmp_path: Path) -> None:
+    with hold_lock(tmp_path):
+        worker = hold(tmp_path, "beside")
+        (tmp_path / "before").hardlink_to(tmp_path / ".lock")
+    try:
+        # Its main process has gone the ordinary way, which waits for workers: a new lock.
+        with hold_lock(tmp_path):
+            pass
+        # Its main process was killed: the lock's file is still there, and the worker holds it.
+        (tmp_path / "before").rename(tmp_path / ".lock")
+        with pytest.raises(RunError, match="another tagseg is at work"), hold_lock(tmp_path):
+            pass
+    finally:
+        end(worker)
+    with hold_lock(tmp_path):
+        pass
+
+
+def test_without_a_lock_a_worker_works_all_the_same(tmp_path: Path) -> None:
+    with share_lock(tmp_path):
+        assert not (tmp_path / ".lock").exists()
+
+
+def test_a_folder_that_nothing_came_of_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), hold_lock(tmp_path / "a/run"):
+        assert (tmp_path / "a/run/.lock").exists()
+        raise KeyError
+    assert not (tmp_path / "a/run").exists()
+
+
+def test_no_lock_is_left_in_what_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with hold_lock(tmp_path), hold_lock(tmp_path / "thesis.tex"):
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(OSError, match=r"run/\.lock: cannot be written, the file system is read-only"):  # noqa: SIM117
+        with hold_lock(tmp_path / "run"):
+            pass
+
+
+def test_where_nothing_can_be_locked_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    with hold_lock(tmp_path):
+        pass
+    assert "cannot be locked (No locks available): let one tagseg at a time work on it" in caplog.text

@@ -1,0 +1,111 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from tagseg.data.images import read_mask_file
+from tagseg.data.prepare import prepare
+from tagseg.data.records import Dataset
+from tagseg.errors import RunError
+from tagseg.evaluate.evaluate import evaluate, read_evaluation
+from tagseg.masks.map_files import map_file, read_maps
+from tagseg.masks.mask_files import mask_file
+from tagseg.pipeline import fit, run_stage
+from tagseg.run.folder import Run
+from tagseg.segment import self_training as selftrain
+from tagseg.segment.self_training import join_evidence, self_train
+from tagseg.segment.train import Segmented
+from tagseg.settings.settings import Settings
+from tagseg.settings.stages import MaskSettings
+from tagseg.system.progress import Track
+from tagseg.training.distributed import Ranks
+
+SHARES = st.integers(0, 255)
+
+
+def slow_join(seen: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """The normalised geometric mean, a pixel at a time; maps read by the rule that background is what is left."""
+    labels, height, width = seen.shape
+    out = np.zeros((labels - 1, height, width))
+    for y in range(height):
+        for x in range(width):
+            own = np.clip(maps[:, y, x] / 255, 1e-4, 1 - 1e-4)
+            known = np.array([max(1 - own.sum(), 1e-4), *own])
+            known /= known.sum()
+            both = np.sqrt(seen[:, y, x] * known)
+            out[:, y, x] = both[1:] / max(both.sum(), 1e-6)
+    return out
+
+
+@given(arrays.arrays(np.uint8, (2, 2, 3), elements=SHARES), arrays.arrays(np.uint8, (3, 2, 3), elements=SHARES))
+def test_evidence_is_joined_as_a_loop_would(maps: np.ndarray, raw: np.ndarray) -> None:
+    seen = ((raw + 1.0) / (raw + 1.0).sum(0)).astype(np.float32)
+    found = join_evidence(seen, maps, MaskSettings("rest"))
+    assert found.dtype == np.float32 and np.allclose(found, slow_join(seen, maps), atol=1e-4)
+
+
+def test_what_one_is_sure_of_decides_where_the_other_is_not() -> None:
+    seen = np.array([[[0.5, 0.99]], [[0.5, 0.01]]], np.float32)
+    maps = np.array([[[250, 128]]], np.uint8)
+    sure, unsure = join_evidence(seen, maps, MaskSettings("rest"))[0, 0]
+    assert sure > 0.85 and unsure < 0.15
+
+
+@pytest.fixture(scope="module")
+def trained(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run of two rounds."""
+    settings = dataclasses.replace(tiny, segment=dataclasses.replace(tiny.segment, rounds=2, epochs=1))
+    root = tmp_path_factory.mktemp("rounds") / "run"
+    fit(discs, root, settings)
+    return Run(root)
+
+
+def test_the_second_round_learns_from_masks_of_the_first(trained: Run) -> None:
+    first, prepared = trained.round(1), prepare(trained)
+    assert (first.segmenter / "network.safetensors").exists() and first.settings().masks.background == "rest"
+    for sample in prepared.dataset.split("train"):
+        maps, classes = read_maps(map_file(first, sample.id))
+        assert classes == sample.tags and maps.shape == read_maps(map_file(trained, sample.id))[0].shape
+        mask = read_mask_file(mask_file(first.decided_masks, sample.id), prepared.sizes[sample.id])
+        assert set(np.unique(mask)) <= {0, *sample.tags}
+    files = trained.manifest()["stages"]["segment"]["files"]
+    assert "self_training/round_1/masks/0.png" in files and "segmenter/network.safetensors" in files
+
+
+def test_both_kinds_of_masks_are_scored(trained: Run) -> None:
+    found = read_evaluation(trained)
+    assert found.self_trained is not None and found.pseudo_masks is not None
+    assert found.self_trained.images == found.pseudo_masks.images == 4
+    assert "pseudo-masks after self-training (4 train images)" in found.table()
+    assert evaluate(prepare(trained), trained) == found
+
+
+def test_what_is_finished_is_kept(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trained.round(1)
+    lost, kept = map_file(first, "3"), map_file(first, "4")
+    before, time = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    mask_file(first.masks, "3").unlink()
+    asked: list[Path] = []
+
+    def train(data: Dataset, masks: Path, settings: Settings, folder: Path, track: Track, ranks: Ranks) -> Segmented:
+        asked.append(masks)
+        return Segmented(folder, [])
+
+    monkeypatch.setattr(selftrain, "train_segmenter", train)
+    self_train(prepare(trained), trained)
+    assert asked == [first.masks]  # the first round's network was there
+    assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time and mask_file(first.masks, "3").exists()
+
+
+def test_other_rounds_train_again(trained: Run) -> None:
+    settings = trained.settings()
+    once = dataclasses.replace(settings, segment=dataclasses.replace(settings.segment, rounds=1))
+    with pytest.raises(RunError, match=r"segment\.rounds was 2, now 1"):
+        run_stage(trained.root, "segment", once)
+    run_stage(trained.root, "segment", once, force=True)
+    assert not trained.round(1).root.exists() and trained.done("segment")
