@@ -13,7 +13,8 @@ from PIL import Image
 
 import tagseg
 from tagseg.cli.main import main
-from tagseg.run.folder import STAGES, Run
+from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES
 from tagseg.settings.settings import Settings
 
 COMMANDS = (
@@ -122,7 +123,7 @@ def test_fit_until_a_stage(home: Path, tmp_path: Path, call: Call) -> None:
     small = ("--settings", home / "small.toml")
     status, text, _ = call("fit", home / "photos", "--out", tmp_path / "run", "--until", "localise", *small)
     assert status == 0 and f"Done up to stage localise: {tmp_path / 'run'}" in text
-    assert tuple(Run(tmp_path / "run").manifest()["stages"]) == STAGES[:2]
+    assert tuple(Run(tmp_path / "run").manifest().stages) == STAGES[:2]
     status, text, _ = call("masks", tmp_path / "run")
     assert status == 0 and f"Stage masks done: {tmp_path / 'run'}" in text
     status, _, error = call("evaluate", tmp_path / "run")
@@ -158,7 +159,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
     assert status == 2 and "masks.power was 2.0, now 3.0" in error and "--force to redo it from stage masks" in error
     assert run.done("report") and "Traceback" not in text + error
     status, _, error = call("masks", run.root, "--masks.power", "3", "--force")
-    assert status == 0 and tuple(run.manifest()["stages"]) == STAGES[:3] and run.settings().masks.power == 3.0
+    assert status == 0 and tuple(run.manifest().stages) == STAGES[:3] and run.settings().masks.power == 3.0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -88,8 +89,7 @@ def test_saliency_maps_and_true_masks_that_were_used_are_told(new_run: MakeRun, 
     run = new_run(tmp_path, settings=Settings.from_dict({"maps": "eps", "train": {"weights": "random"}}))
     assert "from the tags of the training images and saliency maps; no masks" in card_of(run)
     assert "true masks of" not in card_of(run)
-    manifest = run.manifest() | {"calibration_images": ["1", "2", "5"]}
-    run.manifest_file.write_text(json.dumps(manifest))
+    run.store(msgspec.structs.replace(run.manifest(), calibration_images=("1", "2", "5")))
     assert "Settings of its pseudo-masks were tried on the true masks of 3 training images." in card_of(run)
 
 
