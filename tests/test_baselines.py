@@ -19,8 +19,10 @@ from tagseg.rca.oaa import GRID, read_accumulated
 from tagseg.rca.train import load_network, train
 from tagseg.run.folder import Run
 from tagseg.run.open import SECTIONS, change_settings, open_run
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Baseline, Settings
-from tagseg.settings.stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import T
 
 SETTINGS = Settings(

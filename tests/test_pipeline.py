@@ -22,16 +22,14 @@ from tagseg.evaluate.evaluate import read_evaluation
 from tagseg.pipeline import Fitted, fit, run_stage
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.settings.data import DataSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import (
-    DataSettings,
-    LocaliseSettings,
-    MaskSettings,
-    RcaSettings,
-    ReportSettings,
-    SegmentSettings,
-    TrainSettings,
-)
+from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import load_tensors
 
 SOURCE = Path(tagseg.__file__).parents[1]

@@ -20,8 +20,9 @@ from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps
 from tagseg.rca.regions import mine_regions, pool_regions
 from tagseg.rca.train import contrast_loss, load_network, tag_loss, train
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import T
 from tagseg.training.checkpoint import load_tensors
 from tagseg.training.loading import epoch_seed
