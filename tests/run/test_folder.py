@@ -21,8 +21,11 @@ from tagseg.run.manifest import Manifest
 from tagseg.run.open import SECTIONS, open_run
 from tagseg.run.open import change_settings as change
 from tagseg.run.stages import OUTPUTS, STAGES, Stage
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import MaskSettings, ReportSettings, SegmentSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.files import atomic_path, write_atomically
 
 DIFFERENT: dict[Stage, dict[str, Any]] = {
