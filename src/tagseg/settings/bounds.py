@@ -7,7 +7,6 @@
 """
 
 import dataclasses
-import functools
 import math
 import numbers
 from dataclasses import dataclass
@@ -99,7 +98,6 @@ def bounds(hint: Any) -> str:
     return f"{text}, or 0" if OrZero() in marks else text
 
 
-@functools.cache
 def type_hints(cls: type) -> dict[str, Any]:
     """Return the annotations of a dataclass's fields with their bounds."""
     return get_type_hints(cls, include_extras=True)
