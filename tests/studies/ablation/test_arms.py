@@ -59,7 +59,9 @@ def test_arms_differ_in_their_switches_alone(arm: Arm, tiny: Settings) -> None:
 def test_an_arm_that_cannot_be_is_named(tiny: Settings) -> None:
     posterior = dataclasses.replace(tiny, localise=LocaliseSettings(kind="posterior"))
     assert arm_settings(posterior, "both", 0).localise.kind == "posterior"
-    with pytest.raises(ValueError, match=r"arm cam: setting localise\.kind: got 'posterior', expected refined, coarse"):
+    with pytest.raises(
+        ValueError, match=r"arm cam: setting localise\.kind must be refined, coarse or auto unless .*, got 'posterior'"
+    ):
         arm_settings(posterior, "cam", 0)
 
 
