@@ -268,7 +268,7 @@ def test_a_damaged_data_json_is_named_with_the_way_out(content: str, run: Run) -
     valid = run.data_file.read_bytes()
     run.data_file.write_text(content)
     with pytest.raises(
-        ValueError, match=r"data\.json: damaged .*; delete it, and the images are read and checked again"
+        ValueError, match=r"data\.json: damaged \(.*\); delete it .*: the images are read and checked again"
     ):
         prepare(run)
     run.data_file.unlink()
