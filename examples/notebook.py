@@ -26,7 +26,7 @@ from tagseg.rca.train import load_network
 from tagseg.review.judge import assess
 from tagseg.review.ranking import worst_first
 from tagseg.run.folder import Run
-from tagseg.settings.stages import LocaliseSettings
+from tagseg.settings.localise import LocaliseSettings
 from tagseg.studies.demo import demo_settings
 
 # %% [markdown]
