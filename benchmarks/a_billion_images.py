@@ -15,9 +15,9 @@ from typing import Any
 
 from record import RESULTS
 
-from tagseg.predict.chunks import BATCHES
-from tagseg.predict.parquet import GROUP
-from tagseg.predict.ray import AHEAD
+from tagseg.prediction.chunks import BATCHES
+from tagseg.prediction.parquet import GROUP
+from tagseg.prediction.ray_engine import AHEAD
 from tagseg.segment.predictor import GPU_BATCH
 
 TARGET = Path(__file__).resolve().parents[1] / "docs/a_billion_images.md"

@@ -31,7 +31,7 @@ from tagseg.masks.foreign_maps import read_foreign_maps
 from tagseg.masks.map_files import read_maps, write_maps
 from tagseg.networks.backbones import weight_options
 from tagseg.networks.segmenters import empty_segmenter
-from tagseg.predict.outputs import read_lines
+from tagseg.prediction.outputs import read_lines
 from tagseg.rca.network import build_network
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.train import load_network
@@ -48,8 +48,8 @@ from tagseg.run.decisions import (
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
+from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings
 from tagseg.training.checkpoint import save_tensors
 from tagseg.training.loop import Steps, epochs
 from tagseg.training.optimizer import build_optimizer

@@ -6,32 +6,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import tagseg
 from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.evaluate import read_evaluation
-from tagseg.masks.mask_files import write_mask
 from tagseg.pipeline import Fitted, fit, run_stage
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.settings.data import DataSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import (
-    DataSettings,
-    LocaliseSettings,
-    MaskSettings,
-    RcaSettings,
-    ReportSettings,
-    SegmentSettings,
-    TrainSettings,
-)
+from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import load_tensors
 
 SOURCE = Path(tagseg.__file__).parents[1]
@@ -48,27 +46,14 @@ SETTINGS = Settings(
 )
 
 
-def draw(data: Path) -> Path:
-    """Draw 12 training and 2 validation images of red and blue discs, with their true masks; returns the folder."""
-    rows = ["image,tags,split"]
-    (data / "images").mkdir(parents=True)
-    for i in range(14):
-        grey = np.random.default_rng(i).integers(90, 160, (48, 64, 3), np.uint8)
-        image, mask = Image.fromarray(grey), Image.new("L", (64, 48))
-        tags = (("red",), ("blue",), ("red", "blue"))[i % 3]
-        for number, name in enumerate(tags):
-            disc = (4 + 28 * number, 8 + i, 28 + 28 * number, 32 + i)
-            ImageDraw.Draw(image).ellipse(disc, fill=name)
-            ImageDraw.Draw(mask).ellipse(disc, fill={"blue": 1, "red": 2}[name])
-        image.save(data / "images" / f"photo {i:02}.png")
-        write_mask(data / "masks" / f"photo {i:02}.png", np.array(mask))
-        rows.append(f"photo {i:02}.png,{' '.join(tags)},{'val' if i > 11 else 'train'}")
-    (data / "tags.csv").write_text("\n".join(rows) + "\n")
-    return data
+@pytest.fixture(scope="session")
+def draw(draw_folder: Callable[..., Path]) -> Callable[[Path], Path]:
+    """Return a function that draws 12 training and 2 validation images of discs with their true masks in a folder."""
+    return lambda data: draw_folder(data, [f"photo {i:02}" for i in range(14)], masked=14, val=2)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(draw: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("pipeline") / "data")
 
 
@@ -203,7 +188,7 @@ def test_after_a_kill_the_training_continues_behind_the_last_epoch(
     assert not list(run.network.glob("checkpoint*"))
 
 
-def test_data_that_changed_is_refused(tmp_path: Path) -> None:
+def test_data_that_changed_is_refused(draw: Callable[[Path], Path], tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
     fit(data, tmp_path / "run", SETTINGS, until="train")
     with (data / "tags.csv").open("a") as file:
@@ -216,7 +201,7 @@ def test_data_that_changed_is_refused(tmp_path: Path) -> None:
     assert not Run(tmp_path / "run").done("localise")
 
 
-def test_bad_data_is_named_and_can_be_mended(tmp_path: Path) -> None:
+def test_bad_data_is_named_and_can_be_mended(draw: Callable[[Path], Path], tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
     tags = (data / "tags.csv").read_text()
     (data / "tags.csv").write_text(tags + "gone.png,red,train\n")

@@ -20,8 +20,10 @@ from tagseg.masks.mask_files import write_mask
 from tagseg.pipeline import run_stage
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, LocaliseSettings, MaskSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import silent
 

@@ -22,8 +22,9 @@ from tagseg.review.judge import assess
 from tagseg.run.decisions import Decision
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, MaskSettings
 
 CLASSES = ("bird", "cat", "dog")
 TAGS = (1, 3)

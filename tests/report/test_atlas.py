@@ -17,8 +17,11 @@ from tagseg.report.atlas import atlas
 from tagseg.report.atlas_data import CropPicture, crop_budget, show_entry, show_pair
 from tagseg.report.bank_view import EntryPair, Memory, NearestRegions, load_memory
 from tagseg.run.folder import Run
+from tagseg.settings.data import DataSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings, LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import load_tensors, save_tensors
 
 HOSTILE_CLASS = "<script>alert(1)</script>"

@@ -34,8 +34,10 @@ from tagseg.run.decisions import (
 )
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, MaskSettings, SegmentSettings
 
 SIZE = (20, 24)
 STRANGE = "a'; drop table decisions; --/ü b"

@@ -18,8 +18,11 @@ from tagseg.errors import RunError
 from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
 from tagseg.run.open import SECTIONS, open_run
 from tagseg.run.open import change_settings as change
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import MaskSettings, ReportSettings, SegmentSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.files import atomic_path, write_atomically
 
 DIFFERENT: dict[Stage, dict[str, Any]] = {

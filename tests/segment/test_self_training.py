@@ -19,8 +19,8 @@ from tagseg.run.folder import Run
 from tagseg.segment import self_training as selftrain
 from tagseg.segment.self_training import join_evidence, self_train
 from tagseg.segment.train import Segmented
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import MaskSettings
 from tagseg.system.progress import Track
 from tagseg.training.distributed import Ranks
 

@@ -18,8 +18,8 @@ import tagseg
 from tagseg.errors import RunError
 from tagseg.pipeline import fit, run_stage
 from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import MaskSettings
 
 SOURCE = Path(tagseg.__file__).parents[1]
 IMAGES = 9

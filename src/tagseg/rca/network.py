@@ -13,7 +13,8 @@ from tagseg.networks.backbones import LAST, RANDOM, Backbone, build_backbone, fr
 from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
 from tagseg.rca.bank import Bank, kmeans
 from tagseg.rca.regions import Regions, mine_regions
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.train import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from tagseg.rca.eps import saliency_loss
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.oaa import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.regions import Regions, pool_regions
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 from tagseg.system.untrusted import check_shape

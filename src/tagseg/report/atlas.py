@@ -16,8 +16,9 @@ from tagseg.report.crops import OutlineColour
 from tagseg.report.render import css, render_page
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import map_kind
-from tagseg.settings.stages import LocaliseSettings, RcaSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 from tagseg.training.device import choose_device

@@ -19,7 +19,7 @@ from tagseg.masks.resize import enlarge
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import Predictor, read_predictor
 from tagseg.segment.train import Segmented, train_segmenter
-from tagseg.settings.stages import MaskSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 from tagseg.training.checkpoint import is_trained

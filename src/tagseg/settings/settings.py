@@ -10,18 +10,16 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from tagseg.settings.stages import (
-    CrfSettings,
-    DataSettings,
-    LocaliseSettings,
-    MaskSettings,
-    RcaSettings,
-    ReportSettings,
-    SegmentSettings,
-    TrainSettings,
-    check,
-)
+from tagseg.settings.bounds import check
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.data import DataSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.toml import build, plain, read_toml, to_toml
+from tagseg.settings.train import TrainSettings
 from tagseg.system.process import cores
 
 Baseline = Literal["cam", "oaa", "eps"]

@@ -12,8 +12,8 @@ from tagseg.data.coco import read_coco
 from tagseg.data.images import load_mask
 from tagseg.export.coco import write_coco
 from tagseg.export.masks import MaskSet
+from tagseg.settings.data import DataSettings
 from tagseg.settings.export import ExportSettings
-from tagseg.settings.stages import DataSettings
 from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]

@@ -11,8 +11,9 @@ from PIL import Image
 from tagseg.errors import DataError, RunError
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import LocaliseSettings, MaskSettings
 from tagseg.studies.ablation.ablate import ablate
 from tagseg.studies.ablation.arms import SCORE_FILE
 from tagseg.studies.ablation.table import ARMS, Ablation

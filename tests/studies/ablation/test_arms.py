@@ -14,8 +14,12 @@ from tagseg.masks.map_files import map_file, write_maps
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, LocaliseSettings, MaskSettings, RcaSettings, ReportSettings
 from tagseg.studies.ablation.arms import (
     SCORE_FILE,
     arm_settings,

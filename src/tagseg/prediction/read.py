@@ -11,8 +11,8 @@ from PIL import Image
 
 from tagseg.data.images import read_image
 from tagseg.errors import DataError
-from tagseg.predict.find_images import Location
-from tagseg.predict.remote import fetch_url
+from tagseg.prediction.find_images import Location
+from tagseg.prediction.remote import fetch_url
 from tagseg.segment.resolution import Resolution, resize_to_picture
 
 

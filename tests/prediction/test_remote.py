@@ -9,10 +9,10 @@ from PIL import Image
 
 from tagseg.data.images import read_image
 from tagseg.errors import DataError
-from tagseg.predict import remote
-from tagseg.predict.find_images import find_images, identity
-from tagseg.predict.read import Read, open_image, read_picture
-from tagseg.predict.remote import fetch_url, is_url, list_url, local_path
+from tagseg.prediction import remote
+from tagseg.prediction.find_images import find_images, identity
+from tagseg.prediction.read import Read, open_image, read_picture
+from tagseg.prediction.remote import fetch_url, is_url, list_url, local_path
 from tagseg.segment.resolution import Resolution, resize_to_picture
 
 

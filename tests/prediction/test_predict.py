@@ -12,14 +12,14 @@ from PIL import Image
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.errors import DataError, RunError
 from tagseg.networks.segmenters import Segmenter
-from tagseg.predict.predict import predict
+from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment import infer
 from tagseg.segment.predictor import Predictor, adapted, load
+from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings
 from tagseg.system.progress import Track
 
 Interrupted = Callable[[int], Track]
