@@ -103,7 +103,7 @@ def render(run: Run, images: Sequence[Path], per_class: int, device: str, track:
         ("atlas.css",),
         ("viewer.js",),
         title="What the memory knows",
-        version=run.manifest()["tagseg"],
+        version=run.manifest().tagseg or "(unknown)",
         run=str(run.root),
         names=("background", *classes),
         colours=[css(colour) for colour in colours],

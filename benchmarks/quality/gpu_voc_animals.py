@@ -1,7 +1,7 @@
 """Classifier and segmenter at full setting on a GPU: resnet50, 321 pixels, 20 epochs, on voc_animals from tags only.
 
-    python benchmarks/gpu_voc_animals.py --data DIR --weights resnet50.safetensors
-    python benchmarks/gpu_voc_animals.py ... --minutes 9      stop in time; run again to continue
+    python -m benchmarks.quality.gpu_voc_animals --data DIR --weights resnet50.safetensors
+    python -m benchmarks.quality.gpu_voc_animals ... --minutes 9      stop in time; run again to continue
 
 Plain CAM, the full method, its segmenter, and the same on full masks; a table with seconds and peak GPU memory of every
 stage, then one step of either training in fp32 and bf16. Needs a CUDA device; settings lie in gpu_voc_animals.toml.
@@ -14,14 +14,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import animals
 import torch
-from record import iou_rows, record
+from benchmarks import harness
+from benchmarks.harness import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import Scores, read_evaluation
 from tagseg.pipeline import fit
-from tagseg.run.folder import STAGES, Run
+from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES
 from tagseg.segment.train import build_segmenter, mask_loss
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import arm_settings, read_score, run_folder, score_run
@@ -42,11 +43,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="stop after so many (a training continues behind its last epoch)")
     parser.set_defaults(backbone="resnet50")
-    options = animals.parse(parser, "gpu_voc_animals")
+    options = harness.parse(parser, "gpu_voc_animals")
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device")
     track = until(time.monotonic() + 60 * options.minutes) if options.minutes else bars
-    base = Settings.from_toml(animals.HERE / "gpu_voc_animals.toml")
+    base = Settings.from_toml(harness.BENCHMARKS / "quality/gpu_voc_animals.toml")
     train = dataclasses.replace(base.train, backbone=options.backbone, weights=str(options.weights))
     base = dataclasses.replace(base, train=train, seed=options.seed)
     try:
@@ -108,7 +109,7 @@ def write_results(runs: dict[str, Run], settings: Settings, memory: dict[str, in
     cam = read_score(runs["cam"], runs["cam"].settings(), prepared) or score_run(prepared, runs["cam"], "cam", bars)
     pseudo, weak, full = evaluation.pseudo_masks, evaluation.segmenter, evaluation.full_supervision
     assert pseudo and weak and full, "the data set has masks"
-    stages = runs["both"].manifest()["stages"]
+    stages = runs["both"].manifest().stages
     steps = {precision: step_ms(settings, precision) for precision in ("fp32", "bf16")}
     figures: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
@@ -117,7 +118,7 @@ def write_results(runs: dict[str, Run], settings: Settings, memory: dict[str, in
         "weak_miou": round(100 * weak.miou, 2),
         "full_miou": round(100 * full.miou, 2),
         "ratio": round(100 * weak.miou / full.miou, 2),
-        "seconds": {stage: values["seconds"] for stage, values in stages.items()},
+        "seconds": {stage: note.seconds for stage, note in stages.items()},
         "peak_gpu_mb": memory,
         "segmenter_step_ms": {precision: round(value, 2) for precision, value in steps.items()},
     }

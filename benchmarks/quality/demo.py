@@ -1,16 +1,15 @@
 """The demo: what plain CAM and the full method reach on its drawn pictures, and how long `tagseg demo` takes.
 
-    python benchmarks/demo.py                 both, one after the other; run again to continue
-    python benchmarks/demo.py --only cam      one of them (two shells: both at a time; seconds then overstate)
+    python -m benchmarks.quality.demo                 both, one after the other; run again to continue
+    python -m benchmarks.quality.demo --only cam      one of them (two shells: both at a time; seconds then overstate)
 
 The demo's settings were chosen on the drawing of another seed.
 """
 
 import argparse
 import time
-from pathlib import Path
 
-from record import iou_rows, record
+from benchmarks.harness import RUNS, iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.demo.draw import draw_demo
@@ -22,8 +21,6 @@ from tagseg.studies.ablation.table import ArmScore
 from tagseg.studies.demo import demo_settings, run_demo
 from tagseg.system.progress import bars
 
-RUNS = Path(__file__).resolve().parent / "runs" / "demo"
-
 
 def main() -> None:
     """Run what is asked for, and write the table when both are finished."""
@@ -31,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("cam", "both"))
     options = parser.parse_args()
-    full, cam = RUNS / f"both_{options.seed}", Run(RUNS / f"cam_{options.seed}")
+    full, cam = RUNS / "demo" / f"both_{options.seed}", Run(RUNS / "demo" / f"cam_{options.seed}")
     if options.only != "cam":
         started = time.monotonic()
         run_demo(full, options.seed, track=bars)
@@ -39,7 +36,7 @@ def main() -> None:
     if options.only != "both":
         settings = arm_settings(demo_settings(options.seed), "cam", options.seed)
         fit(
-            draw_demo(RUNS / f"cam_{options.seed}_data", seed=options.seed),
+            draw_demo(RUNS / "demo" / f"cam_{options.seed}_data", seed=options.seed),
             cam.root,
             settings,
             track=bars,
@@ -56,12 +53,12 @@ def write_results(cam: Run, full: Run, seed: int) -> None:
     plain = read_score(cam, cam.settings(), prepared) or score_run(prepared, cam, "cam", bars)
     masks, segmenter = evaluation.pseudo_masks, evaluation.segmenter
     assert masks is not None and segmenter is not None, "the demo has masks"
-    stages = full.manifest()["stages"]
+    stages = full.manifest().stages
     figures = {
         "pseudo_miou_cam": round(100 * plain.miou, 2),
         "pseudo_miou_full": round(100 * masks.miou, 2),
         "segmenter_miou_val": round(100 * segmenter.miou, 2),
-        "seconds": round(sum(values["seconds"] for values in stages.values()), 1),
+        "seconds": round(sum(note.seconds or 0.0 for note in stages.values()), 1),
     }
     columns: dict[str, ArmScore | Scores] = {
         "plain CAM, pseudo-masks": plain,
