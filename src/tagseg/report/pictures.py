@@ -9,7 +9,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from tagseg.data.data_file import DataFile, ImageRow
-from tagseg.data.images import load_mask, read_image, read_mask_file
+from tagseg.data.images import load_mask, read_image, read_mask_file, reduced_size
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import RunError
@@ -140,8 +140,7 @@ def _row(
     classes: Sequence[str],
     side: int,
 ) -> PictureRow:
-    scale = min(1.0, side / max(photo.size))
-    width, height = (max(1, round(length * scale)) for length in photo.size)
+    width, height = reduced_size(photo.size, side)
     photo = photo.resize((width, height), Image.Resampling.LANCZOS)
 
     def masked(column: str, mask: UInt8[np.ndarray, "h w"] | None) -> Picture | None:
@@ -172,8 +171,7 @@ def _map_picture(path: Path, row: ImageRow, classes: Sequence[str], size: tuple[
     if max(found) > len(classes):
         raise RunError(f"{path}: holds the map of class {max(found)}, the run has {len(classes)}")
     ids = np.array(found)
-    scale = min(1.0, MAP_SIDE / max(size))
-    width, height = (max(1, round(length * scale)) for length in size)
+    width, height = reduced_size(size, MAP_SIDE)
     names = ", ".join(classes[index - 1] for index in ids)
     return Picture("map", f"Map of {row.id}: {names}", map_overlay(maps, ids, width, height))
 
