@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 project = "tagseg"
 author = "tagseg contributors"
 copyright = author
-version = release = re.findall(r'__version__ = "(.+)"', (ROOT / "src/tagseg/__init__.py").read_text("utf-8"))[0]
+version = release = re.findall(r'__version__ = "(.+)"', (ROOT / "src/tagseg/_version.py").read_text("utf-8"))[0]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "literal"  # docstrings put names of Python between single backticks
