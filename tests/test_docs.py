@@ -1,5 +1,6 @@
 """The site builds without a warning and without the network, and what is made from other files is up to date."""
 
+import importlib
 import json
 import os
 import re
@@ -167,6 +168,31 @@ def test_type_errors_in_python_blocks_are_found(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(block)
     (error,) = checks["type_errors"](str(tmp_path / "wrong.py"))
     assert "wrong.py:3: error: Incompatible types in assignment" in error
+
+
+def test_files_of_the_repository_that_pages_name_exist() -> None:
+    path = re.compile(r"(?<![\w/.-])(?:src|tests|benchmarks|docs|examples)/[\w/-]+\.\w+")
+    quoting = ("benchmarks.md", "a_billion_images.md")  # commands as they were given
+    named = {
+        (page.name, name)
+        for page in (ROOT / "README.md", *DOCS.glob("*.md"))
+        if page.name not in quoting
+        for name in path.findall(page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    assert [(page, name) for page, name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_modules_that_the_architecture_names_exist() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    layers = runpy.run_path(str(ROOT / "benchmarks/structure/checks.py"))["documented_layers"]()
+    paths = {path for path in re.findall(r"`(\w+/\w+\.py)`", text) if path.partition("/")[0] in layers}
+    functions = set(re.findall(r"`(tagseg(?:\.\w+)+)`", text))
+    assert len(paths) > 20 and len(functions) > 5
+    assert [path for path in sorted(paths) if not (ROOT / "src/tagseg" / path).exists()] == []
+    for name in functions:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
 
 
 def test_cells_are_read(pages: dict[str, Any]) -> None:

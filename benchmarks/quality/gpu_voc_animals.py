@@ -41,7 +41,7 @@ def main() -> None:
     """Run everything, or as much as fits into the minutes given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="stop after so many (a training continues behind its last epoch)")
+    parser.add_argument("--minutes", type=float, help="stop after so many (a training continues after its last epoch)")
     parser.set_defaults(backbone="resnet50")
     options = harness.parse(parser, "gpu_voc_animals")
     if not torch.cuda.is_available():

@@ -1,6 +1,6 @@
 """How the package is built: its layers, who imports whom, and whether the Python blocks of the pages type-check.
 
-Only the standard library is imported here: tests/test_architecture.py and benchmarks.structure.architecture both use it.
+It imports only the standard library, because tests/test_architecture.py and benchmarks.structure.architecture load it.
 """
 
 import ast
