@@ -1,6 +1,6 @@
 """Every reader of a file that a stranger may have made, fed with spoiled ones: it reads them, or names the file.
 
-A few hundred cases each; benchmarks/fuzz.py has 100,000.
+A few hundred cases each; benchmarks/reliability/fuzz.py has 100,000.
 """
 
 import dataclasses

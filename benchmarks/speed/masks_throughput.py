@@ -1,6 +1,6 @@
 """Images a second and peak memory of the stages localise and masks together, for small images and 16-megapixel ones.
 
-    python benchmarks/masks_throughput.py --images 200 --large 20
+    python -m benchmarks.speed.masks_throughput --images 200 --large 20
 
 Takes a trained network of voc_animals.py (another with --run) and images of its data, brought to 320 pixels on the long
 side and enlarged to 16 megapixels, as JPEG files. The run folder itself stays as it is.
@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import animals
+from benchmarks import harness
+from benchmarks.harness import record
 from PIL import Image
-from record import record
 
 from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared, prepare
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="how many small images")
     parser.add_argument("--large", type=int, default=20, help="how many of 16 megapixels")
     parser.add_argument("--workers", type=int, default=Settings().workers, help="processes that make masks")
-    options = animals.parse(parser, "voc_animals_fit")
+    options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
     settings = dataclasses.replace(run.settings(), workers=options.workers)
     found = {

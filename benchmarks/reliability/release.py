@@ -1,6 +1,6 @@
 """Wheel and sdist in clean environments: with the lowest and the newest allowed versions, on every Python.
 
-    python benchmarks/release.py python3.11 python3.12 python3.13
+    python -m benchmarks.reliability.release python3.11 python3.12 python3.13
 
 In each environment the wheel is installed as a user does, and a whole run goes through the command line: fit, predict,
 export, export-model, doctor, and the network loaded from Python; then the sdist takes the wheel's place and predicts
@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import record
+from benchmarks.harness import ROOT, record
 
-ROOT = Path(__file__).resolve().parents[1]
 RESOLUTIONS = {"lowest": "lowest-direct", "newest": "highest"}
 SHOWN = (
     "torch",

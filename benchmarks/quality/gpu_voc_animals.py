@@ -1,7 +1,7 @@
 """Classifier and segmenter at full setting on a GPU: resnet50, 321 pixels, 20 epochs, on voc_animals from tags only.
 
-    python benchmarks/gpu_voc_animals.py --data DIR --weights resnet50.safetensors
-    python benchmarks/gpu_voc_animals.py ... --minutes 9      stop in time; run again to continue
+    python -m benchmarks.quality.gpu_voc_animals --data DIR --weights resnet50.safetensors
+    python -m benchmarks.quality.gpu_voc_animals ... --minutes 9      stop in time; run again to continue
 
 Plain CAM, the full method, its segmenter, and the same on full masks; a table with seconds and peak GPU memory of every
 stage, then one step of either training in fp32 and bf16. Needs a CUDA device; settings lie in gpu_voc_animals.toml.
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import animals
 import torch
-from record import iou_rows, record
+from benchmarks import harness
+from benchmarks.harness import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import Scores, read_evaluation
@@ -43,11 +43,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="stop after so many (a training continues behind its last epoch)")
     parser.set_defaults(backbone="resnet50")
-    options = animals.parse(parser, "gpu_voc_animals")
+    options = harness.parse(parser, "gpu_voc_animals")
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device")
     track = until(time.monotonic() + 60 * options.minutes) if options.minutes else bars
-    base = Settings.from_toml(animals.HERE / "gpu_voc_animals.toml")
+    base = Settings.from_toml(harness.BENCHMARKS / "quality/gpu_voc_animals.toml")
     train = dataclasses.replace(base.train, backbone=options.backbone, weights=str(options.weights))
     base = dataclasses.replace(base, train=train, seed=options.seed)
     try:

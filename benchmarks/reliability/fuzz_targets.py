@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import fuzz_mutate as mutate
 import numpy as np
 import torch
-from fuzz_files import SIZE, coco, encoded, image_folder, tar, twin
+from benchmarks.reliability import fuzz_mutate as mutate
+from benchmarks.reliability.fuzz_files import SIZE, coco, encoded, image_folder, tar, twin
 from safetensors.torch import save_file
 from torch import nn
 

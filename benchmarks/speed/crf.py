@@ -1,6 +1,6 @@
 """How fast the dense CRF is beside pydensecrf, and whether both give the same labels.
 
-    pip install pydensecrf2 && python benchmarks/crf.py --data FOLDER/voc_animals
+    pip install pydensecrf2 && python -m benchmarks.speed.crf --data FOLDER/voc_animals
 
 A photograph enlarged to 500 x 375 (bicubic), as it is and with noise, which fills the lattice with many more vertices;
 ten steps, kernels 3 and 80 pixels, 13 grey levels; whole calls from probabilities to labels, with lattices, in turns.
@@ -18,10 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from animals import SHARED
+from benchmarks.harness import SHARED, record
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from record import record
 
 from tagseg.crf.dense_crf import dense_crf, dense_crfs
 from tagseg.settings.crf import CrfSettings

@@ -1,7 +1,7 @@
 """How far tags alone bring a segmentation network: the same network trained on pseudo-masks and on full masks.
 
-    python benchmarks/segmenter.py                seeds 0 to 2, one after the other; run again to continue
-    python benchmarks/segmenter.py --only 1       one of them (two shells: two at a time)
+    python -m benchmarks.quality.segmenter                seeds 0 to 2, one after the other; run again to continue
+    python -m benchmarks.quality.segmenter --only 1       one of them (two shells: two at a time)
 
 Each seed is a run of its own: classifier, maps, masks, segmenter (weak), and the segmenter once more on the true masks
 of the same images (full: SBD's). Both are scored on val.txt, the pseudo-masks that the weak one learned from on
@@ -14,9 +14,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import animals
 import numpy as np
-from record import record
+from benchmarks import harness
+from benchmarks.harness import record
 
 from tagseg.data.images import load_mask, read_image
 from tagseg.data.prepare import prepare
@@ -39,8 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", type=int, help="this seed alone")
-    options = animals.parse(parser, "voc_animals_fit")
-    settings = animals.settings(options)
+    options = harness.parse(parser, "voc_animals_fit")
+    settings = harness.animal_settings(options)
     seeds = range(options.seeds) if options.only is None else [options.only]
     for seed in seeds:
         own, run = arm_settings(settings, "both", seed), Run(run_folder(options.out, "both", seed))
@@ -52,7 +52,7 @@ def main() -> None:
     finished = {seed: found for seed, found in finished.items() if found.share() is not None}
     if finished:
         refined = {seed: (crf_miou(runs[seed]), crf_miou(runs[seed].full_supervision)) for seed in finished}
-        write_results(finished, refined, settings, animals.name("segmenter", options.backbone))
+        write_results(finished, refined, settings, harness.name("segmenter", options.backbone))
 
 
 def take_over(source: Run, target: Run, data: Path, settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """Compose the README's picture from a finished run: image, map, pseudo-mask, prediction, truth.
 
-    python benchmarks/pictures.py RUN OUT.jpg --rows 4
+    python -m benchmarks.figures.pictures RUN OUT.jpg --rows 4
 
 Rows are evenly spaced over the images that the evaluation chose: nobody picked them.
 """

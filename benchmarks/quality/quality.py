@@ -1,8 +1,8 @@
 """How well masks and tags are judged without truth on voc_animals: the score against the true IoU, and corrupted tags.
 
-    python benchmarks/quality.py                 run again to continue
-    python benchmarks/quality.py --only scores   the scores alone, of the run of voc_animals.py (run that first)
-    python benchmarks/quality.py --only tags     a run of its own with 5 % of the tags corrupted: about an hour
+    python -m benchmarks.quality.quality                 run again to continue
+    python -m benchmarks.quality.quality --only scores   the scores alone, of the run of voc_animals.py (run that first)
+    python -m benchmarks.quality.quality --only tags     a run of its own with 5 % of the tags corrupted: about an hour
 
 The score's formula was chosen on 300 training images that are not scored. Nothing is tuned on the masks that are scored
 or on the tags that were corrupted.
@@ -15,10 +15,10 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import animals
 import numpy as np
-from corrupt import Errors, corrupted
-from record import record
+from benchmarks import harness
+from benchmarks.harness import record
+from benchmarks.quality.corrupt import Errors, corrupted
 from scipy.stats import spearmanr
 
 from tagseg.data.images import load_mask, read_mask_file
@@ -53,13 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("scores", "tags"))
-    options = animals.parse(parser, "voc_animals_fit")
+    options = harness.parse(parser, "voc_animals_fit")
     run = Run(run_folder(options.out, "both", options.seed))
     figures: dict[str, float] = {}
     lines: list[str] = []
     if options.only != "tags":
         if not run.manifest_file.exists() or not run.done("segment"):
-            parser.error(f"needs the run {run.root}: python benchmarks/voc_animals.py makes it")
+            parser.error(f"needs the run {run.root}: python -m benchmarks.quality.voc_animals makes it")
         scores, table = judge_scores(run)
         figures |= scores
         lines += table
@@ -107,12 +107,12 @@ def judge_scores(run: Run) -> tuple[dict[str, float], list[str]]:
 
 def judge_tags(options: argparse.Namespace) -> tuple[dict[str, float], list[str]]:
     """Train on tags of which a share is corrupted, and count how many of those are found."""
-    home = animals.HERE / "runs" / animals.name("quality", options.backbone)
+    home = harness.RUNS / harness.name("quality", options.backbone)
     data, kept = home / f"tags_{options.seed}", home / f"tags_{options.seed}" / "errors.json"
     if not kept.exists():
         corrupted(options.data, data, SHARE, options.seed)
     errors: Errors = [(name, tag, kind) for name, tag, kind in json.loads(kept.read_text(encoding="utf-8"))]
-    settings = animals.settings(options)
+    settings = harness.animal_settings(options)
     settings = dataclasses.replace(settings, seed=options.seed, segment=dataclasses.replace(settings.segment, rounds=1))
     run = Run(home / f"both_{options.seed}")
     fit(data, run.root, settings, track=bars, until="segment")

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/concepts.md from a finished run on the drawn demo set.
 
     tagseg demo --out runs/demo
-    python benchmarks/concepts.py runs/demo/run docs/pictures
+    python -m benchmarks.figures.concepts runs/demo/run docs/pictures
 
 Images are the first training images with two or three tags, regions the first of each class: nobody picked them.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarks.figures.pictures import heat
 from jaxtyping import Float
 from numpy import ndarray
-from pictures import heat
 from PIL import Image, ImageDraw
 from sklearn.manifold import TSNE
 

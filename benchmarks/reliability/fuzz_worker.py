@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_targets
-from fuzz import STATE
+from benchmarks.reliability import fuzz_targets
+from benchmarks.reliability.fuzz import STATE
 
 from tagseg.system.process import peak_memory_mb, reset_peak_memory
 

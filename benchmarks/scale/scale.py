@@ -1,6 +1,6 @@
 """Seconds and memory that opening a data set of a million images takes, the first time and again.
 
-    python benchmarks/scale.py
+    python -m benchmarks.scale.scale
 
 The data are simulated: a folder of empty files with a tag file (a thousand folders of a thousand), and tar shards of a
 thousand images of 100 bytes each, both in a temporary folder (2.5 GB, in --folder) that is deleted at the end. Nothing
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import record
+from benchmarks.harness import record
 
 from tagseg.data.listing import SETTLED_S
 

@@ -1,6 +1,6 @@
 """How fast the review page opens and pages, and the memory it takes, with 50,000 images.
 
-    python benchmarks/review.py --images 50000
+    python -m benchmarks.scale.review --images 50000
 
 The images are 200 drawn ones of 500 x 375 pixels under many names. The server is a process of its own; it is asked over
 its socket for what the browser asks when the page is opened, when a page of the list is turned, and for a decision.
@@ -23,8 +23,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
+from benchmarks.harness import record
 from PIL import Image
-from record import record
 
 from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.review.scores import ImageQuality, write_quality

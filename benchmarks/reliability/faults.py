@@ -1,7 +1,7 @@
 """Kills `tagseg fit` at random moments of every stage, runs it again, and compares the run with an undisturbed one.
 
-    python benchmarks/faults.py               36 kills, six a stage; a few seconds each on two idle cores
-    python benchmarks/faults.py --seed 1      36 others, also beside them in another shell; the table counts all
+    python -m benchmarks.reliability.faults               36 kills, six a stage; a few seconds each on two idle cores
+    python -m benchmarks.reliability.faults --seed 1      36 others, also at the same time; the table counts all
 
 Every kill (SIGKILL) hits the command's process, on drawn images, with worker processes and two rounds of self-training,
 and is followed by the same command, undisturbed. What counts as the same: tagseg.run.doctor.result_checksums. It can be
@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.harness import RUNS, record
 from PIL import Image, ImageDraw
-from record import record
 
 from tagseg.run.doctor import examine, result_checksums
 from tagseg.run.folder import Run
 from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 
-FOLDER = Path(__file__).resolve().parent / "runs" / "faults"
+FOLDER = RUNS / "faults"
 
 SETTINGS = Settings.from_dict(
     {

@@ -1,6 +1,6 @@
 """Images a second of `tagseg predict --engine ray` beside the local engine's, and the memory of all its processes.
 
-    python benchmarks/mass_labelling.py --images 5000      # needs tagseg[ray]
+    python -m benchmarks.scale.mass_labelling --images 5000      # needs tagseg[ray]
 
 Takes the segmenter of a run of voc_animals.py (another with --run) and the images of its data, again under other names
 until there are enough. They are cut into rounds; in each the two engines predict the same images, in turn, each in a
@@ -27,9 +27,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import animals
 import torch
-from record import record
+from benchmarks import harness
+from benchmarks.harness import record
 
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.predict.chunks import cut_chunks
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", help="as of tagseg predict; by default the network's own")
     parser.add_argument("--no-flip", action="store_true", help="as of tagseg predict")
     parser.add_argument("--crf", action="store_true", help="as of tagseg predict")
-    options = animals.parse(parser, "voc_animals_fit")
+    options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
     asked: dict[str, Any] = {"device": "cpu", "crf": options.crf}
     asked |= {"scales": options.scales} if options.scales else {}

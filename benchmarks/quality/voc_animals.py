@@ -1,8 +1,8 @@
 """tagseg on a real PASCAL VOC 2012 subset from tags only: plain CAM and the full method, then the segmenter.
 
-    python benchmarks/voc_animals.py                     both runs, one after the other; run again to continue
-    python benchmarks/voc_animals.py --only cam          one of them (two shells: two at a time)
-    python benchmarks/voc_animals.py --data DIR --weights FILE --seed 1
+    python -m benchmarks.quality.voc_animals                     both runs, one after the other; run again to continue
+    python -m benchmarks.quality.voc_animals --only cam          one of them (two shells: two at a time)
+    python -m benchmarks.quality.voc_animals --data DIR --weights FILE --seed 1
 
 Settings lie in voc_animals.toml; the two runs differ in rca.contrast and rca.aggregation alone. Nothing is tuned on the
 masks that are scored.
@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import animals
-from record import iou_rows, record
+from benchmarks import harness
+from benchmarks.harness import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import Scores, read_evaluation
@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("cam", "both"))
-    options = animals.parse(parser, "voc_animals_fit")
-    settings = animals.settings(options)
+    options = harness.parse(parser, "voc_animals_fit")
+    settings = harness.animal_settings(options)
     runs = {arm: Run(run_folder(options.out, arm, options.seed)) for arm in ("cam", "both")}
     if options.only in (None, "cam"):
         fit(options.data, runs["cam"].root, arm_settings(settings, "cam", options.seed), track=bars, until="train")
@@ -39,7 +39,7 @@ def main() -> None:
         fit(options.data, runs["both"].root, arm_settings(settings, "both", options.seed), track=bars)
     needed: dict[str, Stage] = {"cam": "train", "both": "report"}
     if all(run.manifest_file.exists() and run.done(needed[arm]) for arm, run in runs.items()):
-        print(write_results(runs, options.seed, animals.name("voc_animals", options.backbone)).read_text())
+        print(write_results(runs, options.seed, harness.name("voc_animals", options.backbone)).read_text())
 
 
 def cam_score(run: Run) -> ArmScore:

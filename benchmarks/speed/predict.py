@@ -1,6 +1,6 @@
 """Images a second of `tagseg predict` beside those of the bare network, and its peak memory at 16 megapixels.
 
-    python benchmarks/predict.py
+    python -m benchmarks.speed.predict
 
 Takes the segmenter of a run of voc_animals.py (another with --run) and the validation images of its data. The bare
 network is the forward passes alone that predict makes of the same images, in the same calls, and the decoding of the
@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import animals
 import torch
+from benchmarks import harness
+from benchmarks.harness import record
 from PIL import Image
-from record import record
 from torch import Tensor
 
 from tagseg.data.images import read_image
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="as of tagseg predict")
     parser.add_argument("--full-size", action="store_true", help="also the memory of --max-side 0, which takes minutes")
     parser.add_argument("--device", default="auto", help="as of tagseg predict")
-    options = animals.parse(parser, "voc_animals_fit")
+    options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
     asked = PredictOptions(batch=options.batch, precision=options.precision, device=options.device, force=True)
     predictor = adapted(load(run.root, options.device), asked)

@@ -1,6 +1,6 @@
 """Spoiled files for every reader: no traceback, no hang, no memory blow-up, nothing written or run elsewhere.
 
-    python benchmarks/fuzz.py --cases 110000
+    python -m benchmarks.reliability.fuzz --cases 110000
 
 Cases are mutations of valid files (fuzz_mutate.py), for files of text also hypothesis' inventions and, where it is
 installed (pip install atheris), 5 % of them atheris', which follows the lines of code that are reached. They run in a
@@ -23,6 +23,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+
 FOLLOWED = 0.05
 """Share of atheris' cases among all."""
 
@@ -39,7 +41,7 @@ def work(options: argparse.Namespace) -> None:
 
         with atheris.instrument_imports(include=["tagseg", "tomllib", "json"]):
             import tagseg.predict.predict  # noqa: F401
-    from fuzz_worker import Worker
+    from benchmarks.reliability.fuzz_worker import Worker
 
     worker = Worker(options.worker, options.seed, options.cases, options.only)
     (options.worker / "plan.json").write_text(json.dumps(worker.cases))
@@ -54,7 +56,12 @@ def supervise(root: Path, options: argparse.Namespace, follow: int = 0) -> list[
     state = root / "state"
     state.write_bytes(b"\0" * STATE.size * 100)
     told = {"worker": root, "seed": options.seed, "cases": options.cases, "follow": follow}
-    command = [sys.executable, str(Path(__file__).resolve()), *(f"--{name}={value}" for name, value in told.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.reliability.fuzz",
+        *(f"--{name}={value}" for name, value in told.items()),
+    ]
     command += [f"--only={name}" for name in options.only]
     killed: list[dict[str, Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
@@ -63,7 +70,7 @@ def supervise(root: Path, options: argparse.Namespace, follow: int = 0) -> list[
         (root / "files").mkdir()
         (root / "done").unlink(missing_ok=True)
         before = state.read_bytes()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if (root / "done").exists() or (follow and done.returncode == 0):
             return killed
         if done.returncode > 0 or state.read_bytes() == before:
@@ -158,7 +165,7 @@ def report(
     if options.only:
         print("\n".join(lines))
         return
-    from record import record
+    from benchmarks.harness import record
 
     print(record("fuzz", [options.seed], figures, "\n".join(lines)).read_text())
 

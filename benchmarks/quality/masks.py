@@ -1,6 +1,6 @@
 """What each step from maps to masks is worth on voc_animals, and how fast masks are made.
 
-    python benchmarks/voc_animals.py && python benchmarks/masks.py
+    python -m benchmarks.quality.voc_animals && python -m benchmarks.quality.masks
 
 Pseudo-masks of the 370 images whose masks count, tags only, seed 0: plain CAM and the full method at the scales of the
 ablation, then, each on top of the one before, the default scales, the dense CRF, a round of self-training. Nothing is
@@ -12,11 +12,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import animals
 import numpy as np
+from benchmarks import harness
+from benchmarks.harness import record
+from benchmarks.speed.masks_throughput import measure
 from jaxtyping import UInt8
-from masks_throughput import measure
-from record import record
 
 from tagseg.data.images import load_mask, read_image
 from tagseg.data.prepare import Prepared, prepare
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=200, help="how many small images the pace is measured with")
     parser.add_argument("--large", type=int, default=10, help="how many of 16 megapixels")
-    options = animals.parse(parser, "voc_animals_fit")
+    options = harness.parse(parser, "voc_animals_fit")
     run = Run(run_folder(options.out, "both", options.seed))
     run.require("segment")
     prepared, settings = prepare(run), run.settings()

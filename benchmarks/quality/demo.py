@@ -1,16 +1,15 @@
 """The demo: what plain CAM and the full method reach on its drawn pictures, and how long `tagseg demo` takes.
 
-    python benchmarks/demo.py                 both, one after the other; run again to continue
-    python benchmarks/demo.py --only cam      one of them (two shells: both at a time; seconds then overstate)
+    python -m benchmarks.quality.demo                 both, one after the other; run again to continue
+    python -m benchmarks.quality.demo --only cam      one of them (two shells: both at a time; seconds then overstate)
 
 The demo's settings were chosen on the drawing of another seed.
 """
 
 import argparse
 import time
-from pathlib import Path
 
-from record import iou_rows, record
+from benchmarks.harness import RUNS, iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.demo.draw import draw_demo
@@ -22,8 +21,6 @@ from tagseg.studies.ablation.table import ArmScore
 from tagseg.studies.demo import demo_settings, run_demo
 from tagseg.system.progress import bars
 
-RUNS = Path(__file__).resolve().parent / "runs" / "demo"
-
 
 def main() -> None:
     """Run what is asked for, and write the table when both are finished."""
@@ -31,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("cam", "both"))
     options = parser.parse_args()
-    full, cam = RUNS / f"both_{options.seed}", Run(RUNS / f"cam_{options.seed}")
+    full, cam = RUNS / "demo" / f"both_{options.seed}", Run(RUNS / "demo" / f"cam_{options.seed}")
     if options.only != "cam":
         started = time.monotonic()
         run_demo(full, options.seed, track=bars)
@@ -39,7 +36,7 @@ def main() -> None:
     if options.only != "both":
         settings = arm_settings(demo_settings(options.seed), "cam", options.seed)
         fit(
-            draw_demo(RUNS / f"cam_{options.seed}_data", seed=options.seed),
+            draw_demo(RUNS / "demo" / f"cam_{options.seed}_data", seed=options.seed),
             cam.root,
             settings,
             track=bars,

@@ -1,7 +1,7 @@
 """What contrast and aggregation cost: a training step against plain CAM's, 1,000 classes against 20, and the k-means.
 
-    python benchmarks/step_cost.py                                     on two threads of the CPU, some minutes
-    python benchmarks/step_cost.py --device cuda --precision bf16
+    python -m benchmarks.speed.step_cost                                     on two threads of the CPU, some minutes
+    python -m benchmarks.speed.step_cost --device cuda --precision bf16
 
 Default settings, random weights, random pictures, bank full. The ratios are medians over repetitions in which the
 variants take turns, so that whatever else the machine does meets all of them.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from record import record
+from benchmarks.harness import record
 from torch.profiler import ProfilerActivity, profile
 
 from tagseg.rca.bank import Bank, kmeans

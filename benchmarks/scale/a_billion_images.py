@@ -1,6 +1,6 @@
-"""Writes docs/a_billion_images.md: a plan computed from what benchmarks/mass_labelling.py measured.
+"""Writes docs/a_billion_images.md: a plan computed from what benchmarks.scale.mass_labelling measured.
 
-    python benchmarks/a_billion_images.py
+    python -m benchmarks.scale.a_billion_images
 
 What was measured and what is assumed stand apart in it; every other number is computed from the two, so that a plan for
 other hardware or prices is a matter of the flags.
@@ -10,17 +10,16 @@ import argparse
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from record import RESULTS
+from benchmarks.harness import RESULTS, ROOT
 
 from tagseg.predict.chunks import BATCHES
 from tagseg.predict.parquet import GROUP
 from tagseg.predict.ray import AHEAD
 from tagseg.segment.predictor import GPU_BATCH
 
-TARGET = Path(__file__).resolve().parents[1] / "docs/a_billion_images.md"
+TARGET = ROOT / "docs/a_billion_images.md"
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def as_markdown(measured: dict[str, Any], assumed: Assumed) -> str:
 
 TEMPLATE = """# A plan for {images} images
 
-Written by `python benchmarks/a_billion_images.py` from benchmarks/results/mass_labelling.json (`{command}` on
+Written by `python -m benchmarks.scale.a_billion_images` from benchmarks/results/mass_labelling.json (`{command}` on
 {machine}). Nobody has labelled {images} images with tagseg: this is arithmetic. **The pace of a GPU is an
 assumption**, and hours and dollars are in proportion to it; measure it first, with the network and the scales that
 will be used, on 10,000 images.

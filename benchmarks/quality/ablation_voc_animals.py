@@ -1,10 +1,10 @@
 """What contrast and aggregation are worth on voc_animals: pseudo-masks of each arm, over seeds.
 
-    python benchmarks/ablation_voc_animals.py                all four arms, seeds 0 to 2; run again to continue
-    python benchmarks/ablation_voc_animals.py --arms cam     one of them (several shells: several at a time)
-    python benchmarks/ablation_voc_animals.py --backbone resnet18 --backbone-weights FILE
+    python -m benchmarks.quality.ablation_voc_animals                all four arms, seeds 0 to 2; run again to continue
+    python -m benchmarks.quality.ablation_voc_animals --arms cam     one of them (several shells: several at a time)
+    python -m benchmarks.quality.ablation_voc_animals --backbone resnet18 --backbone-weights FILE
 
-    python benchmarks/ablation_voc_animals.py --crf          the same runs, masks refined by the dense CRF
+    python -m benchmarks.quality.ablation_voc_animals --crf          the same runs, masks refined by the dense CRF
 
 Settings lie in voc_animals.toml; arms differ in rca.contrast and rca.aggregation alone. Maps are those of three scales
 (0.75, 1, 1.5). Nothing is tuned on the masks that are scored.
@@ -14,8 +14,8 @@ import argparse
 import dataclasses
 from typing import Any
 
-import animals
-from record import RESULTS, record
+from benchmarks import harness
+from benchmarks.harness import RESULTS, record
 
 from tagseg.studies.ablation.ablate import ablate
 from tagseg.studies.ablation.picture import draw_ablation
@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--force", action="store_true", help="redo what was made with other settings")
     parser.add_argument("--crf", action="store_true", help="refine masks by the dense CRF")
-    options = animals.parse(parser)
-    settings, arms = animals.settings(options), options.arms.split(",")
+    options = harness.parse(parser)
+    settings, arms = harness.animal_settings(options), options.arms.split(",")
     settings = dataclasses.replace(
         settings,
         localise=dataclasses.replace(settings.localise, scales=(0.75, 1.0, 1.5)),
@@ -40,7 +40,7 @@ def main() -> None:
     found = ablate(options.data, options.out, settings, options.seeds, bars, arms, options.force)
     print(found.table())
     if found.arms == ARMS and not found.missing:
-        write_results(found, animals.name("ablation_voc_animals" + ("_crf" if options.crf else ""), options.backbone))
+        write_results(found, harness.name("ablation_voc_animals" + ("_crf" if options.crf else ""), options.backbone))
 
 
 def write_results(found: Ablation, results: str) -> None:
