@@ -35,9 +35,7 @@ class HelpPage:
         """Print the description: paragraphs are filled, examples stay as they are."""
         for paragraph in _plain(description).rstrip().split("\n\n"):
             example = paragraph.startswith("    ")
-            _print(
-                console, Text("\n" * (not example) + (paragraph if example else _filled(paragraph, _width(console))))
-            )
+            _print(console, Text(f"\n{paragraph if example else _filled(paragraph, _width(console))}"))
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Print a group of commands or flags under its title."""

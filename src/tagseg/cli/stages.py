@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tagseg.cli.app import STAGES, Force, Options, RunFolder, SettingsFile, command, say
-from tagseg.run.folder import Stage
+from tagseg.run.stages import Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import bars
 
