@@ -25,7 +25,7 @@ from tagseg.masks.make import mask_image
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.palette import class_colours
-from tagseg.predict.outputs import overlay
+from tagseg.prediction.outputs import overlay
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.regions import pool_regions
 from tagseg.rca.train import load_network

@@ -18,7 +18,7 @@ from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.palette import class_colours
 from tagseg.masks.resize import enlarge
-from tagseg.predict.outputs import overlay
+from tagseg.prediction.outputs import overlay
 from tagseg.run.folder import Run
 
 CELL = (240, 180)

@@ -40,7 +40,7 @@ def work(options: argparse.Namespace) -> None:
         import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         with atheris.instrument_imports(include=["tagseg", "tomllib", "json"]):
-            import tagseg.predict.predict  # noqa: F401
+            import tagseg.prediction.predict  # noqa: F401
     from benchmarks.reliability.fuzz_worker import Worker
 
     worker = Worker(options.worker, options.seed, options.cases, options.only)

@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT
 
-from tagseg.predict.chunks import BATCHES
-from tagseg.predict.parquet import GROUP
-from tagseg.predict.ray import AHEAD
+from tagseg.prediction.chunks import BATCHES
+from tagseg.prediction.parquet import GROUP
+from tagseg.prediction.ray_engine import AHEAD
 from tagseg.segment.predictor import GPU_BATCH
 
 TARGET = ROOT / "docs/a_billion_images.md"

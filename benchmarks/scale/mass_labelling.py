@@ -32,12 +32,12 @@ from benchmarks import harness
 from benchmarks.harness import record
 
 from tagseg.data.images import IMAGE_SUFFIXES
-from tagseg.predict.chunks import cut_chunks
-from tagseg.predict.find_images import Location
-from tagseg.predict.outputs import LINES, Outcome, read_lines, write_files
-from tagseg.predict.parquet import begin_parts, write_parts
-from tagseg.predict.ray_steps import chunk_text
-from tagseg.predict.read import read_picture
+from tagseg.prediction.chunks import cut_chunks
+from tagseg.prediction.find_images import Location
+from tagseg.prediction.outputs import LINES, Outcome, read_lines, write_files
+from tagseg.prediction.parquet import begin_parts, write_parts
+from tagseg.prediction.ray_workers import chunk_text
+from tagseg.prediction.read import read_picture
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import load
 from tagseg.settings.predict import PredictOptions
@@ -45,7 +45,7 @@ from tagseg.settings.predict import PredictOptions
 ONE = """
 import json, sys, time
 from tagseg.settings.predict import PredictOptions
-from tagseg.predict.predict import predict
+from tagseg.prediction.predict import predict
 run, images, out, options = sys.argv[1:]
 first = []
 def track(items, title, total):

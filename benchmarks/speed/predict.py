@@ -26,7 +26,7 @@ from torch import Tensor
 from tagseg.data.images import read_image
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import evenly_spaced
-from tagseg.predict.predict import predict
+from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import Predictor, adapted, load
 from tagseg.settings.predict import PredictOptions
@@ -37,7 +37,7 @@ ONE = """
 import sys
 from tagseg.system.process import peak_memory_mb
 from tagseg.settings.predict import PredictOptions
-from tagseg.predict.predict import load, predict
+from tagseg.prediction.predict import load, predict
 run, image, out, side, device = sys.argv[1:]
 load(run, device)
 idle = peak_memory_mb()

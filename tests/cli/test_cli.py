@@ -227,7 +227,7 @@ def test_an_interruption_says_how_to_continue(
 
     monkeypatch.setattr("tagseg.pipeline.run_stage", interrupted)
     assert call("masks", finished) == (status, "", "Interrupted. Run the same command again to continue.\n")
-    monkeypatch.setattr("tagseg.predict.predict.predict", interrupted)
+    monkeypatch.setattr("tagseg.prediction.predict.predict", interrupted)
     said = "Interrupted. Run the same command again with --resume to continue.\n"
     assert call("predict", finished, "new", "--out", "masks") == (status, "", said)
 

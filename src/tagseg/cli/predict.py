@@ -34,7 +34,7 @@ def predict(
         tagseg predict runs/a "shards/{000..009}.tar" --out masks/
         tagseg predict runs/a s3://bucket/2024/ --out masks/ --engine ray
     """
-    from tagseg.predict.predict import predict
+    from tagseg.prediction.predict import predict
 
     try:
         done = predict(run, images, out, options, bars)

@@ -16,7 +16,7 @@ from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import read_evaluation, score, scored_samples
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit
-from tagseg.predict.predict import predict
+from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.stages import OTHERS

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from tagseg.predict.batches import in_batches
-from tagseg.predict.chunks import Chunk, chunk_size, cut_chunks
-from tagseg.predict.find_images import Location
-from tagseg.predict.outputs import Outcome, finish_image, needed
-from tagseg.predict.read import Read, read_picture
+from tagseg.prediction.batches import in_batches
+from tagseg.prediction.chunks import Chunk, chunk_size, cut_chunks
+from tagseg.prediction.find_images import Location
+from tagseg.prediction.outputs import Outcome, finish_image, needed
+from tagseg.prediction.read import Read, read_picture
 from tagseg.segment.infer import ClassProbabilities, as_tensor
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.process import cores

@@ -11,9 +11,9 @@ from PIL import Image
 
 from tagseg.data.images import read_image
 from tagseg.errors import DataError
-from tagseg.predict.find_images import Location
-from tagseg.predict.remote import fetch_url
-from tagseg.segment.resolution import Resolution, picture
+from tagseg.prediction.find_images import Location
+from tagseg.prediction.remote import fetch_url
+from tagseg.segment.resolution import Resolution, resize_to_picture
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def read_picture(
         image = open_image(location, max_megapixels)
     except DataError as error:
         return Read(name, location, error=str(error)), None
-    return Read(name, location, (image.height, image.width)), picture(image, resolution)
+    return Read(name, location, (image.height, image.width)), resize_to_picture(image, resolution)
 
 
 def open_image(location: Location, max_megapixels: float) -> Image.Image:

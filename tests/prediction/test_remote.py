@@ -9,11 +9,11 @@ from PIL import Image
 
 from tagseg.data.images import read_image
 from tagseg.errors import DataError
-from tagseg.predict import remote
-from tagseg.predict.find_images import find_images, identity
-from tagseg.predict.read import Read, open_image, read_picture
-from tagseg.predict.remote import fetch_url, is_url, list_url, local_path
-from tagseg.segment.resolution import Resolution, picture
+from tagseg.prediction import remote
+from tagseg.prediction.find_images import find_images, identity
+from tagseg.prediction.read import Read, open_image, read_picture
+from tagseg.prediction.remote import fetch_url, is_url, list_url, local_path
+from tagseg.segment.resolution import Resolution, resize_to_picture
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_image_at_a_url_is_read_as_from_a_file(bucket: str, tmp_path: Path) -
     assert open_image(url, 1.0).tobytes() == read_image(tmp_path / "a.png").tobytes()
     one, seen = read_picture("1", url, Resolution(16, 16), 1.0)
     assert one == Read("1", url, (10, 21)) and seen is not None and seen.shape == (8, 16, 3)
-    assert (seen == picture(read_image(tmp_path / "a.png"), Resolution(16, 16))).all()
+    assert (seen == resize_to_picture(read_image(tmp_path / "a.png"), Resolution(16, 16))).all()
 
 
 def test_what_cannot_be_read_says_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tagseg.errors import RunError
-from tagseg.predict.predict import predict
-from tagseg.predict.ray import TASK_CPUS, Actors, byte_budget, choose_actors
+from tagseg.prediction.predict import predict
+from tagseg.prediction.ray_engine import TASK_CPUS, Actors, byte_budget, choose_actors
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import load
 from tagseg.settings.predict import PredictOptions

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagseg.errors import RunError
-from tagseg.predict.chunks import Chunk, chunk_pixels, chunk_size, cut_chunks
-from tagseg.predict.find_images import Location
-from tagseg.predict.outputs import Outcome
-from tagseg.predict.ray_steps import Network, RayRow, chunk_text, finish_row, from_row, read_chunk
+from tagseg.prediction.chunks import Chunk, chunk_pixels, chunk_size, cut_chunks
+from tagseg.prediction.find_images import Location
+from tagseg.prediction.outputs import Outcome
+from tagseg.prediction.ray_workers import Network, RayRow, chunk_text, finish_row, from_row, read_chunk
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.process import cores, says_out_of_memory
 

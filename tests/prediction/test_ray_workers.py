@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tagseg.predict.chunks import Chunk
-from tagseg.predict.outputs import Outcome
-from tagseg.predict.ray_steps import chunk_text, from_row, read_chunk, to_row
+from tagseg.prediction.chunks import Chunk
+from tagseg.prediction.outputs import Outcome
+from tagseg.prediction.ray_workers import chunk_text, from_row, read_chunk, to_row
 from tagseg.segment.resolution import Resolution
 
 
@@ -38,7 +38,7 @@ def test_paths_are_relative_to_the_folder_of_the_caller(tmp_path: Path, monkeypa
 def test_reading_and_finishing_need_no_pytorch() -> None:
     # A process of Ray's that does no more starts in no time, and takes little memory.
     said = subprocess.run(
-        [sys.executable, "-c", "import sys, tagseg.predict.ray_steps; print('torch' in sys.modules)"],
+        [sys.executable, "-c", "import sys, tagseg.prediction.ray_workers; print('torch' in sys.modules)"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert said.stdout == "False\n"

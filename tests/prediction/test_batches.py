@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tagseg.predict.batches import in_batches
-from tagseg.predict.read import Read
+from tagseg.prediction.batches import in_batches
+from tagseg.prediction.read import Read
 
 
 def images(widths: Sequence[int], taken: list[int] | None = None) -> Iterator[tuple[Read, Tensor | None]]:

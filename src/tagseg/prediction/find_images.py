@@ -10,7 +10,7 @@ from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.shards import is_shard, shard_images
 from tagseg.data.tars import refuse_compressed
 from tagseg.errors import DataError
-from tagseg.predict.remote import is_url, list_url, local_path
+from tagseg.prediction.remote import is_url, list_url, local_path
 
 Location = Path | str
 """Where an image lies: a file (or a member of a tar, by its path), or a URL of another storage."""

@@ -9,8 +9,16 @@ from PIL import Image
 
 from tagseg.errors import DataError
 from tagseg.masks.palette import class_colours
-from tagseg.predict import outputs
-from tagseg.predict.outputs import append_line, begin, image_line, overlay, probabilities_npy, read_lines, write_lines
+from tagseg.prediction import outputs
+from tagseg.prediction.outputs import (
+    append_line,
+    begin,
+    image_line,
+    overlay,
+    probabilities_npy,
+    read_lines,
+    write_lines,
+)
 from tagseg.segment.label_pixels import Decided
 from tagseg.settings.predict import PredictOptions
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor
 
-from tagseg.predict.read import Read
+from tagseg.prediction.read import Read
 from tagseg.segment.infer import ClassProbabilities
 
 LOOK_AHEAD = 4

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tagseg.predict import chunks as shares
-from tagseg.predict.predict import predict
+from tagseg.prediction import chunks as shares
+from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.settings.predict import PredictOptions
 

@@ -15,8 +15,8 @@ from PIL import Image
 from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_file, mask_png
 from tagseg.masks.palette import class_colours
-from tagseg.predict.find_images import Location, identity
-from tagseg.predict.read import Read, open_image
+from tagseg.prediction.find_images import Location, identity
+from tagseg.prediction.read import Read, open_image
 from tagseg.segment.label_pixels import Decided, Labels, candidates, label_pixels, refine
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions

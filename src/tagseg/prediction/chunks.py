@@ -7,7 +7,7 @@ worker or the whole prediction was killed.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tagseg.predict.find_images import Location
+from tagseg.prediction.find_images import Location
 from tagseg.segment.resolution import Resolution
 
 BATCHES = 16

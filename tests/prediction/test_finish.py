@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from tagseg.data.images import read_mask_file
-from tagseg.predict.outputs import Outcome, finish_image, image_line, needed, write_files
-from tagseg.predict.read import Read
+from tagseg.prediction.outputs import Outcome, finish_image, image_line, needed, write_files
+from tagseg.prediction.read import Read
 from tagseg.segment.label_pixels import Labels, candidates, label_pixels
 from tagseg.settings.predict import PredictOptions
 

@@ -8,10 +8,10 @@ from PIL import Image
 
 from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_png
-from tagseg.predict import parquet
-from tagseg.predict.find_images import Location
-from tagseg.predict.outputs import Outcome, append_line, begin, write_lines
-from tagseg.predict.parquet import begin_parts, part_file, write_parts
+from tagseg.prediction import parquet
+from tagseg.prediction.find_images import Location
+from tagseg.prediction.outputs import Outcome, append_line, begin, write_lines
+from tagseg.prediction.parquet import begin_parts, part_file, write_parts
 from tagseg.settings.predict import PredictOptions
 
 PARQUET = PredictOptions(format="parquet", rows=3)

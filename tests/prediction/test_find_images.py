@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tagseg.errors import DataError
-from tagseg.predict.find_images import find_images
+from tagseg.prediction.find_images import find_images
 
 
 def files(root: Path, *names: str) -> list[Path]:

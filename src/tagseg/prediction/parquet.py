@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagseg.errors import DataError
-from tagseg.predict.find_images import Location
-from tagseg.predict.outputs import LINES, Outcome, PredictionLine, read_lines
+from tagseg.prediction.find_images import Location
+from tagseg.prediction.outputs import LINES, Outcome, PredictionLine, read_lines
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.files import atomic_path
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tagseg.predict.chunks import Chunk
-from tagseg.predict.outputs import Outcome, finish_image, needed
-from tagseg.predict.read import Read, read_picture
-from tagseg.predict.remote import is_url
+from tagseg.prediction.chunks import Chunk
+from tagseg.prediction.outputs import Outcome, finish_image, needed
+from tagseg.prediction.read import Read, read_picture
+from tagseg.prediction.remote import is_url
 from tagseg.segment.label_pixels import Labels
 from tagseg.segment.resolution import Resolution
 from tagseg.settings.predict import PredictOptions
@@ -55,7 +55,7 @@ class Network:
         self.predictor = adapted(load(run, device), options)
 
     def __call__(self, row: RayRow) -> Iterator[RayRow]:
-        from tagseg.predict.local import seen_of
+        from tagseg.prediction.local_engine import seen_of
         from tagseg.segment.infer import as_tensor
 
         share, pictures = json.loads(row["share"]), _unpacked(row["pictures"])

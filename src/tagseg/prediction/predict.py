@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tagseg.errors import DataError, RunError
 from tagseg.masks.mask_files import write_classes
-from tagseg.predict.find_images import Location, find_images
-from tagseg.predict.local import THREADS, local_outcomes
-from tagseg.predict.outputs import LINES, PredictionLine, append_line, begin, read_lines, write_files, write_lines
-from tagseg.predict.parquet import begin_parts, write_parts
-from tagseg.predict.ray import ray_outcomes
+from tagseg.prediction.find_images import Location, find_images
+from tagseg.prediction.local_engine import THREADS, local_outcomes
+from tagseg.prediction.outputs import LINES, PredictionLine, append_line, begin, read_lines, write_files, write_lines
+from tagseg.prediction.parquet import begin_parts, write_parts
+from tagseg.prediction.ray_engine import ray_outcomes
 from tagseg.segment.predictor import Predictor, adapted, load
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.files import remove_temporary

@@ -12,7 +12,7 @@ from PIL import Image
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.errors import DataError, RunError
 from tagseg.networks.segmenters import Segmenter
-from tagseg.predict.predict import predict
+from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment import infer

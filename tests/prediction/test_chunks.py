@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagseg.predict.chunks import Chunk, chunk_size, cut_chunks
-from tagseg.predict.find_images import Location
+from tagseg.prediction.chunks import Chunk, chunk_size, cut_chunks
+from tagseg.prediction.find_images import Location
 from tagseg.segment.resolution import Resolution
 
 
