@@ -56,12 +56,12 @@ def write_results(cam: Run, full: Run, seed: int) -> None:
     plain = read_score(cam, cam.settings(), prepared) or score_run(prepared, cam, "cam", bars)
     masks, segmenter = evaluation.pseudo_masks, evaluation.segmenter
     assert masks is not None and segmenter is not None, "the demo has masks"
-    stages = full.manifest()["stages"]
+    stages = full.manifest().stages
     figures = {
         "pseudo_miou_cam": round(100 * plain.miou, 2),
         "pseudo_miou_full": round(100 * masks.miou, 2),
         "segmenter_miou_val": round(100 * segmenter.miou, 2),
-        "seconds": round(sum(values["seconds"] for values in stages.values()), 1),
+        "seconds": round(sum(note.seconds or 0.0 for note in stages.values()), 1),
     }
     columns: dict[str, ArmScore | Scores] = {
         "plain CAM, pseudo-masks": plain,

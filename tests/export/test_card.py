@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -89,8 +90,7 @@ def test_the_card_mentions_saliency_maps_and_calibration(new_run: MakeRun, tmp_p
     run = new_run(tmp_path, settings=Settings.from_dict({"maps": "eps", "train": {"weights": "random"}}))
     assert "on the tags of the training images and on saliency maps, without any masks." in card_of(run)
     assert "true masks of" not in card_of(run)
-    manifest = run.manifest() | {"calibration_images": ["1", "2", "5"]}
-    run.manifest_file.write_text(json.dumps(manifest))
+    run.store(msgspec.structs.replace(run.manifest(), calibration_images=("1", "2", "5")))
     assert "settings of the pseudo-masks were calibrated on the true masks of 3 training images." in card_of(run)
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tagseg.cli.app import MAIN, STAGE_COMMANDS, Force, Options, RunFolder, SettingsFile, app, say
-from tagseg.run.folder import STAGES as ORDER
-from tagseg.run.folder import Stage
+from tagseg.run.stages import STAGES as ORDER
+from tagseg.run.stages import Stage
 from tagseg.settings.presets import Preset
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import bars

@@ -166,7 +166,7 @@ def _settings(run: Run, about: Mapping[str, Any], settings: Mapping[str, Any]) -
     epochs = len(history.read_text(encoding="utf-8").splitlines()) if history.exists() else 0
     trained = f"The segmentation network was trained for {_counted(epochs, 'epoch')}. " if epochs else ""
     shown = {"seed": settings["seed"], "segment": settings["segment"], "train": settings["train"]}
-    version = as_text(str(run.manifest().get("tagseg", "(unknown)")))
+    version = as_text(run.manifest().tagseg or "(unknown)")
     return (
         f"## Settings\n\n{trained}Encoder `{about['encoder']}`. Trained with tagseg {version}, exported with tagseg "
         f"{about['tagseg']} and PyTorch {about['torch']}.\n\n````toml\n{to_toml(shown)}````\n"

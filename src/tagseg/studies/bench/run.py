@@ -17,8 +17,9 @@ from tagseg.evaluate.evaluate import read_evaluation, score, scored_samples
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit
 from tagseg.predict.predict import predict
-from tagseg.run.folder import OTHERS, Run
+from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.run.stages import OTHERS
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.check import DataCheck, check_data
@@ -131,7 +132,7 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
 
 def _kept(run: Run, file: Path) -> dict[str, Any] | None:
     """What was found before, where it was finished with the network that the run has now."""
-    if "bench" not in run.manifest().get("others", {}):
+    if "bench" not in run.manifest().others:
         return None
     try:
         values: dict[str, Any] = read_json(file)
