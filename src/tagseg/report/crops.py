@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 
-from tagseg.data.images import reduction
+from tagseg.data.images import reduced_size
 
 CROP_SIDE = 160
 """Long side of a crop, in pixels."""
@@ -46,8 +46,7 @@ def outline_regions(
     photo: Image.Image, regions: Sequence[tuple[Bool[np.ndarray, "_ _"], OutlineColour]], side: int
 ) -> Image.Image:
     """Return a whole photo, at most `side` pixels long, with every region outlined in its colour."""
-    scale = reduction(photo, side)
-    size = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
+    size = reduced_size(photo.size, side)
     fine = size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING
     drawn = photo.resize(fine, Image.Resampling.BICUBIC, reducing_gap=2.0)
     for shape, colour in regions:

@@ -36,6 +36,7 @@ from tagseg.run.decisions import (
     record_decision,
 )
 from tagseg.run.folder import Run
+from tagseg.settings.bounds import Port, check_value
 
 PAGE = 60
 """Most images of a list in one response."""
@@ -82,8 +83,7 @@ def listen(port: int) -> socket.socket:
     Raises:
         ValueError: when the port is out of range or cannot be used.
     """
-    if not 0 <= port <= 65_535:
-        raise ValueError(f"--port {port}: expected a number from 0 (any free port) to 65535")
+    check_value("--port", port, Port)
     # asyncio sends small responses immediately only if the protocol is named; otherwise each takes 40 ms longer.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
