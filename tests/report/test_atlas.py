@@ -157,7 +157,7 @@ def test_an_empty_bank_is_refused_with_what_to_do(rca, reason, tmp_path):
 
 
 def test_what_is_wrong_is_said(run, tmp_path):
-    with pytest.raises(ValueError, match="--per-class: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="--per-class must be 1 or more, got 0"):
         atlas(run.root, per_class=0)
     with pytest.raises(ValueError, match=r"none\.jpg: no such file"):
         atlas(run.root, [tmp_path / "none.jpg"])

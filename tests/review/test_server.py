@@ -165,7 +165,7 @@ def test_fifty_thousand_images_come_a_page_at_a_time_and_thumbnails_when_asked_f
 
 
 def test_ports_are_checked():
-    with pytest.raises(ValueError, match="--port 70000: expected a number from 0"):
+    with pytest.raises(ValueError, match="--port must be 0 or more and at most 65535, got 70000"):
         listen(70_000)
     with (
         listen(0) as taken,

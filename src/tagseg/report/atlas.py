@@ -16,6 +16,7 @@ from tagseg.report.crops import OutlineColour
 from tagseg.report.render import css, render_page
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import map_kind
@@ -71,8 +72,7 @@ def atlas(
     path = trained.atlas_file if out is None else Path(out)
     if path.exists() and not force:
         raise RunError(f"{path}: exists; choose another --out or --force")
-    if per_class < 1:
-        raise ValueError(f"--per-class: got {per_class}, expected at least 1 image")
+    check_value("--per-class", per_class, AtLeastOne)
     new = [Path(image) for image in images]
     if path != trained.atlas_file:
         write_atomically(path, render(trained, new, per_class, device, track))

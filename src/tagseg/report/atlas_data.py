@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from PIL import Image
 
-from tagseg.data.images import read_image
+from tagseg.data.images import read_image, reduced_size
 from tagseg.rca.network import RcaNetwork
 from tagseg.report.bank_view import Area, EntryPair, Memory, NearestRegions
 from tagseg.report.crops import OutlineColour, crop_region, outline_regions
@@ -235,8 +235,7 @@ def enlarged(network: RcaNetwork, cells: Bool[np.ndarray, "h w"], photo: Image.I
 
 
 def _reduced(image: Image.Image, side: int) -> Image.Image:
-    scale = min(1.0, side / max(image.size))
-    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    size = reduced_size(image.size, side)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 

@@ -173,7 +173,7 @@ def find_regions(
 @torch.no_grad()
 def see(network: RcaNetwork, image: Image.Image, max_side: int) -> Maps:
     """Return the network's maps of an image at scale 1, reduced to a long side of `max_side` pixels where larger."""
-    reduce = reduction(image, max_side)
+    reduce = reduction(image.size, max_side)
     h, w = network.backbone.fitting_size(image.height * reduce, image.width * reduce)
     picture = to_tensor(image.resize((w, h), Image.Resampling.BILINEAR))[None]
     maps: Maps = network(picture.to(network.prototypes.device))

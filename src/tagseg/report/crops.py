@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 
+from tagseg.data.images import reduced_size
+
 SIDE = 160
 """Long side of a crop in pixels."""
 
@@ -44,8 +46,7 @@ def outline_regions(
     photo: Image.Image, regions: Sequence[tuple[Bool[np.ndarray, "_ _"], OutlineColour]], side: int
 ) -> Image.Image:
     """Return the whole photo, reduced to a long side of `side` pixels, with every region outlined in its colour."""
-    scale = min(1.0, side / max(photo.size))
-    size = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
+    size = reduced_size(photo.size, side)
     fine = size[0] * FINE, size[1] * FINE
     drawn = photo.resize(fine, Image.Resampling.BICUBIC, reducing_gap=2.0)
     for shape, colour in regions:

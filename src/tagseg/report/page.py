@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tagseg.data.data_file import DataFile, read_data_file
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import read_figures
 from tagseg.masks.palette import VOID_COLOUR, class_colours
@@ -18,7 +19,6 @@ from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
-from tagseg.system.untrusted import check_shape, read_json
 
 DUTIES: dict[Stage, str] = {
     "train": "learn the tags, with the bank of regions",
@@ -39,9 +39,6 @@ COLUMNS = {
 
 SHOWN_PATHS = 50
 """So many skipped files are listed by name."""
-
-_ROW = {"id": str, "tags": [int], "split": str, "size": [int], "image": str, "mask": bool}
-_DATA = {"layout": str, "classes": [str], "notes": [str], "broken": [[str]], "samples": [_ROW]}
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,9 @@ def report(run: Run, track: Track = silent) -> Report:
 
 def render(run: Run, track: Track = silent) -> str:
     """Return the report's HTML."""
-    data, evaluation = _read_data(run.data_file), read_figures(run)
+    data, evaluation = read_data_file(run), read_figures(run)
     settings, manifest = run.settings(), run.manifest()
-    colours = [css(colour) for colour in class_colours(len(data["classes"]))]
+    colours = [css(colour) for colour in class_colours(len(data.classes))]
     return render_page(
         "report.html.j2",
         ("report.css",),
@@ -108,18 +105,18 @@ def render(run: Run, track: Track = silent) -> str:
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
         improved=run.final() != run,
-        classes=data["classes"],
+        classes=data.classes,
         colours=colours,
         void_colour=css(VOID_COLOUR),
         from_scratch="random" in (settings.train.weights, settings.segment.weights),
         sections=_settings_tables(settings),
         stages=_stage_rows(manifest),
-        notes=data["notes"],
-        broken=data["broken"][:SHOWN_PATHS],
-        broken_count=len(data["broken"]),
+        notes=data.notes,
+        broken=data.broken[:SHOWN_PATHS],
+        broken_count=len(data.broken),
         version=manifest.tagseg or "(unknown)",
         data=manifest.data,
-        layout=data["layout"],
+        layout=data.layout,
         again=f"tagseg fit {shlex.quote(manifest.data)} --out NEW --settings {shlex.quote(str(run.settings_file))}",
         review=f"tagseg review {shlex.quote(str(run.root))}",
         predict=f"tagseg predict {shlex.quote(str(run.root))} IMAGES --out DIR",
@@ -147,10 +144,10 @@ def memory(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
-def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: Manifest) -> list[Figure]:
-    counts = {split: sum(record["split"] == split for record in data["samples"]) for split in ("train", "val")}
+def _figures(data: DataFile, evaluation: Mapping[str, Any], manifest: Manifest) -> list[Figure]:
+    counts = {split: sum(row.split == split for row in data.samples) for split in ("train", "val")}
     seconds = sum(note.seconds or 0.0 for note in manifest.stages.values())
-    names = data["classes"]
+    names = data.classes
     masks, improved, calibrated = (evaluation.get(key) for key in ("pseudo_masks", "self_trained", "calibrated"))
     how = "made from the tags alone"
     if improved and masks:
@@ -204,8 +201,8 @@ def _share(evaluation: Mapping[str, Any]) -> list[Figure]:
     return [Figure("Of full supervision", share, reached)]
 
 
-def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
-    names = ["background", *data["classes"]]
+def _class_rows(data: DataFile, evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
+    names = ["background", *data.classes]
     found: list[list[float | None]] = []
     for part in _measured(evaluation):
         shares = evaluation[part]["iou"]
@@ -215,7 +212,7 @@ def _class_rows(data: Mapping[str, Any], evaluation: Mapping[str, Any], colours:
                 "data.json); run `tagseg evaluate` again"
             )
         found.append([None if share is None else 100.0 * share for share in shares])
-    tagged = [tag for record in data["samples"] if record["split"] == "train" for tag in record["tags"]]
+    tagged = [tag for row in data.samples if row.split == "train" for tag in row.tags]
     return [
         ClassRow(name, colours[i], tagged.count(i) if i else None, tuple(shares[i] for shares in found))
         for i, name in enumerate(names)
@@ -286,14 +283,3 @@ def _shown(value: Any) -> str:
 def _listed(names: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _read_data(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = read_json(path)
-        check_shape(found, _DATA)
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: missing; run the stages before the report again") from error
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged ({error}); run the stage that writes it again") from error
-    return found

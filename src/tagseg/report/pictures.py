@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from tagseg.data.images import load_mask, read_image, read_mask_file
+from tagseg.data.data_file import DataFile, ImageRow
+from tagseg.data.images import load_mask, read_image, read_mask_file, reduced_size
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import RunError
@@ -62,7 +62,7 @@ class Gallery:
     choice: str
 
 
-def draw_galleries(run: Run, data: dict[str, Any], track: Track) -> dict[str, Gallery]:
+def draw_galleries(run: Run, data: DataFile, track: Track) -> dict[str, Gallery]:
     """Return the rows of pictures of the training and the validation images ("train", "val").
 
     Raises:
@@ -72,20 +72,16 @@ def draw_galleries(run: Run, data: dict[str, Any], track: Track) -> dict[str, Ga
     settings = run.settings()
     count = settings.report.examples
     chosen = {"train": _choose(run, data, "train", count), "val": _choose(run, data, "val", (count + 1) // 2)}
-    records = [record for rows, _ in chosen.values() for record in rows]
+    images = [row for rows, _ in chosen.values() for row in rows]
     # The data folder is read again only for the truth: without it a report needs no more than the images.
-    dataset = (
-        read_dataset(run.data_root(), settings.data, settings.cache)
-        if any(record["mask"] for record in records)
-        else None
-    )
+    dataset = read_dataset(run.data_root(), settings.data, settings.cache) if any(row.mask for row in images) else None
     samples = {sample.id: sample for sample in dataset.samples} if dataset else {}
-    side = round(SIDE * min(1.0, (FULL_SIZE_ROWS / max(len(records), 1)) ** 0.5))
+    side = round(SIDE * min(1.0, (FULL_SIZE_ROWS / max(len(images), 1)) ** 0.5))
     rows: dict[str, list[PictureRow]] = {"train": [], "val": []}
-    for record in track(records, "drawing the report", len(records)):
-        truth = _truth(record, samples, dataset) if dataset and record["mask"] else None
-        photo = read_image(Path(record["image"]), settings.data.max_megapixels)
-        rows[record["split"]].append(_row(run, record, photo, truth, data["classes"], side))
+    for row in track(images, "drawing the report", len(images)):
+        truth = _truth(row, samples, dataset) if dataset and row.mask else None
+        photo = read_image(Path(row.image), settings.data.max_megapixels)
+        rows[row.split].append(_row(run, row, photo, truth, data.classes, side))
     return {split: _gallery(split, drawn, chosen[split][1]) for split, drawn in rows.items()}
 
 
@@ -115,60 +111,58 @@ def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "
     return data_uri(Image.fromarray(picture), "png", optimize=True)
 
 
-def _choose(run: Run, data: dict[str, Any], split: str, count: int) -> tuple[list[dict[str, Any]], str]:
-    records = [record for record in data["samples"] if record["split"] == split]
+def _choose(run: Run, data: DataFile, split: str, count: int) -> tuple[list[ImageRow], str]:
+    images = [row for row in data.samples if row.split == split]
     noun = "training images" if split == "train" else "validation images"
-    predicted = [record for record in records if _file(run.predictions, record, ".png").exists()]
-    masked = [record for record in records if record["mask"]]
+    predicted = [row for row in images if _file(run.predictions, row, ".png").exists()]
+    masked = [row for row in images if row.mask]
     # The evaluation predicts evenly spaced images as well: an even choice among them is one over the whole list.
-    chosen = evenly_spaced(predicted or masked or records, count)
-    which = f"the {noun} that have true masks" if chosen and all(record["mask"] for record in chosen) else f"all {noun}"
+    chosen = evenly_spaced(predicted or masked or images, count)
+    which = f"the {noun} that have true masks" if chosen and all(row.mask for row in chosen) else f"all {noun}"
     rule = (
-        f"{len(chosen)} of {len(records):,} {noun}, evenly spaced over the list of {which}: nobody picked them, good "
+        f"{len(chosen)} of {len(images):,} {noun}, evenly spaced over the list of {which}: nobody picked them, good "
         "and bad mix."
     )
     return chosen, rule
 
 
-def _truth(record: dict[str, Any], samples: dict[str, Sample], dataset: Dataset) -> UInt8[np.ndarray, "h w"]:
-    if record["id"] not in samples:
-        raise RunError(f"{dataset.root}: no longer has the image {record['id']}, which the run was made with")
-    return load_mask(samples[record["id"]], dataset, size=(record["size"][0], record["size"][1]))
+def _truth(row: ImageRow, samples: dict[str, Sample], dataset: Dataset) -> UInt8[np.ndarray, "h w"]:
+    if row.id not in samples:
+        raise RunError(f"{dataset.root}: no longer has the image {row.id}, which the run was made with")
+    return load_mask(samples[row.id], dataset, size=row.size)
 
 
 def _row(
     run: Run,
-    record: dict[str, Any],
+    row: ImageRow,
     photo: Image.Image,
     truth: UInt8[np.ndarray, "h w"] | None,
     classes: Sequence[str],
     side: int,
 ) -> PictureRow:
-    scale = min(1.0, side / max(photo.size))
-    width, height = (max(1, round(length * scale)) for length in photo.size)
+    width, height = reduced_size(photo.size, side)
     photo = photo.resize((width, height), Image.Resampling.LANCZOS)
 
     def masked(column: str, mask: UInt8[np.ndarray, "h w"] | None) -> Picture | None:
         if mask is None:
             return None
-        text = f"{column.capitalize()} of {record['id']}: {describe_mask(mask, classes)}"
+        text = f"{column.capitalize()} of {row.id}: {describe_mask(mask, classes)}"
         return Picture(column, text, mask_overlay(mask, width, height))
 
     pictures = {
-        "image": Picture("image", f"Image {record['id']}", ""),
-        "map": _map_picture(_file(run.maps, record, ".npz"), record, classes, (width, height)),
-        "pseudo-mask": masked("pseudo-mask", _mask(_file(run.final().masks, record, ".png"))),
-        "prediction": masked("prediction", _mask(_file(run.predictions, record, ".png"))),
+        "image": Picture("image", f"Image {row.id}", ""),
+        "map": _map_picture(_file(run.maps, row, ".npz"), row, classes, (width, height)),
+        "pseudo-mask": masked("pseudo-mask", _mask(_file(run.final().masks, row, ".png"))),
+        "prediction": masked("prediction", _mask(_file(run.predictions, row, ".png"))),
         "truth": masked("truth", truth),
     }
-    columns = COLUMNS[record["split"]]
-    tags = tuple(record["tags"])
+    columns = COLUMNS[row.split]
     return PictureRow(
-        record["id"], tags, data_uri(photo, "jpeg", quality=80), width, height, tuple(map(pictures.get, columns))
+        row.id, row.tags, data_uri(photo, "jpeg", quality=80), width, height, tuple(map(pictures.get, columns))
     )
 
 
-def _map_picture(path: Path, record: dict[str, Any], classes: Sequence[str], size: tuple[int, int]) -> Picture | None:
+def _map_picture(path: Path, row: ImageRow, classes: Sequence[str], size: tuple[int, int]) -> Picture | None:
     if not path.exists():
         return None
     maps, found = read_maps(path)
@@ -177,10 +171,9 @@ def _map_picture(path: Path, record: dict[str, Any], classes: Sequence[str], siz
     if max(found) > len(classes):
         raise RunError(f"{path}: holds the map of class {max(found)}, the run has {len(classes)}")
     ids = np.array(found)
-    scale = min(1.0, MAP_SIDE / max(size))
-    width, height = (max(1, round(length * scale)) for length in size)
+    width, height = reduced_size(size, MAP_SIDE)
     names = ", ".join(classes[index - 1] for index in ids)
-    return Picture("map", f"Map of {record['id']}: {names}", map_overlay(maps, ids, width, height))
+    return Picture("map", f"Map of {row.id}: {names}", map_overlay(maps, ids, width, height))
 
 
 def _gallery(split: str, rows: Sequence[PictureRow], choice: str) -> Gallery:
@@ -193,8 +186,8 @@ def _gallery(split: str, rows: Sequence[PictureRow], choice: str) -> Gallery:
     return Gallery(tuple(COLUMNS[split][index] for index in kept), tuple(trimmed), choice)
 
 
-def _file(folder: Path, record: dict[str, Any], suffix: str) -> Path:
-    return folder / f"{record['id']}{suffix}"
+def _file(folder: Path, row: ImageRow, suffix: str) -> Path:
+    return folder / f"{row.id}{suffix}"
 
 
 def _mask(path: Path) -> UInt8[np.ndarray, "h w"] | None:

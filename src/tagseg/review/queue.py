@@ -1,13 +1,13 @@
 """What there is to review, and in which order: the masks to be trusted least come first."""
 
-import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from tagseg.data.data_file import ImageRow, read_data_file
 from tagseg.data.prepare import prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
@@ -77,14 +77,10 @@ def read_queue(run: Run) -> Queue:
     saliency: dict[str, Path | None] = {}
     if settings.masks.saliency:
         saliency = {sample.id: sample.saliency for sample in prepare(run).dataset.split("train")}
-    about, found = _read_data(run), read_quality(run)
-    entries = [
-        _entry(record, saliency.get(record["id"]), found.get(record["id"]))
-        for record in about["samples"]
-        if record["split"] == "train"
-    ]
+    data, found = read_data_file(run), read_quality(run)
+    entries = [_entry(row, saliency.get(row.id), found.get(row.id)) for row in data.samples if row.split == "train"]
     entries.sort(key=lambda entry: (entry.score is None, entry.score or 0.0))
-    return Queue(run, source, settings, run.data_root().resolve(), tuple(about["classes"]), tuple(entries))
+    return Queue(run, source, settings, run.data_root().resolve(), data.classes, tuple(entries))
 
 
 def choose_page(
@@ -123,15 +119,7 @@ def count_verdicts(queue: Queue, decided: Mapping[str, Decision]) -> dict[str, i
     return {verdict: counts[verdict] for verdict in get_args(Verdict)} | {"all": len(queue.entries)}
 
 
-def _entry(record: Mapping[str, Any], saliency: Path | None, judged: ImageQuality | None) -> ReviewItem:
-    sample = Sample(record["id"], Path(record["image"]), tuple(record["tags"]), saliency=saliency)
+def _entry(row: ImageRow, saliency: Path | None, judged: ImageQuality | None) -> ReviewItem:
+    sample = Sample(row.id, Path(row.image), row.tags, saliency=saliency)
     classes = {class_id: one.score for class_id, one in judged.classes.items()} if judged else {}
-    return ReviewItem(sample, (record["size"][0], record["size"][1]), judged.score if judged else None, classes)
-
-
-def _read_data(run: Run) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads(run.data_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run.data_file}: missing or damaged ({error}); start again with another --out") from error
-    return about
+    return ReviewItem(sample, row.size, judged.score if judged else None, classes)

@@ -36,6 +36,7 @@ from tagseg.run.decisions import (
     record_decision,
 )
 from tagseg.run.folder import Run
+from tagseg.settings.bounds import Port, check_value
 
 PAGE = 60
 """So many images of a list come at a time, at most."""
@@ -82,8 +83,7 @@ def listen(port: int) -> socket.socket:
     Raises:
         ValueError: when the port is none, or is taken.
     """
-    if not 0 <= port <= 65_535:
-        raise ValueError(f"--port {port}: expected a number from 0 (any that is free) to 65535")
+    check_value("--port", port, Port)
     # Only where the protocol is named will asyncio send small answers at once: otherwise each takes 40 ms more.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

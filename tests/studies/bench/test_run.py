@@ -172,7 +172,7 @@ def test_a_folder_of_something_else(voc: Path, small_voc: Protocol, quick: Setti
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not a benchmark's folder"):
         bench(voc, tmp_path, small_voc, quick)
-    with pytest.raises(ValueError, match="--seeds: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="--seeds must be 1 or more, got 0"):
         bench(voc, tmp_path / "out", small_voc, quick, seeds=0)
     with pytest.raises(DataError, match="not the data of voc2012"):
         bench(voc, tmp_path / "out", PROTOCOLS["voc2012"], quick)
