@@ -14,14 +14,12 @@ THING = (
 
 AVOIDED = {
     r"\banew\b": "again",
-    rf"\b(is|are) no ({THING[1:-1]}|folder|number|setting|text|list|table|tar|archive|Python|fault)s?\b": "is not a",
+    rf"(?<!there )\b(is|are) no ({THING[1:-1]}|folder|number|setting|text|list|table|tar|archive|Python|fault)s?\b": "is not a",
     r"\bcannot be had\b": "is not available",
     r"\bhow it is had\b": "how to get it",
     rf"\ban? {THING} each\b": "one per ...",
     rf"\ban? {THING} an? {THING}\b": "one ... per ...",
-    rf"\bbehind (the|its|their|every|each|an?|that|what) ((last|finished|next) )*({THING[1:-1]}|shard|training|masks)\b": (
-        "after"
-    ),
+    rf"\bbehind (the|its|every|each|an?|that) ((last|finished|next) )*({THING[1:-1]}|shard|training|masks)\b": "after",
     r"\bgo(es)? on (behind|where|with|from)\b": "resumes",
     r"\btaken up (again|where)\b": "resumes",
     r"\bbeside one another\b": "next to each other",
@@ -34,7 +32,10 @@ AVOIDED = {
     r"\bnobody looked through\b": "unreviewed",
     r"\bSo many lines\b": "Number of lines",
 }
-"""Regular expression -> what to write instead. A space stands for any white space, and for the start of a comment."""
+"""Regular expression -> what to write instead."""
+
+SPACE = r"(?:[ \t]+|[ \t]*\n[ \t]*(?:#[ \t]*)?)"
+"""What a space in a pattern stands for: blanks or the end of a line, but not an empty line."""
 
 CHECKED = ("README.md", "CHANGELOG.md", "docs/*.md", "docs/*.py", "examples/*.py", "benchmarks/**/*.py")
 """Where these expressions are not allowed."""
@@ -44,7 +45,7 @@ def found(text: str) -> list[str]:
     """Return the avoided expressions of a text, each with its line and what to write instead."""
     hits = []
     for pattern, better in AVOIDED.items():
-        for match in re.finditer(pattern.replace(" ", r"(?:\s+(?:#\s*)?)"), text, re.IGNORECASE):
+        for match in re.finditer(pattern.replace(" ", SPACE), text, re.IGNORECASE):
             line = text.count("\n", 0, match.start()) + 1
             hits.append(f"{line}: {' '.join(match[0].split())!r}; write {better!r}")
     return hits
@@ -53,6 +54,7 @@ def found(text: str) -> list[str]:
 def test_avoided_expressions_are_found_across_lines() -> None:
     assert found("It is made\n    # anew, by hand.\n") == ["2: 'anew'; write 'again'"]
     assert found("One row\nper image.\n    A row\n    an image.") == ["3: 'A row an image'; write 'one ... per ...'"]
+    assert found("## A run\n\nEach file") == found("where there is no class") == []
     assert found("# It goes\n    # on where it stopped") == ["1: 'goes # on where'; write 'resumes'"]
 
 
