@@ -1,14 +1,14 @@
 """The report: one self-contained HTML page about a finished run."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tagseg.data.data_file import DataFile, read_data_file
 from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import read_figures
+from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.charts import Chart, draw_chart, read_history, values
 from tagseg.report.pictures import draw_galleries
@@ -91,7 +91,7 @@ def report(run: Run, track: Track = silent) -> Report:
 
 def render(run: Run, track: Track = silent) -> str:
     """Return the report's HTML."""
-    data, evaluation = read_data_file(run), read_figures(run)
+    data, evaluation = read_data_file(run), read_evaluation(run)
     settings, manifest = run.settings(), run.manifest()
     colours = [css(colour) for colour in class_colours(len(data.classes))]
     return render_page(
@@ -101,7 +101,7 @@ def render(run: Run, track: Track = silent) -> str:
         title=settings.report.title,
         figures=_figures(data, evaluation, manifest),
         class_rows=_class_rows(data, evaluation, colours),
-        columns=[Column(*COLUMNS[part], 100 * evaluation[part]["miou"]) for part in _measured(evaluation)],
+        columns=[Column(*COLUMNS[part], 100 * scores.miou) for part, scores in _measured(evaluation).items()],
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
         improved=run.final() != run,
@@ -144,17 +144,17 @@ def memory(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
-def _figures(data: DataFile, evaluation: Mapping[str, Any], manifest: Manifest) -> list[Figure]:
+def _figures(data: DataFile, evaluation: Evaluation, manifest: Manifest) -> list[Figure]:
     counts = {split: sum(row.split == split for row in data.samples) for split in ("train", "val")}
     seconds = sum(note.seconds or 0.0 for note in manifest.stages.values())
     names = data.classes
-    masks, improved, calibrated = (evaluation.get(key) for key in ("pseudo_masks", "self_trained", "calibrated"))
+    masks, improved, calibrated = evaluation.pseudo_masks, evaluation.self_trained, evaluation.calibrated
     how = "made from the tags alone"
     if improved and masks:
-        how += f", after self-training ({per_cent(float(masks['miou']))} before),"
+        how += f", after self-training ({per_cent(masks.miou)} before),"
     return [
         _score("Pseudo-masks, mIoU", improved or masks, how, "training", calibrated),
-        _score("Segmenter, mIoU", evaluation["segmenter"], "predicted without any tag", "validation"),
+        _score("Segmenter, mIoU", evaluation.segmenter, "predicted without any tag", "validation"),
         *_share(evaluation),
         Figure(
             "Images",
@@ -170,48 +170,46 @@ def _figures(data: DataFile, evaluation: Mapping[str, Any], manifest: Manifest) 
     ]
 
 
-def _score(label: str, result: Mapping[str, Any] | None, how: str, images: str, calibrated: int | None = 0) -> Figure:
+def _score(label: str, result: Scores | None, how: str, images: str, calibrated: int = 0) -> Figure:
     left_out = f" {calibrated:,} are left out: calibration has seen their true masks." if calibrated else ""
     if result is None:
         return Figure(label, "", f"No {images} image has a true mask to compare with.{left_out}")
-    place = {"train": "training", "val": "validation"}[result["split"]]
-    present = sum(share is not None for share in result["iou"])
+    place = {"train": "training", "val": "validation"}[result.split]
+    present = sum(share is not None for share in result.iou)
     unsure = (
-        f" {per_cent(float(result['unsure_share']))} of the pixels are marked unsure; they count by their likelier one."
-        if result.get("unsure_share") is not None
+        f" {per_cent(result.unsure_share)} of the pixels are marked unsure; they count by their likelier one."
+        if result.unsure_share is not None
         else ""
     )
     return Figure(
         label,
-        per_cent(float(result["miou"])),
+        per_cent(result.miou),
         f"Overlap of masks {how} with the true masks, averaged over {present} classes (background included), measured "
-        f"on {result['images']:,} {place} images that have true masks.{left_out}{unsure}",
+        f"on {result.images:,} {place} images that have true masks.{left_out}{unsure}",
     )
 
 
-def _share(evaluation: Mapping[str, Any]) -> list[Figure]:
-    own, full = evaluation["segmenter"], evaluation.get("full_supervision")
-    if not own or not full:
+def _share(evaluation: Evaluation) -> list[Figure]:
+    share, full = evaluation.share(), evaluation.full_supervision
+    if share is None or full is None:
         return []
-    share = per_cent(own["miou"] / full["miou"])
     reached = (
-        f"The same network, trained alike on the true masks of the training images, has {per_cent(full['miou'])}: the "
-        f"most that could be hoped for. With tags alone it has {share} of full supervision."
+        f"The same network, trained alike on the true masks of the training images, has {per_cent(full.miou)}: the "
+        f"most that could be hoped for. With tags alone it has {per_cent(share)} of full supervision."
     )
-    return [Figure("Of full supervision", share, reached)]
+    return [Figure("Of full supervision", per_cent(share), reached)]
 
 
-def _class_rows(data: DataFile, evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
+def _class_rows(data: DataFile, evaluation: Evaluation, colours: Sequence[str]) -> list[ClassRow]:
     names = ["background", *data.classes]
     found: list[list[float | None]] = []
-    for part in _measured(evaluation):
-        shares = evaluation[part]["iou"]
-        if len(shares) != len(names):
+    for part, scores in _measured(evaluation).items():
+        if len(scores.iou) != len(names):
             raise RunError(
-                f"evaluation.json: {part} has {len(shares)} IoUs, expected {len(names)} (background and the classes of "
-                "data.json); run `tagseg evaluate` again"
+                f"evaluation.json: {part} has {len(scores.iou)} IoUs, expected {len(names)} (background and the classes "
+                "of data.json); run `tagseg evaluate` again"
             )
-        found.append([None if share is None else 100.0 * share for share in shares])
+        found.append([None if share is None else 100.0 * share for share in scores.iou])
     tagged = [tag for row in data.samples if row.split == "train" for tag in row.tags]
     return [
         ClassRow(name, colours[i], tagged.count(i) if i else None, tuple(shares[i] for shares in found))
@@ -219,9 +217,10 @@ def _class_rows(data: DataFile, evaluation: Mapping[str, Any], colours: Sequence
     ]
 
 
-def _measured(evaluation: Mapping[str, Any]) -> list[str]:
+def _measured(evaluation: Evaluation) -> dict[str, Scores]:
     """The parts of an evaluation that were measured."""
-    return [part for part in COLUMNS if evaluation.get(part)]
+    parts = {part: getattr(evaluation, part) for part in COLUMNS}
+    return {part: scores for part, scores in parts.items() if scores is not None}
 
 
 def _charts(run: Run) -> list[tuple[Chart, list[dict[str, Any]]]]:
