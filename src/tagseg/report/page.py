@@ -209,8 +209,8 @@ def _class_rows(data: DataFile, evaluation: Evaluation, colours: Sequence[str]) 
     for part, scores in _measured(evaluation).items():
         if len(scores.iou) != len(names):
             raise RunError(
-                f"evaluation.json: {part} has {len(scores.iou)} IoUs, expected {len(names)} (background and the classes "
-                "in data.json); run `tagseg evaluate` again"
+                f"evaluation.json: {part} has {len(scores.iou)} IoUs, expected {len(names)} (background and the "
+                "classes in data.json); run `tagseg evaluate` again"
             )
         found.append([None if share is None else 100.0 * share for share in scores.iou])
     tagged = [tag for row in data.samples if row.split == "train" for tag in row.tags]
