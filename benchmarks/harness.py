@@ -73,8 +73,12 @@ def record(result: str, seeds: list[int], figures: dict[str, Any], table: str) -
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     numbers = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
-    seeds_text = ", ".join(map(str, seeds))
-    foot = f"\n`{about['command']}` on {about['machine']}; seed {seeds_text}; {numbers}.\n"
+    parts = [
+        f"`{about['command']}` on {about['machine']}",
+        *([f"seed {', '.join(map(str, seeds))}"] if seeds else []),
+        numbers,
+    ]
+    foot = f"\n{'; '.join(parts)}.\n"
     path = RESULTS / f"{result}.md"
     path.write_text(f"# {result}\n\n{table.rstrip()}\n{foot}", encoding="utf-8")
     return path

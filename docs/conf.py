@@ -2,7 +2,7 @@
 
     make docs
 
-Sphinx and MyST are maintained (MkDocs 1 and Material for MkDocs are not, and their successor has not reached 1.0), their
+Sphinx and MyST are maintained (MkDocs 1 and Material for MkDocs are not, and their successor has not reached 1.0). The
 pages need no web server, and the theme loads no fonts or scripts from other sites.
 """
 

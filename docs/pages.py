@@ -31,8 +31,8 @@ LEAD = """\
 Every figure that tagseg reports, with the command that measured it, the machine, the seeds and the versions.
 `python docs/pages.py` generates this page from `benchmarks/results`.
 
-Seconds are from a machine with two cores on which other work often ran. For ratios the two sides took turns, so they are
-hardly affected. Commands are quoted as they were given: those of version 0.1 name `benchmarks/NAME.py`, which is now
+Seconds are from a machine with two cores on which other work often ran. For ratios the two sides took turns, which
+hardly affects them. Commands are quoted as they were given: those of version 0.1 name `benchmarks/NAME.py`, which is now
 `benchmarks/FOLDER/NAME.py` and runs as `python -m benchmarks.FOLDER.NAME`. [Results](results.md) says how settings were
 chosen, and on which images.
 """
@@ -66,8 +66,8 @@ def result(name: str) -> str:
 
 def _foot(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
-    seeds = ", ".join(map(str, about["seeds"]))
-    rows = {"command": f"`{about['command']}`", "machine": about["machine"], "seeds": seeds, "versions": versions}
+    seeds = {"seeds": ", ".join(map(str, about["seeds"]))} if about["seeds"] else {}
+    rows = {"command": f"`{about['command']}`", "machine": about["machine"], **seeds, "versions": versions}
     return "\n".join(["| measured by | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 

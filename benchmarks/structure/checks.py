@@ -101,6 +101,13 @@ def _reachable(graph: Imports, start: str) -> set[str]:
     return seen
 
 
+def long_functions(path: Path, lines: int) -> int:
+    """Return the number of functions in a file that have more than `lines` lines, from `def` to their end."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return sum((node.end_lineno or node.lineno) - node.lineno + 1 > lines for node in functions)
+
+
 def pages() -> list[Path]:
     """Return README.md and the pages of docs/."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
