@@ -40,7 +40,7 @@ def review(
     from tagseg.run.folder import Run
 
     opened = Run(run)
-    if scores and opened.done("segment") and any(entry.score is None for entry in read_queue(opened).entries):
+    if scores and opened.done("segment") and any(item.score is None for item in read_queue(opened).items):
         from tagseg.review.judge import assess
 
         assess(opened, bars)
