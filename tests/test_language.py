@@ -14,7 +14,7 @@ THING = (
 
 AVOIDED = {
     r"\banew\b": "again",
-    rf"(?<!there )\b(is|are) no ({THING[1:-1]}|folder|number|setting|text|list|table|archive|fault)s?\b": "is not a",
+    rf"(?<!there\s)\b(is|are) no ({THING[1:-1]}|folder|number|setting|text|list|table|archive|fault)s?\b": "is not a",
     r"\bcannot be had\b": "is not available",
     r"\bhow it is had\b": "how to get it",
     rf"\ban? {THING} each\b": "one per ...",
