@@ -13,7 +13,8 @@ from tagseg.data.images import find_image, read_mask_file
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import read_evaluation, score, scored_samples
+from tagseg.evaluate.evaluate import score, scored_samples
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit
 from tagseg.prediction.predict import predict
