@@ -23,7 +23,8 @@ import tagseg
 from tagseg.errors import RunError, WriteError
 from tagseg.pipeline import MEMORY, fit, memory_named, run_stage
 from tagseg.run.doctor import examine, result_checksums
-from tagseg.run.folder import STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import load_tensors
 
@@ -260,7 +261,7 @@ def test_clocks_may_go_backwards(
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     fit(discs, run.root)
     assert result_checksums(run) == result_checksums(original) and not examine(run.root).damage
-    assert all(stage["seconds"] >= 0 for stage in run.manifest()["stages"].values())
+    assert all(note.seconds is not None and note.seconds >= 0 for note in run.manifest().stages.values())
 
 
 COMMAND = """

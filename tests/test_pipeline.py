@@ -21,7 +21,8 @@ from tagseg.errors import DataError, RunError
 from tagseg.evaluate.evaluate import read_evaluation
 from tagseg.pipeline import Fitted, fit, run_stage
 from tagseg.run.decisions import Decision, record_decision
-from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.stages import OUTPUTS, STAGES, Stage
 from tagseg.settings.data import DataSettings
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
@@ -112,9 +113,9 @@ def test_the_figures_are_those_of_the_run(original: Fitted) -> None:
 
 def test_every_stage_is_in_the_manifest(original: Fitted, data: Path) -> None:
     manifest = Run(original.run).manifest()
-    assert tuple(manifest["stages"]) == STAGES and manifest["data"] == str(data)
-    assert all(stage["seconds"] >= 0 and stage["files"] for stage in manifest["stages"].values())
-    listed = {name for stage in manifest["stages"].values() for name in stage["files"]}
+    assert tuple(manifest.stages) == STAGES and manifest.data == str(data)
+    assert all(note.seconds is not None and note.seconds >= 0 and note.files for note in manifest.stages.values())
+    listed = {name for note in manifest.stages.values() for name in note.files}
     assert listed == set(times(original.run)) - {"settings.toml", "manifest.json"}
     assert Run(original.run).settings() == SETTINGS
 
@@ -134,15 +135,15 @@ def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitte
     finished.discard("masks")
     before = times(finished.root)
     assert fit(data, finished.root, until="masks") is None
-    assert tuple(finished.manifest()["stages"]) == STAGES[:3] and not finished.segmenter.exists()
+    assert tuple(finished.manifest().stages) == STAGES[:3] and not finished.segmenter.exists()
     rewritten = {name for name, time in times(finished.root).items() if before.get(name) != time}
     assert {name.split("/")[0] for name in rewritten} == {
         "masks",
         "masks_without_void",
         "manifest.json",
     }
-    for name, digest in Run(original.run).manifest()["stages"]["masks"]["files"].items():
-        assert finished.manifest()["stages"]["masks"]["files"][name] == digest
+    for name, digest in Run(original.run).manifest().stages["masks"].files.items():
+        assert finished.manifest().stages["masks"].files[name] == digest
 
 
 CHILD = """
@@ -237,7 +238,7 @@ def test_a_finished_stage_needs_force_and_undoes_the_later_ones(finished: Run) -
     network = (finished.segmenter / "network.safetensors").read_bytes()
     assert run_stage(finished.root, "segment", force=True) == finished
     assert (finished.segmenter / "network.safetensors").read_bytes() == network
-    assert tuple(finished.manifest()["stages"]) == STAGES[:4]
+    assert tuple(finished.manifest().stages) == STAGES[:4]
     assert not any((finished.root / name).exists() for stage in STAGES[4:] for name in OUTPUTS[stage])
     assert all(
         times(finished.root)[name] == time for name, time in before.items() if name.startswith(("maps", "masks"))
@@ -249,7 +250,7 @@ def test_a_stage_with_other_settings(finished: Run) -> None:
     with pytest.raises(RunError, match=r"masks\.background was 'auto', now 'threshold'"):
         run_stage(finished.root, "masks", other)
     run_stage(finished.root, "masks", other, force=True)
-    assert finished.settings() == other and tuple(finished.manifest()["stages"]) == STAGES[:3]
+    assert finished.settings() == other and tuple(finished.manifest().stages) == STAGES[:3]
 
 
 def test_a_stage_with_settings_of_an_earlier_one_undoes_nothing(finished: Run) -> None:

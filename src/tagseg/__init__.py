@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from tagseg.evaluate.iou import Iou, confusion, iou
     from tagseg.masks.foreign_maps import mask_from_maps
     from tagseg.pipeline import Fitted, fit, run_stage
-    from tagseg.predict.predict import Predictions, predict
+    from tagseg.prediction.predict import Predictions, predict
     from tagseg.rca.aggregation import aggregate, attend, posterior
     from tagseg.rca.bank import Bank, kmeans
     from tagseg.rca.contrast import contrast, mixed_contrast
@@ -97,7 +97,7 @@ _HOMES = {
     "evaluate.iou": ("Iou", "confusion", "iou"),
     "masks.foreign_maps": ("mask_from_maps",),
     "pipeline": ("Fitted", "fit", "run_stage"),
-    "predict.predict": ("Predictions", "predict"),
+    "prediction.predict": ("Predictions", "predict"),
     "rca.aggregation": ("aggregate", "attend", "posterior"),
     "rca.bank": ("Bank", "kmeans"),
     "rca.contrast": ("contrast", "mixed_contrast"),

@@ -18,9 +18,10 @@ from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.rca.train import train
 from tagseg.report.page import report
 from tagseg.run.decisions import decision_digests
-from tagseg.run.folder import STAGES, Run, Stage, needed_stages
+from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.open import change_settings, open_run
+from tagseg.run.stages import STAGES, Stage, needed_stages
 from tagseg.segment.labels import foreign_labels
 from tagseg.segment.self_training import self_train
 from tagseg.segment.train import train_segmenter

@@ -9,7 +9,17 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_rle
 
-from tagseg.data.images import find_image, image_size, inside, load_mask, read_image, read_mask_file, read_saliency
+from tagseg.data.images import (
+    find_image,
+    image_size,
+    inside,
+    load_mask,
+    read_image,
+    read_mask_file,
+    read_saliency,
+    reduced_size,
+    reduction,
+)
 from tagseg.data.records import CocoMask, Dataset, Sample
 from tagseg.errors import DataError
 
@@ -293,3 +303,10 @@ def test_saliency_maps_are_grey_and_of_the_images_size(tmp_path: Path) -> None:
     assert np.asarray(large)[0, 0] == 0 and np.asarray(large)[-1, -1] == 235
     with pytest.raises(DataError, match=r"b\.png: no such file"):
         read_saliency(tmp_path / "b.png", (6, 8))
+
+
+def test_a_size_is_reduced_to_a_long_side_and_never_enlarged() -> None:
+    assert reduced_size((400, 300), 200) == (200, 150) and reduced_size((300, 400), 200) == (150, 200)
+    assert reduced_size((40, 30), 200) == (40, 30)
+    assert reduced_size((1000, 1), 100) == (100, 1), "no side vanishes"
+    assert reduction((400, 300), 200) == 0.5 and reduction((40, 30), 200) == 1

@@ -1,6 +1,6 @@
 """Every reader of a file that a stranger may have made, fed with spoiled ones: it reads them, or names the file.
 
-A few hundred cases each; benchmarks/fuzz.py has 100,000.
+A few hundred cases each; benchmarks/reliability/fuzz.py has 100,000.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from tagseg.data.read import read_dataset
 from tagseg.evaluate.evaluate import Evaluation, Scores, read_evaluation
 from tagseg.evaluate.gain import calibration_images
 from tagseg.export.colours import coloured_mask, read_label_map
-from tagseg.predict.outputs import read_lines
+from tagseg.prediction.outputs import read_lines
 from tagseg.report.charts import read_history
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
@@ -268,7 +268,7 @@ def test_a_damaged_data_json_is_named_with_the_way_out(content: str, run: Run) -
     valid = run.data_file.read_bytes()
     run.data_file.write_text(content)
     with pytest.raises(
-        ValueError, match=r"data\.json: damaged .*; delete it, and the images are read and checked again"
+        ValueError, match=r"data\.json: damaged \(.*\); delete it .*: the images are read and checked again"
     ):
         prepare(run)
     run.data_file.unlink()

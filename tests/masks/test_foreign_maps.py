@@ -205,10 +205,10 @@ def masked(discs: Path, cams: Path, quick: Path, tmp_path_factory: pytest.TempPa
 
 def test_a_run_of_foreign_maps_alone(masked: Run, discs: Path, cams: Path) -> None:
     manifest = masked.manifest()
-    assert list(manifest["stages"]) == ["localise", "masks"] and not masked.network.exists()
-    noted = manifest["stages"]["localise"]
-    assert (noted["maps_from"], noted["maps_hold"], noted["images"]) == (str(cams), "activations", 9)
-    assert set(noted["files"]) == {"data.json", *(f"maps/{i}.npz" for i in range(9))}
+    assert list(manifest.stages) == ["localise", "masks"] and not masked.network.exists()
+    noted = manifest.stages["localise"]
+    assert (noted.maps_from, noted.maps_hold, noted.images) == (str(cams), "activations", 9)
+    assert set(noted.files) == {"data.json", *(f"maps/{i}.npz" for i in range(9))}
     for i in range(4):
         truth = np.asarray(Image.open(discs / "masks" / f"{i}.png"))
         assert (read_mask_file(masked.decided_masks / f"{i}.png") == truth).mean() > 0.98
@@ -224,7 +224,7 @@ def test_it_goes_on_to_a_network_a_report_and_scores(masked: Run, discs: Path, c
     assert fitted is not None and fitted.evaluation.pseudo_masks is not None
     assert fitted.evaluation.pseudo_masks.miou > 0.95 and str(cams) in run.report_file.read_text()
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert list(run.manifest()["stages"]) == ["localise", "masks", "segment", "evaluate", "report"]
+    assert list(run.manifest().stages) == ["localise", "masks", "segment", "evaluate", "report"]
     assert examine(run.root).advice == ("Nothing is damaged.",)
     judged = assess(run)  # without a classification network
     assert len(judged) == 9 and all(0 <= one.score <= 1 for one in judged.values())

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tagseg.crf.dense_crf import dense_crf
-from tagseg.masks import make as write
+from tagseg.masks import resize
 from tagseg.segment.label_pixels import Labels, candidates, label_pixels, refine
 from tagseg.settings.crf import CrfSettings
 
@@ -21,7 +21,7 @@ def shares(ids: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("strip", [1, 3000, 1 << 20])
 def test_masks_are_those_of_the_whole_enlarged_at_once(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, size = shares(5, 12, 17), (61, 90)
-    monkeypatch.setattr(write, "_STRIP", strip)
+    monkeypatch.setattr(resize, "_STRIP", strip)
     whole = F.interpolate(torch.from_numpy(seen)[None], size, mode="bilinear", align_corners=False)[0].numpy()
     found = label_pixels(candidates(seen), size, 5)
     best, second = np.sort(whole, axis=0)[:-3:-1]

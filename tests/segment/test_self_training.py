@@ -72,7 +72,7 @@ def test_the_second_round_learns_from_masks_of_the_first(trained: Run) -> None:
         assert classes == sample.tags and maps.shape == read_maps(map_file(trained, sample.id))[0].shape
         mask = read_mask_file(mask_file(first.decided_masks, sample.id), prepared.sizes[sample.id])
         assert set(np.unique(mask)) <= {0, *sample.tags}
-    files = trained.manifest()["stages"]["segment"]["files"]
+    files = trained.manifest().stages["segment"].files
     assert "self_training/round_1/masks/0.png" in files and "segmenter/network.safetensors" in files
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,8 @@ import torch
 import tagseg
 from tagseg.errors import RunError
 from tagseg.pipeline import fit, run_stage
-from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.stages import OUTPUTS, STAGES, Stage
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 
@@ -39,8 +39,8 @@ def run(original: Run, tmp_path: Path) -> Run:
 
 
 def digests(run: Run) -> dict[str, str]:
-    stages = run.manifest()["stages"]
-    return {name: digest for stage in ("localise", "masks") for name, digest in stages[stage]["files"].items()}
+    stages = run.manifest().stages
+    return {name: digest for stage in ("localise", "masks") for name, digest in stages[stage].files.items()}
 
 
 def images_of(folder: Path) -> set[str]:
@@ -69,12 +69,12 @@ def test_masks_are_made_while_maps_are_still_found(run: Run, original: Run, disc
 
     fit(discs, run.root, dataclasses.replace(tiny, workers=2), track=wait_for_masks, until="masks")
     assert beside and digests(run) == digests(original)
-    stages = run.manifest()["stages"]
+    stages = run.manifest().stages
     assert tuple(stages) == STAGES[:3]
     for stage in ("localise", "masks"):
-        assert stages[stage]["images"] == IMAGES and stages[stage]["images_per_s"] > 0
-    assert stages["masks"]["worker_peak_mb"] > 10
-    assert original.manifest()["stages"]["masks"]["worker_peak_mb"] == 0
+        assert stages[stage].images == IMAGES and stages[stage].images_per_s > 0
+    assert stages["masks"].worker_peak_mb > 10
+    assert original.manifest().stages["masks"].worker_peak_mb == 0
 
 
 def test_the_stages_alone_make_the_same(run: Run, original: Run, tiny: Settings) -> None:
@@ -150,23 +150,21 @@ def test_after_a_kill_the_images_continue(stage: Stage, workers: int, run: Run, 
     kept = {name for name in maps if not name.startswith(".")}
     assert {name: stamp for name, stamp in times(run.maps).items() if name in kept} == {n: maps[n] for n in kept}
     if stage == "localise":
-        assert run.manifest()["stages"]["localise"]["images"] == IMAGES - len(kept)
+        assert run.manifest().stages["localise"].images == IMAGES - len(kept)
     # A worker that outlived the kill may have finished its image since.
-    assert 1 <= run.manifest()["stages"]["masks"]["images"] <= IMAGES - len(pairs) + 1
+    assert 1 <= run.manifest().stages["masks"].images <= IMAGES - len(pairs) + 1
 
 
 def test_other_mask_settings_need_force_when_masks_were_begun_beside_maps(
     run: Run, discs: Path, tiny: Settings
 ) -> None:
     (run.maps / "3.npz").unlink()
-    manifest = run.manifest()
-    del manifest["stages"]["localise"], manifest["stages"]["masks"]
-    run.manifest_file.write_text(json.dumps(manifest))
+    run.store(run.manifest().without_stages(["localise", "masks"]))
     other = dataclasses.replace(tiny, masks=MaskSettings(background="threshold", threshold=0.6))
     with pytest.raises(RunError, match=r"masks\.background was 'auto', now 'threshold'.*redo it from stage masks"):
         fit(discs, run.root, other, until="masks")
     maps = times(run.maps)
     fit(discs, run.root, other, force=True, until="masks")
-    assert run.manifest()["stages"]["localise"]["images"] == 1
-    assert run.manifest()["stages"]["masks"]["images"] == IMAGES
+    assert run.manifest().stages["localise"].images == 1
+    assert run.manifest().stages["masks"].images == IMAGES
     assert maps.items() < times(run.maps).items()

@@ -51,9 +51,18 @@ _TURNS = {
 }
 
 
-def reduction(image: Image.Image, max_side: int) -> float:
-    """Return the factor, at most 1, that brings an image's long side down to `max_side` pixels."""
-    return min(1.0, max_side / max(image.size))
+def reduction(size: tuple[int, int], max_side: int) -> float:
+    """Return the factor, at most 1, that reduces the long side of an image of `size` to `max_side` pixels."""
+    return min(1.0, max_side / max(size))
+
+
+def reduced_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """Return an image's size, with its sides in either order, reduced to a long side of `max_side` pixels.
+
+    No side falls below one pixel.
+    """
+    factor = reduction(size, max_side)
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
 
 
 def read_image(

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tagseg.data.images import read_image, reduction
+from tagseg.data.images import read_image, reduced_size, reduction
 from tagseg.data.records import Dataset, Sample
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.networks.backbones import Backbone
@@ -126,8 +126,8 @@ def complete(
 
 def views(backbone: Backbone, image: Image.Image, settings: LocaliseSettings) -> Views:
     """Return an image reduced to `max_side` and brought to every scale, at sizes that fit the backbone's cells."""
-    reduce = reduction(image, settings.max_side)
-    size = max(round(image.height * reduce), 1), max(round(image.width * reduce), 1)
+    reduce = reduction(image.size, settings.max_side)
+    size = reduced_size((image.height, image.width), settings.max_side)
     fitting = [
         backbone.fitting_size(image.height * reduce * scale, image.width * reduce * scale) for scale in settings.scales
     ]

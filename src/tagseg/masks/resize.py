@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from tagseg.data.images import reduced_size
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.masks import MaskSettings
 
@@ -27,8 +28,7 @@ def at_size(crf: CrfSettings, size: tuple[int, int]) -> CrfSettings:
 
 def refined_size(size: tuple[int, int], settings: MaskSettings) -> tuple[int, int]:
     """Return the (height, width) at which the maps of an image of `size` are refined: its own up to `max_side`."""
-    reduce = min(1.0, settings.max_side / max(size))
-    return max(round(size[0] * reduce), 1), max(round(size[1] * reduce), 1)
+    return reduced_size(size, settings.max_side)
 
 
 def strips(

@@ -19,7 +19,7 @@ from tagseg.run.folder import Run
 from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.infer import ClassProbabilities, as_tensor, in_windows, probabilities
 from tagseg.segment.label_pixels import Decided, candidates, label_pixels, refine
-from tagseg.segment.resolution import Resolution, picture
+from tagseg.segment.resolution import Resolution, resize_to_picture
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import Precision, PredictOptions
 from tagseg.training.checkpoint import load_tensors, restore
@@ -65,7 +65,7 @@ class Predictor:
 
     def picture(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """Return an RGB image at the resolution of the prediction."""
-        return as_tensor(picture(image, self.resolution))
+        return as_tensor(resize_to_picture(image, self.resolution))
 
     def look(self, pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> list[ClassProbabilities]:
         """Return the probabilities of the classes (ids y x) in pictures of one size (see `picture`)."""

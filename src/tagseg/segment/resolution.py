@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tagseg.data.images import reduction
+from tagseg.data.images import reduced_size
 
 CELL = 4
 """Side in pixels of the cells that probabilities found in windows are kept for: a quarter of the resolution, as fine as
@@ -22,10 +22,9 @@ class Resolution:
     window: int
 
 
-def picture(image: Image.Image, resolution: Resolution) -> UInt8[np.ndarray, "h w 3"]:
-    """Return an RGB image at the resolution of the prediction."""
-    reduce = reduction(image, resolution.max_side) if resolution.max_side else 1.0
-    w, h = (max(round(side * reduce), 1) for side in image.size)
+def resize_to_picture(image: Image.Image, resolution: Resolution) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an RGB image as a picture: its pixels at the resolution of the prediction."""
+    w, h = reduced_size(image.size, resolution.max_side) if resolution.max_side else image.size
     if max(h, w) > resolution.window:
         h, w = (max(round(side / CELL), 1) * CELL for side in (h, w))
     return np.array(image.resize((w, h), Image.Resampling.BICUBIC, reducing_gap=2.0))

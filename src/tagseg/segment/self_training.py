@@ -1,7 +1,6 @@
 """Self-training: a segmentation network finds maps of the training images' tags, and the next one learns from them."""
 
 import dataclasses
-import json
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from tagseg.masks.map_files import map_file, read_maps, write_maps
 from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
 from tagseg.run.folder import Run
+from tagseg.run.manifest import Manifest
 from tagseg.segment.predictor import Predictor, read_predictor
 from tagseg.segment.train import Segmented, train_segmenter
 from tagseg.settings.masks import MaskSettings
@@ -55,8 +55,7 @@ def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Trac
     # Joined maps are probabilities, whatever the maps before them were.
     joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))
     write_atomically(current.settings_file, joined.to_toml())
-    manifest = {"data": str(run.data_root()), "stages": {}, "round": number}
-    write_atomically(current.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+    current.store(Manifest(data=str(run.data_root()), stages={}, round=number))
     predictor = read_predictor(current.segmenter, settings.device)
     find_maps(prepared, source, current, predictor, track)
     make_masks(prepared, current, track)

@@ -1,39 +1,35 @@
-"""Settings of [crf]."""
+"""Settings of section [crf]: the dense CRF."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from tagseg.settings.bounds import check
+from annotated_types import Ge, Gt
+
+from tagseg.settings.bounds import check_fields
 
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """Dense CRF: refines masks along the edges of the image (Kraehenbuehl and Koltun 2011)."""
+    """The dense CRF, which aligns masks with the edges of the image (Kraehenbuehl and Koltun 2011)."""
 
-    steps: int = 10
-    """Steps of mean field inference (0: no CRF)."""
+    steps: Annotated[int, Ge(0)] = 10
+    """Iterations of mean field inference (0: no CRF)."""
 
-    gaussian_sxy: float = 3.0
-    """Reach of the Gaussian kernel, a standard deviation in pixels of an image whose long side is 500 pixels; it is
-    scaled for others."""
+    gaussian_sxy: Annotated[float, Gt(0)] = 3.0
+    """Standard deviation of the Gaussian kernel in pixels, for an image whose long side is 500 pixels; it scales with
+    the image."""
 
-    gaussian_compat: float = 3.0
-    """Weight of the Gaussian kernel, which smooths (0: without)."""
+    gaussian_compat: Annotated[float, Ge(0)] = 3.0
+    """Weight of the Gaussian kernel, which smooths the mask (0: off)."""
 
-    bilateral_sxy: float = 80.0
-    """Reach of the bilateral kernel, as crf.gaussian-sxy."""
+    bilateral_sxy: Annotated[float, Gt(0)] = 80.0
+    """Standard deviation of the bilateral kernel in pixels; it scales like crf.gaussian-sxy."""
 
-    bilateral_srgb: float = 13.0
-    """Standard deviation of the bilateral kernel in levels of red, green and blue (0..255)."""
+    bilateral_srgb: Annotated[float, Gt(0)] = 13.0
+    """Standard deviation of the bilateral kernel in colour, in levels of red, green and blue (0 to 255)."""
 
-    bilateral_compat: float = 10.0
-    """Weight of the bilateral kernel, by which pixels of like colour get the same label (0: without)."""
+    bilateral_compat: Annotated[float, Ge(0)] = 10.0
+    """Weight of the bilateral kernel, which gives pixels of similar colour the same label (0: off)."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 0, "crf.steps", self.steps, "0 or more")
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            value = getattr(self, name)
-            check(0 < value < math.inf, f"crf.{name.replace('_', '-')}", value, "more than 0")
-        for name in ("gaussian_compat", "bilateral_compat"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"crf.{name.replace('_', '-')}", value, "0 or more")
+        check_fields(self, "setting crf.")

@@ -1,9 +1,11 @@
-"""Settings of [data]."""
+"""Settings of section [data]: how a data folder is read."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tagseg.settings.bounds import check
+from annotated_types import Ge, Gt, Lt, Unit
+
+from tagseg.settings.bounds import check_fields
 
 
 @dataclass(frozen=True)
@@ -11,35 +13,36 @@ class DataSettings:
     """How a data folder is read."""
 
     layout: Literal["auto", "folder", "voc", "coco", "shards"] = "auto"
-    """Layout of the data folder (shards: tars as WebDataset writes them); auto recognises it."""
+    """Layout of the data folder; auto detects it. shards: tar files in WebDataset's format."""
 
     train_list: str = ""
-    """VOC: the list of training images (a name in ImageSets/Segmentation or ImageSets/Main). Empty: train_aug, trainaug
-    or train, whichever exists first."""
+    """VOC: name of the list of training images in ImageSets/Segmentation or ImageSets/Main. Empty: the first that
+    exists of train_aug, trainaug and train."""
 
     val_list: str = ""
-    """VOC: the list of validation images. Empty: val, if it exists."""
+    """VOC: name of the list of validation images. Empty: val, if it exists."""
 
     masks: str = ""
-    """Folder of true masks named like the images, for evaluation only. Empty: `masks` in the data folder, if there."""
+    """Folder of true masks, named like the images; used for evaluation only. Empty: masks in the data folder, if it
+    exists."""
 
     saliency: str = ""
-    """Folder of saliency maps named like the images. Empty: `saliency` in the data folder, if there."""
+    """Folder of saliency maps, named like the images. Empty: saliency in the data folder, if it exists."""
 
     coco_protocol: bool = False
-    """COCO: count as the literature does. Crowds are objects like all others, in tags and masks, and validation images
-    without annotations are left out. Otherwise crowds are void, and an empty image is background."""
+    """COCO: count as published results do: a crowd is an object like any other, in tags and in masks, and validation
+    images without annotations are left out. Otherwise crowds are void, and an image without annotations is background.
+    """
 
-    min_images: int = 5
-    """A class with fewer training images than this is an error."""
+    min_images: Annotated[int, Ge(1), Unit("images")] = 5
+    """Fewest training images that a class may have; a class with fewer is an error."""
 
-    max_broken: float = 0.05
-    """Unreadable images are skipped and listed; above this share of the training images the run fails."""
+    max_broken: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Largest share of training images that may be unreadable; they are skipped and listed. A larger share is an
+    error."""
 
-    max_megapixels: float = 120.0
-    """Larger images are refused before they are decoded (decompression bombs)."""
+    max_megapixels: Annotated[float, Gt(0), Unit("megapixels")] = 120.0
+    """Larger images are rejected before they are decoded (decompression bombs)."""
 
     def __post_init__(self) -> None:
-        check(self.min_images >= 1, "data.min-images", self.min_images, "at least 1")
-        check(0 <= self.max_broken < 1, "data.max-broken", self.max_broken, "a share from 0 to 1")
-        check(self.max_megapixels > 0, "data.max-megapixels", self.max_megapixels, "more than 0")
+        check_fields(self, "setting data.")

@@ -1,10 +1,12 @@
-"""Settings of [masks]."""
+"""Settings of section [masks]: from maps to masks."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tagseg.settings.bounds import check
+from annotated_types import Ge, Gt, Lt, Unit
+
+from tagseg.settings.bounds import check_fields
 
 
 @dataclass(frozen=True)
@@ -12,37 +14,34 @@ class MaskSettings:
     """From maps to masks."""
 
     background: Literal["auto", "rest", "otsu", "threshold", "power"] = "auto"
-    """Background rule; none needs true masks. rest: background's probability is what those of the tags leave over
-    (posterior maps); otsu: the cut that splits each map's own histogram best; threshold: a constant cut; power: the
-    background's score is (1 - highest map) ^ power. auto: rest for posterior maps, and others' probabilities
-    (localise.maps-hold); otsu for all others (those of maps = oaa too)."""
+    """How background is found; no rule needs true masks. rest: background gets the probability that the tags leave
+    (posterior maps); otsu: each map is cut where its histogram splits best; threshold: maps are cut at a constant;
+    power: the background score is (1 - highest map) ^ power. auto: rest for posterior maps and for another method's
+    probabilities (localise.maps-hold), otsu for all others, including maps = oaa."""
 
-    threshold: float = 0.5
-    """Below this a pixel is background, for the threshold rule: a probability for posterior maps (0.5: class against
-    background), a share of the map's peak for others."""
+    threshold: Annotated[float, Gt(0), Lt(1)] = 0.5
+    """For the rule threshold: a pixel below this is background. For posterior maps it is a probability (0.5: class
+    and background are equally likely), for others a share of the map's peak."""
 
-    power: float = 2.0
-    """Exponent of the power rule."""
+    power: Annotated[float, Gt(0)] = 2.0
+    """Exponent of the rule power."""
 
     saliency: bool = False
-    """Take background from the saliency maps of data.saliency, as RCA and EPS do; a pixel where maps and saliency
-    contradict one another is unsure."""
+    """Take background from the saliency maps in data.saliency, as RCA and EPS do; a pixel where map and saliency
+    disagree is unsure."""
 
-    unsure: float = 0.05
-    """A pixel becomes 255 unless its label's probability (the geometric mean of the one by the maps and the one after
-    refinement) exceeds one half by this."""
+    unsure: Annotated[float, Ge(0), Lt(0.5)] = 0.05
+    """A pixel gets a label only if the label's probability exceeds one half by this; otherwise it is unsure (255). The
+    probability is the geometric mean of those before and after refinement."""
 
-    max_side: int = 640
-    """Long side in pixels at which maps are refined; those of larger images are enlarged from there."""
+    max_side: Annotated[int, Ge(64), Unit("pixels")] = 640
+    """Long side at which maps are refined; masks of larger images are enlarged from this size."""
 
     def __post_init__(self) -> None:
-        check(0 < self.threshold < 1, "masks.threshold", self.threshold, "between 0 and 1")
-        check(self.power > 0, "masks.power", self.power, "more than 0")
-        check(0 <= self.unsure < 0.5, "masks.unsure", self.unsure, "from 0 to below 0.5")
-        check(self.max_side >= 64, "masks.max-side", self.max_side, "at least 64 pixels")
+        check_fields(self, "setting masks.")
 
     def resolved(self, probabilities: bool) -> "MaskSettings":
-        """Return the settings with the background rule that auto stands for, where maps are `probabilities` or not."""
+        """Return the settings with the background rule that auto stands for; `probabilities` says what maps are."""
         if self.background != "auto":
             return self
         return dataclasses.replace(self, background="rest" if probabilities else "otsu")

@@ -1,9 +1,11 @@
-"""Settings of [rca]."""
+"""Settings of section [rca]: regional semantic contrast and aggregation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tagseg.settings.bounds import check
+from annotated_types import Ge, Gt, Lt
+
+from tagseg.settings.bounds import check_fields
 
 
 @dataclass(frozen=True)
@@ -11,78 +13,73 @@ class RcaSettings:
     """Regional semantic contrast and aggregation: the memory bank and its two uses."""
 
     layer: str = "auto"
-    """Earlier layer of the backbone by which cells find prototypes; the bank holds it beside the features of the coarse
-    map. auto: the block before the last; last: none, the features of the coarse map alone, as in the paper; or the name
-    of one of the backbone's modules."""
+    """Earlier backbone layer whose features match cells to prototypes; the bank stores them together with those of the
+    coarse map. auto: the block before the last; last: no earlier layer, only the features of the coarse map, as in the
+    paper; or the name of a module of the backbone."""
 
     contrast: bool = True
-    """Contrast regions with the bank while learning."""
+    """Train with the contrastive loss between regions and the bank."""
 
-    contrast_weight: float = 0.1
-    """Weight of the contrast in the loss."""
+    contrast_weight: Annotated[float, Ge(0)] = 0.1
+    """Weight of the contrastive loss."""
 
-    temperature: float = 0.1
-    """Temperature of the contrast."""
+    temperature: Annotated[float, Gt(0)] = 0.1
+    """Temperature of the contrastive loss."""
 
-    negatives: int = 32_768
-    """Regions of classes that a batch does not show are contrasted in full up to this number; of a larger bank so many
-    are drawn every step, and their sum is scaled up (0: always all)."""
+    negatives: Annotated[int, Ge(0)] = 32_768
+    """Most regions to contrast with among the classes that are not in the batch. If the bank holds more, this many are
+    drawn at random in each step and their sum is scaled up (0: always use all)."""
 
     mix: bool = True
-    """Also contrast regions mixed with a region of another image."""
+    """Also contrast mixtures of two regions from different images."""
 
-    mix_alpha: float = 8.0
-    """Mixing share is drawn from Beta(alpha, alpha)."""
+    mix_alpha: Annotated[float, Gt(0)] = 8.0
+    """The mixing share is drawn from Beta(alpha, alpha)."""
 
-    warmup: int = 1
-    """Epochs before contrast and aggregation start; the bank is filled meanwhile."""
+    warmup: Annotated[int, Ge(0)] = 1
+    """Epochs before contrast and aggregation start; the bank fills up meanwhile."""
 
     region_rule: Literal["posterior", "peak", "softmax-mean"] = "posterior"
-    """Cells of a region. peak: above a share of the map's peak; softmax-mean: the paper's, softmax over classes above
-    its mean; posterior: as peak until there are prototypes, then the cells that attend to the class by more than
-    half (needs pretrained weights; from scratch, peak is better)."""
+    """Which cells form a class's region. peak: those above a share of the map's peak; softmax-mean: the paper's rule,
+    those whose softmax over classes exceeds its mean; posterior: as peak until prototypes exist, then those whose
+    attention to the class exceeds one half (for pretrained weights; peak works better from scratch)."""
 
-    region_threshold: float = 0.3
-    """Share of the map's peak for the peak rule."""
+    region_threshold: Annotated[float, Ge(0), Lt(1)] = 0.3
+    """Share of the map's peak for the rule peak."""
 
     background: bool = True
-    """Keep background regions in the bank as well: cells where every tagged map is low."""
+    """Also store background regions in the bank: cells where the map of every tag is low."""
 
-    background_threshold: float = 0.1
-    """A cell is background when every tagged map is below this share of its peak."""
+    background_threshold: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """A cell is background where the map of every tag is below this share of the map's peak."""
 
-    confidence: float = 0.7
-    """A region enters the bank only when its tag's probability is above this."""
+    confidence: Annotated[float, Ge(0), Lt(1)] = 0.7
+    """A region enters the bank only if the predicted probability of its tag exceeds this."""
 
-    slots: int = 500
-    """Regions the bank holds per class."""
+    slots: Annotated[int, Ge(1)] = 500
+    """Regions that the bank holds per class."""
 
     update: Literal["fifo", "blend"] = "fifo"
-    """A full bank replaces its oldest region, or blends the new one into it."""
+    """What a full bank does with a new region. fifo: replace the oldest region; blend: average the new region into the
+    oldest."""
 
-    momentum: float = 0.99
-    """Share of the old region kept when blending."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """Weight of the stored region when blending."""
 
     aggregation: bool = True
-    """Refine the maps with context aggregated from the bank's prototypes, learning and predicting."""
+    """Refine the maps with context from the bank's prototypes, in training and in prediction."""
 
-    prototypes: int = 10
-    """Prototypes per class (k-means over the class's slots)."""
+    prototypes: Annotated[int, Ge(1)] = 10
+    """Prototypes per class, found by k-means among the class's regions; at most rca.slots."""
 
-    attention_temperature: float = 0.1
+    attention_temperature: Annotated[float, Gt(0)] = 0.1
     """Temperature of the softmax over prototypes."""
 
-    attended: int = 80
-    """Classes whose prototypes an image's cells attend to, beside background: where there are more classes, those that
-    score highest in the coarse map (0: always all)."""
+    attended: Annotated[int, Ge(0)] = 80
+    """Most classes whose prototypes the cells of an image attend to, besides background. With more classes, those with
+    the highest scores in the coarse map are used (0: always use all)."""
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "attention_temperature", "mix_alpha"):
-            check(getattr(self, name) > 0, f"rca.{name.replace('_', '-')}", getattr(self, name), "more than 0")
-        for name in ("region_threshold", "background_threshold", "confidence", "momentum"):
-            value = getattr(self, name)
-            check(0 <= value < 1, f"rca.{name.replace('_', '-')}", value, "from 0 to below 1")
-        for name in ("contrast_weight", "warmup", "negatives", "attended"):
-            check(getattr(self, name) >= 0, f"rca.{name.replace('_', '-')}", getattr(self, name), "0 or more")
-        check(self.slots >= 1, "rca.slots", self.slots, "at least 1")
-        check(1 <= self.prototypes <= self.slots, "rca.prototypes", self.prototypes, "1 to rca.slots")
+        check_fields(self, "setting rca.")
+        if self.prototypes > self.slots:
+            raise ValueError(f"setting rca.prototypes must be at most rca.slots ({self.slots}), got {self.prototypes}")

@@ -1,19 +1,22 @@
-"""Settings of [report]."""
+"""Settings of section [report]: the report page."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tagseg.settings.bounds import check
+from annotated_types import Ge
+
+from tagseg.settings.bounds import check_fields
 
 
 @dataclass(frozen=True)
 class ReportSettings:
     """The report page."""
 
-    examples: int = 24
-    """Rows of pictures in the report; the segmenter predicts these training images too."""
+    examples: Annotated[int, Ge(0)] = 24
+    """Rows of pictures in the report; the segmentation network predicts these training images as well."""
 
     title: str = "tagseg report"
     """Title of the page."""
 
     def __post_init__(self) -> None:
-        check(self.examples >= 0, "report.examples", self.examples, "0 or more")
+        check_fields(self, "setting report.")

@@ -1,98 +1,97 @@
-"""Settings of [segment]."""
+"""Settings of section [segment]: the segmentation network and its training."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tagseg.settings.bounds import check, check_learning
+from annotated_types import Ge, Gt, Lt, Unit
+
+from tagseg.settings.bounds import Scales, check_fields
+
+_Factor = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """The segmentation network trained on the pseudo-masks."""
+    """The segmentation network that learns from the pseudo-masks."""
 
     network: Literal["auto", "deeplabv2", "deeplabv3plus", "upernet"] = "auto"
-    """What is built around the encoder. deeplabv2: the paper's, takes any encoder (set stride 8 as the paper has);
-    deeplabv3plus, upernet: sharper borders; need an encoder with features at several strides. auto: deeplabv3plus, or
-    deeplabv2 around vision transformers (ViT, DINOv2, DINOv3)."""
+    """Decoder around the encoder. deeplabv2: the paper's, for any encoder (the paper sets stride 8); deeplabv3plus and
+    upernet: sharper borders, for encoders with features at several strides. auto: deeplabv3plus, or deeplabv2 for
+    vision transformers (ViT, DINOv2, DINOv3)."""
 
     encoder: str = ""
-    """timm encoder of the network. Empty: the classifier's backbone."""
+    """timm model used as encoder. Empty: train.backbone."""
 
     weights: str = ""
-    """Start weights, as for train.weights. Empty: the same as the classifier's."""
+    """Initial weights, as for train.weights. Empty: train.weights."""
 
     stride: Literal[8, 16] = 16
-    """Output stride of the encoder (upernet and vision transformers have their own)."""
+    """Output stride of the encoder; upernet and vision transformers have their own."""
 
     labels: str = ""
-    """Folder of masks of any other tool (PNGs named like the training images) to learn from instead of pseudo-masks:
-    the stages before are left out then."""
+    """Folder of another tool's masks (PNG, named like the training images) to learn from instead of pseudo-masks; the
+    earlier stages are skipped."""
 
-    rounds: int = 1
-    """Rounds of self-training. From the second on the network learns from masks that the one before has improved: it
-    predicts the training images, and their tags, maps and the dense CRF correct it. Each takes as long as the first."""
+    rounds: Annotated[int, Ge(1)] = 1
+    """Rounds of self-training. From the second round on, the network learns from masks that it improved itself: it
+    predicts the training images, and tags, maps and the dense CRF correct the prediction. Each round takes as long as
+    the first."""
 
-    epochs: int = 0
-    """Passes over the training images (0: as many as make about 1,000 steps, 3 to 60)."""
+    epochs: Annotated[int, Ge(0)] = 0
+    """Passes over the training images (0: enough for about 1,000 steps, at least 3 and at most 60)."""
 
-    batch: int = 16
-    """Images that go through the network together."""
+    batch: Annotated[int, Ge(2), Unit("images")] = 16
+    """Images per forward pass; the decoder's batch norm needs 2."""
 
-    accumulate: int = 1
-    """Batches whose gradients are added before the weights change: batch 4 and accumulate 4 learn as batch 16 does, in
-    a quarter of the memory."""
+    accumulate: Annotated[int, Ge(1)] = 1
+    """Batches whose gradients are added up before the weights change. Batch 4 with accumulate 4 learns like batch 16,
+    in a quarter of the memory."""
 
-    crop: int = 224
-    """Side of the square training crop in pixels (the nearest size that the network takes)."""
+    crop: Annotated[int, Ge(32), Unit("pixels")] = 224
+    """Side of the square training crop in pixels, rounded to the nearest size that the network accepts."""
 
-    scale: tuple[float, float] = (0.5, 1.5)
-    """Random scale of a training image before the crop, from, to."""
+    scale: tuple[_Factor, _Factor] = (0.5, 1.5)
+    """Smallest and largest factor by which a training image is scaled at random before the crop."""
 
-    jitter: float = 0.3
-    """Strength of the random colour change (0: off)."""
+    jitter: Annotated[float, Ge(0)] = 0.3
+    """Strength of random changes of brightness, contrast and saturation (0: none)."""
 
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """As train.optimiser."""
 
-    ema: float = 0.0
-    """Keep an exponential moving average of the weights with this decay a step, 0.99 for example (0: the last weights,
-    which are as good where the learning rate falls to zero, as it does here)."""
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Decay per step of an exponential moving average of the weights, which is kept as the result; 0.99 for example
+    (0: keep the last weights, which are as good because the learning rate falls to zero)."""
 
-    lr: float = 0.002
+    lr: Annotated[float, Gt(0)] = 0.002
     """Learning rate of the encoder."""
 
-    head_lr: float = 10.0
-    """New layers learn this many times faster."""
+    head_lr: Annotated[float, Gt(0)] = 10.0
+    """Learning rate of new layers, as a multiple of segment.lr."""
 
-    weight_decay: float = 5e-4
-    """L2 penalty on weights."""
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+    """L2 penalty on weights; biases and norms have none."""
 
-    freeze_stride: int = 4
-    """Encoder stages up to this stride keep their start weights (0: all are trained)."""
+    freeze_stride: Annotated[int, Ge(0)] = 4
+    """Encoder stages up to this stride keep their initial weights (0: train all stages)."""
 
     freeze_batch_norm: bool = True
-    """Keep the encoder's batch norms as they came."""
+    """Keep the initial statistics and weights of the encoder's batch norms."""
 
-    predict_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
-    """Image scales whose class probabilities are averaged when predicting."""
+    predict_scales: Scales = (0.75, 1.0, 1.25)
+    """Image scales at which class probabilities are predicted and then averaged."""
 
     predict_flip: bool = True
     """Also average over the mirrored image when predicting."""
 
-    max_side: int = 512
-    """Larger images are reduced to this long side, learning and predicting; masks have the image's own size."""
+    max_side: Annotated[int, Ge(64), Unit("pixels")] = 512
+    """Long side to which larger images are reduced in training and prediction; masks have the image's own size."""
 
     def __post_init__(self) -> None:
-        check(self.rounds >= 1, "segment.rounds", self.rounds, "at least 1")
-        check(self.epochs >= 0, "segment.epochs", self.epochs, "0 or more")
-        check(self.batch >= 2, "segment.batch", self.batch, "at least 2 (the decoder has batch norm)")
-        check(self.crop >= 32, "segment.crop", self.crop, "at least 32 pixels")
-        check(self.max_side >= 64, "segment.max-side", self.max_side, "at least 64 pixels")
-        check(0 <= self.ema < 1, "segment.ema", self.ema, "from 0 to below 1")
-        check(self.accumulate >= 1, "segment.accumulate", self.accumulate, "at least 1")
-        check(self.rounds == 1 or not self.labels, "segment.rounds", self.rounds,
-              "1 with segment.labels: self-training needs maps")  # fmt: skip
-        check_learning("segment", self)
-        check(0 < self.scale[0] <= self.scale[1], "segment.scale", self.scale, "two factors, 0 < from <= to")
-        check(len(self.predict_scales) > 0 and min(self.predict_scales) > 0, "segment.predict-scales",
-               self.predict_scales, "positive numbers")  # fmt: skip
+        check_fields(self, "setting segment.")
+        if self.rounds > 1 and self.labels:
+            raise ValueError(
+                f"setting segment.rounds must be 1 with segment.labels, got {self.rounds}: self-training needs maps"
+            )
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"setting segment.scale must be the smaller factor, then the larger, got {self.scale}")

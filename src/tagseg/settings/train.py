@@ -1,88 +1,87 @@
-"""Settings of [train]."""
+"""Settings of section [train]: the classification network and its training."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tagseg.settings.bounds import check, check_learning
+from annotated_types import Ge, Gt, Le, MinLen, Unit
+
+from tagseg.settings.bounds import check_fields
+
+_Share = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The classification network that yields the class activation maps, and how it is trained."""
+    """The classification network, whose class activation maps become masks, and its training."""
 
     backbone: str = "mobilenetv2_100"
-    """Any timm model with feature maps (resnet50, convnext_tiny, vgg16, ...). vgg16 is dilated as in the paper."""
+    """A timm model that returns feature maps, such as resnet50, convnext_tiny or vgg16 (dilated as in the paper)."""
 
-    weights: str = "timm"
-    """Start weights: timm (downloaded once), a .safetensors FILE with timm's names, or random (from scratch)."""
+    weights: Annotated[str, MinLen(1)] = "timm"
+    """Initial weights. timm: pretrained, downloaded once; random: train from scratch; or the path of a .safetensors
+    file with timm's parameter names."""
 
     stride: Literal[8, 14, 16, 32] = 16
-    """Image pixels per feature-map cell. 8 is finer and two to three times slower. Vision transformers have that of
-    their patches: 16, or 14 (DINOv2)."""
+    """Image pixels per cell of the feature map, along each side. 8 gives finer maps and takes two to three times as
+    long. For vision transformers: the side of a patch, 16, or 14 for DINOv2."""
 
-    freeze_stride: int = 4
-    """Backbone stages up to this stride keep their start weights (0: all are trained)."""
+    freeze_stride: Annotated[int, Ge(0)] = 4
+    """Backbone stages up to this stride keep their initial weights (0: train all stages)."""
 
     freeze_batch_norm: bool = True
-    """Keep the batch norms' statistics and weights as they came."""
+    """Keep the initial statistics and weights of the backbone's batch norms."""
 
-    neck: int = 256
-    """Channels of the features the bank works on: a 1x1 convolution with ReLU after the backbone (0: its own)."""
+    neck: Annotated[int, Ge(0), Unit("channels")] = 256
+    """Channels of the features that the memory bank stores: the output of a 1x1 convolution with ReLU after the
+    backbone (0: no such layer, the backbone's own channels)."""
 
-    head_convs: int = 0
-    """3x3 convolutions before the coarse map (the paper has 3)."""
+    head_convs: Annotated[int, Ge(0)] = 0
+    """Number of 3x3 convolutions before the coarse map (the paper has 3)."""
 
-    epochs: int = 0
-    """Passes over the training images (0: as many as make about 500 steps, 3 to 60)."""
+    epochs: Annotated[int, Ge(0)] = 0
+    """Passes over the training images (0: enough for about 500 steps, at least 3 and at most 60)."""
 
-    batch: int = 16
-    """Images in a step."""
+    batch: Annotated[int, Ge(1), Unit("images")] = 16
+    """Images per training step."""
 
-    crop: int = 225
-    """Side of the square training crop in pixels (the nearest size that the backbone takes)."""
+    crop: Annotated[int, Ge(32), Unit("pixels")] = 225
+    """Side of the square training crop in pixels, rounded to the nearest size that the backbone accepts."""
 
-    scale: tuple[float, float] = (0.35, 1.0)
-    """Share of the image's area that a random crop covers, from, to."""
+    scale: tuple[_Share, _Share] = (0.35, 1.0)
+    """Smallest and largest share of the image's area that a random crop covers."""
 
-    jitter: float = 0.3
-    """Strength of the random change of brightness, contrast and saturation (0: off)."""
+    jitter: Annotated[float, Ge(0)] = 0.3
+    """Strength of random changes of brightness, contrast and saturation (0: none)."""
 
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    """sgd (Nesterov momentum 0.9, as in the paper) for pretrained weights; adamw learns faster from scratch."""
+    """sgd (Nesterov momentum 0.9, as in the paper) suits pretrained weights; adamw learns faster from scratch."""
 
-    lr: float = 0.002
+    lr: Annotated[float, Gt(0)] = 0.002
     """Learning rate of the backbone."""
 
-    head_lr: float = 10.0
-    """New layers learn this many times faster."""
+    head_lr: Annotated[float, Gt(0)] = 10.0
+    """Learning rate of new layers, as a multiple of train.lr."""
 
-    bias_lr: float = 1.0
-    """Biases and norms learn this many times faster than the weights of their layer (the paper: 2)."""
+    bias_lr: Annotated[float, Gt(0)] = 1.0
+    """Learning rate of biases and norms, as a multiple of that of their layer's weights (the paper: 2)."""
 
-    weight_decay: float = 5e-4
-    """L2 penalty on weights (not on biases and norms)."""
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+    """L2 penalty on weights; biases and norms have none."""
 
     schedule: Literal["poly", "steps"] = "poly"
-    """Learning rate: falls to zero along a power of 0.9, or is divided by 10 at `steps`."""
+    """Learning rate over time. poly: falls to zero as (1 - progress) ^ 0.9; steps: is divided by 10 at each epoch of
+    train.steps."""
 
     steps: tuple[int, ...] = (5, 10)
-    """Epochs at which the `steps` schedule divides the learning rate by 10."""
+    """Epochs at which the schedule `steps` divides the learning rate by 10."""
 
-    coarse_weight: float = 0.4
-    """Weight of the coarse map's losses beside the refined map's."""
+    coarse_weight: Annotated[float, Ge(0)] = 0.4
+    """Weight of the coarse map's losses; the refined map's have weight 1."""
 
-    saliency_weight: float = 1.0
-    """Weight of the saliency loss beside the tag loss (maps = eps)."""
+    saliency_weight: Annotated[float, Ge(0)] = 1.0
+    """Weight of the saliency loss; the tag loss has weight 1 (with maps = eps)."""
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 0, "train.epochs", self.epochs, "0 or more")
-        check(self.batch >= 1, "train.batch", self.batch, "at least 1")
-        check(self.crop >= 32, "train.crop", self.crop, "at least 32 pixels")
-        check(self.neck >= 0, "train.neck", self.neck, "0 or more channels")
-        check(0 < self.scale[0] <= self.scale[1] <= 1, "train.scale", self.scale, "two shares, 0 < from <= to <= 1")
-        check(bool(self.weights), "train.weights", self.weights, "timm, random or a .safetensors file")
-        check_learning("train", self)
-        check(self.head_convs >= 0, "train.head-convs", self.head_convs, "0 or more")
-        for name in ("coarse_weight", "saliency_weight"):
-            check(getattr(self, name) >= 0, f"train.{name.replace('_', '-')}", getattr(self, name), "0 or more")
-        check(self.bias_lr > 0, "train.bias-lr", self.bias_lr, "more than 0")
+        check_fields(self, "setting train.")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"setting train.scale must be the smaller share, then the larger, got {self.scale}")

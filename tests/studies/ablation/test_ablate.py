@@ -187,7 +187,7 @@ def test_a_wrong_truth_is_found_before_the_training(discs: Path, tiny: Settings,
 
 def test_what_is_asked_for_wrongly_is_said(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="--seeds: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="--seeds must be 1 or more, got 0"):
         ablate(discs, out, tiny, seeds=0)
     for arms, got in (((), "none"), (("cam", "none"), "cam,none"), (("",), "none")):
         with pytest.raises(ValueError, match=f"--arms: got {got}, expected some of {','.join(ARMS)}"):

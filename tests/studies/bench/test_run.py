@@ -64,7 +64,7 @@ def test_the_whole_protocol_on_vocs_layout(followed: Bench, voc: Path) -> None:
         "segmenter_crf": miou(pairs(val, run.root / "bench/val"), to_voc),
     }
     assert followed.figures == {0: pytest.approx(expected)}
-    assert "bench/val/2008_000015.png" in run.manifest()["others"]["bench"]["files"]
+    assert "bench/val/2008_000015.png" in run.manifest().others["bench"].files
 
 
 def test_several_processes_follow_together(
@@ -157,7 +157,7 @@ def test_other_settings_and_other_networks_are_noticed(
     run = Run(out / "seed_0")
     run_stage(run.root, "segment", longer, force=True)
     # What the earlier network predicted is gone with it.
-    assert not (run.root / "bench").exists() and "bench" not in run.manifest().get("others", {})
+    assert not (run.root / "bench").exists() and "bench" not in run.manifest().others
     found = bench(voc, out, small_voc, longer, crf=False)
     assert "segmenter_crf" not in found.figures[0] and found.submissions
     assert "| segmenter and dense CRF, validation images | - | 71.1 |" in found.table()
@@ -172,7 +172,7 @@ def test_a_folder_of_something_else(voc: Path, small_voc: Protocol, quick: Setti
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not a benchmark's folder"):
         bench(voc, tmp_path, small_voc, quick)
-    with pytest.raises(ValueError, match="--seeds: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="--seeds must be 1 or more, got 0"):
         bench(voc, tmp_path / "out", small_voc, quick, seeds=0)
     with pytest.raises(DataError, match="not the data of voc2012"):
         bench(voc, tmp_path / "out", PROTOCOLS["voc2012"], quick)

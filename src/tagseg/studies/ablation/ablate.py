@@ -14,6 +14,7 @@ from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.open import open_run
+from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import arm_settings, collect_scores, read_score, run_folder, runs_in, score_run
 from tagseg.studies.ablation.picture import draw_ablation
@@ -91,8 +92,7 @@ def _open(folder: Path, data: str | Path, settings: Settings, force: bool) -> Ru
 
 def _plan(settings: Settings, seeds: int, arms: Sequence[str]) -> list[tuple[Arm, int]]:
     """The runs in their order: all arms of a seed before the next, so that a partial table compares."""
-    if seeds < 1:
-        raise ValueError(f"--seeds: got {seeds}, expected at least 1")
+    check_value("--seeds", seeds, AtLeastOne)
     if not arms or any(arm not in ARMS for arm in arms):
         raise ValueError(f"--arms: got {','.join(arms) or 'none'}, expected some of {','.join(ARMS)}")
     return [(arm, seed) for seed in range(settings.seed, settings.seed + seeds) for arm in ARMS if arm in arms]

@@ -16,9 +16,11 @@ from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import read_evaluation, score, scored_samples
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit
-from tagseg.predict.predict import predict
-from tagseg.run.folder import OTHERS, Run
+from tagseg.prediction.predict import predict
+from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.run.stages import OTHERS
+from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.check import DataCheck, check_data
@@ -64,8 +66,7 @@ def bench(
         DataError: when the data is not there, or is not what the protocol asks for.
         ValueError: when settings or run folders are wrong.
     """
-    if seeds < 1:
-        raise ValueError(f"--seeds: got {seeds}, expected at least 1")
+    check_value("--seeds", seeds, AtLeastOne)
     found = check_data(data, protocol, settings)
     found.require()
     out, numbers = Path(out), range(settings.seed, settings.seed + seeds)
@@ -131,7 +132,7 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
 
 def _kept(run: Run, file: Path) -> dict[str, Any] | None:
     """What was found before, where it was finished with the network that the run has now."""
-    if "bench" not in run.manifest().get("others", {}):
+    if "bench" not in run.manifest().others:
         return None
     try:
         values: dict[str, Any] = read_json(file)
