@@ -167,7 +167,7 @@ def test_a_tag_file_that_is_a_device_or_a_pipe_is_not_read(photos: Path) -> None
 def test_tags_that_are_no_text_are_refused(tags: str, photos: Path) -> None:
     (photos / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "tags": {tags}}}\n')
     with pytest.raises(
-        ValueError, match=r"expected the name of an image, and tags|expected 1 to 1000 signs of Unicode"
+        ValueError, match=r"expected the name of an image and its tags|expected 1 to 1000 characters of valid Unicode"
     ):
         read_all(photos)
     (photos / "metadata.jsonl").unlink()

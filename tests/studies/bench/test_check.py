@@ -114,7 +114,7 @@ def test_eps_needs_every_saliency_map(broken: Path, small_voc: Protocol, quick: 
 @pytest.mark.parametrize("name", ["voc2012", "coco2014"])
 def test_data_that_is_not_there(name: str, tmp_path: Path, quick: Settings) -> None:
     protocol = PROTOCOLS[name]  # type: ignore[index]
-    for root, message in ((tmp_path / "gone", "no such folder"), (tmp_path, "no VOC devkit|train2014.json: missing")):
+    for root, message in ((tmp_path / "gone", "no such folder"), (tmp_path, "not a VOC devkit|train2014.json: missing")):
         with pytest.raises(DataError, match=message) as caught:
             check_data(root, protocol, quick)
         assert protocol.get in str(caught.value) and "saliency/NAME.png" in str(caught.value)
