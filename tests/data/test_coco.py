@@ -150,7 +150,10 @@ def test_ambiguous_or_no_files(tmp_path: Path) -> None:
 def test_categories_of_both_splits_must_agree(tmp_path: Path) -> None:
     write(tmp_path / "annotations/instances_train.json", tmp_path / "train", content())
     write(tmp_path / "annotations/instances_val.json", tmp_path / "val", json.loads(changed(categories__0__name="cow")))
-    with pytest.raises(DataError, match=r"instances_val\.json: the categories must have the ids and names of instances_train\.json, but differ"):
+    with pytest.raises(
+        DataError,
+        match=r"instances_val\.json: the categories must have the ids and names of instances_train\.json, but differ",
+    ):
         read_coco(tmp_path, SETTINGS)
 
 

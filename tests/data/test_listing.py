@@ -242,7 +242,9 @@ def test_after_damage_to_the_listing_the_folder_is_read_again(
     assert read_dataset(data, SETTINGS, cache=True) == first and len(readings) == 2
 
 
-def test_a_cache_folder_that_cannot_be_created_is_not_an_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_not_an_error(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert read_dataset(data, SETTINGS, cache=True) == read_dataset(data, SETTINGS)

@@ -92,7 +92,9 @@ def moved_to_validation(data: Path) -> None:
 def test_data_that_changed_since_is_refused(change, run: Run) -> None:  # type: ignore[no-untyped-def]
     prepare(run)
     change(run.data_root())
-    with pytest.raises(RunError, match=r"run: the images or tags in .*data have changed since this run began; use another "):
+    with pytest.raises(
+        RunError, match=r"run: the images or tags in .*data have changed since this run began; use another "
+    ):
         prepare(run)
 
 

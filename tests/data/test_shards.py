@@ -75,7 +75,9 @@ def test_class_numbers_are_lines_of_classes_txt(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path, SETTINGS)
     assert dataset.classes == ("owl", "cat") and [sample.tags for sample in dataset.samples] == [(2,), (1,)]
     shard(tmp_path / "a.tar", {"1.png": png(), "1.cls": b"2"})
-    with pytest.raises(DataError, match=r"a\.tar, 1: class '2' in its \.cls file, expected a number from 0 to 1 \(a line of"):
+    with pytest.raises(
+        DataError, match=r"a\.tar, 1: class '2' in its \.cls file, expected a number from 0 to 1 \(a line of"
+    ):
         read_dataset(tmp_path, SETTINGS)
 
 

@@ -1,16 +1,16 @@
 """The model card of an exported network: what it is, what it was trained on, how accurate it is, and its limits."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import timm
 
 from tagseg.data.data_file import read_data_file
-from tagseg.evaluate.evaluate import read_evaluation
 from tagseg.evaluate.gain import calibration_images
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.networks.backbones import RANDOM, TIMM
 from tagseg.run.folder import Run
 from tagseg.settings.toml import to_toml
@@ -137,7 +137,7 @@ def _results(run: Run) -> str:
     if not run.done("evaluate"):
         return "## Results\n\nThis network has not been evaluated.\n"
     evaluation = read_evaluation(run)
-    shown = dataclasses.replace(evaluation, classes=tuple(map(as_text, evaluation.classes)))
+    shown = msgspec.structs.replace(evaluation, classes=tuple(map(as_text, evaluation.classes)))
     return (
         "## Results\n\nIoU (intersection over union) in percent, over all pixels of a set together. The mean includes "
         "background.\nThe segmenter is this network; the pseudo-masks are what it was trained on.\n\n"

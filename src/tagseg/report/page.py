@@ -1,14 +1,14 @@
 """The report: one self-contained HTML page about a finished run."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tagseg.data.data_file import DataFile, read_data_file
 from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import read_figures
+from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.charts import Chart, draw_chart, read_history, values
 from tagseg.report.pictures import draw_galleries
@@ -90,7 +90,7 @@ def report(run: Run, track: Track = silent) -> Report:
 
 def render_report(run: Run, track: Track = silent) -> str:
     """Return the HTML of the report."""
-    data, evaluation = read_data_file(run), read_figures(run)
+    data, evaluation = read_data_file(run), read_evaluation(run)
     settings, manifest = run.settings(), run.manifest()
     colours = [css(colour) for colour in class_colours(len(data.classes))]
     return render_page(
@@ -100,7 +100,7 @@ def render_report(run: Run, track: Track = silent) -> str:
         title=settings.report.title,
         figures=_figures(data, evaluation, manifest),
         class_rows=_class_rows(data, evaluation, colours),
-        columns=[Column(*SCORE_COLUMNS[part], 100 * evaluation[part]["miou"]) for part in _measured(evaluation)],
+        columns=[Column(*SCORE_COLUMNS[part], 100 * scores.miou) for part, scores in _measured(evaluation).items()],
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
         improved=run.final() != run,
@@ -143,17 +143,17 @@ def memory(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
-def _figures(data: DataFile, evaluation: Mapping[str, Any], manifest: Manifest) -> list[Figure]:
+def _figures(data: DataFile, evaluation: Evaluation, manifest: Manifest) -> list[Figure]:
     counts = {split: sum(row.split == split for row in data.samples) for split in ("train", "val")}
     seconds = sum(note.seconds or 0.0 for note in manifest.stages.values())
     names = data.classes
-    masks, improved, calibrated = (evaluation.get(key) for key in ("pseudo_masks", "self_trained", "calibrated"))
+    masks, improved, calibrated = evaluation.pseudo_masks, evaluation.self_trained, evaluation.calibrated
     kind = "masks made from tags only"
     if improved and masks:
-        kind += f", after self-training ({percent(float(masks['miou']))} before),"
+        kind += f", after self-training ({percent(masks.miou)} before),"
     return [
         _score("Pseudo-masks, mean IoU", improved or masks, kind, "training", calibrated),
-        _score("Segmenter, mean IoU", evaluation["segmenter"], "masks predicted without tags", "validation"),
+        _score("Segmenter, mean IoU", evaluation.segmenter, "masks predicted without tags", "validation"),
         *_share(evaluation),
         Figure(
             "Images",
@@ -169,52 +169,50 @@ def _figures(data: DataFile, evaluation: Mapping[str, Any], manifest: Manifest) 
     ]
 
 
-def _score(label: str, result: Mapping[str, Any] | None, kind: str, split: str, calibrated: int | None = 0) -> Figure:
+def _score(label: str, result: Scores | None, kind: str, split: str, calibrated: int = 0) -> Figure:
     seen = "image is left out because calibration used its true mask"
     if calibrated != 1:
         seen = "images are left out because calibration used their true masks"
     left_out = f" {calibrated:,} {seen}." if calibrated else ""
     if result is None:
         return Figure(label, "", f"No {split} image has a true mask to compare with.{left_out}")
-    measured = {"train": "training image", "val": "validation image"}[result["split"]]
-    images = _counted(result["images"], measured)
-    present = sum(share is not None for share in result["iou"])
+    measured = {"train": "training image", "val": "validation image"}[result.split]
+    images = _counted(result.images, measured)
+    present = sum(share is not None for share in result.iou)
     unsure = (
-        f" {percent(float(result['unsure_share']))} of the pixels are marked unsure and count as their likeliest class."
-        if result.get("unsure_share") is not None
+        f" {percent(result.unsure_share)} of the pixels are marked unsure and count as their likeliest class."
+        if result.unsure_share is not None
         else ""
     )
     return Figure(
         label,
-        percent(float(result["miou"])),
+        percent(result.miou),
         f"Overlap of {kind} with the true masks, averaged over {_counted(present, 'class')} (including background) and "
         f"measured on the {images} with true masks.{left_out}{unsure}",
     )
 
 
-def _share(evaluation: Mapping[str, Any]) -> list[Figure]:
-    own, full = evaluation["segmenter"], evaluation.get("full_supervision")
-    if not own or not full:
+def _share(evaluation: Evaluation) -> list[Figure]:
+    share, full = evaluation.share(), evaluation.full_supervision
+    if share is None or full is None:
         return []
-    share = percent(own["miou"] / full["miou"])
     meaning = (
         f"The same network, trained the same way but on the true masks of the training images, reaches a mean IoU of "
-        f"{percent(full['miou'])}. With tags only, it reaches {share} of that."
+        f"{percent(full.miou)}. With tags only, it reaches {percent(share)} of that."
     )
-    return [Figure("Share of full supervision", share, meaning)]
+    return [Figure("Share of full supervision", percent(share), meaning)]
 
 
-def _class_rows(data: DataFile, evaluation: Mapping[str, Any], colours: Sequence[str]) -> list[ClassRow]:
+def _class_rows(data: DataFile, evaluation: Evaluation, colours: Sequence[str]) -> list[ClassRow]:
     names = ["background", *data.classes]
     found: list[list[float | None]] = []
-    for part in _measured(evaluation):
-        shares = evaluation[part]["iou"]
-        if len(shares) != len(names):
+    for part, scores in _measured(evaluation).items():
+        if len(scores.iou) != len(names):
             raise RunError(
-                f"evaluation.json: {part} has {len(shares)} IoUs, expected {len(names)} (background and the classes in "
-                "data.json); run `tagseg evaluate` again"
+                f"evaluation.json: {part} has {len(scores.iou)} IoUs, expected {len(names)} (background and the "
+                "classes in data.json); run `tagseg evaluate` again"
             )
-        found.append([None if share is None else 100.0 * share for share in shares])
+        found.append([None if share is None else 100.0 * share for share in scores.iou])
     tagged = [tag for row in data.samples if row.split == "train" for tag in row.tags]
     return [
         ClassRow(name, colours[i], tagged.count(i) if i else None, tuple(shares[i] for shares in found))
@@ -222,9 +220,10 @@ def _class_rows(data: DataFile, evaluation: Mapping[str, Any], colours: Sequence
     ]
 
 
-def _measured(evaluation: Mapping[str, Any]) -> list[str]:
+def _measured(evaluation: Evaluation) -> dict[str, Scores]:
     """Return the parts of an evaluation that were measured."""
-    return [part for part in SCORE_COLUMNS if evaluation.get(part)]
+    parts = {part: getattr(evaluation, part) for part in SCORE_COLUMNS}
+    return {part: scores for part, scores in parts.items() if scores is not None}
 
 
 def _charts(run: Run) -> list[tuple[Chart, list[dict[str, Any]]]]:
