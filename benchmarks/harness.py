@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagseg.evaluate.evaluate import Scores
+from tagseg.evaluate.scores import Scores
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.table import ArmScore
 from tagseg.system.process import machine, versions

@@ -18,7 +18,7 @@ import tagseg
 from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import read_evaluation
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.pipeline import Fitted, fit, run_stage
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import Run

@@ -13,7 +13,7 @@ from benchmarks.harness import RUNS, iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.demo.draw import draw_demo
-from tagseg.evaluate.evaluate import Scores, read_evaluation
+from tagseg.evaluate.scores import Scores, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.studies.ablation.arms import arm_settings, read_score, score_run

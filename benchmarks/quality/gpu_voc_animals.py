@@ -19,7 +19,7 @@ from benchmarks import harness
 from benchmarks.harness import iou_rows, record
 
 from tagseg.data.prepare import prepare
-from tagseg.evaluate.evaluate import Scores, read_evaluation
+from tagseg.evaluate.scores import Scores, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.run.stages import STAGES

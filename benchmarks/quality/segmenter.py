@@ -20,8 +20,9 @@ from benchmarks.harness import record
 
 from tagseg.data.images import load_mask, read_image
 from tagseg.data.prepare import prepare
-from tagseg.evaluate.evaluate import Evaluation, read_evaluation, scored_samples
+from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
+from tagseg.evaluate.scores import Evaluation, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.run.open import SECTIONS, open_run

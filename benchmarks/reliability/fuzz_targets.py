@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from benchmarks.reliability import fuzz_mutate as mutate
@@ -23,8 +24,8 @@ from tagseg.data import listing as manifest
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
-from tagseg.evaluate.evaluate import Evaluation, Scores, read_evaluation
 from tagseg.evaluate.gain import calibration_images
+from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.export.importing import import_masks
 from tagseg.masks.foreign_maps import read_foreign_maps
@@ -224,7 +225,7 @@ def _runs(root: Path) -> dict[str, Target]:
     run = open_run(root / "run", data, SMALL)
     prepare(run)
     scores = Scores(0.5, (0.9, None, 0.1), 2, "train", 0.1)
-    evaluation = json.dumps(dataclasses.asdict(Evaluation(("background", "cat", "dog"), scores, scores))).encode()
+    evaluation = json.dumps(msgspec.to_builtins(Evaluation(("background", "cat", "dog"), scores, scores))).encode()
     for stage in ("segment", "evaluate"):
         with run.stage(stage):
             run.evaluation_file.write_bytes(evaluation)

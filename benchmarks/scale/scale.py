@@ -136,7 +136,7 @@ def opened(what: str, folder: Path, count: int) -> dict[str, float]:
 def begun(folder: Path, data: Path) -> Path:
     """Make a run of a data set as if its images had been decoded."""
     from tagseg.data.check import Checked
-    from tagseg.data.prepare import write_about
+    from tagseg.data.data_file import write_data_file
     from tagseg.data.read import read_dataset
     from tagseg.run.open import open_run
     from tagseg.settings.settings import Settings
@@ -144,7 +144,7 @@ def begun(folder: Path, data: Path) -> Path:
     run = open_run(folder, data, Settings())
     dataset = read_dataset(data, Settings().data, cache=True)
     sizes = {sample.id: (375 + i % 9, 500) for i, sample in enumerate(dataset.samples)}
-    write_about(run, dataset, Checked(sizes, ()))
+    write_data_file(run, dataset, Checked(sizes, ()))
     return run.root
 
 

@@ -22,9 +22,10 @@ from benchmarks.harness import SHARED, record
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from tagseg.crf.dense_crf import dense_crf, dense_crfs
+from tagseg.crf.dense_crf import dense_crf
 from tagseg.settings.crf import CrfSettings
 from tagseg.system.process import cores
+from tagseg.system.progress import map_ahead
 
 SIZE = 500, 375
 NOISE = {"photograph": 0.0, "noisy photograph": 60.0}
@@ -129,7 +130,7 @@ def main() -> None:
     figures["compile_s"] = round(compile_seconds(), 1)
     batch = [(probabilities(3), clean)] * (6 * cores())
     alone = len(batch) / seconds(lambda: [dense_crf(*pair, SETTINGS, 1) for pair in batch])
-    together = len(batch) / seconds(lambda: list(dense_crfs(batch, SETTINGS)))
+    together = len(batch) / seconds(lambda: list(map_ahead(batch, lambda pair: dense_crf(*pair, SETTINGS, 1), cores())))
     figures |= {"images_per_s_one_thread": round(alone, 2), "images_per_s_all_cores": round(together, 2)}
     lines += ["", f"{cores()} cores. Goals: " + ", ".join(f"{name} {goal}" for name, goal in GOALS.items())]
     picture = "A photograph of voc_animals" if real else "A drawn picture"

@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from tagseg.data.read import read_dataset
     from tagseg.data.records import Dataset, Sample
     from tagseg.errors import DataError, RunError
-    from tagseg.evaluate.evaluate import Evaluation, Scores
     from tagseg.evaluate.iou import Iou, confusion, iou
+    from tagseg.evaluate.scores import Evaluation, Scores
     from tagseg.masks.foreign_maps import mask_from_maps
     from tagseg.pipeline import Fitted, fit, run_stage
     from tagseg.prediction.predict import Predictions, predict
@@ -93,7 +93,7 @@ _HOMES = {
     "data.read": ("read_dataset",),
     "data.records": ("Dataset", "Sample"),
     "errors": ("DataError", "RunError"),
-    "evaluate.evaluate": ("Evaluation", "Scores"),
+    "evaluate.scores": ("Evaluation", "Scores"),
     "evaluate.iou": ("Iou", "confusion", "iou"),
     "masks.foreign_maps": ("mask_from_maps",),
     "pipeline": ("Fitted", "fit", "run_stage"),

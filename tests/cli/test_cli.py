@@ -187,15 +187,16 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["export-model", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["export-model", "run", "--out", "photos"], "photos: holds files that no export wrote (0.png, 1.png, 2"),
         (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
-        (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class: got 0, expected at least 1 image"),
+        (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class must be 1 or more, got 0"),
         (["calibrate", "run"], "--masks"),
         (["calibrate", "run", "--masks", "none"], "--masks none: no such folder, expected one of true masks named"),
         (["export", "photos", "--to", "coco", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
-        (["export", "run", "--to", "hf", "--images", "none", "--out", "new"], "--images none: not supported by --to"),
+        (["export", "run", "--to", "hf", "--images", "none", "--out", "new"],
+         "--images none: not supported by --to hf, expected copy or link"),
         (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder, expected a COCO"),
         (["review", "photos"], "photos: not a run folder (no manifest.json)"),
-        (["review", "run", "--port", "70000"], "--port 70000: expected a number from 0 (any that is free) to 65535"),
+        (["review", "run", "--port", "70000"], "--port must be 0 or more and at most 65535, got 70000"),
         (["doctor", "photos"], "photos: not a run folder (no manifest.json)"),
         (["train", "run"], "stage train is done; --force does it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
@@ -228,7 +229,7 @@ def test_an_interruption_says_how_to_continue(
     monkeypatch.setattr("tagseg.pipeline.run_stage", interrupted)
     assert call("masks", finished) == (status, "", "Interrupted. Run the same command again to continue.\n")
     monkeypatch.setattr("tagseg.prediction.predict.predict", interrupted)
-    said = "Interrupted. Go on with the same command and --resume.\n"
+    said = "Interrupted. Run the same command again with --resume to continue.\n"
     assert call("predict", finished, "new", "--out", "masks") == (status, "", said)
 
 
@@ -336,7 +337,7 @@ def test_review_opens_the_page_unless_told_not_to(finished: Path, monkeypatch: p
     monkeypatch.setattr("tagseg.review.server.make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
     monkeypatch.setattr("tagseg.cli.review.open_browser", opened.append)
     status, text, error = call("review", finished)
-    assert status == 0 and text.startswith("Review: http://127.0.0.1:") and text.endswith("Ended.\n"), error
+    assert status == 0 and text.startswith("Review: http://127.0.0.1:") and text.endswith("Stopped.\n"), error
     assert opened == [text.split()[1]] and len(opened[0].split("/")[3]) >= 32, "a token that cannot be guessed"
     assert call("review", finished, "--no-browser")[0] == 0 and len(opened) == 1
 
@@ -350,7 +351,7 @@ def test_inspect_shows_counts_the_table_and_warnings(home: Path, call: Call) -> 
     # The last table is the co-occurrence; markup in class names is shown as it is.
     assert rows["[red]x"] == ["3", ".", "3"] and rows["cat"] == ["3", ".", "6"] and rows["big dog"] == [".", "2", "."]
     assert "! [red]x never appears without cat: tags cannot tell them apart." in text
-    assert "! big dog has 2 training images, fewer than --data.min-images 3: fit will refuse." in " ".join(text.split())
+    assert "! big dog has 2 training images; fit requires --data.min-images 3." in " ".join(text.split())
 
 
 def test_inspect_lists_broken_and_double_files(tmp_path: Path, call: Call) -> None:
@@ -399,7 +400,7 @@ def test_worst_lists_masks_and_tags(run: Run, tmp_path: Path, call: Call) -> Non
     scores = [float(row.split(",")[1]) for row in rows[1:]]
     assert len(scores) == images and scores == sorted(scores)
     status, text, _ = call("worst", run.root, "--tags", "--csv", tmp_path / "tags.csv")
-    assert status == 0 and ("No tag looks wrong or missing." in text or "likely wrong or missing, the surest" in text)
+    assert status == 0 and ("No tag looks wrong or missing." in text or "likely wrong or missing, most certain" in text)
     assert (tmp_path / "tags.csv").read_text().startswith("image,tag,suspect,doubt\n")
     status, _, error = call("worst", run.root, "-n", "0")
-    assert status == 2 and "-n 0: expected 1 or more" in error
+    assert status == 2 and "--count must be 1 or more, got 0" in error

@@ -9,16 +9,9 @@ from PIL import Image
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import (
-    Evaluation,
-    Scores,
-    evaluate,
-    evenly_spaced,
-    examples,
-    read_evaluation,
-    score_pseudo_masks,
-)
+from tagseg.evaluate.evaluate import evaluate, evenly_spaced, examples, score_pseudo_masks
 from tagseg.evaluate.gain import Calibration, Candidate, Gain
+from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.networks.segmenters import empty_segmenter
 from tagseg.run.folder import Run
@@ -222,9 +215,12 @@ def test_a_table_of_one_column() -> None:
     [
         ({"classes": ["background"]}, "2 IoUs of 1 classes"),
         ({"segmenter": {"miou": 0.5}}, "segmenter.iou is missing"),
-        ({"segmenter": {"miou": "high", "iou": [], "images": 1, "split": "val"}}, "segmenter.miou is 'high'"),
-        ({"calibrated": None}, "calibrated is None"),
-        ([], r"the file is \[\], expected an object"),
+        (
+            {"segmenter": {"miou": "high", "iou": [], "images": 1, "split": "val"}},
+            "segmenter.miou: expected a number, found text",
+        ),
+        ({"calibrated": None}, "calibrated: expected a whole number, found null"),
+        ([], "expected an object, found a list"),
     ],
 )
 def test_a_damaged_evaluation_is_named(change: Any, message: str, tmp_path: Path) -> None:

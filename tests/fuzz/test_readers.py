@@ -3,13 +3,13 @@
 A few hundred cases each; benchmarks/reliability/fuzz.py has 100,000.
 """
 
-import dataclasses
 import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,8 +20,8 @@ from PIL import Image
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
-from tagseg.evaluate.evaluate import Evaluation, Scores, read_evaluation
 from tagseg.evaluate.gain import calibration_images
+from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.prediction.lines import read_lines
 from tagseg.report.charts import read_history
@@ -237,7 +237,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     scores = Scores(0.5, (0.9, None, 0.1), 2, "train", 0.1)
     with run.stage("evaluate"):
         evaluation = Evaluation(("background", "cat", "dog"), scores, scores)
-        run.evaluation_file.write_text(json.dumps(dataclasses.asdict(evaluation)))
+        run.evaluation_file.write_text(json.dumps(msgspec.to_builtins(evaluation)))
     return run
 
 
@@ -268,7 +268,7 @@ def test_a_damaged_data_json_is_named_with_the_way_out(content: str, run: Run) -
     valid = run.data_file.read_bytes()
     run.data_file.write_text(content)
     with pytest.raises(
-        ValueError, match=r"data\.json: damaged .*; delete it, and the images are read and checked again"
+        ValueError, match=r"data\.json: damaged \(.*\); delete it .*: the images are read and checked again"
     ):
         prepare(run)
     run.data_file.unlink()

@@ -1,4 +1,4 @@
-"""The command line: one thin command a stage. Only this package prints."""
+"""The entry point of the command line. Only this package prints."""
 
 import logging
 import os
@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from rich.logging import RichHandler
 
-from tagseg.cli import bench, exchange, fit, predict, review, study  # noqa: F401  their commands enter the app
+from tagseg.cli import (  # noqa: F401  importing them registers their commands
+    exchange,
+    fit,
+    maintain,
+    predict,
+    review,
+    stages,
+    start,
+    study,
+)
 from tagseg.cli.app import app, err, out
 from tagseg.system.process import launched
 from tagseg.system.signals import exit_status, raised
@@ -17,7 +26,7 @@ TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; what is wrong with the input goes to standard error, with exit status 2.
+    """Run the command line. Errors in the input go to standard error, with exit status 2.
 
     Ctrl-C and SIGTERM end it with status 130 and 143, and a line that says how to continue.
     """

@@ -1,12 +1,11 @@
 """The upper bound: the same network trained on full masks, so that a run can say how far tags alone have come."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import Scores, bound_settings, read_bound, read_figures, score_segmenter, scored_samples
+from tagseg.evaluate.evaluate import bound_settings, read_bound, score_segmenter, scored_samples
+from tagseg.evaluate.scores import Scores, read_evaluation, write_bound_scores
 from tagseg.pipeline import memory_named, prepare_together, repeat_stage, writing
 from tagseg.run.folder import Run
 from tagseg.segment.labels import true_labels
@@ -53,10 +52,8 @@ def train_upper_bound(
         _train_anew(run, own, force, track if ranks.main else silent, ranks)
     scores = read_bound(run)
     assert scores is not None, "it was there, or has been trained"
-    weak = None
-    if run.done("evaluate"):
-        weak = read_figures(run).get("segmenter")
-    return UpperBound(run.full_supervision.segmenter, scores, weak and weak["miou"] / scores.miou)
+    share = read_evaluation(run).share() if run.done("evaluate") else None
+    return UpperBound(run.full_supervision.segmenter, scores, share)
 
 
 def _train_anew(run: Run, settings: Settings, force: bool, track: Track, ranks: Ranks) -> None:
@@ -96,5 +93,5 @@ def _train(run: Run, bound: Run, settings: Settings, track: Track, ranks: Ranks)
         return
     scores = score_segmenter(prepared, bound, settings, track)
     assert scores is not None, "there are validation images to score"
-    write_atomically(bound.evaluation_file, json.dumps(dataclasses.asdict(scores), indent=1))
+    write_bound_scores(bound, scores)
     run.note("full_supervision")

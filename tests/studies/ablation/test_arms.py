@@ -43,12 +43,12 @@ def original(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def run(original: Run, tmp_path: Path) -> Run:
-    """Return a copy of the scored run, to be spoiled."""
+    """Return a copy of the scored run that a test may change."""
     return Run(shutil.copytree(original.root, tmp_path / "both_3"))
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_arms_differ_in_their_switches_alone(arm: Arm, tiny: Settings) -> None:
+def test_arms_differ_only_in_their_switches(arm: Arm, tiny: Settings) -> None:
     found = arm_settings(tiny, arm, 5)
     switches = {"cam": (False, False), "contrast": (True, False), "aggregation": (False, True), "both": (True, True)}
     assert (found.rca.contrast, found.rca.aggregation) == switches[arm] and found.seed == 5
@@ -56,7 +56,7 @@ def test_arms_differ_in_their_switches_alone(arm: Arm, tiny: Settings) -> None:
     assert dataclasses.replace(found, seed=tiny.seed, rca=rca) == tiny
 
 
-def test_an_arm_that_cannot_be_is_named(tiny: Settings) -> None:
+def test_an_arm_that_the_settings_exclude_is_named(tiny: Settings) -> None:
     posterior = dataclasses.replace(tiny, localise=LocaliseSettings(kind="posterior"))
     assert arm_settings(posterior, "both", 0).localise.kind == "posterior"
     with pytest.raises(
@@ -65,16 +65,16 @@ def test_an_arm_that_cannot_be_is_named(tiny: Settings) -> None:
         arm_settings(posterior, "cam", 0)
 
 
-def test_only_scored_images_get_maps_and_no_stage_is_called_done(original: Run) -> None:
+def test_only_scored_images_get_maps_and_no_stage_counts_as_done(original: Run) -> None:
     assert sorted(path.name for path in original.maps.iterdir()) == ["0.npz", "1.npz", "2.npz", "3.npz"]
     assert tuple(original.manifest().stages) == ("train",)
     assert not original.masks.exists() and not original.decided_masks.exists()
 
 
-def test_the_figures_are_those_of_the_written_masks(run: Run, discs: Path) -> None:
+def test_the_score_is_that_of_the_written_masks(run: Run, discs: Path) -> None:
     prepared = prepare(run)
     before = {path.name: path.stat().st_mtime_ns for path in run.maps.iterdir()}
-    # The run goes on to masks as any other: maps that are there stay.
+    # The run can continue to masks like any other, and keeps its maps.
     fit(discs, run.root, until="masks")
     assert {path.name for path in run.maps.iterdir()} == {f"{i}.npz" for i in range(9)}
     assert all((run.maps / name).stat().st_mtime_ns == time for name, time in before.items())
@@ -83,7 +83,7 @@ def test_the_figures_are_those_of_the_written_masks(run: Run, discs: Path) -> No
     assert (found.miou, found.iou) == (expected.miou, expected.iou)
 
 
-def test_figures_by_hand(run: Run) -> None:
+def test_a_score_by_hand(run: Run) -> None:
     """Maps as large as the images: 0.4 on the truth, 0.8 on the truth's lower half, 1 in one pixel."""
     prepared, settings = prepare(run), dataclasses.replace(run.settings(), crf=CrfSettings(0))
     run.settings_file.write_text(settings.to_toml())
@@ -103,7 +103,9 @@ def test_figures_by_hand(run: Run) -> None:
                 sums[cut][i] += ((seen == i) | (truth == i)).sum()
     score = score_run(prepared, run, "both")
     assert settings.mask_rule().background == "rest"
-    assert score.iou == pytest.approx(hits[0.5] / sums[0.5])  # 0.4 leaves background 0.6, 0.8 leaves it 0.2
+    assert score.iou == pytest.approx(
+        hits[0.5] / sums[0.5]
+    )  # background is 0.6 where the map is 0.4, and 0.2 where it is 0.8
     for place, cut in ((0, 0.1), (4, 0.5), (8, 0.9)):
         assert score.cuts[place] == pytest.approx((hits[cut] / sums[cut]).mean())
     assert score.cuts[0] > 0.99 > score.cuts[4] > score.cuts[8]
@@ -115,13 +117,13 @@ def test_a_score_survives_its_file(original: Run) -> None:
     assert found.rule == "posterior map, background by what is left, dense CRF"
 
 
-def test_a_score_is_void_when_what_made_it_changes(run: Run) -> None:
+def test_a_score_is_void_when_settings_images_or_network_change(run: Run) -> None:
     settings, prepared = run.settings(), prepare(run)
     for section, change in (("masks", {"threshold": 0.6}), ("localise", {"flip": False}), ("train", {"epochs": 3})):
         other = dataclasses.replace(settings, **{section: dataclasses.replace(getattr(settings, section), **change)})
         assert read_score(run, other, prepared) is None, section
     assert read_score(run, dataclasses.replace(settings, seed=4), prepared) is None
-    # What no mask depends on may change.
+    # Settings that no mask depends on may change.
     assert read_score(run, dataclasses.replace(settings, workers=1, report=ReportSettings(title="x")), prepared)
     fewer = Prepared(dataclasses.replace(prepared.dataset, samples=prepared.dataset.samples[1:]), prepared.sizes)
     assert read_score(run, settings, fewer) is None
@@ -139,7 +141,7 @@ def test_a_damaged_or_missing_score_is_none(run: Run) -> None:
     assert read_score(run, run.settings(), prepared) is None
 
 
-def test_what_lies_in_a_folder(run: Run, discs: Path, tiny: Settings) -> None:
+def test_the_runs_in_a_folder(run: Run, discs: Path, tiny: Settings) -> None:
     folder, prepared = run.root.parent, prepare(run)
     for name in ("cam_4", "cam_3"):
         open_run(folder / name, discs, arm_settings(tiny, "cam", int(name[-1])))
@@ -148,7 +150,7 @@ def test_what_lies_in_a_folder(run: Run, discs: Path, tiny: Settings) -> None:
     assert runs_in(folder) == [("cam", 3), ("cam", 4), ("both", 3)]
     found = collect_scores(folder, tiny, prepared, [("both", 3)])
     assert [(score.arm, score.seed) for score in found.scores] == [("both", 3)]
-    # An arm another process began is missing for the seeds asked, whatever else it has.
+    # An arm that another process has begun is missing for the seeds asked for, whatever other seeds it has.
     assert found.missing == ("cam_3",) and found.arms == ("both",)
     assert collect_scores(folder, tiny, prepared, [("both", 3), ("both", 4)]).missing == ("cam_3", "cam_4", "both_4")
     assert found.classes == ("background", "blue", "red") and found.images == 4
@@ -164,7 +166,7 @@ def test_runs_of_other_settings_are_left_out(run: Run, tiny: Settings) -> None:
 
 
 @pytest.mark.parametrize("rule", get_args(get_type_hints(MaskSettings)["background"]))
-def test_every_rule_has_words(rule: Literal["auto", "rest", "otsu", "threshold", "power"]) -> None:
+def test_each_rule_has_words(rule: Literal["auto", "rest", "otsu", "threshold", "power"]) -> None:
     words = {"rest": "background by what is left", "otsu": "Otsu's cut", "threshold": "cut at 0.5"}
     words |= {"power": "background power 2", "auto": "background by what is left"}
     masks = MaskSettings(background=rule)

@@ -1,4 +1,4 @@
-"""The runs of an ablation: an arm's settings, its pseudo-masks scored, and what of them a folder holds."""
+"""The runs of an ablation: the settings of an arm, its score, and the scores in a folder."""
 
 import dataclasses
 import json
@@ -24,16 +24,16 @@ from tagseg.system.progress import Track, silent
 from tagseg.system.untrusted import check_shape, read_json
 
 SCORE_FILE = "ablation_score.json"
-"""Where a run folder keeps its figures."""
+"""The file in a run folder that holds the score of its pseudo-masks."""
 
 _SCORE = {"arm": str, "seed": int, "rule": str, "miou": float, "iou": [(float, None)], "cuts": [float]}
 
 
 def arm_settings(settings: Settings, arm: Arm, seed: int) -> Settings:
-    """Return the settings of one run: those given with the arm's two switches and the seed.
+    """Return the settings of one run: `settings` with the arm's two switches and the seed.
 
     Raises:
-        ValueError: when the arm cannot be made with them (posterior maps without aggregation).
+        ValueError: when the settings exclude the arm (posterior maps without aggregation).
     """
     rca = dataclasses.replace(
         settings.rca, contrast=arm in ("contrast", "both"), aggregation=arm in ("aggregation", "both")
@@ -45,7 +45,7 @@ def arm_settings(settings: Settings, arm: Arm, seed: int) -> Settings:
 
 
 def run_folder(folder: Path, arm: Arm, seed: int) -> Path:
-    """Return where the run of an arm and a seed lies."""
+    """Return the run folder of an arm and a seed."""
     return folder / f"{arm}_{seed}"
 
 
@@ -57,13 +57,13 @@ def runs_in(folder: Path) -> list[tuple[Arm, int]]:
 
 
 def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> ArmScore:
-    """Score a trained run's pseudo-masks and keep the figures in the run folder.
+    """Score a trained run's pseudo-masks and keep the score in the run folder.
 
-    Only the images that are scored get maps, which a later `localise` keeps; their masks are never written. Maps at
-    constant cuts are scored without a CRF.
+    Only images with true masks get maps, which a later `localise` keeps; their pseudo-masks are not written. At
+    constant cuts, maps are scored without a CRF.
 
     Raises:
-        DataError: when a true mask has another size than its image, or unknown ids.
+        DataError: when a true mask differs in size from its image, or has unknown ids.
     """
     settings = run.settings()
     samples = scored_samples(prepared.dataset, "train")
@@ -91,7 +91,7 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
 
 
 def read_score(run: Run, settings: Settings, prepared: Prepared) -> ArmScore | None:
-    """Return a run's figures; None unless they are those of `settings`, of the run's present network and images."""
+    """Return a run's score, or None unless it belongs to `settings` and the run's present network and images."""
     try:
         about = read_json(run.root / SCORE_FILE)
         check_shape(about, {"made_with": dict, "score": _SCORE})
@@ -104,9 +104,10 @@ def read_score(run: Run, settings: Settings, prepared: Prepared) -> ArmScore | N
 
 
 def collect_scores(folder: Path, settings: Settings, prepared: Prepared, asked: Iterable[tuple[Arm, int]]) -> Ablation:
-    """Return the figures of all finished runs in `folder` that differ from `settings` in arm and seed alone.
+    """Return the scores of all finished runs in `folder` that differ from `settings` only in arm and seed.
 
-    What else lies there, such as an arm that another process is at work on, is named as missing, for the seeds asked.
+    Runs that are asked for and unfinished are named as missing, and so are unfinished runs of other arms with the same
+    seeds, which another process may be training.
     """
     asked = list(asked)
     seeds = sorted({seed for _, seed in asked})
@@ -126,7 +127,7 @@ def collect_scores(folder: Path, settings: Settings, prepared: Prepared, asked: 
 
 
 def mask_rule_text(settings: Settings) -> str:
-    """Return in words which map a run takes and where it is cut."""
+    """Return in words which map a run uses and how it is cut."""
     kind, rule = map_kind(settings.localise, settings.rca), settings.mask_rule()
     # Without aggregation nothing refines the coarse map.
     kind = "coarse" if kind == "refined" and not settings.rca.aggregation else kind
