@@ -297,7 +297,7 @@ def test_fit_honours_what_was_decided_about_masks(
     record_decision(finished, "photo 02", Decision("flagged"))
     with caplog.at_level("INFO", "tagseg"):
         again = fit(data, finished.root, SETTINGS)
-    assert again is not None and "2 masks were reviewed since they were made" in caplog.text
+    assert again is not None and "2 masks were reviewed after they were made" in caplog.text
     assert "2 masks were reviewed since the segmentation network learned from them" in caplog.text
     after = times(finished.root)
     written = {name for name in after if after[name] != before.get(name)}
