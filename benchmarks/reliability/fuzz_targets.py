@@ -32,7 +32,7 @@ from tagseg.masks.foreign_maps import read_foreign_maps
 from tagseg.masks.map_files import read_maps, write_maps
 from tagseg.networks.backbones import weight_options
 from tagseg.networks.segmenters import empty_segmenter
-from tagseg.prediction.outputs import read_lines
+from tagseg.prediction.lines import read_lines
 from tagseg.rca.network import build_network
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.train import load_network

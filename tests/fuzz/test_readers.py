@@ -23,7 +23,7 @@ from tagseg.data.read import read_dataset
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
-from tagseg.prediction.outputs import read_lines
+from tagseg.prediction.lines import read_lines
 from tagseg.report.charts import read_history
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
