@@ -33,7 +33,8 @@ Every figure that tagseg reports, with the command that measured it, the machine
 
 Seconds are from a machine with two cores on which other work often ran. For ratios the two sides took turns, which
 hardly affects them. Commands are quoted as they were given: those of version 0.1 name `benchmarks/NAME.py`, which now
-is a module in one of the folders of `benchmarks`. [Results](results.md) says how settings were chosen, and on which images.
+is a module in one of the folders of `benchmarks`. [Results](results.md) says how settings were chosen, and on which
+images.
 """
 
 
