@@ -3,8 +3,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tagseg.studies.ablation.arms import Arm
 from tagseg.studies.ablation.picture import draw_ablation
-from tagseg.studies.ablation.table import Ablation, Arm, ArmScore
+from tagseg.studies.ablation.scores import ArmScore
+from tagseg.studies.ablation.table import Ablation
 
 HOSTILE = "<script>alert(1)</script>\x07 & more"
 SVG = "{http://www.w3.org/2000/svg}"
