@@ -263,7 +263,7 @@ def test_predict_writes_masks_and_lists_what_it_skipped(finished: Path, tmp_path
     status, _, error = call(
         "predict", finished, tmp_path / "new [blue].jpg", "--out", tmp_path / "out", "--device", "cpu"
     )
-    assert status == 2 and "exists (1 masks do)" in error
+    assert status == 2 and "already exists (1 of the masks do)" in error
 
 
 def test_an_exported_model_predicts_like_its_run(finished: Path, tmp_path: Path, call: Call) -> None:

@@ -114,18 +114,18 @@ def changed(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no valid JSON"),
-        ("[" * 100_000, "no valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("[]", "got a list, expected an object with images"),
         (changed(categories=None), "no list 'categories'"),
         (changed(images={}), "no list 'images'"),
         (changed(annotations__2__category_id=None), r"annotations\[2\]: got none for 'category_id', expected .* int"),
         (changed(images__1__height="4"), r"images\[1\]: got '4' for 'height', expected a value of type int"),
         (changed(images__0=7), r"images\[0\]: got none for 'id'"),
-        (changed(images__1__id=1), r"images\[1\]: id 1 is there a second time"),
+        (changed(images__1__id=1), r"images\[1\]: id 1 is used twice"),
         (changed(annotations__1__image_id=8), r"annotations\[1\]: unknown image_id 8"),
         (changed(annotations__1__category_id=8), r"annotations\[1\]: unknown category_id 8"),
-        (changed(categories__0__name="dog"), "two categories have the same name"),
+        (changed(categories__0__name="dog"), "categories must have different names"),
         (changed(images__0__file_name="gone.jpg"), r"image 1: image 'gone\.jpg' is missing"),
         (changed(images__0__file_name="../x.jpg"), r"image 1: image '\.\./x\.jpg' leaves the data folder"),
     ],
@@ -150,7 +150,10 @@ def test_ambiguous_or_no_files(tmp_path: Path) -> None:
 def test_categories_of_both_splits_must_agree(tmp_path: Path) -> None:
     write(tmp_path / "annotations/instances_train.json", tmp_path / "train", content())
     write(tmp_path / "annotations/instances_val.json", tmp_path / "val", json.loads(changed(categories__0__name="cow")))
-    with pytest.raises(DataError, match=r"instances_val\.json: its categories are not those of instances_train\.json"):
+    with pytest.raises(
+        DataError,
+        match=r"instances_val\.json: the categories must have the ids and names of instances_train\.json, but differ",
+    ):
         read_coco(tmp_path, SETTINGS)
 
 

@@ -89,7 +89,7 @@ def test_class_file_fixes_the_order(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog\r\n\r\ncat\r\n")
     assert read_folder(tmp_path, SETTINGS).classes == ("dog", "cat")
     (tmp_path / "classes.txt").write_text("dog\ncat\ndog\n")
-    with pytest.raises(DataError, match=r"classes\.txt, row 3: class 'dog' is there a second time"):
+    with pytest.raises(DataError, match=r"classes\.txt, row 3: class 'dog' is listed twice"):
         read_folder(tmp_path, SETTINGS)
 
 
@@ -99,7 +99,7 @@ def test_one_folder_per_class(base: str, tmp_path: Path) -> None:
     (tmp_path / base / "empty").mkdir()
     (tmp_path / base / "cat/notes.txt").write_text("no image")
     assert tagged(tmp_path) == {"cat/1": ("cat",), "cat/deep/2": ("cat",), "train/1": ("train",)}
-    assert read_folder(tmp_path, SETTINGS).notes == (f"folder {base}empty holds no images and is left out",)
+    assert read_folder(tmp_path, SETTINGS).notes == (f"folder {base}empty has no images and is left out",)
 
 
 def test_class_folders_below_split_folders(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_mask_folder_from_the_settings(tmp_path: Path) -> None:
         sample = attach(dataset.samples[:1], tmp_path / "data", settings)[0]
         assert sample.mask == tmp_path / found
     for name in ("masks", "saliency"):
-        with pytest.raises(DataError, match=rf"setting data\.{name}: 'nowhere' is no folder, expected one below"):
+        with pytest.raises(DataError, match=rf"setting data\.{name}: 'nowhere' is not a folder, expected one below"):
             read_folder(tmp_path / "data", DataSettings(**{name: "nowhere"}))
 
 
@@ -145,12 +145,12 @@ def test_mask_folder_from_the_settings(tmp_path: Path) -> None:
         ("image,tags\n../a.png,cat\n", r"tags\.csv, row 2: image '\.\./a\.png' leaves the data folder"),
         ("image,tags\n/etc/passwd,cat\n", r"tags\.csv, row 2: image '/etc/passwd' leaves the data folder"),
         ("image,tags\nlink.png,cat\n", r"tags\.csv, row 2: .*link\.png is a link that leaves the data folder"),
-        ("image,tags\na.png,cat\na.png,cat\n", r"tags\.csv, row 3: image 'a\.png' is listed a second time.*row 2"),
+        ("image,tags\na.png,cat\na.png,cat\n", r"tags\.csv, row 3: image 'a\.png' is listed twice.*row 2"),
         ("picture,tags\na.png,cat\n", r"tags\.csv, row 1: got columns picture, tags, expected one of image, file"),
         ("image,words\na.png,cat\n", r"tags\.csv, row 1: got columns image, words, expected one of tags"),
         ("", r"tags\.csv, row 1: got columns none"),
         ("image,tags,split\na.png,cat,dev\n", r"tags\.csv, row 2: split 'dev', expected train, val"),
-        ("image,tags,split\na.png,cat,dog,train\n", r"tags\.csv, row 2: 4 cells, expected 3; put quotes"),
+        ("image,tags,split\na.png,cat,dog,train\n", r"tags\.csv, row 2: 4 cells, expected 3; put the tags in quotes"),
     ],
 )
 def test_bad_rows_are_named(rows: str, message: str, tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_bad_rows_are_named(rows: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"row 2: no valid JSON"),
-        ("[" * 100_000, r"row 2: no valid JSON"),
+        ("{", r"row 2: not valid JSON"),
+        ("[" * 100_000, r"row 2: not valid JSON"),
         ("[1]", r"row 2: got '\[1\]', expected a JSON object"),
         ('{"file_name": "a.png"}', r"row 2: got keys file_name, expected one of tags"),
         ('{"file_name": "a.png", "tags": null}', r"row 2: image 'a\.png' has no tags"),

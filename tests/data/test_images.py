@@ -179,14 +179,14 @@ def test_wrong_mask_files_are_named(tmp_path: Path) -> None:
     Image.new("L", (3, 2)).save(tmp_path / "lossy.jpg")
     Image.new("L", (3, 2)).save(tmp_path / "other.png")
     for name, cause in {
-        "colour.png": "a mask of mode RGB, expected class ids as a palette or 8-bit grey PNG",
+        "colour.png": "a mask of mode RGB, expected class ids in a palette or 8-bit grey PNG",
         "deep.png": "a mask of mode I;16, expected",
         "lossy.jpg": "not an image, expected PNG",
         "missing.png": "no such file",
     }.items():
         with pytest.raises(DataError, match=f"{name}: {cause}"):
             read_mask_file(tmp_path / name)
-    with pytest.raises(DataError, match=r"other\.png: mask of another size, 3 x 2 pixels, expected the image's 4 x 2"):
+    with pytest.raises(DataError, match=r"other\.png: the mask has 3 x 2 pixels, expected 4 x 2 as in its image"):
         read_mask_file(tmp_path / "other.png", size=(2, 4))
 
 
@@ -199,7 +199,7 @@ def test_mask_ids_become_class_ids(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 8, 12, 255]], np.uint8)).save(tmp_path / "m.png")
     sample, dataset = dataset_of(tmp_path / "m.png", {8: 1, 12: 2}, tmp_path)
     assert load_mask(sample, dataset, size=(1, 4)).tolist() == [[0, 1, 2, 255]]
-    with pytest.raises(DataError, match=r"m\.png: mask of another size"):
+    with pytest.raises(DataError, match=r"m\.png: the mask has"):
         load_mask(sample, dataset, size=(4, 1))
 
 
@@ -257,7 +257,7 @@ def test_segmentations_that_cannot_be_drawn(segmentation: object, tmp_path: Path
 
 
 def test_coco_masks_have_the_image_size(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.jpg: mask of another size, 8 x 6 pixels, expected the image's 8 x 7"):
+    with pytest.raises(DataError, match=r"a\.jpg: the mask has 8 x 6 pixels, expected 8 x 7 as in its image"):
         load_mask(*dataset_of(CocoMask(6, 8, ()), None, tmp_path), size=(7, 8))
 
 

@@ -92,7 +92,9 @@ def moved_to_validation(data: Path) -> None:
 def test_data_that_changed_since_is_refused(change, run: Run) -> None:  # type: ignore[no-untyped-def]
     prepare(run)
     change(run.data_root())
-    with pytest.raises(RunError, match=r"run: the images or tags in .*data have changed since this run began; start "):
+    with pytest.raises(
+        RunError, match=r"run: the images or tags in .*data have changed since this run began; use another "
+    ):
         prepare(run)
 
 
@@ -108,7 +110,7 @@ def test_notes_are_said_once(run: Run, caplog: pytest.LogCaptureFixture) -> None
     for expected in (1, 1):
         with caplog.at_level(logging.WARNING, "tagseg"):
             prepare(run)
-        assert caplog.text.count("folder empty holds no images and is left out") == expected
+        assert caplog.text.count("folder empty has no images and is left out") == expected
 
 
 def test_progress_passes_through(run: Run) -> None:

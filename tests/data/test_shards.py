@@ -47,7 +47,7 @@ def test_tags_masks_and_saliency_maps_of_keys(tmp_path: Path) -> None:
     assert (two.id, two.tags, two.mask, two.image.suffix) == ("2", (2,), None, ".JPG")
     assert two.saliency is not None
     assert dataset.notes == (
-        "members that are no image and no tags are left out: 1 .xml",
+        "members that are neither images nor tags are left out: 1 .xml",
         "2 keys without an image are left out, first info",
     )
     assert check_images(dataset, SETTINGS).sizes == {"cat/1": (3, 4), "2": (3, 4)}
@@ -75,7 +75,9 @@ def test_class_numbers_are_lines_of_classes_txt(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path, SETTINGS)
     assert dataset.classes == ("owl", "cat") and [sample.tags for sample in dataset.samples] == [(2,), (1,)]
     shard(tmp_path / "a.tar", {"1.png": png(), "1.cls": b"2"})
-    with pytest.raises(DataError, match=r"a\.tar, 1: class '2' in its \.cls, expected a number, 0 to 1, a line of"):
+    with pytest.raises(
+        DataError, match=r"a\.tar, 1: class '2' in its \.cls file, expected a number from 0 to 1 \(a line of"
+    ):
         read_dataset(tmp_path, SETTINGS)
 
 
@@ -120,12 +122,12 @@ def test_masks_in_a_folder_beside_the_shards(tmp_path: Path) -> None:
         ({"1.json": b"{}"}, r"a\.tar, 1: no tags"),
         ({"1.json": b'{"tags": [1]}'}, r"a\.tar, 1: got .* expected JSON with a list of names"),
         ({"1.json": b"[]"}, "expected JSON with a list of names"),
-        ({"1.json": b"{"}, r"a\.tar, 1: no valid JSON"),
-        ({"1.json": b"[" * 100_000}, r"a\.tar, 1: no valid JSON"),
+        ({"1.json": b"{"}, r"a\.tar, 1: not valid JSON"),
+        ({"1.json": b"[" * 100_000}, r"a\.tar, 1: not valid JSON"),
         ({"1.json": tags("cat", split=["val"])}, "expected train, val, validation or test"),
-        ({"1.cls": b"cat"}, "class 'cat' in its .cls, expected a number"),
+        ({"1.cls": b"cat"}, "class 'cat' in its .cls file, expected a number"),
         ({"1.txt": b"\xff"}, "expected UTF-8 text"),
-        ({"1.txt": b"cat " * 300_000}, "more than 1048576 bytes of tags"),
+        ({"1.txt": b"cat " * 300_000}, "more than 1048576 bytes, expected the names of a few tags"),
         ({"1.jpg": b"", "1.txt": b"cat"}, r"a\.tar: 1\.png and 1\.jpg have the same key"),
         ({"1.TXT": b"cat", "1.txt": b"cat"}, r"1\.TXT and 1\.txt have the same key"),
     ],

@@ -105,7 +105,7 @@ def test_links_devices_folders_and_hidden_files_are_left_out(tmp_path: Path) -> 
 )
 def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
     path = tar(tmp_path / "s.tar", {"1.jpg": b"", name: b"x"})
-    with pytest.raises(DataError, match=r"s\.tar: a member is called .*expected a plain path below the tar"):
+    with pytest.raises(DataError, match=r"s\.tar: a member is called .*expected a relative path"):
         list(members(path))
 
 
@@ -113,7 +113,7 @@ def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         add(archive, "1.jpg", b"one")
         add(archive, "./1.jpg", b"another")
-    with pytest.raises(DataError, match=r"holds '1\.jpg' twice"):
+    with pytest.raises(DataError, match=r"has '1\.jpg' twice"):
         list(members(tmp_path / "s.tar"))
 
 
@@ -164,9 +164,9 @@ def test_tars_that_break_off(tmp_path: Path) -> None:
     path = tar(tmp_path / "s.tar", {"1.jpg": b"x" * 5000})
     address = next(members(path)).path(path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"s\.tar: breaks off at byte 3000, within the member at byte 0"):
+    with pytest.raises(DataError, match=r"s\.tar: cut off at byte 3000, within the member at byte 0"):
         list(members(path))
-    with pytest.raises(DataError, match=r"1\.jpg: s\.tar ends before it"):
+    with pytest.raises(DataError, match=r"1\.jpg: s\.tar ends before this member"):
         open_file(address)
     with pytest.raises(DataError, match=r"gone\.tar: cannot be read"):
         list(members(tmp_path / "gone.tar"))
@@ -176,7 +176,7 @@ def test_tars_that_break_off(tmp_path: Path) -> None:
 def test_compressed_tars_are_refused_with_the_reason(mode: str, name: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", mode) as archive:  # type: ignore[call-overload]
         add(archive, "1.jpg", b"x")
-    with pytest.raises(DataError, match=rf"s\.tar: compressed by {name}, .*read by their position.*unpack it"):
+    with pytest.raises(DataError, match=rf"s\.tar: compressed by {name}, .*read by their position.*decompress it"):
         list(members(tmp_path / "s.tar"))
     with pytest.raises(DataError, match=r"s\.tar\.gz: a compressed tar, .*read by their position"):
         refuse_compressed(tmp_path / "s.tar.gz")
