@@ -71,7 +71,7 @@ def test_names_are_only_text() -> None:
 def test_without_a_pair_the_picture_says_what_is_missing() -> None:
     root = parsed(ablation({"cam": [0.4]}))
     assert not list(root.iter(f"{SVG}circle"))
-    assert any("Partial: 1 of 2 runs are finished. A gain needs cam and another arm" in text for text in texts(root))
+    assert any("Partial: 1 of 2 runs are finished. A gain requires cam and another arm" in text for text in texts(root))
     assert any("not for claims" in text for text in texts(root))
     empty = parsed(ablation({}))
     assert any("Partial: 0 of 1 runs are finished" in text for text in texts(empty))
