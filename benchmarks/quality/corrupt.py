@@ -15,7 +15,7 @@ def corrupted(data: Path, out: Path, share: float, seed: int) -> Errors:
     """Make `out` a data folder like `data`, without its masks, with a share of all training tags corrupted.
 
     A corrupted tag is replaced by a class that the image does not show, gets such a class in addition, or is dropped,
-    with equal probability. An image's only tag is replaced instead of dropped, because every training image needs a tag.
+    with equal probability. The only tag of an image is replaced instead, because every training image needs one.
     Returns what was changed.
     """
     lists = data / "ImageSets/Segmentation"

@@ -79,7 +79,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compile_seconds() -> float:
-    """Return the seconds that the first call of a new process without cached machine code takes longer than the second."""
+    """Return how many seconds the first call takes longer than the second, in a new process without cached code."""
     program = (
         "import time, numpy as np; from tagseg.crf.dense_crf import dense_crf;"
         "from tagseg.settings.crf import CrfSettings;"
