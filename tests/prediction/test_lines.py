@@ -11,7 +11,7 @@ from tagseg.prediction.lines import (
     PredictionLine,
     append_line,
     image_line,
-    line_bytes,
+    encoded,
     read_lines,
     write_lines,
 )
@@ -24,7 +24,7 @@ def test_a_line_lists_the_classes_found() -> None:
     assert line == PredictionLine(
         "in/a.jpg", "a.png", 3, 2, (PredictedClass(3, "Bär", 0.3765, 0.5), PredictedClass(1, "cat", 0.1235, 0.8765))
     )
-    assert json.loads(line_bytes(line)) == {
+    assert json.loads(encoded(line)) == {
         "image": "in/a.jpg", "mask": "a.png", "width": 3, "height": 2,
         "classes": [
             {"id": 3, "name": "Bär", "area": 0.3765, "confidence": 0.5},

@@ -18,7 +18,7 @@ LINES = "predictions.jsonl"
 
 
 class PredictedClass(msgspec.Struct, frozen=True):
-    """A class in a predicted mask, its share of the image, and its mean probability on that part."""
+    """A class in a predicted mask, with its share of the image and its mean probability there."""
 
     id: ClassId
     name: str
@@ -29,8 +29,8 @@ class PredictedClass(msgspec.Struct, frozen=True):
 class PredictionLine(Record, frozen=True, omit_defaults=True):
     """A line of predictions.jsonl.
 
-    It has the location of the image; the path of its mask relative to the output folder, its width and height in
-    pixels, and the classes in the mask, largest area first; or, if the image could not be read, the error.
+    image: path or address of the image. mask: the mask's file below the folder of the masks. width, height: in pixels.
+    classes: those in the mask, largest area first. error: why the image cannot be read; the others are None then.
     """
 
     image: str
@@ -42,14 +42,14 @@ class PredictionLine(Record, frozen=True, omit_defaults=True):
 
 
 def image_line(location: Location, mask: str, decided: Decided, classes: Sequence[str]) -> PredictionLine:
-    """Return the line of an image that was predicted."""
+    """Return an image's line: its location, mask file and size, and the classes found in it, largest area first."""
     height, width = decided.mask.shape
-    ids = [i for i in range(1, len(classes)) if decided.area[i] > 0]
-    found = tuple(
+    found = [i for i in range(1, len(classes)) if decided.area[i] > 0]
+    areas = tuple(
         PredictedClass(i, classes[i], round(decided.area[i], 4), round(decided.confidence[i], 4))
-        for i in sorted(ids, key=lambda i: -decided.area[i])
+        for i in sorted(found, key=lambda i: -decided.area[i])
     )
-    return PredictionLine(str(location), mask, width, height, found)
+    return PredictionLine(str(location), mask, width, height, areas)
 
 
 def read_lines(file: Path) -> list[PredictionLine]:
@@ -65,7 +65,7 @@ def read_lines(file: Path) -> list[PredictionLine]:
 
 def write_lines(file: Path, lines: Iterable[PredictionLine]) -> None:
     """Write a whole predictions.jsonl."""
-    write_atomically(file, b"".join(map(line_bytes, lines)))
+    write_atomically(file, b"".join(map(encoded, lines)))
 
 
 def append_line(file: Path, line: PredictionLine) -> None:
@@ -73,13 +73,13 @@ def append_line(file: Path, line: PredictionLine) -> None:
     before = file.stat().st_size
     try:
         with writing(file), file.open("ab") as opened:
-            opened.write(line_bytes(line))
+            opened.write(encoded(line))
     except BaseException:
         os.truncate(file, before)
         raise
 
 
-def line_bytes(line: PredictionLine) -> bytes:
-    """Return a line as it is in the file."""
+def encoded(line: PredictionLine) -> bytes:
+    """Return a line of predictions.jsonl as it is written."""
     # A file name that is not valid Unicode contains lone surrogates, which JSON can escape and UTF-8 cannot encode.
     return records.record_line(line).encode("utf-8", "backslashreplace")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
+import msgspec
 
 from tagseg.errors import DataError
 from tagseg.prediction.find_images import Location
@@ -94,7 +94,10 @@ def _write_part(outcomes: Iterator[Outcome], file: Path, count: int) -> list[Pre
         while group := list(itertools.islice(outcomes, ROWS_PER_GROUP)):
             rows = [_row(outcome) for outcome in group if outcome.files]
             writer.write_table(arrow.Table.from_pylist(rows, schema))
-            lines += [replace(outcome.line, mask=file.name) if outcome.files else outcome.line for outcome in group]
+            lines += [
+                msgspec.structs.replace(outcome.line, mask=file.name) if outcome.files else outcome.line
+                for outcome in group
+            ]
     assert len(lines) == count, f"{file}: got {len(lines)} images, expected {count}"
     return lines
 
