@@ -10,8 +10,8 @@ from tagseg.prediction.lines import (
     PredictedClass,
     PredictionLine,
     append_line,
-    image_line,
     encoded,
+    image_line,
     read_lines,
     write_lines,
 )
