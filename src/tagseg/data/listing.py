@@ -10,20 +10,20 @@ opened when a data folder is read), nor that the file went away which a link in 
 import gzip
 import hashlib
 import itertools
-import json
 import logging
 import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tagseg.data.folder import companion
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import Dataset, Sample
 from tagseg.settings.data import DataSettings
 from tagseg.system.files import write_atomically
+from tagseg.system.records import ClassId, Count, Record, json_text, parse_record, record_line
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,33 @@ _CHUNK = 10_000
 
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
-State = dict[str, list[int]]
+State = dict[str, tuple[int, int, int]]
 """Of folders and files by path: time of change of the content, of the entry (both in ns), and size."""
+
+
+class ListingHead(Record, frozen=True):
+    """The first line of a kept listing: the data folder, when it was last changed, and what was found in it, without
+    the images."""
+
+    edition: Count
+    root: str
+    layout: Literal["folder", "shards"]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    count: Count
+    state: State
+
+
+class ListingColumns(Record, frozen=True):
+    """The other lines of a kept listing: images as columns, which name the keys once and not a million times. Paths are
+    relative to the data folder where they are in it."""
+
+    id: tuple[str, ...]
+    image: tuple[str, ...]
+    tags: tuple[tuple[ClassId, ...], ...]
+    val: tuple[bool, ...]
+    mask: tuple[str | None, ...]
+    saliency: tuple[str | None, ...]
 
 
 def manifest_file(root: Path, settings: DataSettings) -> Path:
@@ -48,7 +73,7 @@ def manifest_file(root: Path, settings: DataSettings) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     companions = [given and os.path.abspath(given) for given in (settings.masks, settings.saliency)]
     key = [_EDITION, str(root), settings.layout, settings.masks, settings.saliency, *companions]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json_text(key).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return cache / "tagseg" / "manifests" / f"{name}.json.gz"
 
 
@@ -71,17 +96,16 @@ def state_of(root: Path, settings: DataSettings) -> State | None:
 def read_listing(root: Path, settings: DataSettings) -> Dataset | None:
     """Return the data set that a manifest holds, or None where there is none or it holds no longer."""
     try:
-        with gzip.open(manifest_file(root, settings), "rt", encoding="utf-8") as file:
-            head = json.loads(file.readline())
-            if [head["edition"], head["root"]] != [_EDITION, str(root)] or not _holds(
-                head["state"], {root, *_companions(root, settings)}
-            ):
+        with gzip.open(manifest_file(root, settings), "rb") as file:
+            head = parse_record(file.readline(), ListingHead, any_text=True)
+            tops = {root, *_companions(root, settings)}
+            if (head.edition, head.root) != (_EDITION, str(root)) or not _holds(head.state, tops):
                 return None
             sets: dict[tuple[int, ...], tuple[int, ...]] = {}
-            samples = tuple(itertools.chain.from_iterable(_samples(root, json.loads(line), sets) for line in file))
-            if len(samples) != head["count"]:
+            samples = tuple(itertools.chain.from_iterable(_samples(root, line, sets) for line in file))
+            if len(samples) != head.count:
                 return None
-            return Dataset(root, head["layout"], tuple(head["classes"]), samples, notes=tuple(head["notes"]))
+            return Dataset(root, head.layout, head.classes, samples, notes=head.notes)
     except FileNotFoundError:
         return None
     except _DAMAGE as error:
@@ -94,13 +118,15 @@ def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None
     whose tags or masks may come from other places (VOC, COCO). That the cache folder cannot be written is no error."""
     if len(dataset.samples) < WORTHWHILE or dataset.layout not in _LAYOUTS:
         return
-    head = {"edition": _EDITION, "root": str(dataset.root), "layout": dataset.layout, "classes": dataset.classes}
-    head |= {"notes": dataset.notes, "count": len(dataset.samples), "state": state}
+    assert dataset.layout == "folder" or dataset.layout == "shards", "no others are kept"
+    count = len(dataset.samples)
+    head = ListingHead(_EDITION, str(dataset.root), dataset.layout, dataset.classes, dataset.notes, count, state)
     starts = range(0, len(dataset.samples), _CHUNK)
     chunks = (_columns(dataset.root, dataset.samples[start : start + _CHUNK]) for start in starts)
     packed = bytearray()
     for part in itertools.chain([head], chunks):
-        packed += gzip.compress((json.dumps(part) + "\n").encode("ascii"), 1)
+        # JSON escapes the parts of a file name that are not Unicode, which UTF-8 cannot hold.
+        packed += gzip.compress(record_line(part).encode("utf-8", "backslashreplace"), 1)
     try:
         file = manifest_file(dataset.root, settings)
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -134,9 +160,9 @@ def _watched(top: Path, tops: Iterable[Path]) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in files if not name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def _stamp(path: str) -> list[int]:
+def _stamp(path: str) -> tuple[int, int, int]:
     status = os.stat(path)
-    return [status.st_mtime_ns, status.st_ctime_ns, status.st_size]
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _holds(state: State, tops: Iterable[Path]) -> bool:
@@ -148,28 +174,30 @@ def _holds(state: State, tops: Iterable[Path]) -> bool:
         return False
 
 
-def _columns(root: Path, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Samples as columns: names of keys once, not a million times."""
+def _columns(root: Path, samples: Sequence[Sample]) -> ListingColumns:
     base = f"{root}{os.sep}"
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "image", "tags", "val", "mask", "saliency")}
-    for sample in samples:
-        files = (sample.image, sample.mask, sample.saliency)
-        paths = [file and os.path.abspath(str(file)).removeprefix(base) for file in files]
-        row = (sample.id, paths[0], sample.tags, sample.split == "val", *paths[1:])
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-    return columns
+
+    def path(file: object) -> str | None:
+        return None if file is None else os.path.abspath(str(file)).removeprefix(base)
+
+    return ListingColumns(
+        tuple(sample.id for sample in samples),
+        tuple(path(sample.image) or "" for sample in samples),
+        tuple(sample.tags for sample in samples),
+        tuple(sample.split == "val" for sample in samples),
+        tuple(path(sample.mask) for sample in samples),
+        tuple(path(sample.saliency) for sample in samples),
+    )
 
 
-def _samples(
-    root: Path, columns: dict[str, list[Any]], sets: dict[tuple[int, ...], tuple[int, ...]]
-) -> Iterator[Sample]:
-    """The samples of columns; in `sets` every set of tags is held once."""
+def _samples(root: Path, line: bytes, sets: dict[tuple[int, ...], tuple[int, ...]]) -> Iterator[Sample]:
+    """The samples of a line of columns; `sets` holds every set of tags once."""
+    columns = parse_record(line, ListingColumns, any_text=True)
 
     def path(name: str | None) -> Path | None:
         return None if name is None else root / name
 
-    for name, image, tags, val, mask, saliency in zip(*columns.values(), strict=True):
-        tags = tuple(tags)
+    rows = zip(*(getattr(columns, name) for name in columns.__struct_fields__), strict=True)
+    for name, image, tags, val, mask, saliency in rows:
         split: Literal["train", "val"] = "val" if val else "train"
         yield Sample(name, root / image, sets.setdefault(tags, tags), split, path(mask), path(saliency))

@@ -1,13 +1,12 @@
 """What is written for a predicted image: mask, overlay, probabilities, and its line in predictions.jsonl."""
 
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
@@ -20,13 +19,37 @@ from tagseg.prediction.read import Read, open_image
 from tagseg.segment.label_pixels import Decided, Labels, candidates, label_pixels, refine
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions
+from tagseg.system import records
 from tagseg.system.files import write_atomically, writing
-from tagseg.system.untrusted import parse_json, read_bytes
+from tagseg.system.records import ClassId, Positive, Record, Share
 
 LINES = "predictions.jsonl"
 """The file beside the masks with a line per image."""
 
-PredictionLine = dict[str, Any]
+
+class PredictedClass(msgspec.Struct, frozen=True):
+    """A class in a predicted mask: its share of the image, and its mean probability there."""
+
+    id: ClassId
+    name: str
+    area: Share
+    confidence: Share
+
+
+class PredictionLine(Record, frozen=True, omit_defaults=True):
+    """A line of predictions.jsonl.
+
+    image: path or address of the image. mask: path of its mask below the folder of the masks; width and height in
+    pixels; classes: those in the mask, largest first. error: why the image could not be read; then the others are None.
+    """
+
+    image: str
+    mask: str | None = None
+    width: Positive | None = None
+    height: Positive | None = None
+    classes: tuple[PredictedClass, ...] | None = None
+    error: str | None = None
+
 
 _ROWS = 256
 """Rows that an overlay is painted in at a time."""
@@ -58,14 +81,14 @@ def begin(found: Mapping[str, Location], out: Path, options: PredictOptions) -> 
         )
     lines = read_lines(out / LINES)
     masks = {name: files[0].relative_to(out).as_posix() for name, files in targets.items()}
-    known = {line.get("mask"): identity(line["image"]) for line in lines} if options.resume else {}
+    known = {line.mask: identity(line.image) for line in lines} if options.resume else {}
     todo = [
         name
         for name, path in found.items()
         if known.get(masks[name]) != identity(path) or not all(file.exists() for file in targets[name])
     ]
     outdated = {masks[name] for name in todo} | {str(found[name]) for name in todo}
-    return todo, [line for line in lines if outdated.isdisjoint((line.get("mask"), line["image"]))]
+    return todo, [line for line in lines if outdated.isdisjoint((line.mask, line.image))]
 
 
 def output_files(out: Path, name: str, options: PredictOptions) -> list[Path]:
@@ -117,21 +140,11 @@ def image_line(path: Location, mask: str, decided: Decided, classes: Sequence[st
     """Return an image's line: its file, its mask's, its size, and the classes in it, largest first."""
     height, width = decided.mask.shape
     found = [i for i in range(1, len(classes)) if decided.area[i] > 0]
-    return {
-        "image": str(path),
-        "mask": mask,
-        "width": width,
-        "height": height,
-        "classes": [
-            {
-                "id": i,
-                "name": classes[i],
-                "area": round(decided.area[i], 4),
-                "confidence": round(decided.confidence[i], 4),
-            }
-            for i in sorted(found, key=lambda i: -decided.area[i])
-        ],
-    }
+    areas = tuple(
+        PredictedClass(i, classes[i], round(decided.area[i], 4), round(decided.confidence[i], 4))
+        for i in sorted(found, key=lambda i: -decided.area[i])
+    )
+    return PredictionLine(str(path), mask, width, height, areas)
 
 
 def read_lines(file: Path) -> list[PredictionLine]:
@@ -142,25 +155,12 @@ def read_lines(file: Path) -> list[PredictionLine]:
     """
     if not file.exists():
         return []
-    try:
-        whole, _, _ = read_bytes(file).rpartition(b"\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error}); move it away") from error
-    lines = []
-    for number, text in enumerate(whole.splitlines(), 1):
-        try:
-            line = parse_json(text)
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error}); move the file away") from error
-        if not isinstance(line, dict) or not isinstance(line.get("image"), str):
-            raise DataError(f"{file}, line {number}: names no image; move the file away")
-        lines.append(line)
-    return lines
+    return list(records.read_lines(file, PredictionLine, "move the file away", DataError, any_text=True))
 
 
 def write_lines(file: Path, lines: Iterable[PredictionLine]) -> None:
     """Write a whole predictions.jsonl."""
-    write_atomically(file, b"".join(map(_text, lines)))
+    write_atomically(file, b"".join(map(line_bytes, lines)))
 
 
 def append_line(file: Path, line: PredictionLine) -> None:
@@ -168,15 +168,16 @@ def append_line(file: Path, line: PredictionLine) -> None:
     before = file.stat().st_size
     try:
         with writing(file), file.open("ab") as opened:
-            opened.write(_text(line))
+            opened.write(line_bytes(line))
     except BaseException:
         os.truncate(file, before)
         raise
 
 
-def _text(line: PredictionLine) -> bytes:
+def line_bytes(line: PredictionLine) -> bytes:
+    """Return an image's line as it is written."""
     # A file name that is no Unicode holds lone surrogates: JSON can escape them, UTF-8 cannot have them.
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return records.record_line(line).encode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,12 @@ def needed(seen: Float32[np.ndarray, "ids y x"], options: PredictOptions) -> Lab
 def finish_image(one: Read, labels: Labels | None, classes: Sequence[str], options: PredictOptions) -> Outcome:
     """Return what an image comes to, by what `needed` keeps of its probabilities; None where it could not be read."""
     if labels is None:
-        return Outcome(one.name, {"image": str(one.path), "error": one.error})
+        return Outcome(one.name, PredictionLine(str(one.path), error=one.error))
     try:
         # Read once more where it is needed: whole images would fill the memory while they wait for the network.
         image = open_image(one.path, options.max_megapixels) if options.overlays or options.crf else None
     except DataError as error:
-        return Outcome(one.name, {"image": str(one.path), "error": str(error)})
+        return Outcome(one.name, PredictionLine(str(one.path), error=str(error)))
     seen = labels.network
     if options.crf:
         assert image is not None, "the dense CRF needs the image"

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from tagseg.prediction.chunks import Chunk
-from tagseg.prediction.outputs import Outcome, finish_image, needed
+from tagseg.prediction.outputs import Outcome, PredictionLine, finish_image, line_bytes, needed
 from tagseg.prediction.read import Read, read_picture
 from tagseg.prediction.remote import is_url
 from tagseg.segment.label_pixels import Labels
 from tagseg.segment.resolution import Resolution
 from tagseg.settings.predict import PredictOptions
+from tagseg.system.records import parse_record
 
 RayRow = dict[str, Any]
 """A row of a Ray data set: texts, and arrays as bytes. Nothing of ours is pickled on the way."""
@@ -86,14 +87,15 @@ def finish_row(row: RayRow, classes: Sequence[str], options: PredictOptions, fol
 
 def to_row(outcome: Outcome) -> RayRow:
     """Return an outcome as a row."""
-    about = json.dumps([outcome.name, outcome.line, list(outcome.files)])
+    about = json.dumps([outcome.name, line_bytes(outcome.line).decode(), list(outcome.files)])
     return {"about": about, "files": list(outcome.files.values())}
 
 
 def from_row(row: RayRow) -> Outcome:
     """Return the outcome that a row holds."""
     name, line, files = json.loads(row["about"])
-    return Outcome(name, line, dict(zip(files, map(bytes, row["files"]), strict=True)))
+    parsed = parse_record(line.encode(), PredictionLine, any_text=True)
+    return Outcome(name, parsed, dict(zip(files, map(bytes, row["files"]), strict=True)))
 
 
 def _enter(folder: str) -> None:

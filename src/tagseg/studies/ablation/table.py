@@ -1,13 +1,15 @@
 """The result of an ablation: mean and deviation over seeds, the gain over plain CAM, the table."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import msgspec
+
 from tagseg.system.files import write_atomically
+from tagseg.system.records import Share, json_text
 
 Arm = Literal["cam", "contrast", "aggregation", "both"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -18,8 +20,7 @@ BACKGROUND_CUTS = tuple(tenth / 10 for tenth in range(1, 10))
 SENSITIVITY = "Sensitivity, chosen with truth: not for claims"
 
 
-@dataclass(frozen=True)
-class ArmScore:
+class ArmScore(msgspec.Struct, frozen=True):
     """The score of one run's pseudo-masks, 0 to 1.
 
     miou, iou: pooled mIoU and the IoU of each class id (None as in `Scores`), with the run's own mask rule. cuts: the
@@ -29,9 +30,9 @@ class ArmScore:
     arm: Arm
     seed: int
     rule: str
-    miou: float
-    iou: tuple[float | None, ...]
-    cuts: tuple[float, ...]
+    miou: Share
+    iou: tuple[Share | None, ...]
+    cuts: tuple[Share, ...]
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Ablation:
 
     def save(self) -> Path:
         """Write ablation.json and ablation.md into the folder, and return the table's path."""
-        write_atomically(self.folder / "ablation.json", json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / "ablation.json", json_text(self.to_dict(), 1) + "\n")
         write_atomically(self.folder / "ablation.md", f"# Ablation\n\n{self.table()}")
         return self.folder / "ablation.md"
 
