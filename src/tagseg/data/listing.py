@@ -97,7 +97,7 @@ def read_listing(root: Path, settings: DataSettings) -> Dataset | None:
     """Return the data set that a manifest holds, or None where there is none or it holds no longer."""
     try:
         with gzip.open(manifest_file(root, settings), "rb") as file:
-            head = parse_record(file.readline(), ListingHead, any_text=True)
+            head = parse_record(file.readline(), ListingHead, lenient=True)
             tops = {root, *_companions(root, settings)}
             if (head.edition, head.root) != (_EDITION, str(root)) or not _holds(head.state, tops):
                 return None
@@ -192,7 +192,7 @@ def _columns(root: Path, samples: Sequence[Sample]) -> ListingColumns:
 
 def _samples(root: Path, line: bytes, sets: dict[tuple[int, ...], tuple[int, ...]]) -> Iterator[Sample]:
     """The samples of a line of columns; `sets` holds every set of tags once."""
-    columns = parse_record(line, ListingColumns, any_text=True)
+    columns = parse_record(line, ListingColumns, lenient=True)
 
     def path(name: str | None) -> Path | None:
         return None if name is None else root / name

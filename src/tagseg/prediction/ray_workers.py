@@ -94,7 +94,7 @@ def to_row(outcome: Outcome) -> RayRow:
 def from_row(row: RayRow) -> Outcome:
     """Return the outcome that a row holds."""
     name, line, files = json.loads(row["about"])
-    parsed = parse_record(line.encode(), PredictionLine, any_text=True)
+    parsed = parse_record(line.encode(), PredictionLine, lenient=True)
     return Outcome(name, parsed, dict(zip(files, map(bytes, row["files"]), strict=True)))
 
 

@@ -51,6 +51,8 @@ _LONGEST_LINE = 1 << 22
 _LONGEST = 300
 """Characters of a message that may stem from the file."""
 
+_NOT_JSON = re.compile(rb"\\u[dD][89a-fA-F]|NaN|Infinity")
+
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -66,18 +68,19 @@ class Record(msgspec.Struct, frozen=True):
 R = TypeVar("R", bound=Record)
 
 
-def parse_record(content: bytes, kind: type[R], any_text: bool = False) -> R:
+def parse_record(content: bytes, kind: type[R], lenient: bool = False) -> R:
     """Return the record that a JSON document in UTF-8 (with or without a byte order mark) holds.
 
-    `any_text` allows text that is not Unicode, as file names may be: JSON escapes it as unpaired surrogates.
+    `lenient` also accepts two things that Python's writer produces and JSON does not have: text that is not Unicode, as
+    file names may be, escaped as unpaired surrogates; and NaN and Infinity, which are read as null.
 
     Raises:
         ValueError: naming the place in the document and what was expected there.
     """
     content = content.removeprefix(b"\xef\xbb\xbf")
     try:
-        if any_text and _SURROGATE.search(content):
-            return msgspec.convert(json.loads(content, parse_constant=_refuse_constant), kind, str_keys=True)
+        if lenient and _NOT_JSON.search(content):
+            return msgspec.convert(json.loads(content, parse_constant=_null), kind, str_keys=True)
         if kind.bare:
             return kind(msgspec.json.decode(content, type=msgspec.structs.fields(kind)[0].type))
         return msgspec.json.decode(content, type=kind)
@@ -122,14 +125,14 @@ def read_lines(
     kind: type[R],
     remedy: str,
     error: type[ValueError] = RunError,
-    any_text: bool = False,
+    lenient: bool = False,
     skip: int = 0,
 ) -> Iterator[R]:
     """Yield the records of a file of JSON lines; an incomplete last line, which a killed process may leave, is dropped.
 
     Args:
         path, kind, remedy, error: as for `read_record`.
-        any_text: as for `parse_record`.
+        lenient: as for `parse_record`.
         skip: lines at the beginning that are not records of this kind.
 
     Raises:
@@ -142,7 +145,7 @@ def read_lines(
                 if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
                     return
                 if number > skip:
-                    yield _parse_line(path, number, line, kind, remedy, error, any_text)
+                    yield _parse_line(path, number, line, kind, remedy, error, lenient)
     except FileNotFoundError as cause:
         raise error(f"{path}: missing; {remedy}") from cause
     except OSError as cause:
@@ -150,10 +153,10 @@ def read_lines(
 
 
 def _parse_line(
-    path: Path, number: int, line: bytes, kind: type[R], remedy: str, error: type[ValueError], any_text: bool
+    path: Path, number: int, line: bytes, kind: type[R], remedy: str, error: type[ValueError], lenient: bool
 ) -> R:
     try:
-        return parse_record(line, kind, any_text)
+        return parse_record(line, kind, lenient)
     except ValueError as cause:
         raise error(f"{path}, line {number}: damaged ({cause}); {remedy}") from cause
 
@@ -239,5 +242,5 @@ def _in_words(message: str) -> str:
     return f"{place}: {said}"[:_LONGEST] if place else said[:_LONGEST]
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+def _null(name: str) -> None:
+    return None

@@ -1,8 +1,12 @@
 """history.jsonl: the losses of every epoch of a training."""
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tagseg.system.records import Amount, Number, Positive, Record, read_lines
+import msgspec
+
+from tagseg.system.records import Amount, Number, Positive, Record, read_lines, write_lines
 
 
 class EpochRow(Record, frozen=True, omit_defaults=True):
@@ -30,4 +34,10 @@ def read_history(path: Path) -> list[EpochRow]:
     """
     if not path.exists():
         return []
-    return list(read_lines(path, EpochRow, "train again with --force"))
+    return list(read_lines(path, EpochRow, "train again with --force", lenient=True))
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, int | float]]) -> None:
+    """Write the figures of all epochs to a history.jsonl; those that are not finite numbers are left out."""
+    rows = [{name: value for name, value in figures.items() if math.isfinite(value)} for figures in history]
+    write_lines(path, [msgspec.convert(row, EpochRow) for row in rows])
