@@ -157,7 +157,7 @@ def test_without_masks_there_is_nothing_to_score_but_pictures(run: Run, tmp_path
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        (painted(0, 1)[:-1], r"t\.png: mask of another size, 32 x 23 pixels, expected the image's 32 x 24"),
+        (painted(0, 1)[:-1], r"t\.png: the mask has 32 x 23 pixels, expected 32 x 24 as in its image"),
         (painted(0, 9), r"t\.png: unknown ids 9 in the mask, expected 0, 255 or 1 \(cat\), 2 \(a\|b\)"),
     ],
 )

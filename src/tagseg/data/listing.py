@@ -1,10 +1,10 @@
-"""What was found in a data folder, kept in the user's cache folder: a large one is opened in seconds the next time.
+"""Cache the listing of a large data folder, so that the folder opens in seconds the next time.
 
-Nothing is kept beside the data, which may be read-only; the cache folder may be deleted at any time. A manifest holds
-as long as every folder in the data folder, and every file there that is no image (tag files, lists of classes, shards),
-has the size and the times of change that it had: so an image that was added, removed or renamed is noticed, and so is a
-tag file that was changed. Not noticed is an image, mask or saliency map that was overwritten in place (none of them is
-opened when a data folder is read), nor that the file went away which a link in the data folder leads to.
+A listing is what was found in a data folder. It is stored in the user's cache folder, which may be deleted at any time,
+and not next to the data, which may be read-only. A listing is valid as long as all folders of the data folder, and all
+its files except images (tag files, lists of classes, shards), keep their sizes and times of change. So it notices when
+an image is added, removed or renamed, and when a tag file changes. It does not notice when an image, mask or saliency
+map is overwritten in place (reading a data folder opens none of them), or when the target of a link is deleted.
 """
 
 import gzip
@@ -28,24 +28,22 @@ from tagseg.system.records import ClassId, Count, Record, json_text, parse_recor
 log = logging.getLogger(__name__)
 
 WORTHWHILE = 10_000
-"""Of fewer images than this nothing is kept: they are read within a second or two."""
+"""Smaller data sets are not cached: reading them takes a second or two."""
 
 SETTLED_S = 2.0
-"""Nothing is kept of a folder that changed less than these seconds ago: a further change might leave the same times."""
+"""A folder that changed less than this many seconds ago is not cached: the next change might leave the same times."""
 
 _EDITION = 1
-_LAYOUTS = ("folder", "shards")
 _CHUNK = 10_000
 
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 State = dict[str, tuple[int, int, int]]
-"""Of folders and files by path: time of change of the content, of the entry (both in ns), and size."""
+"""Times of change of content and of inode, in ns, and size in bytes, of folders and files by path."""
 
 
 class ListingHead(Record, frozen=True):
-    """The first line of a kept listing: the data folder, when it was last changed, and what was found in it, without
-    the images."""
+    """The first line of a listing: the data folder, its state, and all about it but the images."""
 
     edition: Count
     root: str
@@ -57,8 +55,8 @@ class ListingHead(Record, frozen=True):
 
 
 class ListingColumns(Record, frozen=True):
-    """The other lines of a kept listing: images as columns, which name the keys once and not a million times. Paths are
-    relative to the data folder where they are in it."""
+    """The other lines of a listing: images as columns, which store each key once instead of a million times. Paths in
+    the data folder are relative to it."""
 
     id: tuple[str, ...]
     image: tuple[str, ...]
@@ -68,18 +66,21 @@ class ListingColumns(Record, frozen=True):
     saliency: tuple[str | None, ...]
 
 
-def manifest_file(root: Path, settings: DataSettings) -> Path:
-    """Return where the manifest of a data folder lies: $XDG_CACHE_HOME/tagseg/manifests, else ~/.cache/tagseg."""
+def listing_file(root: Path, settings: DataSettings) -> Path:
+    """Return the file of a data folder's listing, in $XDG_CACHE_HOME/tagseg/listings or ~/.cache/tagseg/listings."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     companions = [given and os.path.abspath(given) for given in (settings.masks, settings.saliency)]
     key = [_EDITION, str(root), settings.layout, settings.masks, settings.saliency, *companions]
     name = hashlib.sha256(json_text(key).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return cache / "tagseg" / "manifests" / f"{name}.json.gz"
+    return cache / "tagseg" / "listings" / f"{name}.json.gz"
 
 
 def state_of(root: Path, settings: DataSettings) -> State | None:
-    """Return the state of a data folder and of the folders of masks and saliency maps; None where it says too little: a
-    link leads out of them to a folder, or something changed just now."""
+    """Return the state of a data folder and of its folders of masks and saliency maps.
+
+    Return None if the state cannot prove that nothing changes: if a link leads to a folder outside of them, or
+    something changed within the last `SETTLED_S` seconds.
+    """
     tops = {root, *_companions(root, settings)}
     state: State = {}
     try:
@@ -87,40 +88,42 @@ def state_of(root: Path, settings: DataSettings) -> State | None:
             for path in _watched(top, tops):
                 state[path] = _stamp(path)
     except OSError as error:
-        log.debug("%s: no manifest is kept (%s)", root, error)
+        log.debug("%s: the listing is not cached (%s)", root, error)
         return None
     newest = max(max(content, entry) for content, entry, _ in state.values())
     return None if newest > time.time_ns() - SETTLED_S * 1e9 else state
 
 
 def read_listing(root: Path, settings: DataSettings) -> Dataset | None:
-    """Return the data set that a manifest holds, or None where there is none or it holds no longer."""
+    """Return the data set from the cached listing of a data folder, or None if there is no valid listing."""
     try:
-        with gzip.open(manifest_file(root, settings), "rb") as file:
+        with gzip.open(listing_file(root, settings), "rb") as file:
             head = parse_record(file.readline(), ListingHead, lenient=True)
             tops = {root, *_companions(root, settings)}
-            if (head.edition, head.root) != (_EDITION, str(root)) or not _holds(head.state, tops):
+            if (head.edition, head.root) != (_EDITION, str(root)) or not _is_current(head.state, tops):
                 return None
-            sets: dict[tuple[int, ...], tuple[int, ...]] = {}
-            samples = tuple(itertools.chain.from_iterable(_samples(root, line, sets) for line in file))
+            tag_sets: dict[tuple[int, ...], tuple[int, ...]] = {}
+            samples = tuple(itertools.chain.from_iterable(_samples(root, line, tag_sets) for line in file))
             if len(samples) != head.count:
                 return None
             return Dataset(root, head.layout, head.classes, samples, notes=head.notes)
     except FileNotFoundError:
         return None
     except _DAMAGE as error:
-        log.debug("%s: its manifest cannot be read (%s)", root, error)
+        log.debug("%s: the cached listing cannot be read (%s)", root, error)
         return None
 
 
 def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None:
-    """Write the manifest of a data set, whose folder had `state` before it was read, unless it is small, or of a layout
-    whose tags or masks may come from other places (VOC, COCO). That the cache folder cannot be written is no error."""
-    if len(dataset.samples) < WORTHWHILE or dataset.layout not in _LAYOUTS:
+    """Cache the listing of a data set whose folder had `state` before it was read.
+
+    Small data sets are not cached, nor are VOC and COCO, whose tags and masks may come from elsewhere. If the cache
+    folder cannot be written to, nothing happens.
+    """
+    layout, count = dataset.layout, len(dataset.samples)
+    if count < WORTHWHILE or (layout != "folder" and layout != "shards"):
         return
-    assert dataset.layout == "folder" or dataset.layout == "shards", "no others are kept"
-    count = len(dataset.samples)
-    head = ListingHead(_EDITION, str(dataset.root), dataset.layout, dataset.classes, dataset.notes, count, state)
+    head = ListingHead(_EDITION, str(dataset.root), layout, dataset.classes, dataset.notes, count, state)
     starts = range(0, len(dataset.samples), _CHUNK)
     chunks = (_columns(dataset.root, dataset.samples[start : start + _CHUNK]) for start in starts)
     packed = bytearray()
@@ -128,11 +131,11 @@ def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None
         # JSON escapes the parts of a file name that are not Unicode, which UTF-8 cannot hold.
         packed += gzip.compress(record_line(part).encode("utf-8", "backslashreplace"), 1)
     try:
-        file = manifest_file(dataset.root, settings)
+        file = listing_file(dataset.root, settings)
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(file, bytes(packed))
     except (OSError, RuntimeError) as error:
-        log.debug("%s: no manifest is kept (%s)", dataset.root, error)
+        log.debug("%s: the listing is not cached (%s)", dataset.root, error)
 
 
 def _companions(root: Path, settings: DataSettings) -> Iterator[Path]:
@@ -146,7 +149,7 @@ def _companions(root: Path, settings: DataSettings) -> Iterator[Path]:
 
 
 def _watched(top: Path, tops: Iterable[Path]) -> Iterator[str]:
-    """The folders below `top`, and their files that are no images."""
+    """Yield the folder `top`, all folders below it, and all their files except images."""
 
     def stop(error: OSError) -> None:
         raise error
@@ -156,7 +159,7 @@ def _watched(top: Path, tops: Iterable[Path]) -> Iterator[str]:
         for name in folders:
             path = os.path.join(folder, name)
             if os.path.islink(path) and not any(Path(path).resolve().is_relative_to(known) for known in tops):
-                raise OSError(f"{path} is a link to a folder elsewhere")
+                raise OSError(f"{path} is a link to a folder outside the data")
         yield from (os.path.join(folder, name) for name in files if not name.lower().endswith(IMAGE_SUFFIXES))
 
 
@@ -165,7 +168,7 @@ def _stamp(path: str) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
-def _holds(state: State, tops: Iterable[Path]) -> bool:
+def _is_current(state: State, tops: Iterable[Path]) -> bool:
     if not all(str(top) in state for top in tops):
         return False
     try:
@@ -190,8 +193,8 @@ def _columns(root: Path, samples: Sequence[Sample]) -> ListingColumns:
     )
 
 
-def _samples(root: Path, line: bytes, sets: dict[tuple[int, ...], tuple[int, ...]]) -> Iterator[Sample]:
-    """The samples of a line of columns; `sets` holds every set of tags once."""
+def _samples(root: Path, line: bytes, tag_sets: dict[tuple[int, ...], tuple[int, ...]]) -> Iterator[Sample]:
+    """Yield the samples of a line of columns; `tag_sets` keeps each set of tags in memory once."""
     columns = parse_record(line, ListingColumns, lenient=True)
 
     def path(name: str | None) -> Path | None:
@@ -200,4 +203,4 @@ def _samples(root: Path, line: bytes, sets: dict[tuple[int, ...], tuple[int, ...
     rows = zip(*(getattr(columns, name) for name in columns.__struct_fields__), strict=True)
     for name, image, tags, val, mask, saliency in rows:
         split: Literal["train", "val"] = "val" if val else "train"
-        yield Sample(name, root / image, sets.setdefault(tags, tags), split, path(mask), path(saliency))
+        yield Sample(name, root / image, tag_sets.setdefault(tags, tags), split, path(mask), path(saliency))

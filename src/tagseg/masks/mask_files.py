@@ -1,4 +1,4 @@
-"""Masks as files: palette PNGs, named like their images, and what their values mean."""
+"""Write masks as palette PNGs named like their images, and the meaning of their values."""
 
 import io
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ MaskValue = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 def mask_file(folder: Path, sample_id: str) -> Path:
-    """Return where an image's mask lies: named like the image."""
+    """Return the path of an image's mask, which is named like the image."""
     return folder / f"{sample_id}.png"
 
 
@@ -45,7 +45,7 @@ class MaskClasses(Record, frozen=True):
 
 
 def write_classes(folder: Path, classes: Sequence[str]) -> None:
-    """Write classes.json: what the values in a folder's masks mean."""
+    """Write classes.json: the meaning of the values in a folder's masks."""
     names = {0: "background", **dict(enumerate(classes, 1)), 255: "void"}
     write_record(folder / "classes.json", MaskClasses(names))
 
