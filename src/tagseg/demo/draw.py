@@ -131,9 +131,7 @@ def _is_finished(folder: Path, parameters: DemoParameters) -> bool:
     except DataError as error:
         raise DataError(f"{folder}: exists and is not a finished demo; choose another folder") from error
     if found != parameters:
-        raise DataError(
-            f"{folder}: was drawn with {_named(found)}, not {_named(parameters)}; choose another folder"
-        )
+        raise DataError(f"{folder}: was drawn with {_named(found)}, not {_named(parameters)}; choose another folder")
     return True
 
 

@@ -139,13 +139,25 @@ def check_database(run: Run) -> None:
 
 def _decision(run: Run, sample_id: Any, verdict: Any, off: Any, threshold: Any) -> Decision:
     try:
-        for column, value, kinds in (("id", sample_id, str), ("off", off, str), ("threshold", threshold, (int, float))):
+        for column, value, kinds in (
+            ("id", sample_id, str),
+            ("verdict", verdict, str),
+            ("off", off, str),
+            ("threshold", threshold, (int, float)),
+        ):
             if not isinstance(value, kinds):
-                raise ValueError(f"{column} is {shown(value)}")
+                raise ValueError(f"{column} is {shown(value)}, expected {'text' if kinds is str else 'a number'}")
         _require_verdict(verdict)
-        return Decision(verdict, parse_record(off.encode(), OffClasses).ids, float(threshold))
+        return Decision(verdict, _class_ids(off), float(threshold))
     except ValueError as error:
         raise _damaged(run, error) from error
+
+
+def _class_ids(off: str) -> tuple[int, ...]:
+    try:
+        return parse_record(off.encode(), OffClasses).ids
+    except ValueError as error:
+        raise ValueError(f"off{error}") from error
 
 
 def _packed(mask: UInt8[np.ndarray, "H W"]) -> bytes:

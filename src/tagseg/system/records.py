@@ -233,12 +233,12 @@ def _in_words(message: str) -> str:
     """What msgspec says of a value that does not fit, with the place first and in the words of our messages."""
     said, _, place = message.rpartition(" - at ")
     said, place = (said, place.replace("`", "")) if said else (message, "")
-    place = place.replace("$.", "").replace("$", "the whole").replace("key in", "a key of")
+    place = place.replace("$.", "").replace("$[", "[").replace("$", "the document").replace("key in", "a key of")
     said = re.sub(r"`(\w+)`", lambda found: _KINDS.get(found[1], found[1]), said)
     said = said.replace("Expected", "expected").replace(", got", ", found").replace("Invalid enum", "unknown")
     missing = re.fullmatch(r"Object missing required field (\w+)", said)
     if missing:
-        return f"{place}.{missing[1]} is missing".removeprefix("the whole").removeprefix(".")
+        return f"{place}.{missing[1]} is missing".removeprefix("the document").removeprefix(".")
     return f"{place}: {said}"[:_LONGEST] if place else said[:_LONGEST]
 
 
