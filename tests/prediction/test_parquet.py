@@ -2,9 +2,9 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from tagseg.errors import DataError
@@ -139,6 +139,6 @@ def test_files_of_an_earlier_prediction_are_deleted_before_new_ones_are_written(
 def test_names_that_are_not_valid_unicode(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    odd = Outcome("\udcff", msgspec.structs.replace(outcome(0).line, image="in/\udcff.jpg"), outcome(0).files)
+    odd = Outcome("\udcff", replace(outcome(0).line, image="in/\udcff.jpg"), outcome(0).files)
     assert len(list(write_parts(iter([odd]), tmp_path, 0, 1, 5))) == 1
     assert pq.read_table(tmp_path / part_file(0)).to_pylist()[0]["image"] == "in/\\udcff.jpg"
