@@ -70,7 +70,7 @@ def test_without_classes_json_values_are_those_of_the_data_set(prepared: Prepare
     ("names", "message"),
     [
         ({"7": "zebra", "9": "blue"}, "classes zebra; the data set has blue, red"),
-        ({"700": "red"}, "ids out of 1..254"),
+        ({"700": "red"}, "expected a whole number <= 255"),
         ({"x": "red"}, "expected an object like"),
         ([1, 2], "expected an object like"),
     ],

@@ -8,9 +8,8 @@ from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.masks.mask_files import mask_file, write_classes, write_mask
+from tagseg.masks.mask_files import mask_file, read_classes, write_classes, write_mask
 from tagseg.system.progress import Track, silent
-from tagseg.system.untrusted import check_shape, read_json
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +94,7 @@ def class_values(file: Path, dataset: Dataset) -> dict[int, int] | None:
     """
     if not file.exists():
         return None if dataset.mask_ids is None else dict(dataset.mask_ids)
-    try:
-        found = read_json(file)
-        check_shape(found, dict.fromkeys(found, str) if isinstance(found, dict) else dict)
-        names = {int(value): name for value, name in found.items()}
-    except (OSError, ValueError) as error:
-        raise DataError(f'{file}: expected an object like {{"0": "background", "1": "cat"}} ({error})') from error
+    names = read_classes(file)
     ids = {name: i for i, name in enumerate(dataset.classes, 1)}
     meant = {value: name for value, name in names.items() if value not in (0, VOID)}
     strange = sorted(set(meant.values()) - ids.keys())
