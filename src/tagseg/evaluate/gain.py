@@ -1,6 +1,5 @@
 """What a handful of true masks says about mask settings: a choice, cross-validated, and how sure it is."""
 
-import json
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int, Num
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
+from tagseg.system.records import json_text
 
 CONFIDENCE = 0.95
 """Probability with which the interval of a gain is to hold the true one."""
@@ -111,7 +111,7 @@ class Calibration:
         """Write calibration.json and calibration.md into the run, and note the images, which are never scored again."""
         used = sorted(calibration_images(run) | set(self.images))
         run.store(msgspec.structs.replace(run.manifest(), calibration_images=tuple(used)))
-        write_atomically(run.calibration_file, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(run.calibration_file, json_text(self.to_dict(), 1) + "\n")
         write_atomically(run.calibration_file.with_suffix(".md"), f"# Calibration of the masks\n\n{self.table()}")
         run.note("calibration")
 

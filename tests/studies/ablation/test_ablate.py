@@ -15,8 +15,9 @@ from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.ablate import ablate
-from tagseg.studies.ablation.arms import SCORE_FILE
-from tagseg.studies.ablation.table import ARMS, Ablation
+from tagseg.studies.ablation.arms import ARMS
+from tagseg.studies.ablation.scores import SCORE_FILE
+from tagseg.studies.ablation.table import Ablation
 
 T = TypeVar("T")
 

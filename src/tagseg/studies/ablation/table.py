@@ -1,37 +1,17 @@
 """The result of an ablation: mean and deviation over seeds, the gain over plain CAM, the table."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from tagseg.studies.ablation.arms import ARMS, Arm
+from tagseg.studies.ablation.scores import BACKGROUND_CUTS, ArmScore
 from tagseg.system.files import write_atomically
-
-Arm = Literal["cam", "contrast", "aggregation", "both"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
-
-BACKGROUND_CUTS = tuple(tenth / 10 for tenth in range(1, 10))
-"""Constant cuts at which each arm is scored besides its own rule, to show how much the cut matters."""
+from tagseg.system.records import json_text
 
 SENSITIVITY = "Sensitivity, chosen with truth: not for claims"
-
-
-@dataclass(frozen=True)
-class ArmScore:
-    """The score of one run's pseudo-masks, 0 to 1.
-
-    miou, iou: pooled mIoU and the IoU of each class id (None as in `Scores`), with the run's own mask rule. cuts: the
-    mIoU at each of `BACKGROUND_CUTS`. rule: the mask rule in words.
-    """
-
-    arm: Arm
-    seed: int
-    rule: str
-    miou: float
-    iou: tuple[float | None, ...]
-    cuts: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -157,7 +137,7 @@ class Ablation:
 
     def save(self) -> Path:
         """Write ablation.json and ablation.md into the folder, and return the table's path."""
-        write_atomically(self.folder / "ablation.json", json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / "ablation.json", json_text(self.to_dict(), 1) + "\n")
         write_atomically(self.folder / "ablation.md", f"# Ablation\n\n{self.table()}")
         return self.folder / "ablation.md"
 
