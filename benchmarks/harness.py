@@ -14,7 +14,7 @@ from typing import Any
 
 from tagseg.evaluate.scores import Scores
 from tagseg.settings.settings import Settings
-from tagseg.studies.ablation.table import ArmScore
+from tagseg.studies.ablation.scores import ArmScore
 from tagseg.system.process import machine, versions
 
 BENCHMARKS = Path(__file__).resolve().parent

@@ -195,9 +195,7 @@ def test_data_that_changed_is_refused(draw: Callable[[Path], Path], tmp_path: Pa
     with (data / "tags.csv").open("a") as file:
         Image.new("RGB", (20, 20)).save(data / "images" / "new.png")
         file.write("new.png,red,train\n")
-    with pytest.raises(
-        RunError, match=r"the images or tags in .*data have changed since this run began; start another"
-    ):
+    with pytest.raises(RunError, match=r"the images or tags in .*data have changed since this run began; use another"):
         fit(data, tmp_path / "run", SETTINGS)
     assert not Run(tmp_path / "run").done("localise")
 

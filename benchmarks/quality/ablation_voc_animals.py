@@ -18,8 +18,9 @@ from benchmarks import harness
 from benchmarks.harness import RESULTS, record
 
 from tagseg.studies.ablation.ablate import ablate
+from tagseg.studies.ablation.arms import ARMS
 from tagseg.studies.ablation.picture import draw_ablation
-from tagseg.studies.ablation.table import ARMS, Ablation
+from tagseg.studies.ablation.table import Ablation
 from tagseg.system.progress import bars
 
 

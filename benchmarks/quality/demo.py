@@ -16,8 +16,8 @@ from tagseg.demo.draw import draw_demo
 from tagseg.evaluate.scores import Scores, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
-from tagseg.studies.ablation.arms import arm_settings, read_score, score_run
-from tagseg.studies.ablation.table import ArmScore
+from tagseg.studies.ablation.arms import arm_settings
+from tagseg.studies.ablation.scores import ArmScore, read_score, score_run
 from tagseg.studies.demo import demo_settings, run_demo
 from tagseg.system.progress import bars
 

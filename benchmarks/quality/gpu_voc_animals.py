@@ -25,8 +25,8 @@ from tagseg.run.folder import Run
 from tagseg.run.stages import STAGES
 from tagseg.segment.train import build_segmenter, mask_loss
 from tagseg.settings.settings import Settings
-from tagseg.studies.ablation.arms import arm_settings, read_score, run_folder, score_run
-from tagseg.studies.ablation.table import ArmScore
+from tagseg.studies.ablation.arms import arm_settings, run_folder
+from tagseg.studies.ablation.scores import ArmScore, read_score, score_run
 from tagseg.studies.full_supervision import train_upper_bound
 from tagseg.system.progress import bars
 

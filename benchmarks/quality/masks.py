@@ -29,7 +29,8 @@ from tagseg.run.folder import Run
 from tagseg.segment.predictor import read_predictor
 from tagseg.segment.self_training import improved_maps
 from tagseg.settings.settings import Settings
-from tagseg.studies.ablation.arms import mask_rule_text, run_folder
+from tagseg.studies.ablation.arms import run_folder
+from tagseg.studies.ablation.scores import mask_rule_text
 from tagseg.system.progress import bars
 
 Mask = UInt8[np.ndarray, "h w"]

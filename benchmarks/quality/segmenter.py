@@ -26,7 +26,7 @@ from tagseg.evaluate.scores import Evaluation, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.run.open import SECTIONS, open_run
-from tagseg.segment.predictor import adapted, read_predictor
+from tagseg.segment.predictor import configure, read_predictor
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import arm_settings, run_folder
@@ -72,7 +72,7 @@ def take_over(source: Run, target: Run, data: Path, settings: Settings) -> None:
 def crf_miou(run: Run) -> float:
     """Return the mIoU, in per cent, of a segmenter's masks of the validation images refined by the dense CRF."""
     prepared = prepare(Run(run.root.parent) if run.root.name == "full_supervision" else run)
-    predictor = adapted(read_predictor(run.segmenter), PredictOptions(crf=True))
+    predictor = configure(read_predictor(run.segmenter), PredictOptions(crf=True))
     ids = len(prepared.dataset.classes) + 1
     matrix = np.zeros((ids, ids), np.int64)
     samples = scored_samples(prepared.dataset, "val")

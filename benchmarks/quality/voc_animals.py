@@ -20,8 +20,8 @@ from tagseg.evaluate.scores import Scores, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.run.stages import Stage
-from tagseg.studies.ablation.arms import arm_settings, read_score, run_folder, score_run
-from tagseg.studies.ablation.table import ArmScore
+from tagseg.studies.ablation.arms import arm_settings, run_folder
+from tagseg.studies.ablation.scores import ArmScore, read_score, score_run
 from tagseg.system.progress import bars
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import tagseg
-from tagseg.data import listing as manifest
+from tagseg.data import listing
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
@@ -32,7 +32,7 @@ from tagseg.masks.foreign_maps import read_foreign_maps
 from tagseg.masks.map_files import read_maps, write_maps
 from tagseg.networks.backbones import weight_options
 from tagseg.networks.segmenters import empty_segmenter
-from tagseg.prediction.outputs import read_lines
+from tagseg.prediction.lines import read_lines
 from tagseg.rca.network import build_network
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.train import load_network
@@ -150,18 +150,18 @@ def _shards(root: Path) -> dict[str, Target]:
     state = None
     while state is None:  # for the first seconds the folder is too young
         time.sleep(0.5)
-        state = manifest.state_of(listed, LENIENT)
-    manifest.WORTHWHILE = 0
-    manifest.keep_manifest(read_dataset(listed, LENIENT), LENIENT, state)
-    file = manifest.manifest_file(listed, LENIENT)
+        state = listing.state_of(listed, LENIENT)
+    listing.WORTHWHILE = 0
+    listing.keep_listing(read_dataset(listed, LENIENT), LENIENT, state)
+    file = listing.listing_file(listed, LENIENT)
     held = file.read_bytes()
 
     def read_kept() -> None:
-        dataset = manifest.read_manifest(listed, LENIENT)
+        dataset = listing.read_listing(listed, LENIENT)
         if dataset is None:
             raise ValueError(f"{file}: not used")
 
-    found["manifest cache"] = Target(file, (held,), mutate.gzipped, read_kept, 3)
+    found["cached listing"] = Target(file, (held,), mutate.gzipped, read_kept, 3)
     return found
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT
 
-from tagseg.prediction.chunks import BATCHES
-from tagseg.prediction.parquet import GROUP
-from tagseg.prediction.ray_engine import AHEAD
-from tagseg.segment.predictor import GPU_BATCH
+from tagseg.prediction.chunks import BATCHES_PER_CHUNK
+from tagseg.prediction.parquet import ROWS_PER_GROUP
+from tagseg.prediction.ray_engine import CHUNKS_PER_ACTOR
+from tagseg.segment.predictor import DEFAULT_GPU_BATCH
 
 TARGET = ROOT / "docs/a_billion_images.md"
 
@@ -109,10 +109,10 @@ def plan(measured: dict[str, Any], assumed: Assumed) -> dict[str, float]:
         "png_files": images,
         "parquet_files": math.ceil(images / assumed.rows),
         "parquet_file_mb": assumed.rows * figures["bytes_out_per_image"] / 1e6,
-        "row_groups": math.ceil(images / GROUP),
-        "shares": math.ceil(images / (BATCHES * GPU_BATCH)),
+        "row_groups": math.ceil(images / ROWS_PER_GROUP),
+        "shares": math.ceil(images / (BATCHES_PER_CHUNK * DEFAULT_GPU_BATCH)),
         "failures": failures,
-        "lost_by_worker": failures * BATCHES * GPU_BATCH * AHEAD,
+        "lost_by_worker": failures * BATCHES_PER_CHUNK * DEFAULT_GPU_BATCH * CHUNKS_PER_ACTOR,
         "lost_by_call": assumed.rows,
         "unreadable": images * assumed.unreadable,
     }
@@ -140,11 +140,11 @@ def as_markdown(measured: dict[str, Any], assumed: Assumed) -> str:
         gpus=f"{assumed.gpus:g}",
         prefix=f"{assumed.images_per_prefix:,.0f}",
         rows=f"{assumed.rows:.0f}",
-        group=GROUP,
+        group=ROWS_PER_GROUP,
         pace=f"{assumed.gpu_pace:g}",
         together=f"{found['gpus_a_call']:.0f}",
-        batches=BATCHES,
-        batch=GPU_BATCH,
+        batches=BATCHES_PER_CHUNK,
+        batch=DEFAULT_GPU_BATCH,
         reads=f"{assumed.prefix_reads:,g}",
     )
 

@@ -34,10 +34,11 @@ from benchmarks.harness import record
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.prediction.chunks import cut_chunks
 from tagseg.prediction.find_images import Location
-from tagseg.prediction.outputs import LINES, Outcome, read_lines, write_files
-from tagseg.prediction.parquet import begin_parts, write_parts
-from tagseg.prediction.ray_workers import chunk_text
-from tagseg.prediction.read import read_picture
+from tagseg.prediction.lines import LINES, read_lines
+from tagseg.prediction.outputs import Outcome, write_files
+from tagseg.prediction.parquet import pending_rows, write_parts
+from tagseg.prediction.ray_workers import chunk_json
+from tagseg.prediction.read import read_input
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import load
 from tagseg.settings.predict import PredictOptions
@@ -207,7 +208,7 @@ def reading(run: Run) -> dict[str, float]:
     some = found[:: max(len(found) // 300, 1)]
     started = time.perf_counter()
     for file in some:
-        read_picture(file.stem, file, resolution, 120.0)
+        read_input(file.stem, file, resolution, 120.0)
     pace = len(some) / (time.perf_counter() - started)
     size = statistics.mean(file.stat().st_size for file in found)
     return {"distinct_images": len(found), "bytes_in_per_image": round(size), "read_per_s_core": round(pace, 1)}
@@ -231,12 +232,12 @@ def writing(masks: Path) -> dict[str, float]:
 
 
 def listing(images: int = 100_000) -> dict[str, float]:
-    """Return the memory that an image takes which a call was given: in the list, the shares and the order of lines."""
+    """Return the memory that an image takes which a call was given: in the list, the chunks and the order of lines."""
     tracemalloc.start()
     found: dict[str, Location] = {f"{i:09}": f"s3://bucket/2024/01/01/{i:09}.jpg" for i in range(images)}
     with tempfile.TemporaryDirectory() as folder:
-        todo, _ = begin_parts(found, Path(folder), PredictOptions(format="parquet"))
-    texts = [chunk_text(share) for share in cut_chunks(found, todo, 128, 8)]
+        todo, _ = pending_rows(found, Path(folder), PredictOptions(format="parquet"))
+    texts = [chunk_json(chunk) for chunk in cut_chunks(found, todo, 128, 8)]
     order = {str(path): place for place, path in enumerate(found.values())}
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -28,7 +28,7 @@ from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import evenly_spaced
 from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import Predictor, adapted, load
+from tagseg.segment.predictor import Predictor, configure, load
 from tagseg.settings.predict import PredictOptions
 
 PIXELS = 16_000_000
@@ -60,7 +60,7 @@ def main() -> None:
     options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
     asked = PredictOptions(batch=options.batch, precision=options.precision, device=options.device, force=True)
-    predictor = adapted(load(run.root, options.device), asked)
+    predictor = configure(load(run.root, options.device), asked)
     samples = evenly_spaced(list(prepare(run).dataset.split("val")), options.images)
     files = [sample.image for sample in samples]
     with tempfile.TemporaryDirectory() as folder:

@@ -56,7 +56,7 @@ def flags_of(kind: type, prefix: str = "--") -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("command", "kind"), [("fit", Settings), ("predict", PredictOptions)])
-def test_bounds_stand_beside_their_flags(command: str, kind: type) -> None:
+def test_bounds_are_next_to_their_flags(command: str, kind: type) -> None:
     lines = help_of(command, width=100).splitlines()
     flags = flags_of(kind)
     assert len(flags) > 5
@@ -65,7 +65,7 @@ def test_bounds_stand_beside_their_flags(command: str, kind: type) -> None:
         assert bound in line, line
 
 
-def test_defaults_choices_and_what_is_required_stand_beside_their_flags() -> None:
+def test_defaults_and_choices_are_next_to_their_flags() -> None:
     lines = [" ".join(line.split()) for line in help_of("fit").splitlines()]
     for line in (
         "DATA required",

@@ -157,7 +157,7 @@ def test_without_true_masks_there_are_predictions_but_no_scores(run: Run, tmp_pa
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        (painted(0, 1)[:-1], r"t\.png: mask of another size, 32 x 23 pixels, expected the image's 32 x 24"),
+        (painted(0, 1)[:-1], r"t\.png: the mask has 32 x 23 pixels, expected 32 x 24 as in its image"),
         (painted(0, 9), r"t\.png: unknown ids 9 in the mask, expected 0, 255 or 1 \(cat\), 2 \(a\|b\)"),
     ],
 )

@@ -23,7 +23,7 @@ from tagseg.data.read import read_dataset
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
-from tagseg.prediction.outputs import read_lines
+from tagseg.prediction.lines import read_lines
 from tagseg.report.charts import read_history
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
@@ -167,7 +167,7 @@ def test_a_tag_file_that_is_a_device_or_a_pipe_is_not_read(photos: Path) -> None
 def test_tags_that_are_no_text_are_refused(tags: str, photos: Path) -> None:
     (photos / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "tags": {tags}}}\n')
     with pytest.raises(
-        ValueError, match=r"expected the name of an image, and tags|expected 1 to 1000 signs of Unicode"
+        ValueError, match=r"expected the name of an image and its tags|expected 1 to 1000 characters of valid Unicode"
     ):
         read_all(photos)
     (photos / "metadata.jsonl").unlink()

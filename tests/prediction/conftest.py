@@ -1,4 +1,4 @@
-"""What tests of predictions share: a network that sees only what lies right beside a pixel."""
+"""What the tests of predictions share: a run with a random network, images of several sizes, an interruption."""
 
 import tarfile
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from tagseg.training.checkpoint import save_tensors
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run whose segmentation network was drawn at random."""
+    """Return a run with a segmentation network of random weights."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("drawn")
     run = open_run(root / "run", root, Settings())
     about = {"classes": ["background", "cat", "Bär"], "encoder": "test_resnet", "stride": 16}
     about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 64}
     network = empty_segmenter("test_resnet", 3, 16)
-    # So that masks have more than one value.
+    # Larger weights, so that masks have more than one value.
     network.state_dict()["net.segmentation_head.0.weight"].normal_(std=3.0)
     with run.stage("segment"):
         save_tensors(run.segmenter / "network.safetensors", network.state_dict(), about)
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return a folder of images of three sizes in turn, with odd names, and a broken one; and a shard of two more."""
+    """Return a folder of images of three sizes in turn, with odd names and a broken one, and a shard of two more."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "sub").mkdir()
     for i in range(40):
@@ -52,7 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def interrupted() -> Callable[[int], Track]:
-    """Return how to interrupt what goes through so many items."""
+    """Return a function that makes a tracker which interrupts after a number of items."""
 
     def after(number: int) -> Track:
         def track(items, title, total):  # type: ignore[no-untyped-def]

@@ -30,7 +30,7 @@ def test_files_folders_and_patterns_in_the_order_given(tmp_path: Path, monkeypat
     assert list(find_images([two, tmp_path / "in"])) == ["two", "one"]
     monkeypatch.chdir(tmp_path / "in")
     assert find_images(["*"]) == {"one": Path("one.png"), "two": Path("two.jpg")}
-    # A file that is named is taken whatever its suffix.
+    # A file given by name is accepted whatever its suffix.
     odd = files(tmp_path, "scan.dat")[0]
     assert find_images([odd]) == {"scan": odd}
 
@@ -56,7 +56,7 @@ def test_names_are_relative_to_the_part_before_the_first_wildcard(
     assert set(find_images([pattern])) == names
 
 
-def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
+def test_an_existing_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
     odd, other = files(tmp_path, "in [2]/x.png", "in [2]/y.png")
     assert find_images([odd]) == {"x": odd}
     assert find_images([odd.parent]) == {"x": odd, "y": other}
@@ -74,7 +74,7 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
         ("*.md", r"\*\.md: holds no images"),
     ],
 )
-def test_nothing_to_predict_is_named(
+def test_paths_without_images_are_named(
     wanted: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -84,20 +84,22 @@ def test_nothing_to_predict_is_named(
         find_images([wanted])
 
 
-def test_two_images_whose_masks_would_have_one_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"their masks would have the same name; predict them apart"):
+def test_two_images_whose_masks_would_have_the_same_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"their masks would have the same name; predict them separately"):
         find_images(files(tmp_path, "a/1.png", "b/1.png"))
 
 
-def test_masks_in_the_searched_folder_are_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_in_the_searched_folder_are_not_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, mask = files(tmp_path, "a.jpg", "masks/a.png")
     out = tmp_path / "masks"
     assert find_images([tmp_path], out) == find_images([str(tmp_path / "*")], out) == {"a": image}
-    # A file that is named is wanted, and so is what lies below --out where that is not what is searched.
+    # A file given by name counts, and so do files in --out if that folder is not inside the searched one.
     assert set(find_images([mask], out)) == {"a"} and set(find_images([out], tmp_path)) == {"a"}
     monkeypatch.chdir(tmp_path)
     assert set(find_images(["masks"], Path("."))) == {"a"}
-    with pytest.raises(DataError, match=r"a\.\*: its images lie in --out .*, where masks go; choose another --out"):
+    with pytest.raises(
+        DataError, match=r"a\.\*: its images are in --out .*, where masks are written; choose another --out"
+    ):
         find_images(["a.*"], Path("."))
 
 
@@ -115,10 +117,10 @@ def test_shards_stand_for_the_images_in_them(tmp_path: Path) -> None:
     assert [path.name for path in find_images([tmp_path / "in"]).values()] == ["1.jpg", "2.PNG", "3.webp"]
     assert list(find_images([tmp_path / "in"])) == ["a/1", "2", "3"]
     assert list(find_images([tmp_path / "in/*.tar"])) == list(find_images([tmp_path / "in/000.tar"])) == ["a/1", "2"]
-    # A key of two shards stands behind their names.
+    # A key that two shards have is prefixed with the name of its shard.
     shard(tmp_path / "in/002.tar", "3.jpg", "4.jpg")
     assert list(find_images([tmp_path / "in"])) == ["a/1", "2", "002/3", "4", "001/3"]
-    # Beside images a tar is where they came from.
+    # Next to image files, a tar is taken for their archive.
     files(tmp_path, "in/5.jpg")
     assert list(find_images([tmp_path / "in"])) == ["5"]
 
@@ -131,7 +133,7 @@ def test_numbers_in_braces(tmp_path: Path) -> None:
     assert find_images([one]) == {"{1..3}": one}
     with pytest.raises(DataError, match=r"012\.tar: no such image, folder or pattern"):
         find_images([tmp_path / "{008..012}.tar"])
-    with pytest.raises(DataError, match=r"\{3\.\.1\} counts -1 numbers, expected 1 to 1,000,000"):
+    with pytest.raises(DataError, match=r"\{3\.\.1\} stands for -1 numbers, expected 1 to 1,000,000"):
         find_images(["{3..1}.tar"])
 
 

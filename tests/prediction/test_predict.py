@@ -16,7 +16,7 @@ from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment import infer
-from tagseg.segment.predictor import Predictor, adapted, load
+from tagseg.segment.predictor import Predictor, configure, load
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
@@ -43,7 +43,7 @@ def test_a_folder_with_subfolders_and_odd_names(run: Run, tmp_path: Path) -> Non
     photos, out = tmp_path / "my photos", tmp_path / "masks"
     for name in ("a b.jpg", "sub/Größe ü.PNG", "sub/deep/日本.webp", "same.jpg", "same.png", "x.y.jpg"):
         noise(photos / name)
-    (photos / "notes.txt").write_text("no image")
+    (photos / "notes.txt").write_text("not an image")
     result = predict(run.root, photos, out, CPU)
     names = {"a b", "sub/Größe ü", "sub/deep/日本", "same.jpg", "same.png", "x.y"}
     assert set(result.ids) == names and result.skipped == () and result.folder == out
@@ -67,28 +67,31 @@ def test_a_file_a_pattern_and_a_list(run: Run, tmp_path: Path) -> None:
     assert done.ids == ("in/two",) and read_mask_file(tmp_path / "d/in/two.png").shape == (30, 40)
 
 
-def test_nothing_to_predict_leaves_nothing(run: Run, tmp_path: Path) -> None:
+def test_without_images_nothing_is_written(run: Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.jpg: no such image, folder or pattern"):
         predict(run.root, tmp_path / "nothing.jpg", tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
 
 
-def test_masks_that_exist_need_force(run: Run, tmp_path: Path) -> None:
+def test_existing_masks_are_overwritten_only_with_force(run: Run, tmp_path: Path) -> None:
     image, out = noise(tmp_path / "a.jpg"), tmp_path / "out"
     predict(run.root, image, out, CPU)
     (out / "a.png").write_bytes(b"mine")
     noise(tmp_path / "b.jpg")
-    with pytest.raises(DataError, match=r"a\.png: exists \(1 masks do\); choose another --out, --resume .* or --force"):
+    with pytest.raises(
+        DataError,
+        match=r"a\.png: already exists \(1 of the masks do\); choose another --out, add --resume .* or --force",
+    ):
         predict(run.root, tmp_path / "*.jpg", out, CPU)
     assert (out / "a.png").read_bytes() == b"mine" and not (out / "b.png").exists()
     predict(run.root, tmp_path / "*.jpg", out, options=PredictOptions(device="cpu", force=True))
     assert read_mask_file(out / "a.png").shape == (30, 40) and (out / "b.png").exists()
 
 
-def test_masks_do_not_overwrite_the_images_they_lie_beside(run: Run, tmp_path: Path) -> None:
+def test_masks_do_not_overwrite_images_in_the_same_folder(run: Run, tmp_path: Path) -> None:
     image = noise(tmp_path / "a.png")
     before = image.read_bytes()
-    with pytest.raises(DataError, match="its images lie in --out"):
+    with pytest.raises(DataError, match="its images are in --out"):
         predict(run.root, tmp_path, tmp_path, CPU)
     with pytest.raises(DataError, match="would overwrite the image"):
         predict(run.root, image, tmp_path, PredictOptions(device="cpu", force=True))
@@ -110,13 +113,13 @@ def test_broken_images_are_skipped_and_listed(run: Run, tmp_path: Path, caplog: 
     assert caplog.text.count("skipped: ") == 2
 
 
-def test_when_every_image_is_broken_that_is_an_error(run: Run, tmp_path: Path) -> None:
+def test_it_is_an_error_if_no_image_can_be_read(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 1 images could be read; first: .*a\.jpg"):
         predict(run.root, tmp_path / "a.jpg", tmp_path / "out", CPU)
 
 
-def test_a_photo_taken_upright_has_an_upright_mask(run: Run, tmp_path: Path) -> None:
+def test_a_mask_follows_the_exif_orientation_of_its_image(run: Run, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = noise(tmp_path / "in/turned.jpg", (40, 30), exif=exif)
@@ -127,13 +130,13 @@ def test_a_photo_taken_upright_has_an_upright_mask(run: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("size", [(300, 170), (1, 1), (1, 500), (7, 5)])
-def test_masks_have_the_images_size(size: tuple[int, int], run: Run) -> None:
+def test_a_mask_has_the_size_of_its_image(size: tuple[int, int], run: Run) -> None:
     predictor = load(run.root, "cpu")
     mask = predictor(Image.new("RGB", size, "red"))
     assert mask.shape == size[::-1] and mask.dtype == np.uint8 and mask.max() <= 2
 
 
-def test_large_images_are_reduced_before_the_network_sees_them(run: Run) -> None:
+def test_large_images_are_reduced_before_prediction(run: Run) -> None:
     predictor = load(run.root, "cpu")
     seen = []
     predictor.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
@@ -142,7 +145,7 @@ def test_large_images_are_reduced_before_the_network_sees_them(run: Run) -> None
     assert set(seen) == {(32, 64), (32, 48)}
 
 
-def test_a_mask_is_the_likeliest_id(run: Run) -> None:
+def test_each_pixel_gets_the_likeliest_id(run: Run) -> None:
     predictor = load(run.root, "cpu")
     last = predictor.network.net.segmentation_head[0]
     torch.nn.init.zeros_(last.weight)
@@ -151,7 +154,7 @@ def test_a_mask_is_the_likeliest_id(run: Run) -> None:
         assert (predictor(Image.new("RGB", (50, 40))) == likeliest).all()
 
 
-def test_a_run_without_segmenter(tmp_path: Path) -> None:
+def test_a_run_without_a_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         predict(tmp_path, tmp_path, tmp_path / "out")
     run = open_run(tmp_path / "run", tmp_path, Settings())
@@ -168,7 +171,7 @@ def test_a_damaged_network_is_named(run: Run, tmp_path: Path) -> None:
         load(other.root, "cpu")
 
 
-def test_a_predictor_says_what_its_ids_mean(run: Run) -> None:
+def test_a_predictor_names_its_classes(run: Run) -> None:
     predictor = load(run.root, "cpu")
     assert isinstance(predictor, Predictor) and predictor.classes == ("background", "cat", "Bär")
     assert not predictor.network.training and predictor.scales == (1.0,) and predictor.flip and predictor.max_side == 64
@@ -187,16 +190,16 @@ def test_every_image_has_a_line_in_the_order_given(run: Run, tmp_path: Path) -> 
     assert (first["image"], first["mask"], first["width"], first["height"]) == (str(good), "z.png", 40, 30)
     assert second == {"image": str(broken), "error": dict(result.skipped)[str(broken)]}
     assert (third["image"], third["width"], third["height"]) == (str(last), 60, 20)
-    # What a line says is what the mask shows, and what the network thinks of it.
+    # A line agrees with the mask and with the network's probabilities.
     predictor, mask = load(run.root, "cpu"), read_mask_file(tmp_path / "out/z.png")
-    seen = predictor.probabilities(read_image(good))
-    assert seen.shape == (3, 30, 40) and (mask == seen.argmax(0)).all()
+    probabilities = predictor.probabilities(read_image(good))
+    assert probabilities.shape == (3, 30, 40) and (mask == probabilities.argmax(0)).all()
     found = {part["id"]: part for part in first["classes"]}  # type: ignore[attr-defined]
     assert set(found) == set(np.unique(mask)) - {0} != set()
     for i, part in found.items():
         assert part["name"] == predictor.classes[i]
         assert part["area"] == pytest.approx((mask == i).mean(), abs=1e-4)
-        assert part["confidence"] == pytest.approx(seen[i][mask == i].mean(), abs=1e-4)
+        assert part["confidence"] == pytest.approx(probabilities[i][mask == i].mean(), abs=1e-4)
 
 
 def photos(folder: Path) -> Path:
@@ -219,7 +222,7 @@ def test_masks_do_not_depend_on_the_batch(batch: int, run: Run, tmp_path: Path) 
     assert [line["image"] for line in lines(tmp_path / "1")] == [line["image"] for line in lines(tmp_path / "n")]
 
 
-def test_an_interrupted_prediction_goes_on(run: Run, tmp_path: Path, interrupted: Interrupted) -> None:
+def test_an_interrupted_prediction_resumes(run: Run, tmp_path: Path, interrupted: Interrupted) -> None:
     source, out = photos(tmp_path / "in"), tmp_path / "in/masks"
     with pytest.raises(KeyboardInterrupt):
         predict(run.root, source, out, CPU, interrupted(4))
@@ -228,21 +231,21 @@ def test_an_interrupted_prediction_goes_on(run: Run, tmp_path: Path, interrupted
     assert len(times) == 4
     with (out / "predictions.jsonl").open("ab") as file:
         file.write(b'{"image": "brok')
-    with pytest.raises(DataError, match="--resume to go on"):
+    with pytest.raises(DataError, match="add --resume to predict only the images without a mask"):
         predict(run.root, source, out, CPU)
     again = PredictOptions(device="cpu", resume=True)
     done = predict(run.root, source, out, again)
     assert done.kept == 4 and len(done.ids) == 11 and len(done.skipped) == 1
     assert [file.stat().st_mtime_ns for file in files] == times
-    # The same as in one go, broken image included; masks in the searched folder were no images.
+    # The result is that of an uninterrupted prediction, broken image included; masks are not taken for images.
     predict(run.root, sorted(source.glob("*.*g")), tmp_path / "once", CPU)
     assert lines(out) == lines(tmp_path / "once") and len(lines(out)) == 12
-    # Everything is there but what is broken.
+    # Only the broken image is tried again.
     done = predict(run.root, source, out, again)
     assert done.kept == 11 and len(done.ids) == 11 and lines(out) == lines(tmp_path / "once")
 
 
-def test_lines_of_other_images_stay(run: Run, tmp_path: Path) -> None:
+def test_lines_of_other_images_are_kept(run: Run, tmp_path: Path) -> None:
     one, two = noise(tmp_path / "1.png"), noise(tmp_path / "2.png")
     for image in (two, one):
         predict(run.root, image, tmp_path / "out", CPU)
@@ -251,7 +254,7 @@ def test_lines_of_other_images_stay(run: Run, tmp_path: Path) -> None:
     assert [line["image"] for line in lines(tmp_path / "out")] == [str(one), str(two)]
 
 
-def test_probabilities_on_request(run: Run, tmp_path: Path) -> None:
+def test_probabilities_are_written_on_request(run: Run, tmp_path: Path) -> None:
     small, large = noise(tmp_path / "small.png"), noise(tmp_path / "large.png", (256, 100))
     options = PredictOptions(device="cpu", probabilities=True)
     predict(run.root, [small, large], tmp_path / "out", options)
@@ -262,22 +265,22 @@ def test_probabilities_on_request(run: Run, tmp_path: Path) -> None:
     assert np.load(tmp_path / "out/large.probabilities.npy", allow_pickle=False).shape == (3, 25, 64)
 
 
-def test_the_crf_on_request(run: Run, tmp_path: Path) -> None:
+def test_the_crf_refines_masks_on_request(run: Run, tmp_path: Path) -> None:
     image = noise(tmp_path / "a.png", (120, 90))
     plain = predict(run.root, image, tmp_path / "plain", CPU).folder
     refined = predict(run.root, image, tmp_path / "crf", PredictOptions(device="cpu", crf=True)).folder
     before, after = (read_mask_file(folder / "a.png", (90, 120)) for folder in (plain, refined))
     assert (before != after).any()
-    # As the predictor makes it of the image itself.
-    predictor = adapted(load(run.root, "cpu"), PredictOptions(crf=True))
+    # The predictor gives the same mask for the image.
+    predictor = configure(load(run.root, "cpu"), PredictOptions(crf=True))
     assert predictor.crf == CrfSettings() and (predictor(read_image(image)) == after).all()
 
 
-def test_options_override_what_the_network_came_with(run: Run) -> None:
+def test_options_override_the_networks_own(run: Run) -> None:
     predictor = load(run.root, "cpu")
     assert (predictor.window, predictor.max_side) == (64, 64)
-    assert adapted(predictor, PredictOptions()) == predictor
-    found = adapted(
+    assert configure(predictor, PredictOptions()) == predictor
+    found = configure(
         predictor, PredictOptions(scales=(0.5, 2.0), flip=False, max_side=0, window=96, batch=3, precision="bf16")
     )
     assert (found.scales, found.flip, found.max_side, found.window) == ((0.5, 2.0), False, 0, 96)
@@ -285,35 +288,35 @@ def test_options_override_what_the_network_came_with(run: Run) -> None:
 
 
 def wide(size: tuple[int, int]) -> Image.Image:
-    """Return an image of patches of 20 pixels in clear colours."""
+    """Return an image of patches of 20 pixels in pure colours."""
     draw = np.random.default_rng(0).integers(0, 3, (-(-size[1] // 20), -(-size[0] // 20)))
     pixels = np.eye(3, dtype=np.uint8)[draw].repeat(20, 0).repeat(20, 1) * 255
     return Image.fromarray(pixels[: size[1], : size[0]])
 
 
-def test_full_size_is_predicted_in_windows(pixelwise: Segmenter) -> None:
+def test_large_images_are_predicted_in_windows(pixelwise: Segmenter) -> None:
     image = wide((400, 240))
     predictor = Predictor(pixelwise, ("background", "a", "b"), (1.0,), False, 0, window=128)
     whole = dataclasses.replace(predictor, window=512)
     assert whole.probabilities(image).shape == (3, 240, 400)
     assert predictor.probabilities(image).shape == (3, 60, 100)
     assert isinstance(pixelwise.sizes, list) and set(pixelwise.sizes[1:]) == {(1, 3, 128, 128)}
-    # Patches lie on cells: but where the corners of several meet, enlarging decides as the picture does.
+    # Patches are aligned with cells: except where corners of several meet, the enlarged cells give the picture.
     truth = np.asarray(image).argmax(2)
     assert (whole(image) == truth).all() and (predictor(image) == truth).mean() > 0.998
-    # An image with other sides than multiples of a cell's is fitted to them.
+    # An image whose sides are not multiples of a cell is resized to them.
     odd = predictor(wide((397, 239)))
     assert odd.shape == (239, 397) and (odd == np.asarray(wide((397, 239))).argmax(2)).mean() > 0.97
 
 
-def test_an_image_no_larger_than_a_window_is_one_call(pixelwise: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_no_larger_than_a_window_takes_one_call(pixelwise: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer, "window_starts", lambda *_: pytest.fail("windows were made"))
     predictor = Predictor(pixelwise, ("background", "a", "b"), (1.0,), True, 0, window=128)
     predictor(Image.new("RGB", (128, 50)))
-    assert pixelwise.sizes == [(2, 3, 52, 128)]  # straight and mirrored
+    assert pixelwise.sizes == [(2, 3, 52, 128)]  # as it is and mirrored
 
 
-def test_a_predictor_takes_images_of_any_kind(run: Run) -> None:
+def test_a_predictor_accepts_images_of_any_mode(run: Run) -> None:
     predictor, image = load(run.root, "cpu"), Image.new("RGB", (40, 30), (200, 10, 90))
     expected = predictor(image)
     assert (predictor(image.convert("RGBA")) == expected).all()
@@ -322,7 +325,7 @@ def test_a_predictor_takes_images_of_any_kind(run: Run) -> None:
     assert (predictor(grey) == predictor(Image.new("RGB", (40, 30), (156,) * 3))).all()
 
 
-def test_memory_that_runs_out_names_the_flags_to_lower(
+def test_running_out_of_memory_names_the_flags_to_lower(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise(tmp_path / "a.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tagseg.prediction import chunks as shares
+from tagseg.prediction import chunks
 from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.settings.predict import PredictOptions
@@ -27,8 +27,8 @@ def written(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Run a small cluster for all tests: each would start its own."""
-    # Unasked, Ray's workers give way to all other processes.
+    """Run one small cluster for all tests, or each would start its own."""
+    # By default Ray's workers run at a low priority.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     address = os.environ.get("RAY_ADDRESS") or "local"
     own = {"num_cpus": 2, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
@@ -37,15 +37,15 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def holders() -> list[int]:
-    """Return the processes that hold the network: Ray names them by what they run."""
+def actor_processes() -> list[int]:
+    """Return the processes that hold the network: Ray names them after what they run."""
     found = []
     for process in Path("/proc").iterdir():
         try:
             title = (process / "cmdline").read_bytes() if process.name.isdigit() else b""
         except OSError:
             continue
-        if title.startswith(b"ray::") and b"Network" in title:
+        if title.startswith(b"ray::") and b"NetworkActor" in title:
             found.append(int(process.name))
     return found
 
@@ -58,7 +58,7 @@ def holders() -> list[int]:
         PredictOptions(device="cpu", format="parquet", rows=15),
     ],
 )
-def test_ray_leaves_the_bytes_of_the_local_engine(
+def test_ray_writes_the_same_bytes_as_the_local_engine(
     options: PredictOptions, run: Run, photos: list[Path], tmp_path: Path, cluster: None
 ) -> None:
     local = predict(run.root, photos, tmp_path / "local", options)
@@ -70,40 +70,40 @@ def test_ray_leaves_the_bytes_of_the_local_engine(
 def test_a_killed_actor_loses_nothing(
     run: Run, photos: list[Path], tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Images go to the actors one by one, so that most have not when the first are written.
-    monkeypatch.setattr(shares, "BATCHES", 1)
+    # Images go to the actors one by one, so that most are still waiting when the first are written.
+    monkeypatch.setattr(chunks, "BATCHES_PER_CHUNK", 1)
     killed: list[int] = []
     after: set[int] = set()
 
     def kill(items, title, total):  # type: ignore[no-untyped-def]
         for number, item in enumerate(items):
             if number == 2:
-                killed.extend(holders())
+                killed.extend(actor_processes())
                 for process in killed:
                     os.kill(process, signal.SIGKILL)
             yield item
-            after.update(holders())
+            after.update(actor_processes())
 
     predict(run.root, photos, tmp_path / "local", CPU)
     done = predict(run.root, photos, tmp_path / "ray", RAY, kill)
-    assert killed and after - set(killed), "others have taken their place"
+    assert killed and after - set(killed), "new actors have replaced them"
     assert len(done.ids) == len(set(done.ids)) == 42
-    # Lines too: no image twice, all in their order.
+    # This covers the lines: no image twice, all in their order.
     assert written(tmp_path / "ray") == written(tmp_path / "local")
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_what_was_ended_as_a_whole_goes_on(
+def test_a_killed_prediction_resumes(
     by: signal.Signals, run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Relative paths, as they are typed.
+    # Relative paths, as a user types them.
     monkeypatch.chdir(tmp_path)
     given = [os.path.relpath(path) for path in photos]
     options = ["--engine", "ray", "--device", "cpu", "--no-flip"]
     command = [sys.executable, "-m", "tagseg", "predict", run.root, *given, "--out", "ray", *options]
     predict(run.root, given, "local", dataclasses.replace(CPU, flip=False))
     lines = Path("ray/predictions.jsonl")
-    # As many threads as here: rounding may depend on it.
+    # With as many threads as here, because rounding may depend on it.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     with subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 600

@@ -10,15 +10,15 @@ from PIL import Image
 from tagseg.data.images import read_image
 from tagseg.errors import DataError
 from tagseg.prediction import remote
-from tagseg.prediction.find_images import find_images, identity
-from tagseg.prediction.read import Read, open_image, read_picture
+from tagseg.prediction.find_images import canonical_location, find_images
+from tagseg.prediction.read import InputImage, open_image, read_input
 from tagseg.prediction.remote import fetch_url, is_url, list_url, local_path
 from tagseg.segment.resolution import Resolution, resize_to_picture
 
 
 @pytest.fixture
 def bucket() -> Iterator[str]:
-    """Yield a storage in this process's memory: a few images, and a text."""
+    """Yield the URL of a storage in memory with a few images and a text."""
     storage = fsspec.filesystem("memory")
     for number, name in enumerate(("b.jpg", "a b/1.PNG", "a b/ü.webp", "notes.txt")):
         file = io.BytesIO()
@@ -28,7 +28,7 @@ def bucket() -> Iterator[str]:
     storage.rm("/bucket", recursive=True)
 
 
-def test_what_a_url_is() -> None:
+def test_urls_are_told_from_paths() -> None:
     for url in ("s3://bucket/a.jpg", "gs://b", "https://example.org/a.jpg", "zip://*.jpg::s3://b/a.zip", "FILE:///a"):
         assert is_url(url)
     for name in ("a.jpg", "in/a:b.jpg", "C:\\photos", Path("s3://bucket/a.jpg"), "://"):
@@ -46,15 +46,15 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 def test_a_folder_a_pattern_and_a_file_in_a_storage(bucket: str) -> None:
     folder = {"a b/1": "memory:///bucket/a b/1.PNG", "a b/ü": "memory:///bucket/a b/ü.webp"}
     assert find_images([bucket]) == {**folder, "b": "memory:///bucket/b.jpg"}
-    assert list(find_images([bucket])) == ["a b/1", "a b/ü", "b"]  # as in a folder of these names
+    assert list(find_images([bucket])) == ["a b/1", "a b/ü", "b"]  # as in a local folder with these names
     assert find_images([f"{bucket}/*/*"]) == folder
     assert find_images([f"{bucket}/a*"]) == folder
     assert find_images([f"{bucket}/b.jpg", f"{bucket}/b.jpg"]) == {"b": "memory:///bucket/b.jpg"}
-    # A file that is named is taken whatever its suffix.
+    # A single file is accepted whatever its suffix.
     assert find_images([f"{bucket}/notes.txt"]) == {"notes": "memory:///bucket/notes.txt"}
 
 
-def test_numbers_in_braces_count_in_urls_too(bucket: str) -> None:
+def test_numbers_in_braces_work_in_urls_too(bucket: str) -> None:
     storage = fsspec.filesystem("memory")
     for number in range(8, 12):
         storage.pipe(f"/bucket/{number:03}/{number}.jpg", b"")
@@ -64,9 +64,9 @@ def test_numbers_in_braces_count_in_urls_too(bucket: str) -> None:
 def test_shards_in_a_storage_are_refused(bucket: str) -> None:
     fsspec.filesystem("memory").pipe("/bucket/shards/000.tar", b"")
     for url in (f"{bucket}/shards", f"{bucket}/shards/000.tar", f"{bucket}/*/*.tar"):
-        with pytest.raises(DataError, match=r"tar shards in other storage are not read; copy or mount them"):
+        with pytest.raises(DataError, match=r"tar shards cannot be read from a URL; copy or mount them"):
             find_images([url])
-    # Beside images a tar is where they came from.
+    # Next to image files, a tar is taken for their archive.
     assert "b" in find_images([bucket])
 
 
@@ -80,26 +80,26 @@ def test_names_are_those_of_a_local_folder(bucket: str, tmp_path: Path) -> None:
         assert list(find_images([f"{bucket}{below}"])) == list(find_images([f"{tmp_path}/bucket{below}"]))
 
 
-def test_an_image_at_a_url_is_read_as_from_a_file(bucket: str, tmp_path: Path) -> None:
+def test_an_image_at_a_url_is_read_like_a_file(bucket: str, tmp_path: Path) -> None:
     url = "memory:///bucket/a b/1.PNG"
     (tmp_path / "a.png").write_bytes(fetch_url(url))
     assert open_image(url, 1.0).tobytes() == read_image(tmp_path / "a.png").tobytes()
-    one, seen = read_picture("1", url, Resolution(16, 16), 1.0)
-    assert one == Read("1", url, (10, 21)) and seen is not None and seen.shape == (8, 16, 3)
-    assert (seen == resize_to_picture(read_image(tmp_path / "a.png"), Resolution(16, 16))).all()
+    image, picture = read_input("1", url, Resolution(16, 16), 1.0)
+    assert image == InputImage("1", url, (10, 21)) and picture is not None and picture.shape == (8, 16, 3)
+    assert (picture == resize_to_picture(read_image(tmp_path / "a.png"), Resolution(16, 16))).all()
 
 
-def test_what_cannot_be_read_says_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_images_say_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.filesystem("memory").pipe("/bucket/broken.jpg", b"none")
     for url, message in (
         ("memory:///bucket/broken.jpg", r"memory:///bucket/broken\.jpg: not an image"),
         ("memory:///bucket/gone.jpg", r"memory:///bucket/gone\.jpg: no such file"),
     ):
-        one, seen = read_picture("x", url, Resolution(16, 16), 1.0)
-        assert seen is None and one.size == (0, 0)
+        image, picture = read_input("x", url, Resolution(16, 16), 1.0)
+        assert picture is None and image.size == (0, 0)
         with pytest.raises(DataError, match=message):
             open_image(url, 1.0)
-        assert one.error and url in one.error
+        assert image.error and url in image.error
     monkeypatch.setattr(remote, "MAX_BYTES", 3)
     with pytest.raises(DataError, match=r"broken\.jpg: too large, expected at most 0 MB"):
         fetch_url("memory:///bucket/broken.jpg")
@@ -121,7 +121,7 @@ def test_a_storage_without_images_is_named(url: str, message: str, bucket: str) 
         find_images([url])
 
 
-def test_a_storage_that_needs_a_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_needs_a_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(url: str) -> None:
         raise ImportError("Install s3fs to access S3")
 
@@ -130,7 +130,7 @@ def test_a_storage_that_needs_a_package_says_so(monkeypatch: pytest.MonkeyPatch)
         list_url("s3://bucket")
 
 
-def test_errors_of_a_storage_are_said_whatever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_error_of_a_storage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentials(Exception): ...
 
     def refuse(url: str) -> None:
@@ -141,9 +141,9 @@ def test_errors_of_a_storage_are_said_whatever_they_are(monkeypatch: pytest.Monk
         list_url("s3://bucket")
 
 
-def test_names_that_would_leave_the_output_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_would_be_written_outside_the_output_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hostile:
-        """A storage whose keys are no paths."""
+        """A storage whose keys are not proper paths."""
 
         def isfile(self, path: str) -> bool:
             return False
@@ -158,7 +158,7 @@ def test_names_that_would_leave_the_output_folder_are_refused(monkeypatch: pytes
             return f"s3://{path}"
 
     monkeypatch.setattr(remote, "url_to_fs", lambda url: (Hostile(), "bucket"))
-    with pytest.raises(DataError, match=r"'bucket/\.\./\.\./etc/x\.jpg', whose mask would leave --out"):
+    with pytest.raises(DataError, match=r"'bucket/\.\./\.\./etc/x\.jpg', whose mask would be written outside --out"):
         find_images(["s3://bucket"])
 
 
@@ -167,13 +167,18 @@ def test_images_in_an_archive(tmp_path: Path) -> None:
     Image.new("RGB", (6, 5), "red").save(file, "PNG")
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("in/a.png", file.getvalue())
-        archive.writestr("in/b.txt", "no image")
+        archive.writestr("in/b.txt", "not an image")
     found = find_images([f"zip://in/*::file://{tmp_path}/photos.zip"])
     assert found == {"a": f"zip://in/a.png::file://{tmp_path}/photos.zip"}
     assert open_image(found["a"], 1.0).size == (6, 5)
 
 
-def test_an_image_is_known_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_location_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert identity("a/../b.jpg") == identity(Path("b.jpg")) == identity(tmp_path / "b.jpg") == str(tmp_path / "b.jpg")
-    assert identity("s3://a/../b.jpg") == "s3://a/../b.jpg"
+    assert (
+        canonical_location("a/../b.jpg")
+        == canonical_location(Path("b.jpg"))
+        == canonical_location(tmp_path / "b.jpg")
+        == str(tmp_path / "b.jpg")
+    )
+    assert canonical_location("s3://a/../b.jpg") == "s3://a/../b.jpg"

@@ -30,7 +30,7 @@ def page_of(read_html):
 def test_the_page_holds_the_figures(tmp_path, make_run, page_of):
     run = make_run(tmp_path)
     page = page_of(run)
-    for text in ("48.7%", "51.2%", "3.1% of the pixels", "the 4 training images with true masks", "cat, dog"):
+    for text in ("48.7%", "51.2%", "3.1% of the pixels are", "the 4 training images with true masks", "cat, dog"):
         assert text in page.text
     assert "the 2 validation images with true masks" in page.text
     assert "4 for training (using only their tags) and 2 for validation" in page.text

@@ -242,6 +242,7 @@ def test_names_stay_text(tmp_path, open_page, serve):
     page = open_page(served.address)
     for sample_id in files:
         wait_for(page, sample_id)
+        shown(page)
         assert name(page) == sample_id and page.locator("#layers img").count() == 2
         assert page.text_content("#classes li:first-child .label") == HOSTILE_CLASS
         page.keyboard.press("a")

@@ -22,7 +22,7 @@ from tagseg.system.process import launched
 from tagseg.system.signals import exit_status, raised
 
 TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report", "bench")
-"""The commands that processes launched together may run; any other would be run by each of them."""
+"""The commands that processes launched together may run; each process would run any other by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,16 +33,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("tagseg").setLevel(logging.INFO)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     arguments = sys.argv[1:] if argv is None else list(argv)
     number, count = launched()
     out.quiet = number > 0
-    if count > 1:  # read when PyTorch is imported, which no command has done yet; its warnings are on how DDP is used
+    if count > 1:  # read when PyTorch is imported, later; hides its warnings about DDP
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if count > 1 and arguments and arguments[0] not in TOGETHER:
             raise ValueError(
-                f"{count} processes were launched, {arguments[0]} runs in one: leave out accelerate launch"
+                f"tagseg {arguments[0]} runs in one process, {count} were launched; run it without accelerate launch"
             )
         with raised():
             app(arguments)

@@ -1,4 +1,4 @@
-"""The data set as a run uses it: read, checked once, broken images left out, and the same again for later stages."""
+"""Prepare a run's data set: read it, check it once, leave out broken images, and give later stages the same."""
 
 import dataclasses
 import logging
@@ -18,23 +18,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run's data set without its broken images, and every image's size by sample id, (height, width) in pixels."""
+    """A run's data set without broken images; `sizes` are (height, width) in pixels by sample id."""
 
     dataset: Dataset
     sizes: Mapping[str, tuple[int, int]]
 
 
 def prepare(run: Run, track: Track = silent) -> Prepared:
-    """Read a run's data; the first time every image is decoded once, and the findings are kept in `run.data_file`.
+    """Read a run's data set; the first time, check every image and record the result in `run.data_file`.
 
     Raises:
-        DataError: as `read_dataset` and `check_images`.
-        RunError: when the data is no longer what the run began with, or the kept findings are damaged.
+        DataError: as for `read_dataset` and `check_images`.
+        RunError: when the data has changed since the run began, or `run.data_file` is damaged.
     """
     settings = run.settings().data
     dataset = read_dataset(run.data_root(), settings, run.settings().cache)
     if run.data_file.exists():
-        return _again(run, dataset)
+        return _prepared_again(run, dataset)
     for note in dataset.notes:
         log.warning("%s", note)
     checked = check_images(dataset, settings, track)
@@ -45,7 +45,7 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
     return Prepared(dataset, checked.sizes)
 
 
-def _again(run: Run, dataset: Dataset) -> Prepared:
+def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
     kept = read_data_file(run)
     broken = {path for path, _ in kept.broken}
     if broken:
@@ -54,7 +54,7 @@ def _again(run: Run, dataset: Dataset) -> Prepared:
     same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
     if not (same and all(map(_is_row, dataset.samples, kept.samples))):
         raise RunError(
-            f"{run.root}: the images or tags in {dataset.root} have changed since this run began; start another --out"
+            f"{run.root}: the images or tags in {dataset.root} have changed since this run began; use another --out"
         )
     # The samples' own ids as keys, and each size once, so that the rows can be freed.
     shared: dict[tuple[int, int], tuple[int, int]] = {}

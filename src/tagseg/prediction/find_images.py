@@ -1,4 +1,4 @@
-"""Which images are to be predicted, and the names of what is written for them."""
+"""Find the images to predict, and name their outputs."""
 
 import glob
 import re
@@ -13,27 +13,28 @@ from tagseg.errors import DataError
 from tagseg.prediction.remote import is_url, list_url, local_path
 
 Location = Path | str
-"""Where an image lies: a file (or a member of a tar, by its path), or a URL of another storage."""
+"""Where an image is: a file (or a member of a tar, by its path), or a URL in other storage."""
 
 
 def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[str, Location]:
-    """Return images by the name their outputs get: the path below the given folder, or below the part of a pattern
-    before its first wildcard, without suffix where that is unique.
+    """Return images by the names of their outputs.
 
-    Folders, those that a pattern matches too, are searched with their subfolders. Where `out` lies in what is searched,
-    its files are left out: masks are no images. Tar shards stand for the images in them, named by their keys; in a
-    folder they count where no image lies beside them. `{000..009}` in a path stands for each of these numbers. URLs of
-    folders, patterns and files in other storage are taken alike, without shards.
+    A name is the path relative to the given folder, or to the part of a pattern before its first wildcard; the suffix
+    is dropped unless two images differ only in it. Folders, including those that a pattern matches, are searched with
+    their subfolders. If `out` is inside a searched folder, its files are left out, since masks are not input images.
+    Tar shards stand for the images in them, named by their keys; in a folder they are read only if it has no image
+    files. `{000..009}` in a path stands for each of these numbers. URLs of folders, patterns and files work in the same
+    way, but without shards.
 
     Raises:
-        DataError: when a path does not exist, nothing is found, two images would have one name, a shard is damaged or
-            compressed, or a storage cannot be reached.
+        DataError: if a path does not exist, nothing is found, two images would have the same name, a shard is damaged
+            or compressed, or a storage cannot be reached.
     """
-    files: dict[Location, PurePath] = {}  # file -> its path below the folder its name is relative to
-    for item in (one for several in wanted for one in _numbered(local_path(several))):
+    files: dict[Location, PurePath] = {}  # file -> its path relative to the folder that was given
+    for item in (path for given in wanted for path in _expand_numbers(local_path(given))):
         if is_url(item):
-            for url, below in _listed(item).items():
-                files.setdefault(url, below)
+            for url, relative_path in _images_at(item).items():
+                files.setdefault(url, relative_path)
             continue
         path = Path(item)
         if path.is_file():
@@ -48,7 +49,7 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
             found = _without_outputs(found, out.resolve(), str(item))
         for file in found:
             files.setdefault(file, file.relative_to(root))
-    relative = {file: below for file, below in files.items() if not _is_shard(file)}
+    relative = {file: path for file, path in files.items() if not _is_shard(file)}
     for image, key in shard_images([Path(file) for file in files if _is_shard(file)]).items():
         relative[image] = key
     if not relative:
@@ -56,29 +57,31 @@ def find_images(wanted: Sequence[str | Path], out: Path | None = None) -> dict[s
     return _named(relative)
 
 
-def identity(location: Location) -> str:
-    """Return what an image is known by, however its location is written."""
+def canonical_location(location: Location) -> str:
+    """Return the same text for an image however its location is written."""
     return str(location) if is_url(location) else str(Path(location).resolve())
 
 
-def _numbered(item: str) -> list[str]:
-    """The paths that one with {000..009} stands for; a file that is really called so stands for itself."""
+def _expand_numbers(item: str) -> list[str]:
+    """Return the paths that a path with {000..009} stands for; an existing file with such a name stands for itself."""
     found = re.search(r"\{([0-9]+)\.\.([0-9]+)\}", item)
     if found is None or Path(item).exists():
         return [item]
     first, last = int(found[1]), int(found[2])
     if not 0 <= last - first < 1_000_000:
-        raise DataError(f"{item}: {found[0]} counts {last - first + 1} numbers, expected 1 to 1,000,000")
+        raise DataError(f"{item}: {found[0]} stands for {last - first + 1} numbers, expected 1 to 1,000,000")
     numbers = (f"{number:0{len(found[1])}}" for number in range(first, last + 1))
-    return [path for number in numbers for path in _numbered(item[: found.start()] + number + item[found.end() :])]
+    return [
+        path for number in numbers for path in _expand_numbers(item[: found.start()] + number + item[found.end() :])
+    ]
 
 
-def _listed(url: str) -> dict[str, PurePosixPath]:
-    """The images that a URL stands for; a file that is named is taken whatever its suffix."""
+def _images_at(url: str) -> dict[str, PurePosixPath]:
+    """Return the images that a URL stands for; a single file is accepted whatever its suffix."""
     listed = list_url(url)
-    images = {one: below for one, below in listed.items() if below.suffix.lower() in IMAGE_SUFFIXES}
-    if not images and any(below.suffix.lower() == ".tar" for below in listed.values()):
-        raise DataError(f"{url}: tar shards in other storage are not read; copy or mount them where they have a path")
+    images = {file: path for file, path in listed.items() if path.suffix.lower() in IMAGE_SUFFIXES}
+    if not images and any(path.suffix.lower() == ".tar" for path in listed.values()):
+        raise DataError(f"{url}: tar shards cannot be read from a URL; copy or mount them to have them under a path")
     return images or (listed if len(listed) == 1 else {})
 
 
@@ -87,7 +90,10 @@ def _is_shard(location: Location) -> bool:
 
 
 def _matches(pattern: Path) -> tuple[Path, list[Path]]:
-    """The folder that a pattern's wildcards begin in (what exists as it is written is none), and what it matches."""
+    """Return the last folder of a pattern before its wildcards, and the entries that it matches.
+
+    An existing folder counts as such even if its name looks like a pattern.
+    """
     root = pattern
     while not root.is_dir():
         root = root.parent
@@ -104,7 +110,7 @@ def _images(entry: Path) -> list[Path]:
 def _without_outputs(found: list[Path], out: Path, item: str) -> list[Path]:
     kept = [file for file in found if not file.resolve().is_relative_to(out)]
     if found and not kept:
-        raise DataError(f"{item}: its images lie in --out {out}, where masks go; choose another --out")
+        raise DataError(f"{item}: its images are in --out {out}, where masks are written; choose another --out")
     return kept
 
 
@@ -114,6 +120,6 @@ def _named(relative: dict[Location, PurePath]) -> dict[str, Location]:
     for file, path in relative.items():
         name = (path.with_suffix("") if stems[path.with_suffix("")] == 1 else path).as_posix()
         if name in named:
-            raise DataError(f"{file} and {named[name]}: their masks would have the same name; predict them apart")
+            raise DataError(f"{file} and {named[name]}: their masks would have the same name; predict them separately")
         named[name] = file
     return named

@@ -1,7 +1,7 @@
-"""Masks as Parquet files: masks-000000.parquet and so on, a row an image, as many rows a file as --rows says.
+"""Masks in Parquet files: masks-000000.parquet and so on, one row per image and `rows` rows per file.
 
-Which images are in a file depends on nothing but their order, and a file is there whole or not at all: after any
-interruption the rest becomes what it would have been.
+The images in a file depend only on the order of the images, and a file is either complete or absent. After any
+interruption the remaining files therefore get the same bytes as without it.
 """
 
 import itertools
@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from tagseg.errors import DataError
 from tagseg.prediction.find_images import Location
-from tagseg.prediction.outputs import LINES, Outcome, PredictionLine, read_lines
+from tagseg.prediction.lines import LINES, PredictionLine, read_lines
+from tagseg.prediction.outputs import Outcome
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.files import atomic_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GROUP = 250
-"""Rows that are written together, and that a reader takes into memory at a time; masks of photographs make a few MB."""
+ROWS_PER_GROUP = 250
+"""Rows that are written together, and that a reader loads at a time; with masks of photographs they take a few MB."""
 
 
 def part_file(number: int) -> str:
@@ -28,41 +29,44 @@ def part_file(number: int) -> str:
     return f"masks-{number:06d}.parquet"
 
 
-def begin_parts(
+def pending_rows(
     found: Mapping[str, Location], out: Path, options: PredictOptions
 ) -> tuple[list[str], list[PredictionLine]]:
-    """Return the names of the images that are to be predicted, and the lines of predictions.jsonl that stay: those of
-    the files that are whole.
+    """Return the names of the images that are to be predicted, and the lines of predictions.jsonl to keep: those of
+    the complete files.
 
     Raises:
-        DataError: when pyarrow is missing, files exist and neither `force` nor `resume` is given, or what is there is
-            of other images or was written with other `rows`.
+        DataError: if pyarrow is not installed, if files exist and neither `force` nor `resume` is set, or if the
+            existing files are of other images or were written with other `rows`.
     """
-    _pyarrow()
+    _import_pyarrow()
     present = sorted(_parts(out).values())
     lines = [] if options.force else read_lines(out / LINES)
     if present and not (options.force or options.resume):
         raise DataError(
-            f"{present[0]}: exists; choose another --out, --resume to go on behind the files that are there, or "
-            "--force to do all again"
+            f"{present[0]}: already exists; choose another --out, add --resume to continue after the existing files, "
+            "or --force to predict all images again"
         )
     names = list(found)
     for place, line in enumerate(lines):
         expected = (str(found[names[place]]), part_file(place // options.rows)) if place < len(names) else ("none", "")
         if (line["image"], line.get("mask", expected[1])) != expected:
             raise DataError(
-                f"{out / LINES}, line {place + 1}: of {line['image']} in {line.get('mask', 'no file')}, expected "
-                f"{expected[0]} in {expected[1] or 'no file'}: written of other images or with another --rows; choose "
-                "another --out, or --force to do all again"
+                f"{out / LINES}, line {place + 1}: has {line['image']} in {line.get('mask', 'no file')}, expected "
+                f"{expected[0]} in {expected[1] or 'no file'}: it was written for other images or with another --rows; "
+                "choose another --out, or add --force to predict all images again"
             )
-    whole = len(lines) // options.rows if len(lines) < len(names) else -(-len(lines) // options.rows)
-    kept = next((number for number in range(whole) if not (out / part_file(number)).exists()), whole)
+    complete = len(lines) // options.rows if len(lines) < len(names) else -(-len(lines) // options.rows)
+    kept = next((number for number in range(complete) if not (out / part_file(number)).exists()), complete)
     return names[kept * options.rows :], lines[: kept * options.rows]
 
 
 def write_parts(outcomes: Iterator[Outcome], out: Path, done: int, todo: int, rows: int) -> Iterator[PredictionLine]:
-    """Write files of masks and yield their images' lines, each when its file is there. `done` images lie in files
-    before these; `todo` are to come, and what earlier predictions left in their place is deleted first."""
+    """Write files of masks, and yield the lines of a file's images once it is complete.
+
+    The first `done` images are in files written before; `todo` are to come. Files that an earlier prediction left in
+    the place of the new ones are deleted first.
+    """
     for number, file in _parts(out).items():
         if number * rows >= done:
             file.unlink()
@@ -77,7 +81,7 @@ def _parts(out: Path) -> dict[int, Path]:
 
 
 def _write_part(outcomes: Iterator[Outcome], file: Path, count: int) -> list[PredictionLine]:
-    arrow = _pyarrow()
+    arrow = _import_pyarrow()
     import pyarrow.parquet as parquet
 
     schema, lines = _schema(arrow), []
@@ -85,11 +89,11 @@ def _write_part(outcomes: Iterator[Outcome], file: Path, count: int) -> list[Pre
         atomic_path(file) as temporary,
         parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
-        while group := list(itertools.islice(outcomes, GROUP)):
+        while group := list(itertools.islice(outcomes, ROWS_PER_GROUP)):
             rows = [_row(outcome) for outcome in group if outcome.files]
             writer.write_table(arrow.Table.from_pylist(rows, schema))
             lines += [outcome.line | {"mask": file.name} if outcome.files else outcome.line for outcome in group]
-    assert len(lines) == count, f"{file}: {len(lines)} images came, {count} were expected"
+    assert len(lines) == count, f"{file}: got {len(lines)} images, expected {count}"
     return lines
 
 
@@ -124,11 +128,11 @@ def _schema(arrow: Any) -> "pa.Schema":
 
 
 def _text(name: str) -> str:
-    # As in predictions.jsonl: file names may hold bytes that are no Unicode.
+    # As in predictions.jsonl: file names may contain bytes that are not valid Unicode.
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _pyarrow() -> Any:
+def _import_pyarrow() -> Any:
     try:
         import pyarrow
     except ImportError as error:

@@ -1,87 +1,93 @@
-"""The steps of mass labelling, each from rows to rows, as processes of their own do them: read, see, finish."""
+"""What the workers of a Ray cluster run: tasks that read chunks and finish images, and actors that hold the network.
+
+Each step takes and returns rows of a Ray data set. The tasks import no PyTorch, so that their processes start quickly
+and need little memory; only an actor does.
+"""
 
 import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tagseg.prediction.chunks import Chunk
-from tagseg.prediction.outputs import Outcome, finish_image, needed
-from tagseg.prediction.read import Read, read_picture
+from tagseg.prediction.finish import finish_image, needed_candidates
+from tagseg.prediction.outputs import Outcome
+from tagseg.prediction.plan import Plan
+from tagseg.prediction.read import InputImage, read_input
 from tagseg.prediction.remote import is_url
-from tagseg.segment.label_pixels import Labels
+from tagseg.segment.label_pixels import Candidates
 from tagseg.segment.resolution import Resolution
 from tagseg.settings.predict import PredictOptions
 
 RayRow = dict[str, Any]
-"""A row of a Ray data set: texts, and arrays as bytes. Nothing of ours is pickled on the way."""
+"""A row of a Ray data set: strings, and arrays as bytes. None of our objects is pickled in a row."""
 
 
-def chunk_text(share: Chunk) -> str:
-    """Return a share as JSON, in which any file name has a place."""
-    images = [[name, str(location)] for name, location in share.images.items()]
-    return json.dumps({"images": images, "wanted": sorted(share.wanted)})
+def chunk_json(chunk: Chunk) -> str:
+    """Return a chunk as JSON, which can represent every file name."""
+    images = [[name, str(location)] for name, location in chunk.images.items()]
+    return json.dumps({"images": images, "wanted": sorted(chunk.wanted)})
 
 
 def read_chunk(row: RayRow, resolution: Resolution, max_megapixels: float, folder: str) -> RayRow:
-    """Read a share's images: what became of each, and the pictures. Paths may be relative to `folder`."""
+    """Read the images of a chunk, and return their descriptions and pictures. Paths may be relative to `folder`."""
     _enter(folder)
-    share = json.loads(row["share"])
-    reads, pictures = [], {}
-    for number, (name, location) in enumerate(share["images"]):
-        place = location if is_url(location) else Path(location)
-        one, picture = read_picture(name, place, resolution, max_megapixels)
-        reads.append(_plain(one))
+    chunk = json.loads(row["chunk"])
+    images, pictures = [], {}
+    for number, (name, location) in enumerate(chunk["images"]):
+        image, picture = read_input(name, _location(location), resolution, max_megapixels)
+        images.append(_to_list(image))
         if picture is not None:
             pictures[str(number)] = picture
-    return {"share": json.dumps({"reads": reads, "wanted": share["wanted"]}), "pictures": _packed(pictures)}
+    return {"chunk": json.dumps({"images": images, "wanted": chunk["wanted"]}), "pictures": _to_bytes(pictures)}
 
 
-class Network:
-    """The network in a process of its own: from a share that was read to its images' probabilities, one a row."""
+class NetworkActor:
+    """The network in a process of its own: takes a chunk that was read, yields one row per image with its
+    probabilities."""
 
-    def __init__(self, run: str, options: PredictOptions, device: str, threads: int) -> None:
+    def __init__(self, run: str, options: PredictOptions, device: str, threads: int, plan: Plan) -> None:
         import torch
 
-        from tagseg.segment.predictor import adapted, load
+        from tagseg.segment.predictor import configure, load
 
         torch.set_num_threads(threads)
-        self.options = options
-        self.predictor = adapted(load(run, device), options)
+        self.plan = plan
+        self.predictor = configure(load(run, device), options)
 
     def __call__(self, row: RayRow) -> Iterator[RayRow]:
-        from tagseg.prediction.local_engine import seen_of
+        from tagseg.prediction.batches import chunk_probabilities
         from tagseg.segment.infer import as_tensor
 
-        share, pictures = json.loads(row["share"]), _unpacked(row["pictures"])
-        reads = [_read(one) for one in share["reads"]]
-        images = (
-            (one, as_tensor(pictures[str(number)]) if str(number) in pictures else None)
-            for number, one in enumerate(reads)
+        content, pictures = json.loads(row["chunk"]), _to_arrays(row["pictures"])
+        images = [_to_image(values) for values in content["images"]]
+        chunk = Chunk({image.name: image.location for image in images}, frozenset(content["wanted"]))
+        read = (
+            (image, as_tensor(pictures[str(number)]) if str(number) in pictures else None)
+            for number, image in enumerate(images)
         )
-        whole = Chunk({one.name: one.path for one in reads}, frozenset(share["wanted"]))
-        for one, seen in seen_of(whole, images, self.predictor):
-            labels = None if seen is None else needed(seen, self.options)
+        for image, probabilities in chunk_probabilities(chunk, read, self.predictor):
+            candidates = None if probabilities is None else needed_candidates(probabilities, self.plan)
             yield {
-                "read": json.dumps([_plain(one), None if labels is None else labels.ids]),
-                "seen": b"" if labels is None else _packed({"seen": labels.network}),
+                "image": json.dumps([_to_list(image), None if candidates is None else candidates.ids]),
+                "probabilities": b"" if candidates is None else _to_bytes({"all": candidates.probabilities}),
             }
 
 
-def finish_row(row: RayRow, classes: Sequence[str], options: PredictOptions, folder: str) -> RayRow:
-    """Make of an image's probabilities what is to be written for it. Its path may be relative to `folder`."""
+def finish_row(row: RayRow, plan: Plan, folder: str) -> RayRow:
+    """Turn an image's probabilities into what is written for it. Its path may be relative to `folder`."""
     _enter(folder)
-    one, ids = json.loads(row["read"])
-    labels = None
+    image, ids = json.loads(row["image"])
+    candidates = None
     if ids is not None:
-        seen = _unpacked(row["seen"])["seen"]
-        labels = Labels(tuple(ids), seen, seen)
-    return to_row(finish_image(_read(one), labels, classes, options))
+        probabilities = _to_arrays(row["probabilities"])["all"]
+        candidates = Candidates(tuple(ids), probabilities, probabilities)
+    return to_row(finish_image(_to_image(image), candidates, plan))
 
 
 def to_row(outcome: Outcome) -> RayRow:
@@ -91,32 +97,36 @@ def to_row(outcome: Outcome) -> RayRow:
 
 
 def from_row(row: RayRow) -> Outcome:
-    """Return the outcome that a row holds."""
+    """Return the outcome in a row."""
     name, line, files = json.loads(row["about"])
     return Outcome(name, line, dict(zip(files, map(bytes, row["files"]), strict=True)))
 
 
 def _enter(folder: str) -> None:
-    """Change to the folder that paths are relative to, where this machine has it: the process is a worker's own."""
+    """Change to the folder that paths are relative to, if this machine has it: a worker has a process to itself."""
     with contextlib.suppress(OSError):
         os.chdir(folder)
 
 
-def _plain(one: Read) -> list[Any]:
-    return [one.name, str(one.path), one.size, one.error]
+def _location(text: str) -> Path | str:
+    return text if is_url(text) else Path(text)
 
 
-def _read(plain: list[Any]) -> Read:
-    name, location, (height, width), error = plain
-    return Read(name, location if is_url(location) else Path(location), (height, width), error)
+def _to_list(image: InputImage) -> list[Any]:
+    return [image.name, str(image.location), image.size, image.error]
 
 
-def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+def _to_image(values: list[Any]) -> InputImage:
+    name, location, (height, width), error = values
+    return InputImage(name, _location(location), (height, width), error)
+
+
+def _to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
-def _unpacked(content: bytes) -> dict[str, np.ndarray]:
+def _to_arrays(content: bytes) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)

@@ -1,6 +1,6 @@
-"""Images as the network gets them: read from wherever they lie, at the resolution of the prediction.
+"""Read images from files and URLs, at the resolution of the prediction.
 
-Nothing here needs PyTorch: a process that only reads images starts in no time and takes little memory.
+This module imports no PyTorch: a process that only reads images starts quickly and needs little memory.
 """
 
 from dataclasses import dataclass
@@ -17,32 +17,32 @@ from tagseg.segment.resolution import Resolution, resize_to_picture
 
 
 @dataclass(frozen=True)
-class Read:
-    """An image that has been read: its outputs' name, where it lies and (height, width), or why it could not be
-    read."""
+class InputImage:
+    """An image after reading: the name of its outputs, its location, and its (height, width) in pixels or, if it could
+    not be read, the error."""
 
     name: str
-    path: Location
+    location: Location
     size: tuple[int, int] = (0, 0)
     error: str = ""
 
 
-def read_picture(
+def read_input(
     name: str, location: Location, resolution: Resolution, max_megapixels: float
-) -> tuple[Read, UInt8[np.ndarray, "h w 3"] | None]:
-    """Return what became of reading an image, and its picture, if it could be read."""
+) -> tuple[InputImage, UInt8[np.ndarray, "h w 3"] | None]:
+    """Read an image and return it with its picture, the pixels that the network sees (None if it cannot be read)."""
     try:
         image = open_image(location, max_megapixels)
     except DataError as error:
-        return Read(name, location, error=str(error)), None
-    return Read(name, location, (image.height, image.width)), resize_to_picture(image, resolution)
+        return InputImage(name, location, error=str(error)), None
+    return InputImage(name, location, (image.height, image.width)), resize_to_picture(image, resolution)
 
 
 def open_image(location: Location, max_megapixels: float) -> Image.Image:
-    """Return the image that lies in a file or at a URL, as `read_image` does.
+    """Return the image in a file or at a URL as RGB, see `read_image`.
 
     Raises:
-        DataError: as `read_image`, and when it cannot be fetched.
+        DataError: as `read_image`, and if the image cannot be fetched.
     """
     if isinstance(location, str):
         return read_image(location, max_megapixels, content=fetch_url(location))

@@ -180,7 +180,7 @@ def _score(label: str, result: Scores | None, kind: str, split: str, calibrated:
     images = _counted(result.images, measured)
     present = sum(share is not None for share in result.iou)
     unsure = (
-        f" {percent(result.unsure_share)} of the pixels are marked unsure and count as their likeliest class."
+        f" {percent(result.unsure_share)} of the pixels are unsure and count as their most likely class."
         if result.unsure_share is not None
         else ""
     )

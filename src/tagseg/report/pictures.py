@@ -123,8 +123,7 @@ def _choose(run: Run, data: DataFile, split: str, count: int) -> tuple[list[Imag
     chosen = evenly_spaced(predicted or masked or images, count)
     pool = f"the {noun} that have true masks" if chosen and all(row.mask for row in chosen) else f"all {noun}"
     rule = (
-        f"{len(chosen)} of {len(images):,} {noun}, evenly spaced over the list of {pool}. Nobody selected them by "
-        "their quality."
+        f"{len(chosen)} of {len(images):,} {noun}, evenly spaced over the list of {pool} and not selected by quality."
     )
     return chosen, rule
 

@@ -1,4 +1,5 @@
-"""At which resolution images are predicted. Nothing here needs PyTorch: reading processes start without it."""
+"""The resolution at which images are predicted. This module imports no PyTorch, so that reading processes start
+quickly."""
 
 from dataclasses import dataclass
 
@@ -9,14 +10,14 @@ from PIL import Image
 from tagseg.data.images import reduced_size
 
 CELL = 4
-"""Side in pixels of the cells that probabilities found in windows are kept for: a quarter of the resolution, as fine as
-networks see, with a sixteenth of the memory."""
+"""Side in pixels of the cells that probabilities found in windows are stored for: a quarter of the resolution, as fine
+as networks resolve, with a sixteenth of the memory."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """At which resolution images are predicted: larger ones are reduced to a long side of `max_side` (0: never); what
-    still exceeds `window` is predicted in windows."""
+    """The resolution at which images are predicted: larger images are reduced to a long side of `max_side` pixels (0:
+    never); if that exceeds `window` pixels, they are predicted in windows."""
 
     max_side: int
     window: int

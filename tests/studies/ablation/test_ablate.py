@@ -15,8 +15,9 @@ from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.ablate import ablate
-from tagseg.studies.ablation.arms import SCORE_FILE
-from tagseg.studies.ablation.table import ARMS, Ablation
+from tagseg.studies.ablation.arms import ARMS
+from tagseg.studies.ablation.scores import SCORE_FILE
+from tagseg.studies.ablation.table import Ablation
 
 T = TypeVar("T")
 
@@ -180,7 +181,7 @@ def test_without_true_masks_nothing_starts(discs: Path, tiny: Settings, tmp_path
 def test_a_wrong_true_mask_is_found_before_the_training(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     data = shutil.copytree(discs, tmp_path / "data")
     Image.new("L", (64, 47)).save(data / "masks" / "3.png")
-    with pytest.raises(DataError, match=r"3\.png: mask of another size"):
+    with pytest.raises(DataError, match=r"3\.png: the mask has"):
         ablate(data, tmp_path / "out", tiny)
     assert not list((tmp_path / "out").glob("*/network"))
 

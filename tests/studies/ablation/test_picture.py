@@ -3,8 +3,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tagseg.studies.ablation.arms import Arm
 from tagseg.studies.ablation.picture import draw_ablation
-from tagseg.studies.ablation.table import Ablation, Arm, ArmScore
+from tagseg.studies.ablation.scores import ArmScore
+from tagseg.studies.ablation.table import Ablation
 
 HOSTILE = "<script>alert(1)</script>\x07 & more"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -69,7 +71,7 @@ def test_names_are_only_text() -> None:
 def test_without_a_pair_the_picture_says_what_is_missing() -> None:
     root = parsed(ablation({"cam": [0.4]}))
     assert not list(root.iter(f"{SVG}circle"))
-    assert any("Partial: 1 of 2 runs are finished. A gain needs cam and another arm" in text for text in texts(root))
+    assert any("Partial: 1 of 2 runs are finished. A gain requires cam and another arm" in text for text in texts(root))
     assert any("not for claims" in text for text in texts(root))
     empty = parsed(ablation({}))
     assert any("Partial: 0 of 1 runs are finished" in text for text in texts(empty))

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tagseg.studies.ablation.table import ARMS, BACKGROUND_CUTS, Ablation, Arm, ArmScore, Spread
+from tagseg.studies.ablation.arms import ARMS, Arm
+from tagseg.studies.ablation.scores import BACKGROUND_CUTS, ArmScore
+from tagseg.studies.ablation.table import Ablation, Spread
 
 RULES: dict[Arm, str] = {"cam": "coarse map, Otsu's cut", "both": "posterior map, cut at 0.5"}
 

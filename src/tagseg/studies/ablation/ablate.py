@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
@@ -16,9 +16,10 @@ from tagseg.run.lock import hold_lock
 from tagseg.run.open import open_run
 from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.settings import Settings
-from tagseg.studies.ablation.arms import arm_settings, collect_scores, read_score, run_folder, runs_in, score_run
+from tagseg.studies.ablation.arms import ARMS, Arm, arm_settings, run_folder, runs_in
 from tagseg.studies.ablation.picture import draw_ablation
-from tagseg.studies.ablation.table import ARMS, Ablation, Arm
+from tagseg.studies.ablation.scores import read_score, score_run, settings_of_masks
+from tagseg.studies.ablation.table import Ablation
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 
@@ -86,6 +87,29 @@ def ablate(
     return found
 
 
+def collect_scores(folder: Path, settings: Settings, prepared: Prepared, asked: Iterable[tuple[Arm, int]]) -> Ablation:
+    """Return the scores of all finished runs in `folder` that differ from `settings` only in arm and seed.
+
+    Runs that are asked for and unfinished are named as missing, and so are unfinished runs of other arms with the same
+    seeds, which another process may be training.
+    """
+    asked = list(asked)
+    seeds = sorted({seed for _, seed in asked})
+    arms = {arm for arm, _ in asked}
+    scores = []
+    for arm, seed in runs_in(folder):
+        run = Run(run_folder(folder, arm, seed))
+        score = read_score(run, arm_settings(settings, arm, seed), prepared)
+        scores += [score] if score else []
+        arms |= {arm} if seed in seeds else set()
+    finished = {(score.arm, score.seed) for score in scores}
+    wanted = [(arm, seed) for arm in ARMS if arm in arms for seed in seeds]
+    missing = tuple(run_folder(folder, *pair).name for pair in wanted if pair not in finished)
+    classes = ("background", *prepared.dataset.classes)
+    images = len(scored_samples(prepared.dataset, "train"))
+    return Ablation(folder, classes, images, tuple(scores), missing, _shared(settings))
+
+
 def _open(folder: Path, data: str | Path, settings: Settings, force: bool) -> Run:
     with hold_lock(folder):
         return open_run(folder, data, settings, force)
@@ -144,3 +168,9 @@ def _with_prefix(track: Track, prefix: str) -> Track:
         return track(items, prefix + title, total)
 
     return prefixed
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
+    shared = settings_of_masks(settings)
+    del shared["seed"], shared["rca"]["contrast"], shared["rca"]["aggregation"]
+    return shared

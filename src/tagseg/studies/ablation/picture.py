@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from tagseg.report.charts import Tick, nice_ticks
 from tagseg.report.render import templates
-from tagseg.studies.ablation.table import ARMS, BACKGROUND_CUTS, SENSITIVITY, Ablation, Arm, Spread
+from tagseg.studies.ablation.arms import ARMS, Arm
+from tagseg.studies.ablation.scores import BACKGROUND_CUTS
+from tagseg.studies.ablation.table import SENSITIVITY, Ablation, Spread
 
 WIDTH, LEFT, RIGHT = 760, 160, 90
 """Width of the picture, and the margins left and right of the plots, in the SVG's units."""

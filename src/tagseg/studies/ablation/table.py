@@ -5,33 +5,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from tagseg.studies.ablation.arms import ARMS, Arm
+from tagseg.studies.ablation.scores import BACKGROUND_CUTS, ArmScore
 from tagseg.system.files import write_atomically
 
-Arm = Literal["cam", "contrast", "aggregation", "both"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
-
-BACKGROUND_CUTS = tuple(tenth / 10 for tenth in range(1, 10))
-"""Constant cuts at which each arm is scored besides its own rule, to show how much the cut matters."""
-
 SENSITIVITY = "Sensitivity, chosen with truth: not for claims"
-
-
-@dataclass(frozen=True)
-class ArmScore:
-    """The score of one run's pseudo-masks, 0 to 1.
-
-    miou, iou: pooled mIoU and the IoU of each class id (None as in `Scores`), with the run's own mask rule. cuts: the
-    mIoU at each of `BACKGROUND_CUTS`. rule: the mask rule in words.
-    """
-
-    arm: Arm
-    seed: int
-    rule: str
-    miou: float
-    iou: tuple[float | None, ...]
-    cuts: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A benchmark's figures beside the published ones, as JSON and as a table."""
+"""The result of a followed protocol next to published figures, as JSON and as a table."""
 
 import json
 from collections.abc import Mapping
