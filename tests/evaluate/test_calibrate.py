@@ -146,7 +146,7 @@ def test_apply_changes_the_settings_and_discards_masks_and_later(
         main([*command, "--apply"])
     text = capsys.readouterr().out
     assert not leaving.value.code and "| cut 0.7, no CRF | `--masks.background threshold" in text
-    assert f"Settings changed, masks and later stages discarded; go on with tagseg fit DATA --out {run.root}" in text
+    assert f"Settings changed; masks and later stages discarded. Continue: tagseg fit DATA --out {run.root}" in text
     assert run.settings() == with_rule(PLAIN, background="threshold", threshold=0.7)
     assert run.done("localise") and not run.done("masks") and not run.masks.exists() and not run.segmenter.exists()
     assert run.calibration_file.exists() and calibration_images(run) == {f"photo {i}" for i in range(IMAGES)}
