@@ -216,8 +216,8 @@ def reading(run: Run) -> dict[str, float]:
 
 def writing(masks: Path) -> dict[str, float]:
     """Return how many masks of a folder one process writes in a second, as PNG and as Parquet files."""
-    lines = [line for line in read_lines(masks / LINES) if "mask" in line][:1000]
-    outcomes = [Outcome(line["mask"], line, {line["mask"]: (masks / line["mask"]).read_bytes()}) for line in lines]
+    lines = [line for line in read_lines(masks / LINES) if line.mask][:1000]
+    outcomes = [Outcome(line.mask, line, {line.mask: (masks / line.mask).read_bytes()}) for line in lines if line.mask]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         for outcome in outcomes:

@@ -1,10 +1,13 @@
 import ast
 import dataclasses
+import hashlib
 import inspect
 import itertools
+import json
 import math
 import re
 import typing
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,6 +188,16 @@ def test_bad_settings_files_are_named(content: bytes | None, message: str, tmp_p
         (tmp_path / "my.toml").write_bytes(content)
     with pytest.raises(ValueError, match=f"my.toml: {message}"):
         Settings.from_toml(tmp_path / "my.toml")
+
+
+def test_the_settings_of_a_run_of_0_1_are_written_with_the_same_bytes(tmp_path: Path) -> None:
+    with zipfile.ZipFile(Path(__file__).parents[1] / "fixtures/run_of_0_1.zip") as fixture:
+        content = fixture.read("run/settings.toml")
+        manifest = json.loads(fixture.read("run/manifest.json"))
+    (tmp_path / "settings.toml").write_bytes(content)
+    again = Settings.from_toml(tmp_path / "settings.toml").to_toml().encode()
+    assert again == content
+    assert hashlib.sha256(again).hexdigest() == manifest["settings"]
 
 
 def documented(kind: type) -> set[str]:
