@@ -1,6 +1,5 @@
 """Estimate what a choice of mask settings gains, from a small number of true masks, by cross-validation."""
 
-import json
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int, Num
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
+from tagseg.system.records import json_text
 
 CONFIDENCE = 0.95
 """Probability that the interval of a gain contains the true gain."""
@@ -115,7 +115,7 @@ class Calibration:
         """Write calibration.json and calibration.md to the run, and record the images, which are never scored again."""
         used = sorted(calibration_images(run) | set(self.images))
         run.store(msgspec.structs.replace(run.manifest(), calibration_images=tuple(used)))
-        write_atomically(run.calibration_file, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(run.calibration_file, json_text(self.to_dict(), 1) + "\n")
         write_atomically(run.calibration_file.with_suffix(".md"), f"# Calibration of the masks\n\n{self.table()}")
         run.note("calibration")
 

@@ -60,7 +60,7 @@ def read_lines(file: Path) -> list[PredictionLine]:
     """
     if not file.exists():
         return []
-    return list(records.read_lines(file, PredictionLine, "move the file away", DataError, any_text=True))
+    return list(records.read_lines(file, PredictionLine, "move the file away", DataError, lenient=True))
 
 
 def write_lines(file: Path, lines: Iterable[PredictionLine]) -> None:

@@ -101,7 +101,7 @@ def to_row(outcome: Outcome) -> RayRow:
 def from_row(row: RayRow) -> Outcome:
     """Return the outcome in a row."""
     name, line, files = json.loads(row["about"])
-    parsed = parse_record(line.encode(), PredictionLine, any_text=True)
+    parsed = parse_record(line.encode(), PredictionLine, lenient=True)
     return Outcome(name, parsed, dict(zip(files, map(bytes, row["files"]), strict=True)))
 
 

@@ -33,6 +33,7 @@ from tagseg.system.untrusted import check_shape
 from tagseg.training.checkpoint import CHECKPOINT, load_tensors, restore, save_tensors
 from tagseg.training.device import choose_device, compile_network
 from tagseg.training.distributed import ALONE, Ranks
+from tagseg.training.history import write_history
 from tagseg.training.loading import Crop, TagImages, epoch_seed, loader
 from tagseg.training.loop import History, Steps, epochs
 from tagseg.training.optimizer import build_optimizer, enough_epochs, poly, set_lr
@@ -323,5 +324,5 @@ def _save(
     save_tensors(folder / "bank.safetensors", bank.state_dict(), {"classes": list(classes)})
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
-    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    write_history(folder / "history.jsonl", history)
     (folder / CHECKPOINT).unlink(missing_ok=True)

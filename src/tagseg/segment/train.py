@@ -25,6 +25,7 @@ from tagseg.system.progress import Track, silent
 from tagseg.training.checkpoint import CHECKPOINT, save_tensors
 from tagseg.training.device import choose_device, compile_network
 from tagseg.training.distributed import ALONE, Ranks
+from tagseg.training.history import write_history
 from tagseg.training.loading import MaskImages, epoch_seed, loader
 from tagseg.training.loop import History, Steps, epochs
 from tagseg.training.optimizer import build_optimizer, enough_epochs, poly, set_lr
@@ -94,7 +95,7 @@ def train_segmenter(
     kept = average.module if average else network
     save_tensors(folder / "network.safetensors", kept.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
-    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    write_history(folder / "history.jsonl", history)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return Segmented(folder, history)
 
