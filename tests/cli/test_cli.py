@@ -189,7 +189,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
         (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class must be 1 or more, got 0"),
         (["calibrate", "run"], "--masks"),
-        (["calibrate", "run", "--masks", "none"], "--masks none: no such folder, expected one of true masks named"),
+        (["calibrate", "run", "--masks", "none"], "--masks none: not a folder; expected a folder of true masks named"),
         (["export", "photos", "--to", "coco", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
         (["export", "run", "--to", "hf", "--images", "none", "--out", "new"],
