@@ -1,4 +1,4 @@
-"""Masks to learn from that tagseg did not make: true ones, or a folder of any other tool's."""
+"""Masks to learn from that tagseg did not make: the true masks, or a folder of masks from another tool."""
 
 import dataclasses
 import logging
@@ -51,9 +51,9 @@ def foreign_labels(
     missing = len(prepared.dataset.split("train")) - len(found)
     if not found:
         example = prepared.dataset.split("train")[0].id
-        raise DataError(f"--labels {source}: holds no mask of a training image, expected {example}.png and so on")
+        raise DataError(f"--labels {source}: has no mask of a training image; expected files such as {example}.png")
     if missing:
-        log.warning("%s: %d training images have no mask there and are left out", source, missing)
+        log.warning("%s: %d training images have no mask here and are left out", source, missing)
     meaning = class_values(source / "classes.json", prepared.dataset)
     return _collect(
         prepared,
@@ -81,15 +81,16 @@ def _write(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, fo
         labelled = labelled or bool((mask != VOID).any())
         write_mask(mask_file(folder, sample.id), mask)
     if not labelled:
-        raise DataError(f"{samples[0].mask} and the {len(samples) - 1} others: every pixel is void (255)")
+        raise DataError(f"{samples[0].mask} and the {len(samples) - 1} other masks: every pixel is void (255)")
 
 
 def class_values(file: Path, dataset: Dataset) -> dict[int, int] | None:
-    """Return which class id each value of a folder's masks stands for, by its classes.json; without one, those of the
-    data set's own masks.
+    """Return the class id that each value in a folder's masks stands for, according to its classes.json.
+
+    Without that file, values mean what they mean in the data set's own masks.
 
     Raises:
-        DataError: when the file is no such object, or names a class that the data set does not have.
+        DataError: if the file is not such an object, or names a class that the data set does not have.
     """
     if not file.exists():
         return None if dataset.mask_ids is None else dict(dataset.mask_ids)
