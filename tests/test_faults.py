@@ -342,7 +342,7 @@ def test_a_signal_ends_a_command_which_says_how_to_continue(
         assert partway["done"] == 2
     with caplog.at_level("INFO"):
         fit(discs, run.root)
-    assert not training or f"continuing behind step 2 of epoch {title[-1]} of 2" in caplog.text
+    assert not training or f"resuming after step 2 of epoch {title[-1]} of 2" in caplog.text
     assert result_checksums(run) == result_checksums(original)
 
 

@@ -196,7 +196,7 @@ def test_after_a_kill_the_training_continues_behind_the_last_epoch(
     assert 1 <= epochs < 5 and not run.done("train")
     with caplog.at_level("INFO", "tagseg"):
         fit(data, run.root, until="train")
-    assert f"continuing behind epoch {epochs} of 5" in caplog.text and f"epoch {epochs}:" not in caplog.text
+    assert f"resuming after epoch {epochs} of 5" in caplog.text and f"epoch {epochs}:" not in caplog.text
     fit(data, tmp_path / "undisturbed", settings, until="train")
     for name in ("network.safetensors", "bank.safetensors", "network.json"):
         assert (run.network / name).read_bytes() == (tmp_path / "undisturbed/network" / name).read_bytes()

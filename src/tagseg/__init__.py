@@ -70,8 +70,9 @@ if TYPE_CHECKING:
     from tagseg.pipeline import Fitted, fit, run_stage
     from tagseg.predict.predict import Predictions, predict
     from tagseg.rca.aggregation import aggregate, attend, posterior
-    from tagseg.rca.bank import Bank, kmeans
+    from tagseg.rca.bank import Bank
     from tagseg.rca.contrast import contrast, mixed_contrast
+    from tagseg.rca.kmeans import kmeans
     from tagseg.rca.regions import Regions, mine_regions, pool_regions
     from tagseg.segment.label_pixels import Decided
     from tagseg.segment.predictor import Predictor, load
@@ -101,8 +102,9 @@ _HOMES = {
     "pipeline": ("Fitted", "fit", "run_stage"),
     "predict.predict": ("Predictions", "predict"),
     "rca.aggregation": ("aggregate", "attend", "posterior"),
-    "rca.bank": ("Bank", "kmeans"),
+    "rca.bank": ("Bank",),
     "rca.contrast": ("contrast", "mixed_contrast"),
+    "rca.kmeans": ("kmeans",),
     "rca.regions": ("Regions", "mine_regions", "pool_regions"),
     "segment.label_pixels": ("Decided",),
     "segment.predictor": ("Predictor", "load"),
