@@ -21,7 +21,7 @@ from tagseg.demo.draw import draw_demo
 from tagseg.masks.localise import localise_image
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.palette import class_colours
-from tagseg.predict.outputs import overlay
+from tagseg.prediction.outputs import overlay
 from tagseg.rca.train import load_network
 from tagseg.review.judge import assess
 from tagseg.review.ranking import worst_first

@@ -18,7 +18,7 @@ import tagseg
 from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import read_evaluation
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.pipeline import Fitted, fit, fit_until, run_stage
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import Run
@@ -195,9 +195,7 @@ def test_data_that_changed_is_refused(draw: Callable[[Path], Path], tmp_path: Pa
     with (data / "tags.csv").open("a") as file:
         Image.new("RGB", (20, 20)).save(data / "images" / "new.png")
         file.write("new.png,red,train\n")
-    with pytest.raises(
-        RunError, match=r"the images or tags in .*data have changed since this run began; start another"
-    ):
+    with pytest.raises(RunError, match=r"the images or tags in .*data have changed since this run began; use another"):
         fit(data, tmp_path / "run", SETTINGS)
     assert not Run(tmp_path / "run").done("localise")
 
@@ -297,7 +295,7 @@ def test_fit_honours_what_was_decided_about_masks(
     record_decision(finished, "photo 02", Decision("flagged"))
     with caplog.at_level("INFO", "tagseg"):
         again = fit(data, finished.root, SETTINGS)
-    assert again is not None and "2 masks were reviewed since they were made" in caplog.text
+    assert again is not None and "2 masks were reviewed after they were made" in caplog.text
     assert "2 masks were reviewed since the segmentation network learned from them" in caplog.text
     after = times(finished.root)
     written = {name for name in after if after[name] != before.get(name)}

@@ -117,6 +117,12 @@ def test_every_public_name_is_there() -> None:
         tagseg.nothing  # noqa: B018
 
 
+def test_no_submodule_has_a_public_name() -> None:
+    # Importing a submodule sets an attribute of the package, which would hide the public function.
+    modules = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert "data" in modules and modules.isdisjoint(tagseg.__all__)
+
+
 def test_importing_tagseg_imports_nothing_heavy() -> None:
     code = "import sys, tagseg; print(*sorted({'torch', 'numpy', 'timm', 'PIL', 'numba'} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(SOURCE.parent)}

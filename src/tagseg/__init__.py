@@ -65,11 +65,11 @@ if TYPE_CHECKING:
     from tagseg.data.read import read_dataset
     from tagseg.data.records import Dataset, Sample
     from tagseg.errors import DataError, RunError
-    from tagseg.evaluate.evaluate import Evaluation, Scores
     from tagseg.evaluate.iou import Iou, confusion, iou
+    from tagseg.evaluate.scores import Evaluation, Scores
     from tagseg.masks.foreign_maps import mask_from_maps
     from tagseg.pipeline import Fitted, fit, fit_until, run_stage
-    from tagseg.predict.predict import Predictions, predict
+    from tagseg.prediction.predict import Predictions, predict
     from tagseg.rca.aggregation import aggregate, attend, posterior
     from tagseg.rca.bank import Bank
     from tagseg.rca.contrast import contrast, mixed_contrast
@@ -95,11 +95,11 @@ _HOMES = {
     "data.read": ("read_dataset",),
     "data.records": ("Dataset", "Sample"),
     "errors": ("DataError", "RunError"),
-    "evaluate.evaluate": ("Evaluation", "Scores"),
+    "evaluate.scores": ("Evaluation", "Scores"),
     "evaluate.iou": ("Iou", "confusion", "iou"),
     "masks.foreign_maps": ("mask_from_maps",),
     "pipeline": ("Fitted", "fit", "fit_until", "run_stage"),
-    "predict.predict": ("Predictions", "predict"),
+    "prediction.predict": ("Predictions", "predict"),
     "rca.aggregation": ("aggregate", "attend", "posterior"),
     "rca.bank": ("Bank",),
     "rca.contrast": ("contrast", "mixed_contrast"),

@@ -12,7 +12,8 @@ from typing import Any, overload
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import Evaluation, evaluate, read_evaluation
+from tagseg.evaluate.evaluate import evaluate
+from tagseg.evaluate.scores import Evaluation, read_evaluation
 from tagseg.masks.foreign_maps import import_maps
 from tagseg.masks.localise import localise
 from tagseg.masks.make import has_masks, make_masks, open_workers

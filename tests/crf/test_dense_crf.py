@@ -1,12 +1,12 @@
-"""recorded/crf.npz holds what pydensecrf2 1.1 (the authors' own C++ code behind Cython) made of the cases drawn below:
+"""recorded/crf.npz holds the results of pydensecrf2 1.1 (the authors' own C++ code, wrapped in Cython) for the cases
+drawn below:
 
-pip install pydensecrf2 && python tests/masks/test_crf.py
+pip install pydensecrf2 && python tests/crf/test_dense_crf.py
 """
 
 import math
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from jaxtyping import Float32, UInt8
 
 from tagseg.crf.compiled import jit
-from tagseg.crf.dense_crf import dense_crf, dense_crfs, kernel_features
+from tagseg.crf.dense_crf import dense_crf, kernel_features
 from tagseg.crf.lattice import SMALLEST, build_lattices, run_here
-from tagseg.crf.torch_crf import build_lattice, filtered
+from tagseg.crf.torch_crf import torch_filtered, torch_lattice
 from tagseg.settings.crf import CrfSettings
 
 FILE = Path(__file__).parent / "recorded" / "crf.npz"
@@ -57,7 +57,7 @@ def by_pydensecrf(
     bilateral_sxy: float,
     bilateral_srgb: float,
 ) -> Float32[np.ndarray, "l h w"]:
-    """Return what pydensecrf makes of them."""
+    """Return the result of pydensecrf."""
     from pydensecrf.densecrf import DenseCRF2D
 
     labels, height, width = probabilities.shape
@@ -83,7 +83,7 @@ def refine(
 
 
 def slow_crf(probabilities: np.ndarray, image: np.ndarray, options: CrfSettings) -> np.ndarray:
-    """Mean field inference with exact Gaussians between all pairs of pixels, in double loops over the kernels."""
+    """Return the result of mean field inference with exact Gaussians between all pairs of pixels, in double loops."""
     labels, height, width = probabilities.shape
     n = height * width
     kernels = []
@@ -107,19 +107,19 @@ def slow_crf(probabilities: np.ndarray, image: np.ndarray, options: CrfSettings)
 
 @pytest.mark.parametrize("kind", ["numba", "torch"])
 @pytest.mark.parametrize("case", CASES)
-def test_results_are_those_that_pydensecrf_gave(case: str, kind: str) -> None:
+def test_results_match_those_recorded_from_pydensecrf(case: str, kind: str) -> None:
     labels, noise, *_ = CASES[case]
     with np.load(FILE, allow_pickle=False) as file:
         recorded = file[case].astype(np.float32)
     found = refine(kind, start(labels), picture(noise), crf(case))
     assert np.abs(found - recorded).max() < 2e-3
     assert (found.argmax(0) == recorded.argmax(0)).mean() > 0.999
-    # It has something to do: the labels it began with were others.
+    # The case is not trivial: the labels before inference were different.
     assert (found.argmax(0) != start(labels).argmax(0)).mean() > 0.05
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_results_are_those_of_pydensecrf_itself(case: str) -> None:
+def test_results_match_pydensecrf_itself(case: str) -> None:
     pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed (extra: oracle)")
     labels, noise, *rest = CASES[case]
     theirs = by_pydensecrf(start(labels), picture(noise), *rest)
@@ -129,8 +129,8 @@ def test_results_are_those_of_pydensecrf_itself(case: str) -> None:
 
 @pytest.mark.parametrize("kind", ["numba", "torch"])
 def test_the_lattice_approximates_exact_gaussians(kind: str) -> None:
-    # The lattice's kernel is a Gaussian only roughly (Adams, Baek and Davis 2010, figure 4), so that probabilities in
-    # doubt differ; labels hardly do.
+    # The kernel of the lattice is only roughly Gaussian (Adams, Baek and Davis 2010, figure 4), so probabilities near
+    # the decision threshold differ; labels hardly do.
     image = picture(10)[8:20, 8:22].copy()
     options = CrfSettings(5, 2.0, 1.0, 6.0, 30.0, 2.0)
     probabilities = start(3)[:, 8:20, 8:22].copy()
@@ -142,7 +142,8 @@ def test_the_lattice_approximates_exact_gaussians(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["numba", "torch"])
 def test_one_step_by_hand(kind: str) -> None:
-    # Two pixels so far apart in place and colour that each hears but itself: K = 1, so a step adds weight * q.
+    # Two pixels so far apart in position and colour that each is influenced only by itself: K = 1, so a step adds
+    # weight * q.
     image = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
     probabilities = np.array([[[0.6, 0.2]], [[0.4, 0.8]]], np.float32)
     found = refine(kind, probabilities, image, CrfSettings(1, 0.01, 1.5, 0.01, 1.0, 0.5))
@@ -151,7 +152,7 @@ def test_one_step_by_hand(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["numba", "torch"])
-def test_no_steps_only_normalise(kind: str) -> None:
+def test_zero_steps_only_normalise(kind: str) -> None:
     found = refine(kind, start(3) * 7, picture(0), CrfSettings(0))
     assert np.allclose(found, start(3), atol=1e-6)
 
@@ -160,7 +161,7 @@ def test_the_lattice_has_weights_that_sum_to_one_and_the_right_neighbours() -> N
     features = np.random.default_rng(0).normal(0, 2, (500, 5)).astype(np.float32)
     with ThreadPoolExecutor(1) as pool:
         [lattice] = build_lattices([features], run_here, pool)
-    theirs = build_lattice(torch.from_numpy(features))
+    theirs = torch_lattice(torch.from_numpy(features))
     assert np.allclose(lattice.weights.sum(1), 1, atol=1e-5) and lattice.weights.min() > -1e-5
     assert np.allclose(lattice.weights, theirs.weights.numpy(), atol=1e-5)
     # Numbered differently, the vertices are the same.
@@ -180,14 +181,14 @@ def test_the_lattice_has_weights_that_sum_to_one_and_the_right_neighbours() -> N
 def test_filtering_is_close_to_an_exact_gaussian() -> None:
     features = np.random.default_rng(0).normal(0, 1.0, (300, 2)).astype(np.float32)
     exact = np.exp(-((features[:, None] - features) ** 2).sum(2) / 2)
-    lattice = build_lattice(torch.from_numpy(features))
-    found = filtered(lattice, torch.eye(300)).numpy()
+    lattice = torch_lattice(torch.from_numpy(features))
+    found = torch_filtered(lattice, torch.eye(300)).numpy()
     found /= found.sum(1, keepdims=True)
     assert np.corrcoef(found.ravel(), (exact / exact.sum(1, keepdims=True)).ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 4, 5, 8, 9])
-def test_any_number_of_labels_gives_what_pytorch_gives(labels: int) -> None:
+def test_any_number_of_labels_gives_the_same_result_as_pytorch(labels: int) -> None:
     options = CrfSettings(4, 3.0, 3.0, 20.0, 13.0, 6.0)
     ours, theirs = (refine(kind, start(labels), picture(30), options) for kind in ("numba", "torch"))
     assert ours.dtype == theirs.dtype == np.float32
@@ -231,33 +232,16 @@ def test_labels_follow_the_edges_of_the_image() -> None:
     assert (found.argmax(0)[:, :12] == 0).all() and (found.argmax(0)[:, 12:] == 1).all()
 
 
-def test_a_batch_gives_what_each_image_gives_and_takes_no_more_than_it_works_on() -> None:
-    taken: list[int] = []
-    most = []
-    lock = threading.Lock()
-
-    def images():  # type: ignore[no-untyped-def]
-        for i in range(7):
-            with lock:
-                taken.append(i)
-            yield start(2 + i), picture(5 * i)
-
-    for i, found in enumerate(dense_crfs(images(), CrfSettings(3), 2)):
-        most.append(len(taken) - i)
-        assert (found == dense_crf(start(2 + i), picture(5 * i), CrfSettings(3))).all()
-    assert i == 6 and max(most) <= 3
-
-
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 @pytest.mark.parametrize("kind", ["numba", "torch"])
-def test_probabilities_that_are_none_are_refused(kind: str, value: float) -> None:
+def test_invalid_probabilities_are_refused(kind: str, value: float) -> None:
     probabilities = start(2)
     probabilities[1, 3, 4] = value
     with pytest.raises(ValueError, match="negative or not finite"):
         refine(kind, probabilities, picture(0), CrfSettings())
 
 
-def test_shapes_that_do_not_belong_together_are_named() -> None:
+def test_shapes_that_do_not_match_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(2, 32, 40\) and an image of shape \(40, 32, 3\)"):
         dense_crf(start(2), picture(0).transpose(1, 0, 2).copy(), CrfSettings())
     with pytest.raises(ValueError, match="expected"):
@@ -265,11 +249,11 @@ def test_shapes_that_do_not_belong_together_are_named() -> None:
 
 
 def test_kernels_too_small_for_the_image_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"larger crf\.gaussian-sxy"):
+    with pytest.raises(ValueError, match=r"increase crf\.gaussian-sxy"):
         dense_crf(start(2), picture(0), CrfSettings(1, 3.0, 3.0, 1e-6, 1e-4, 10.0))
 
 
-def test_without_a_place_for_machine_code_it_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_are_compiled_where_machine_code_cannot_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     import tagseg.crf.compiled as module
 
     real = module.njit

@@ -9,7 +9,7 @@ import pytest
 
 import tagseg
 from tagseg.crf.compiled import jit
-from tagseg.crf.dense_crf import cores, shared_among
+from tagseg.crf.dense_crf import cores, threaded_runner
 from tagseg.crf.lattice import Lattice, build_lattices, embedding, run_here
 from tagseg.crf.mean_field import FEW, MANY, add_slice, exponential, filtered, normalised
 
@@ -55,8 +55,8 @@ def test_the_filter_is_close_to_the_exact_gaussian(sxy: float, srgb: float | Non
     left = (np.arange(720) % 30 < 12).astype(np.float32)
     values = np.stack([left, 1 - left, np.random.default_rng(1).random(720, np.float32)], 1)
     found, exact = lattice_filter(lattice, values), exact_filter(features, values)
-    # Linear splatting and slicing and a blur of three values per axis are no exact Gaussian; these are the errors of
-    # values 0..1 that come of it: about 0.01 in the mean. A Gaussian a quarter wider or narrower is farther away.
+    # Linear splatting and slicing and a blur of three values per axis only approximate a Gaussian. For values 0..1, the
+    # mean error is about 0.01. A Gaussian that is a quarter wider or narrower has a larger error.
     assert np.abs(found - exact).mean() < 0.0125 and np.abs(found - exact).max() < 0.12
     for factor in (0.8, 1.25):
         other = exact_filter(features * factor, values)
@@ -75,8 +75,8 @@ def test_weights_are_shares_and_constant_values_stay_constant(d: int) -> None:
 
 
 def test_the_lattice_on_a_line_by_hand() -> None:
-    # In one dimension the vertices lie 1 / (2 sqrt(2/3) / sqrt(2)) = sqrt(3) / 2 standard deviations apart, and two
-    # steps of the blur (1/2, 1, 1/2), one for each of the line's two directions, make (1, 4, 6, 4, 1) / 4.
+    # In one dimension the vertices are 1 / (2 sqrt(2/3) / sqrt(2)) = sqrt(3) / 2 standard deviations apart. Two steps
+    # of the blur (1/2, 1, 1/2), one for each of the two directions of the line, give (1, 4, 6, 4, 1) / 4.
     spacing = 3**0.5 / 2
     lattice = build(np.arange(-20, 21)[:, None] * spacing)
     assert lattice.size in (41, 42)
@@ -87,19 +87,19 @@ def test_the_lattice_on_a_line_by_hand() -> None:
     assert np.abs(found[:18]).max() < 1e-3
 
 
-def test_a_point_alone_hears_only_itself() -> None:
+def test_an_isolated_point_is_influenced_only_by_itself() -> None:
     features = np.array([[0.0, 0.0], [500.0, 0.0], [0.0, 700.0]])
     lattice = normalised(build(features), 1.0, run_here)
     assert np.allclose(lattice_filter(lattice, np.eye(3)), np.eye(3), atol=1e-5)
 
 
-def test_a_kernel_s_weight_multiplies_what_it_filters() -> None:
+def test_the_weight_of_a_kernel_multiplies_the_filtered_values() -> None:
     features, values = picture_features(20, 13), np.random.default_rng(0).random((720, 3))
     plain, weighted, off = (lattice_filter(normalised(build(features), w, run_here), values) for w in (1.0, 2.5, 0.0))
     assert np.allclose(weighted, 2.5 * plain, rtol=1e-4) and plain.min() > 0.1 and not off.any()
 
 
-def test_short_and_long_rows_are_filtered_alike() -> None:
+def test_short_and_long_rows_are_filtered_in_the_same_way() -> None:
     lattice = normalised(build(picture_features(20, 13)), 1.0, run_here)
     values = np.random.default_rng(0).random((720, 9)).astype(np.float32)
     long = lattice_filter(lattice, values)
@@ -111,7 +111,7 @@ def test_threads_do_not_change_the_lattice() -> None:
     features = picture_features(20, 13).astype(np.float32)
     alone = build(features)
     with ThreadPoolExecutor(3) as pool:
-        (shared,) = build_lattices([features], shared_among(pool, 3), pool)
+        (shared,) = build_lattices([features], threaded_runner(pool, 3), pool)
     for one, other in zip(alone, shared, strict=True):
         if isinstance(one, tuple):
             assert all((x == y).all() for a, b in zip(one, other, strict=True) for x, y in zip(a, b, strict=True))
@@ -121,16 +121,16 @@ def test_threads_do_not_change_the_lattice() -> None:
 
 def test_too_many_standard_deviations_are_refused() -> None:
     high = np.full(5, 1e6, np.float32)
-    with pytest.raises(ValueError, match=r"spans 1e\+06, 1e\+06, .* too many to number; expected a smaller image"):
+    with pytest.raises(ValueError, match=r"spans 1e\+06, 1e\+06, .* too many to number; use a smaller image"):
         embedding(np.stack([np.zeros(5, np.float32), high]))
 
 
-def test_ranges_cover_everything_once_and_errors_are_raised() -> None:
+def test_ranges_cover_everything_exactly_once_and_errors_are_raised() -> None:
     seen: list[int] = []
     with ThreadPoolExecutor(2) as pool:
         for size in (0, 1, 2, 7):
             seen.clear()
-            shared_among(pool, 3)(lambda first, last: seen.extend(range(first, last)), size)
+            threaded_runner(pool, 3)(lambda first, last: seen.extend(range(first, last)), size)
             assert sorted(seen) == list(range(size))
 
         def fail(first: int, last: int) -> None:
@@ -138,7 +138,7 @@ def test_ranges_cover_everything_once_and_errors_are_raised() -> None:
                 raise OverflowError(f"{first} to {last}")
 
         with pytest.raises(OverflowError, match="2 to 4"):
-            shared_among(pool, 2)(fail, 4)
+            threaded_runner(pool, 2)(fail, 4)
     assert 1 <= cores() <= (os.cpu_count() or 1)
 
 
@@ -149,7 +149,7 @@ def test_the_exponential_is_that_of_numpy() -> None:
     assert [exponential(np.float32(value)) for value in (-60, -61, -1e4, -1e30)] == [0, 0, 0, 0]
 
 
-def test_kernels_are_kept_on_disk_and_work_where_they_cannot(tmp_path: Path) -> None:
+def test_kernels_are_cached_on_disk_and_work_where_they_cannot_be(tmp_path: Path) -> None:
     assert all(getattr(kernel, "_cache").cache_path for kernel in (exponential, add_slice))  # noqa: B009
     module = tmp_path / "frozen.py"
     module.write_text("from tagseg.crf.compiled import jit\n\n\n@jit\ndef double(x):\n    return 2 * x\n")

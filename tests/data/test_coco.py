@@ -19,7 +19,7 @@ SQUARE = [[0, 0, 2, 0, 2, 2, 0, 2]]
 
 
 def content() -> dict[str, Any]:
-    """Images 1 to 3; 1 has a dog and a crowd of cats, 2 two cats, 3 nothing; no bird anywhere."""
+    """Return annotations of three images: 1 has a dog and a crowd of cats, 2 has two cats, 3 nothing; no birds."""
     return {
         "categories": [{"id": 17, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "bird"}],
         "images": [{"id": i, "file_name": f"{i}.jpg", "height": 4, "width": 6} for i in (1, 2, 3)],
@@ -66,7 +66,7 @@ def test_tags_classes_masks_and_notes(tmp_path: Path) -> None:
     first = np.zeros((4, 6), int)
     first[:2, :2], first[:, 3:] = 1, 255
     assert load_mask(dataset.samples[0], dataset, (4, 6)).tolist() == first.tolist()
-    # The bird is no class: it is background.
+    # No training image has a bird: it is background.
     second = np.zeros((4, 6), int)
     second[2:, 2:4] = 2
     assert load_mask(dataset.samples[3], dataset, (4, 6)).tolist() == second.tolist()
@@ -81,7 +81,7 @@ def test_equal_names_in_two_folders_get_different_ids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["labels.json", "annotations/all.json", "instances_train.json"])
 @pytest.mark.parametrize("folder", ["images", ""])
-def test_one_json_file_anywhere(file: str, folder: str, tmp_path: Path) -> None:
+def test_a_single_json_file_may_be_anywhere(file: str, folder: str, tmp_path: Path) -> None:
     write(tmp_path / file, tmp_path / folder, content())
     dataset = read_dataset(tmp_path, SETTINGS)
     assert dataset.layout == "coco" and [sample.id for sample in dataset.samples] == ["1", "2"]
@@ -97,7 +97,7 @@ def test_boxes_alone_give_tags_but_no_mask(tmp_path: Path) -> None:
 
 
 def changed(**changes: Any) -> str:
-    """The file's text with entries replaced: `images__0__file_name` is content["images"][0]["file_name"]."""
+    """Return the file with entries replaced: `images__0__file_name` is content["images"][0]["file_name"]."""
     data = content()
     for path, value in changes.items():
         *parents, last = (int(step) if step.isdigit() else step for step in path.split("__"))
@@ -114,18 +114,18 @@ def changed(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no valid JSON"),
-        ("[" * 100_000, "no valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("[]", "got a list, expected an object with images"),
         (changed(categories=None), "no list 'categories'"),
         (changed(images={}), "no list 'images'"),
         (changed(annotations__2__category_id=None), r"annotations\[2\]: got none for 'category_id', expected .* int"),
         (changed(images__1__height="4"), r"images\[1\]: got '4' for 'height', expected a value of type int"),
         (changed(images__0=7), r"images\[0\]: got none for 'id'"),
-        (changed(images__1__id=1), r"images\[1\]: id 1 is there a second time"),
+        (changed(images__1__id=1), r"images\[1\]: id 1 is used twice"),
         (changed(annotations__1__image_id=8), r"annotations\[1\]: unknown image_id 8"),
         (changed(annotations__1__category_id=8), r"annotations\[1\]: unknown category_id 8"),
-        (changed(categories__0__name="dog"), "two categories have the same name"),
+        (changed(categories__0__name="dog"), "categories must have different names"),
         (changed(images__0__file_name="gone.jpg"), r"image 1: image 'gone\.jpg' is missing"),
         (changed(images__0__file_name="../x.jpg"), r"image 1: image '\.\./x\.jpg' leaves the data folder"),
     ],
@@ -137,7 +137,7 @@ def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
         read_coco(tmp_path, SETTINGS)
 
 
-def test_ambiguous_or_no_files(tmp_path: Path) -> None:
+def test_ambiguous_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"got none for train, expected one file annotations/instances_train\*\.json"):
         read_coco(tmp_path, SETTINGS)
     for year in ("2014", "2017"):
@@ -150,7 +150,10 @@ def test_ambiguous_or_no_files(tmp_path: Path) -> None:
 def test_categories_of_both_splits_must_agree(tmp_path: Path) -> None:
     write(tmp_path / "annotations/instances_train.json", tmp_path / "train", content())
     write(tmp_path / "annotations/instances_val.json", tmp_path / "val", json.loads(changed(categories__0__name="cow")))
-    with pytest.raises(DataError, match=r"instances_val\.json: its categories are not those of instances_train\.json"):
+    with pytest.raises(
+        DataError,
+        match=r"instances_val\.json: the categories must have the ids and names of instances_train\.json, but differ",
+    ):
         read_coco(tmp_path, SETTINGS)
 
 
@@ -167,8 +170,8 @@ def test_real_coco(shared_data: Path) -> None:
         read_dataset(shared_data / "data/coco_mini")
 
 
-def test_counted_as_the_literature_does(tmp_path: Path) -> None:
-    """Crowds are objects, below smaller ones; a training image with a crowd alone stays, an empty one of val goes."""
+def test_the_coco_protocol_counts_as_the_literature_does(tmp_path: Path) -> None:
+    """Crowds are objects below smaller ones; training images with only a crowd stay, empty validation images go."""
     dog, cat = 5, 17
     runs = {"size": [4, 6], "counts": [0, 24]}
     for split in ("train", "val"):

@@ -39,7 +39,7 @@ def tagged(root: Path) -> dict[str, tuple[str, ...]]:
         ("image,tags\na.png,Bär 猫\nb.png,猫\n", {"a": ("Bär", "猫"), "b": ("猫",)}),
     ],
 )
-def test_tags_csv(text: str, expected: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
+def test_tags_csv_is_read(text: str, expected: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
     images(tmp_path, "a.png", "images/b.png")
     (tmp_path / "tags.csv").write_bytes(text.encode())
     result = tagged(tmp_path)
@@ -89,7 +89,7 @@ def test_class_file_fixes_the_order(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog\r\n\r\ncat\r\n")
     assert read_folder(tmp_path, SETTINGS).classes == ("dog", "cat")
     (tmp_path / "classes.txt").write_text("dog\ncat\ndog\n")
-    with pytest.raises(DataError, match=r"classes\.txt, row 3: class 'dog' is there a second time"):
+    with pytest.raises(DataError, match=r"classes\.txt, row 3: class 'dog' is listed twice"):
         read_folder(tmp_path, SETTINGS)
 
 
@@ -99,7 +99,7 @@ def test_one_folder_per_class(base: str, tmp_path: Path) -> None:
     (tmp_path / base / "empty").mkdir()
     (tmp_path / base / "cat/notes.txt").write_text("no image")
     assert tagged(tmp_path) == {"cat/1": ("cat",), "cat/deep/2": ("cat",), "train/1": ("train",)}
-    assert read_folder(tmp_path, SETTINGS).notes == (f"folder {base}empty holds no images and is left out",)
+    assert read_folder(tmp_path, SETTINGS).notes == (f"folder {base}empty has no images and is left out",)
 
 
 def test_class_folders_below_split_folders(tmp_path: Path) -> None:
@@ -115,12 +115,12 @@ def test_masks_and_saliency_are_found_by_path_or_unique_name(tmp_path: Path) -> 
     samples = {sample.id: sample for sample in read_folder(tmp_path, SETTINGS).samples}
     assert samples["cat/1"].mask == tmp_path / "masks/cat/1.png"
     assert samples["cat/2"].mask == tmp_path / "masks/2.png"
-    # 1.png is the name of two images: it may not stand for either.
+    # Two images are called 1.png: masks/1.png must not be used for either.
     assert samples["dog/1"].mask is None
     assert samples["dog/3"].saliency == tmp_path / "saliency/dog/3.jpg"
 
 
-def test_mask_folder_from_the_settings(tmp_path: Path) -> None:
+def test_the_mask_folder_comes_from_the_settings(tmp_path: Path) -> None:
     images(tmp_path, "data/cat/1.png", "truth/1.png", "data/inner/1.png")
     for masks, found in ((str(tmp_path / "truth"), "truth/1.png"), ("inner", "data/inner/1.png")):
         settings = DataSettings(masks=masks)
@@ -128,7 +128,7 @@ def test_mask_folder_from_the_settings(tmp_path: Path) -> None:
         sample = attach(dataset.samples[:1], tmp_path / "data", settings)[0]
         assert sample.mask == tmp_path / found
     for name in ("masks", "saliency"):
-        with pytest.raises(DataError, match=rf"setting data\.{name}: 'nowhere' is no folder, expected one below"):
+        with pytest.raises(DataError, match=rf"setting data\.{name}: 'nowhere' is not a folder, expected one below"):
             read_folder(tmp_path / "data", DataSettings(**{name: "nowhere"}))
 
 
@@ -145,12 +145,12 @@ def test_mask_folder_from_the_settings(tmp_path: Path) -> None:
         ("image,tags\n../a.png,cat\n", r"tags\.csv, row 2: image '\.\./a\.png' leaves the data folder"),
         ("image,tags\n/etc/passwd,cat\n", r"tags\.csv, row 2: image '/etc/passwd' leaves the data folder"),
         ("image,tags\nlink.png,cat\n", r"tags\.csv, row 2: .*link\.png is a link that leaves the data folder"),
-        ("image,tags\na.png,cat\na.png,cat\n", r"tags\.csv, row 3: image 'a\.png' is listed a second time.*row 2"),
+        ("image,tags\na.png,cat\na.png,cat\n", r"tags\.csv, row 3: image 'a\.png' is listed twice.*row 2"),
         ("picture,tags\na.png,cat\n", r"tags\.csv, row 1: got columns picture, tags, expected one of image, file"),
         ("image,words\na.png,cat\n", r"tags\.csv, row 1: got columns image, words, expected one of tags"),
         ("", r"tags\.csv, row 1: got columns none"),
         ("image,tags,split\na.png,cat,dev\n", r"tags\.csv, row 2: split 'dev', expected train, val"),
-        ("image,tags,split\na.png,cat,dog,train\n", r"tags\.csv, row 2: 4 cells, expected 3; put quotes"),
+        ("image,tags,split\na.png,cat,dog,train\n", r"tags\.csv, row 2: 4 cells, expected 3; put the tags in quotes"),
     ],
 )
 def test_bad_rows_are_named(rows: str, message: str, tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_bad_rows_are_named(rows: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"row 2: no valid JSON"),
-        ("[" * 100_000, r"row 2: no valid JSON"),
+        ("{", r"row 2: not valid JSON"),
+        ("[" * 100_000, r"row 2: not valid JSON"),
         ("[1]", r"row 2: got '\[1\]', expected a JSON object"),
         ('{"file_name": "a.png"}', r"row 2: got keys file_name, expected one of tags"),
         ('{"file_name": "a.png", "tags": null}', r"row 2: image 'a\.png' has no tags"),
@@ -182,7 +182,7 @@ def test_bad_json_lines_are_named(line: str, message: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["tags.csv", "classes.txt"])
-def test_files_that_are_not_utf8(name: str, tmp_path: Path) -> None:
+def test_files_that_are_not_utf8_are_named(name: str, tmp_path: Path) -> None:
     images(tmp_path, "a.png")
     (tmp_path / "tags.csv").write_text("image,tags\na.png,cat\n")
     (tmp_path / name).write_bytes(b"image,tags\n\xff\xfe,cat")
@@ -190,14 +190,14 @@ def test_files_that_are_not_utf8(name: str, tmp_path: Path) -> None:
         read_folder(tmp_path, SETTINGS)
 
 
-def test_class_folder_that_links_outside(tmp_path: Path) -> None:
+def test_a_class_folder_that_links_outside_is_refused(tmp_path: Path) -> None:
     images(tmp_path, "data/cat/1.png", "elsewhere/1.png")
     (tmp_path / "data/dog").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"folder .*dog: .* leaves the data folder"):
         read_folder(tmp_path / "data", SETTINGS)
 
 
-def test_rows_keep_a_list_of_tags_whole(tmp_path: Path) -> None:
+def test_a_list_of_tags_is_not_split(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"File_Name": "a.png", "Tags": [" a, b ", 3, "", "a, b"]}')
     rows = read_rows(tmp_path / "metadata.jsonl", "val")
     assert rows[0].tags == ("a, b", "3") and rows[0].split == "val"
@@ -208,7 +208,7 @@ NAMES = st.lists(st.text(st.characters(categories=("L", "N")), min_size=1), min_
 
 
 @given(NAMES, st.sampled_from([" ", ";", "|", ",", " ; ", ", ", "  "]))
-def test_joined_tags_come_apart_again(names: list[str], separator: str) -> None:
+def test_joined_tags_are_split_again(names: list[str], separator: str) -> None:
     cell = separator.join(names)
     assert split_rows([TagRow("row 2", "a.png", cell, "train")]) == [tuple(names)]
 
@@ -224,7 +224,7 @@ def test_names_with_spaces_survive_other_separators(names: list[str], separator:
 
 
 @given(st.text(), st.booleans())
-def test_split_tags_are_clean_and_single(cell: str, spaces: bool) -> None:
+def test_split_tags_are_stripped_and_unique(cell: str, spaces: bool) -> None:
     tags = split_tags(cell, spaces)
     assert len(set(tags)) == len(tags)
     assert all(tag and tag == tag.strip() and tag in cell for tag in tags)

@@ -9,7 +9,17 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_rle
 
-from tagseg.data.images import find_image, image_size, inside, load_mask, read_image, read_mask_file, read_saliency
+from tagseg.data.images import (
+    find_image,
+    image_size,
+    inside,
+    load_mask,
+    read_image,
+    read_mask_file,
+    read_saliency,
+    reduced_size,
+    reduction,
+)
 from tagseg.data.records import CocoMask, Dataset, Sample
 from tagseg.errors import DataError
 
@@ -27,7 +37,7 @@ ORIENTATIONS = {
 
 
 def bomb_png(width: int, height: int) -> bytes:
-    """A PNG whose header promises far more pixels than the file holds."""
+    """Return a PNG whose header claims far more pixels than the file has."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -63,7 +73,7 @@ def one_pixel_modes() -> dict[str, tuple[Image.Image, dict[str, object], str, tu
 
 
 @pytest.mark.parametrize("name", one_pixel_modes())
-def test_every_mode_comes_in_as_rgb(name: str, tmp_path: Path) -> None:
+def test_every_mode_becomes_rgb(name: str, tmp_path: Path) -> None:
     image, options, suffix, expected = one_pixel_modes()[name]
     image.save(tmp_path / f"a.{suffix}", **options)
     result = read_image(tmp_path / f"a.{suffix}")
@@ -108,7 +118,7 @@ def test_exif_orientation_is_applied(orientation: int, suffix: str, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path) -> None:
+def test_an_image_with_damaged_exif_is_read(tmp_path: Path) -> None:
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert read_image(tmp_path / "a.jpg").size == (8, 4)
 
@@ -163,20 +173,20 @@ def test_mask_files_keep_their_values(tmp_path: Path) -> None:
         assert np.array_equal(read_mask_file(tmp_path / name), values)
 
 
-def test_wrong_mask_files_are_named(tmp_path: Path) -> None:
+def test_invalid_mask_files_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "colour.png")
     Image.fromarray(GREY_16).save(tmp_path / "deep.png")
     Image.new("L", (3, 2)).save(tmp_path / "lossy.jpg")
     Image.new("L", (3, 2)).save(tmp_path / "other.png")
     for name, cause in {
-        "colour.png": "a mask of mode RGB, expected class ids as a palette or 8-bit grey PNG",
+        "colour.png": "a mask of mode RGB, expected class ids in a palette or 8-bit grey PNG",
         "deep.png": "a mask of mode I;16, expected",
         "lossy.jpg": "not an image, expected PNG",
         "missing.png": "no such file",
     }.items():
         with pytest.raises(DataError, match=f"{name}: {cause}"):
             read_mask_file(tmp_path / name)
-    with pytest.raises(DataError, match=r"other\.png: mask of another size, 3 x 2 pixels, expected the image's 4 x 2"):
+    with pytest.raises(DataError, match=r"other\.png: the mask has 3 x 2 pixels, expected 4 x 2 as in its image"):
         read_mask_file(tmp_path / "other.png", size=(2, 4))
 
 
@@ -189,7 +199,7 @@ def test_mask_ids_become_class_ids(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 8, 12, 255]], np.uint8)).save(tmp_path / "m.png")
     sample, dataset = dataset_of(tmp_path / "m.png", {8: 1, 12: 2}, tmp_path)
     assert load_mask(sample, dataset, size=(1, 4)).tolist() == [[0, 1, 2, 255]]
-    with pytest.raises(DataError, match=r"m\.png: mask of another size"):
+    with pytest.raises(DataError, match=r"m\.png: the mask has"):
         load_mask(sample, dataset, size=(4, 1))
 
 
@@ -210,7 +220,7 @@ def test_coco_paints_small_over_large_and_crowds_below(tmp_path: Path) -> None:
     runs = {"size": [6, 8], "counts": [24, 24]}
     packed = coco_rle.encode(crowd)
     for code in (runs, {"size": [6, 8], "counts": packed["counts"].decode()}):
-        # The small dog comes first, yet lies on top of the cat; the cat on top of the crowd.
+        # The small dog comes first, but is painted over the cat, and the cat over the crowd.
         segments = ((2, box(2, 2, 4, 4), False), (1, box(0, 0, 6, 6), False), (1, code, True))
         drawn = load_mask(*dataset_of(CocoMask(6, 8, segments), None, tmp_path), size=(6, 8))
         expected = np.ones((6, 8), int)
@@ -241,13 +251,13 @@ def test_compressed_runs_agree_with_pycocotools(tmp_path: Path) -> None:
         [["a", "b", "c", "d", "e", "f"]],
     ],
 )
-def test_segmentations_that_cannot_be_drawn(segmentation: object, tmp_path: Path) -> None:
+def test_segmentations_that_cannot_be_drawn_are_refused(segmentation: object, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jpg: a segmentation of its COCO annotations cannot be drawn"):
         load_mask(*dataset_of(CocoMask(6, 8, ((1, segmentation, False),)), None, tmp_path))
 
 
-def test_coco_masks_have_the_image_size(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.jpg: mask of another size, 8 x 6 pixels, expected the image's 8 x 7"):
+def test_coco_masks_must_have_the_size_of_the_image(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jpg: the mask has 8 x 6 pixels, expected 8 x 7 as in its image"):
         load_mask(*dataset_of(CocoMask(6, 8, ()), None, tmp_path), size=(7, 8))
 
 
@@ -256,7 +266,7 @@ def test_polygons_without_area_draw_nothing(tmp_path: Path) -> None:
     assert not load_mask(sample, dataset).any()
 
 
-def test_find_image_stays_in_the_folder(tmp_path: Path) -> None:
+def test_find_image_stays_inside_the_data_folder(tmp_path: Path) -> None:
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     Image.new("RGB", (2, 2)).save(root / "images/a.JPG", format="JPEG")
@@ -282,7 +292,7 @@ def test_small_jpegs_have_a_size(size: tuple[int, int], tmp_path: Path) -> None:
     assert image_size(tmp_path / "a.jpg") == size[::-1]
 
 
-def test_saliency_maps_are_grey_and_of_the_images_size(tmp_path: Path) -> None:
+def test_saliency_maps_are_grey_and_have_the_size_of_the_image(tmp_path: Path) -> None:
     values = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
     Image.fromarray(values).save(tmp_path / "a.png")
     assert np.array_equal(np.asarray(read_saliency(tmp_path / "a.png", (6, 8))), values)
@@ -293,3 +303,10 @@ def test_saliency_maps_are_grey_and_of_the_images_size(tmp_path: Path) -> None:
     assert np.asarray(large)[0, 0] == 0 and np.asarray(large)[-1, -1] == 235
     with pytest.raises(DataError, match=r"b\.png: no such file"):
         read_saliency(tmp_path / "b.png", (6, 8))
+
+
+def test_a_size_is_reduced_to_a_long_side_and_never_enlarged() -> None:
+    assert reduced_size((400, 300), 200) == (200, 150) and reduced_size((300, 400), 200) == (150, 200)
+    assert reduced_size((40, 30), 200) == (40, 30)
+    assert reduced_size((1000, 1), 100) == (100, 1), "no side vanishes"
+    assert reduction((400, 300), 200) == 0.5 and reduction((40, 30), 200) == 1

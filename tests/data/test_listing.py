@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tagseg.data import listing as manifest
-from tagseg.data import read
-from tagseg.data.listing import manifest_file, state_of
+from tagseg.data import listing, read
+from tagseg.data.listing import listing_file, state_of
 from tagseg.data.read import read_dataset
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
@@ -20,16 +19,16 @@ SETTINGS = DataSettings(min_images=1)
 
 @pytest.fixture(autouse=True)
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep manifests of the smallest folders, whenever they changed, in a cache folder of the test's own."""
+    """Cache the listings of all folders, small and just changed ones too, in a cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(manifest, "WORTHWHILE", 1)
-    monkeypatch.setattr(manifest, "SETTLED_S", -1.0)
-    monkeypatch.setattr(manifest, "_CHUNK", 2)
+    monkeypatch.setattr(listing, "WORTHWHILE", 1)
+    monkeypatch.setattr(listing, "SETTLED_S", -1.0)
+    monkeypatch.setattr(listing, "_CHUNK", 2)
 
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Return a list that grows by a data folder whenever one is really read."""
+    """Return a list of the data folders that were really read, one entry per reading."""
     done: list[Path] = []
     really = read._read
 
@@ -43,7 +42,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Return a folder of five images, one for validation, one with mask and saliency map, and odd names."""
+    """Return a folder of five images with odd names, one for validation, one with a mask, one with a saliency map."""
     root = tmp_path / "data"
     names = ["images/a.jpg", "images/sub/b c.png", "images/日本.png", "images/x.png", "images/x.jpg"]
     for name in (*names, "masks/a.png", "saliency/sub/b c.jpg"):
@@ -70,7 +69,7 @@ def shard(path: Path, key: str, tags: bytes) -> None:
             archive.addfile(member, io.BytesIO(content))
 
 
-def test_what_is_kept_is_what_was_read(data: Path, shards: Path, readings: list[Path]) -> None:
+def test_a_cached_listing_equals_a_fresh_reading(data: Path, shards: Path, readings: list[Path]) -> None:
     for root in (data, shards):
         plain = read_dataset(root, SETTINGS)
         first, again = read_dataset(root, SETTINGS, cache=True), read_dataset(root, SETTINGS, cache=True)
@@ -82,13 +81,13 @@ def test_what_is_kept_is_what_was_read(data: Path, shards: Path, readings: list[
     assert one[3].split == "val" and one[0].tags is one[2].tags
 
 
-def test_nothing_is_kept_where_it_is_not_asked_for(data: Path, tmp_path: Path, readings: list[Path]) -> None:
+def test_nothing_is_cached_without_asking(data: Path, tmp_path: Path, readings: list[Path]) -> None:
     read_dataset(data, SETTINGS)
     read_dataset(data, SETTINGS)
     assert not (tmp_path / "cache").exists() and len(readings) == 2
 
 
-def test_nothing_is_written_beside_the_data(data: Path) -> None:
+def test_nothing_is_written_next_to_the_data(data: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (data, *data.rglob("*"))}
     read_dataset(data, SETTINGS, cache=True)
     assert {path: path.stat().st_mtime_ns for path in (data, *data.rglob("*"))} == before
@@ -98,8 +97,8 @@ def tags_changed(root: Path) -> None:
     (root / "tags.csv").write_text((root / "tags.csv").read_text().replace("a.jpg,cat,", "a.jpg,dog,"))
 
 
-def tags_changed_unseen(root: Path) -> None:
-    # The same length and the same time of change, as `cp --preserve` or an editor may leave them.
+def tags_changed_at_the_same_time(root: Path) -> None:
+    # The length and the modification time stay the same, as after `cp --preserve` and with some editors.
     status = (root / "tags.csv").stat()
     tags_changed(root)
     os.utime(root / "tags.csv", ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -130,7 +129,15 @@ def folder_of_voc(root: Path) -> None:
         (root / name).mkdir()
 
 
-CHANGES = (tags_changed, tags_changed_unseen, image_removed, image_renamed, image_added, mask_added, classes_listed)
+CHANGES = (
+    tags_changed,
+    tags_changed_at_the_same_time,
+    image_removed,
+    image_renamed,
+    image_added,
+    mask_added,
+    classes_listed,
+)
 
 
 @pytest.mark.parametrize("change", [*CHANGES, folder_of_voc])
@@ -164,7 +171,7 @@ def test_an_image_overwritten_in_place_is_not_noticed(data: Path, readings: list
     assert len(readings) == 1
 
 
-def test_a_folder_of_masks_elsewhere_is_watched_too(data: Path, tmp_path: Path, readings: list[Path]) -> None:
+def test_a_folder_of_masks_outside_the_data_is_also_watched(data: Path, tmp_path: Path, readings: list[Path]) -> None:
     settings = dataclasses.replace(SETTINGS, masks=str(tmp_path / "drawn"))
     (tmp_path / "drawn").mkdir()
     (tmp_path / "drawn/a.png").touch()
@@ -173,42 +180,42 @@ def test_a_folder_of_masks_elsewhere_is_watched_too(data: Path, tmp_path: Path, 
     assert len(readings) == 1
     (tmp_path / "drawn/a.png").unlink()
     assert read_dataset(data, settings, cache=True).samples[0].mask is None
-    # Another folder of masks is another manifest; how many images a class needs is asked of every one.
+    # Another folder of masks has another listing; the number of images per class is checked with every listing.
     assert read_dataset(data, SETTINGS, cache=True).samples[0].mask == data / "masks/a.png"
     with pytest.raises(DataError, match="dog has 1, expected at least 2"):
         read_dataset(data, DataSettings(min_images=2), cache=True)
     assert len(readings) == 3
 
 
-def test_what_changed_just_now_or_lies_behind_a_link_is_not_kept(
+def test_a_folder_that_just_changed_or_links_elsewhere_is_not_cached(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert state_of(data, SETTINGS) is not None
-    monkeypatch.setattr(manifest, "SETTLED_S", 60.0)
+    monkeypatch.setattr(listing, "SETTLED_S", 60.0)
     assert state_of(data, SETTINGS) is None
-    monkeypatch.setattr(manifest, "SETTLED_S", -1.0)
+    monkeypatch.setattr(listing, "SETTLED_S", -1.0)
     (data / "here").symlink_to(data / "images")
     assert state_of(data, SETTINGS) is not None
     (tmp_path / "elsewhere").mkdir()
     (data / "there").symlink_to(tmp_path / "elsewhere")
     assert state_of(data, SETTINGS) is None
     read_dataset(data, SETTINGS, cache=True)
-    assert not manifest_file(data, SETTINGS).exists()
+    assert not listing_file(data, SETTINGS).exists()
 
 
-def test_small_sets_are_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "WORTHWHILE", 6)
+def test_small_sets_are_not_cached(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "WORTHWHILE", 6)
     read_dataset(data, SETTINGS, cache=True)
-    assert not manifest_file(data, SETTINGS).exists()
-    monkeypatch.setattr(manifest, "WORTHWHILE", 5)
+    assert not listing_file(data, SETTINGS).exists()
+    monkeypatch.setattr(listing, "WORTHWHILE", 5)
     read_dataset(data, SETTINGS, cache=True)
-    assert manifest_file(data, SETTINGS).exists()
+    assert listing_file(data, SETTINGS).exists()
 
 
 def rewritten(packed: bytes, pattern: bytes, other: bytes) -> bytes:
-    changed, times = re.subn(pattern, other, manifest.gzip.decompress(packed), count=1)
+    changed, times = re.subn(pattern, other, listing.gzip.decompress(packed), count=1)
     assert times == 1
-    return manifest.gzip.compress(changed)
+    return listing.gzip.compress(changed)
 
 
 @pytest.mark.parametrize(
@@ -219,21 +226,23 @@ def rewritten(packed: bytes, pattern: bytes, other: bytes) -> bytes:
         lambda content: content[:-30],
         lambda content: b"{}",
         lambda content: content[:40] + bytes(20) + content[60:],
-        lambda content: manifest.gzip.compress(b"[]\n"),
-        lambda content: manifest.gzip.compress(b"[" * 100_000),
+        lambda content: listing.gzip.compress(b"[]\n"),
+        lambda content: listing.gzip.compress(b"[" * 100_000),
         lambda content: rewritten(content, rb'"notes": \[', b'"note": ['),
         lambda content: rewritten(content, rb'"classes": \[.*?\]', b'"classes": 3'),
     ],
 )
-def test_a_damaged_manifest_is_read_anew(damage: Callable[[bytes], bytes], data: Path, readings: list[Path]) -> None:
+def test_after_damage_to_the_listing_the_folder_is_read_again(
+    damage: Callable[[bytes], bytes], data: Path, readings: list[Path]
+) -> None:
     first = read_dataset(data, SETTINGS, cache=True)
-    file = manifest_file(data, SETTINGS)
+    file = listing_file(data, SETTINGS)
     file.write_bytes(damage(file.read_bytes()))
     assert read_dataset(data, SETTINGS, cache=True) == first and len(readings) == 2
     assert read_dataset(data, SETTINGS, cache=True) == first and len(readings) == 2
 
 
-def test_a_cache_folder_that_cannot_be_written_is_no_error(
+def test_a_cache_folder_that_cannot_be_created_is_not_an_error(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

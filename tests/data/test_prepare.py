@@ -19,7 +19,7 @@ SETTINGS = Settings(data=DataSettings(min_images=2, max_broken=0.3))
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Return a run on six images, three cats and three dogs, of growing width."""
+    """Return a run on six images of increasing width, three cats and three dogs."""
     data = tmp_path / "data"
     for i in range(6):
         path = data / ("cat", "dog")[i % 2] / f"{i}.png"
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Run:
     return open_run(tmp_path / "run", data, SETTINGS)
 
 
-def test_the_first_time_every_image_is_decoded_and_noted(run: Run) -> None:
+def test_the_first_time_every_image_is_decoded_and_recorded(run: Run) -> None:
     prepared = prepare(run)
     assert prepared.dataset == read_dataset(run.data_root(), SETTINGS.data)
     assert prepared.sizes == {f"{('cat', 'dog')[i % 2]}/{i}": (8, 10 + i) for i in range(6)}
@@ -89,29 +89,31 @@ def moved_to_validation(data: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [added, removed, moved, renamed_class, moved_to_validation])
-def test_data_that_changed_since_is_refused(change, run: Run) -> None:  # type: ignore[no-untyped-def]
+def test_data_that_changed_since_the_run_began_is_refused(change, run: Run) -> None:  # type: ignore[no-untyped-def]
     prepare(run)
     change(run.data_root())
-    with pytest.raises(RunError, match=r"run: the images or tags in .*data have changed since this run began; start "):
+    with pytest.raises(
+        RunError, match=r"run: the images or tags in .*data have changed since this run began; use another "
+    ):
         prepare(run)
 
 
-def test_the_same_data_described_in_another_way_goes_on(run: Run) -> None:
+def test_the_same_data_described_in_another_way_is_accepted(run: Run) -> None:
     first = prepare(run)
     rows = "".join(f"{sample.id}.png,{sample.id.split('/')[0]}\n" for sample in first.dataset.samples)
     (run.data_root() / "tags.csv").write_text("image,tags\n" + rows)
     assert prepare(run) == first
 
 
-def test_notes_are_said_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_notes_are_logged_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     (run.data_root() / "empty").mkdir()
     for expected in (1, 1):
         with caplog.at_level(logging.WARNING, "tagseg"):
             prepare(run)
-        assert caplog.text.count("folder empty holds no images and is left out") == expected
+        assert caplog.text.count("folder empty has no images and is left out") == expected
 
 
-def test_progress_passes_through(run: Run) -> None:
+def test_progress_is_reported_the_first_time_only(run: Run) -> None:
     seen = []
 
     def track(items, title, total):  # type: ignore[no-untyped-def]
@@ -123,6 +125,6 @@ def test_progress_passes_through(run: Run) -> None:
     assert seen == [("check images", 6)]
 
 
-def test_what_was_prepared_cannot_be_changed(run: Run) -> None:
+def test_prepared_data_cannot_be_changed(run: Run) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         prepare(run).sizes = {}  # type: ignore[misc]

@@ -25,9 +25,9 @@ def test_root_may_be_text_or_relative(tmp_path: Path, monkeypatch: pytest.Monkey
     assert dataset.root == tmp_path / "data" and dataset.samples[0].image == tmp_path / "data/cat/1.png"
 
 
-def test_folder_without_a_layout(tmp_path: Path) -> None:
+def test_a_folder_without_a_known_layout_is_refused(tmp_path: Path) -> None:
     images(tmp_path, "1.png")
-    with pytest.raises(DataError, match=r"no images in a layout that is known; looked for tags\.csv, .*VOC.*COCO"):
+    with pytest.raises(DataError, match=r"found no images in a known layout; looked for tags\.csv, .*VOC.*COCO"):
         read_dataset(tmp_path)
 
 
@@ -38,17 +38,17 @@ def test_root_must_be_a_folder(name: str, tmp_path: Path) -> None:
         read_dataset(tmp_path / name)
 
 
-def test_no_images_at_all(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match=r"no images for training at all \(read as layout folder\)"):
+    with pytest.raises(DataError, match=r"there must be training images, found none \(read as layout folder\)"):
         read_dataset(tmp_path)
     (tmp_path / "tags.csv").write_text("image,tags\n")
-    with pytest.raises(DataError, match="no images for training at all"):
+    with pytest.raises(DataError, match="there must be training images, found none"):
         read_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("layout", "message"), [("voc", "no VOC devkit"), ("coco", "got none for train"), ("folder", None)]
+    ("layout", "message"), [("voc", "not a VOC devkit"), ("coco", "got none for train"), ("folder", None)]
 )
 def test_the_layout_can_be_forced(layout: str, message: str | None, tmp_path: Path) -> None:
     images(tmp_path, "cat/1.png")
@@ -69,7 +69,7 @@ def test_classes_with_too_few_images_are_counted(tmp_path: Path) -> None:
         read_dataset(tmp_path, SETTINGS)
 
 
-def test_more_than_254_classes(tmp_path: Path) -> None:
+def test_more_than_254_classes_are_refused(tmp_path: Path) -> None:
     images(tmp_path, "a.png")
     tags = [f"class{i}" for i in range(255)]
     (tmp_path / "tags.csv").write_text("image,tags\na.png," + " ".join(tags))
@@ -86,7 +86,7 @@ def test_ids_are_unique(tmp_path: Path) -> None:
     assert ids == ["a.png", "a.jpg", "b", "c.png", "images/c.png"]
 
 
-def test_an_image_in_both_splits(tmp_path: Path) -> None:
+def test_an_image_in_both_splits_is_refused(tmp_path: Path) -> None:
     images(tmp_path, "images/a.png")
     (tmp_path / "annotations").mkdir()
     content = {
@@ -96,5 +96,5 @@ def test_an_image_in_both_splits(tmp_path: Path) -> None:
     }
     for split in ("train", "val"):
         (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"image .*images/a\.png is listed more than once, expected once in train and"):
+    with pytest.raises(DataError, match=r"image .*images/a\.png is listed more than once; list it once, in train or"):
         read_dataset(tmp_path, SETTINGS)

@@ -39,7 +39,7 @@ def test_any_segmentation_is_drawn_or_refused_by_name(segmentation: object, crow
 
 @settings(max_examples=100)
 @given(st.lists(st.booleans(), min_size=HEIGHT * WIDTH, max_size=HEIGHT * WIDTH))
-def test_codes_of_pycocotools_come_back_as_they_were(pixels: list[bool]) -> None:
+def test_pycocotools_codes_are_decoded_unchanged(pixels: list[bool]) -> None:
     mask = np.array(pixels, np.uint8).reshape(HEIGHT, WIDTH)
     code = coco_rle.encode(np.asfortranarray(mask))
     assert (drawn((1, {**code, "counts": code["counts"].decode()}, False)) == mask).all()
@@ -64,7 +64,7 @@ def test_codes_of_pycocotools_come_back_as_they_were(pixels: list[bool]) -> None
         {"size": [HEIGHT, WIDTH], "counts": None},
     ],
 )
-def test_what_would_lead_pycocotools_astray_is_refused(segmentation: Any) -> None:
+def test_segmentations_that_pycocotools_cannot_handle_are_refused(segmentation: Any) -> None:
     with pytest.raises(DataError, match=r"^a\.png: a segmentation"):
         drawn((1, segmentation, False))
 

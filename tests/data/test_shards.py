@@ -35,7 +35,7 @@ def shard(path: Path, content: dict[str, bytes]) -> Path:
     return path.parent
 
 
-def test_tags_masks_and_saliency_maps_of_keys(tmp_path: Path) -> None:
+def test_a_key_has_tags_mask_and_saliency_map(tmp_path: Path) -> None:
     first = {"cat/1.png": png(), "cat/1.json": tags("cat", " dog "), "cat/1.mask.png": png(1), "info.json": b"{}"}
     shard(tmp_path / "000.tar", first)
     second = {"2.JPG": png(9), "2.saliency.png": png(255), "2.txt": b"dog\n", "2.xml": b"", "3.txt": b"a"}
@@ -47,7 +47,7 @@ def test_tags_masks_and_saliency_maps_of_keys(tmp_path: Path) -> None:
     assert (two.id, two.tags, two.mask, two.image.suffix) == ("2", (2,), None, ".JPG")
     assert two.saliency is not None
     assert dataset.notes == (
-        "members that are no image and no tags are left out: 1 .xml",
+        "members that are neither images nor tags are left out: 1 .xml",
         "2 keys without an image are left out, first info",
     )
     assert check_images(dataset, SETTINGS).sizes == {"cat/1": (3, 4), "2": (3, 4)}
@@ -75,7 +75,9 @@ def test_class_numbers_are_lines_of_classes_txt(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path, SETTINGS)
     assert dataset.classes == ("owl", "cat") and [sample.tags for sample in dataset.samples] == [(2,), (1,)]
     shard(tmp_path / "a.tar", {"1.png": png(), "1.cls": b"2"})
-    with pytest.raises(DataError, match=r"a\.tar, 1: class '2' in its \.cls, expected a number, 0 to 1, a line of"):
+    with pytest.raises(
+        DataError, match=r"a\.tar, 1: class '2' in its \.cls file, expected a number from 0 to 1 \(a line of"
+    ):
         read_dataset(tmp_path, SETTINGS)
 
 
@@ -96,7 +98,7 @@ def test_splits_by_folder_by_name_and_by_json(tmp_path: Path) -> None:
     assert "1 images of the test split are left out" in dataset.notes
 
 
-def test_a_key_of_two_shards_stands_behind_their_names(tmp_path: Path) -> None:
+def test_a_key_in_two_shards_is_preceded_by_the_shard_name(tmp_path: Path) -> None:
     for name in ("000", "001"):
         shard(
             tmp_path / f"{name}.tar",
@@ -106,7 +108,7 @@ def test_a_key_of_two_shards_stands_behind_their_names(tmp_path: Path) -> None:
     assert ids == ["000/1", "own000", "001/1", "own001"]
 
 
-def test_masks_in_a_folder_beside_the_shards(tmp_path: Path) -> None:
+def test_masks_in_a_folder_next_to_the_shards_are_found(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", {"1.png": png(), "1.txt": b"cat"})
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks/1.png").write_bytes(png(1))
@@ -120,17 +122,17 @@ def test_masks_in_a_folder_beside_the_shards(tmp_path: Path) -> None:
         ({"1.json": b"{}"}, r"a\.tar, 1: no tags"),
         ({"1.json": b'{"tags": [1]}'}, r"a\.tar, 1: got .* expected JSON with a list of names"),
         ({"1.json": b"[]"}, "expected JSON with a list of names"),
-        ({"1.json": b"{"}, r"a\.tar, 1: no valid JSON"),
-        ({"1.json": b"[" * 100_000}, r"a\.tar, 1: no valid JSON"),
+        ({"1.json": b"{"}, r"a\.tar, 1: not valid JSON"),
+        ({"1.json": b"[" * 100_000}, r"a\.tar, 1: not valid JSON"),
         ({"1.json": tags("cat", split=["val"])}, "expected train, val, validation or test"),
-        ({"1.cls": b"cat"}, "class 'cat' in its .cls, expected a number"),
+        ({"1.cls": b"cat"}, "class 'cat' in its .cls file, expected a number"),
         ({"1.txt": b"\xff"}, "expected UTF-8 text"),
-        ({"1.txt": b"cat " * 300_000}, "more than 1048576 bytes of tags"),
+        ({"1.txt": b"cat " * 300_000}, "more than 1048576 bytes, expected the names of a few tags"),
         ({"1.jpg": b"", "1.txt": b"cat"}, r"a\.tar: 1\.png and 1\.jpg have the same key"),
         ({"1.TXT": b"cat", "1.txt": b"cat"}, r"1\.TXT and 1\.txt have the same key"),
     ],
 )
-def test_what_is_wrong_is_named(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+def test_invalid_samples_are_named(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
     root = shard(tmp_path / "a.tar", {"1.png": png(), **members})
     with pytest.raises(DataError, match=message):
         read_dataset(root, SETTINGS)
@@ -142,7 +144,7 @@ def test_compressed_shards_are_refused_with_the_reason(tmp_path: Path) -> None:
         read_dataset(tmp_path, SETTINGS)
 
 
-def test_a_tar_beside_folders_of_images_is_no_shard(tmp_path: Path) -> None:
+def test_a_tar_next_to_folders_of_images_is_not_a_shard(tmp_path: Path) -> None:
     shard(tmp_path / "all.tar", {"1.png": png(), "1.txt": b"cat"})
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat/1.png").write_bytes(png())
@@ -150,7 +152,7 @@ def test_a_tar_beside_folders_of_images_is_no_shard(tmp_path: Path) -> None:
     assert read_dataset(tmp_path, DataSettings(layout="shards", min_images=1)).samples[0].id == "1"
 
 
-def test_broken_and_double_images_in_shards(tmp_path: Path) -> None:
+def test_broken_and_duplicate_images_in_shards_are_found(tmp_path: Path) -> None:
     content = {"1.png": png(), "1.txt": b"cat", "2.png": png(), "2.txt": b"cat", "3.png": b"broken", "3.txt": b"cat"}
     found = inspect(read_dataset(shard(tmp_path / "a.tar", content), SETTINGS), SETTINGS)
     assert [path.rpartition("/")[2] for path, _ in found.broken] == ["3.png"]

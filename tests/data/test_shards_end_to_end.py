@@ -1,4 +1,4 @@
-"""A run on tar shards gives the bytes of the run on the same images in folders."""
+"""A run on tar shards gives the same bytes as a run on the same images in folders."""
 
 import dataclasses
 import io
@@ -66,7 +66,7 @@ def test_networks_maps_masks_and_predictions_are_the_same_bytes(runs: tuple[Run,
     assert prepare(packed).sizes == prepare(plain).sizes
 
 
-def test_predictions_from_shards(runs: tuple[Run, Run], discs: Path, tmp_path: Path) -> None:
+def test_predictions_from_shards_are_the_same_bytes(runs: tuple[Run, Run], discs: Path, tmp_path: Path) -> None:
     packed = runs[1]
     shards = packed.data_root()
     options = PredictOptions(device="cpu", overlays=True)
@@ -90,10 +90,12 @@ def test_export_copies_images_out_of_shards(runs: tuple[Run, Run], discs: Path, 
     assert copied == {path.name: path.read_bytes() for path in (discs / "images").iterdir()}
     tables = [(tmp_path / name / "annotations/instances_train.json") for name in ("plain", "packed")]
     assert tables[0].read_bytes() == tables[1].read_bytes()
-    with pytest.raises(DataError, match=r"--images link: .*\.tar/.* lies in a tar, where no link leads"):
+    with pytest.raises(
+        DataError, match=r"--images link: cannot link to .*\.tar/.* inside a tar; expected copy or none"
+    ):
         export(packed.root, "coco", tmp_path / "linked", images="link")
 
 
-def test_an_atlas_of_shards(runs: tuple[Run, Run], tmp_path: Path) -> None:
+def test_an_atlas_shows_images_from_shards(runs: tuple[Run, Run], tmp_path: Path) -> None:
     page = atlas(runs[1].root, per_class=3, out=tmp_path / "atlas.html", device="cpu").path
     assert "data:image" in page.read_text()

@@ -14,7 +14,7 @@ SETTINGS = DataSettings(min_images=1)
 
 
 def devkit(root: Path, lists: dict[str, str], masks: dict[str, list[int]] | None = None) -> Path:
-    """A devkit with images a to e, and the given lists and one-row masks."""
+    """Write a devkit with images a to e, the given lists and masks of one row."""
     for folder in ("JPEGImages", "ImageSets/Segmentation", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for name in "abcde":
@@ -67,16 +67,16 @@ def test_annotations_come_before_masks(tmp_path: Path) -> None:
     assert notes == ("tags on validation images that no training image has are left out: bus",)
 
 
-def test_tags_from_masks_are_said_aloud(tmp_path: Path) -> None:
+def test_tags_from_masks_are_reported(tmp_path: Path) -> None:
     masks = {"a": [0, 8, 12, 255], "b": [8, 8, 0, 0], "c": [0, 0, 12, 12]}
     root = devkit(tmp_path, {"Segmentation/train": "a\nb\n", "Segmentation/val": "c\n"}, masks)
     dataset = read_voc(root, SETTINGS)
-    assert any("tags taken from the masks" in note for note in dataset.notes)
+    assert any("tags are taken from the masks" in note for note in dataset.notes)
     assert [sample.tags for sample in dataset.samples] == [(1, 2), (1,), ()]
     assert load_mask(dataset.samples[0], dataset, (1, 4)).tolist() == [[0, 1, 2, 255]]
 
 
-def test_own_names_are_sorted_and_masks_hold_class_ids(tmp_path: Path) -> None:
+def test_custom_class_names_are_sorted_and_masks_hold_class_ids(tmp_path: Path) -> None:
     root = devkit(tmp_path, {"Main/train": "a\nb\n"}, {"a": [0, 1, 3, 255]})
     annotate(root, a="zebra cat", b="apple")
     dataset = read_voc(root, SETTINGS)
@@ -108,7 +108,7 @@ def test_the_first_list_wins_and_settings_name_another(tmp_path: Path) -> None:
     assert set(tagged(root, DataSettings(train_list="mine", val_list="train.txt"))) == {"c", "b"}
 
 
-def test_the_devkit_may_be_one_folder_down(tmp_path: Path) -> None:
+def test_the_devkit_may_be_below_the_data_folder(tmp_path: Path) -> None:
     devkit(tmp_path / "VOCdevkit/VOC2012", {"Main/train": "a 0\n"})
     for root in (tmp_path, tmp_path / "VOCdevkit"):
         dataset = read_dataset(root, SETTINGS)
@@ -123,9 +123,9 @@ def test_the_devkit_may_be_one_folder_down(tmp_path: Path) -> None:
         ({"Main/train": "../a 0\n"}, r"train\.txt, row 1: image '\.\./a' leaves the data folder"),
         ({"Main/train": "a 0\n\nb 20\n"}, r"train\.txt, row 3: class number '20', expected 0 \(aeroplane\) to 19"),
         ({"Main/train": "a -1\n"}, r"train\.txt, row 1: class number '-1'"),
-        ({"Main/train": "a 0\na 1\n"}, r"train\.txt, row 2: image a is listed a second time.*row 1"),
+        ({"Main/train": "a 0\na 1\n"}, r"train\.txt, row 2: image a is listed twice.*row 1"),
         ({"Main/train": "a 0\nb\n"}, r"train\.txt, row 2: image b has no tags in the list"),
-        ({"Main/train": "a 0\n", "Main/val": "b\na\n"}, r"val\.txt, row 2: a is a training image too .*row 1"),
+        ({"Main/train": "a 0\n", "Main/val": "b\na\n"}, r"val\.txt, row 2: a is also a training image .*row 1"),
         ({"Main/train": "a\n"}, r"train\.txt, row 1: image a has no tags in the list, tags\.csv, Annotations or masks"),
     ],
 )
@@ -147,10 +147,10 @@ BOMB = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "cat">]><annotation><object
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (BOMB.encode(), r"a\.xml: a document type or an entity"),
+        (BOMB.encode(), r"a\.xml: has a document type or an entity"),
         (BOMB.encode("utf-16"), r"a\.xml: cannot be read"),
-        (BOMB.encode("utf-16-le"), r"a\.xml: a document type or an entity"),
-        (b"<annotation><object>", r"a\.xml: no valid XML"),
+        (BOMB.encode("utf-16-le"), r"a\.xml: has a document type or an entity"),
+        (b"<annotation><object>", r"a\.xml: not valid XML"),
         (b"<annotation></annotation>", r"train\.txt, row 1: image a has no tags in Annotations"),
         (None, r"train\.txt, row 1: image a has no tags in Annotations"),
     ],
@@ -167,7 +167,7 @@ def test_bad_annotations_are_named(content: bytes | None, message: str, tmp_path
 def test_bad_tags_csv_and_masks_are_named(tmp_path: Path) -> None:
     root = devkit(tmp_path / "one", {"Main/train": "a\n"})
     (root / "tags.csv").write_text("image,tags\na,cat\nJPEGImages/a.jpg,dog\n")
-    with pytest.raises(DataError, match=r"tags\.csv, row 3: image 'JPEGImages/a\.jpg' is listed a second time"):
+    with pytest.raises(DataError, match=r"tags\.csv, row 3: image 'JPEGImages/a\.jpg' is listed twice"):
         read_voc(root, SETTINGS)
     (root / "tags.csv").write_text("image,tags\nb,cat\n")
     with pytest.raises(DataError, match=r"train\.txt, row 1: image a has no tags in tags\.csv"):
@@ -178,7 +178,7 @@ def test_bad_tags_csv_and_masks_are_named(tmp_path: Path) -> None:
     Image.new("L", (4, 1), 8).save(root / "SegmentationClass/a.png")
     with pytest.raises(DataError, match=r"train\.txt, row 2: no tags, expected some in .*b\.png"):
         read_voc(root, SETTINGS)
-    with pytest.raises(DataError, match="no VOC devkit, expected folders JPEGImages and ImageSets"):
+    with pytest.raises(DataError, match="not a VOC devkit, expected folders JPEGImages and ImageSets"):
         read_voc(tmp_path, SETTINGS)
 
 
@@ -194,6 +194,6 @@ def test_real_animals(shared_data: Path) -> None:
     assert dataset.mask_ids == {8: 1, 10: 2, 12: 3, 13: 4, 15: 5, 17: 6}
     assert (len(train), sum(sample.scored for sample in train), len(val)) == (2651, 370, 199)
     assert [sum(tag in sample.tags for sample in train) for tag in range(1, 7)] == [826, 250, 931, 405, 521, 284]
-    # A mask shows no class that is not tagged: tags and ids are in step.
+    # A mask has no class without a tag: tags and mask ids agree.
     for sample in val[:20]:
         assert set(np.unique(load_mask(sample, dataset)).tolist()) <= {0, 255, *sample.tags}

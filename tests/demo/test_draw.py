@@ -1,4 +1,4 @@
-"""The demo data set: layout, exact masks, reproducible bytes, and enough of every class."""
+"""The demo data set has the documented layout, exact masks, reproducible bytes and enough images of every class."""
 
 import csv
 import itertools
@@ -59,7 +59,7 @@ def test_pictures_are_rgb_and_masks_are_palette_files_of_one_size(demo: Path) ->
     assert len(PALETTE) == 3 * (len(CLASSES) + 1)
 
 
-def test_mask_ids_are_exactly_the_tags_and_every_tag_is_well_visible(demo: Path) -> None:
+def test_mask_ids_are_exactly_the_tags_and_every_tag_is_clearly_visible(demo: Path) -> None:
     names = list(CLASSES)
     for row in rows(demo):
         ids = np.asarray(Image.open(mask_of(demo, row)))
@@ -93,16 +93,16 @@ def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
     assert contents(folder) == before
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
-    with pytest.raises(DataError, match="letters: exists and holds no finished demo"):
+    with pytest.raises(DataError, match="letters: exists and is not a finished demo"):
         draw_demo(tmp_path / "letters", 6, 0, side=SIDE)
     (tmp_path / "letters" / "demo.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="letters: exists and holds no finished demo"):
+    with pytest.raises(DataError, match="letters: exists and is not a finished demo"):
         draw_demo(tmp_path / "letters", 6, 0, side=SIDE)
     with pytest.raises(DataError, match=r"a\.txt: exists"):
         draw_demo(tmp_path / "letters" / "a.txt", 6, 0, side=SIDE)
 
 
-def test_empty_folder_is_filled_and_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interruption_leaves_an_empty_folder_that_can_be_filled(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
 
     def interrupted(items, title, total):  # type: ignore[no-untyped-def]
@@ -125,14 +125,14 @@ def test_empty_folder_is_filled_and_an_interruption_leaves_nothing(tmp_path: Pat
         ({"seed": -1}, "seed -1"),
     ],
 )
-def test_parameters_out_of_range(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
+def test_parameters_out_of_range_are_refused(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
         draw_demo(tmp_path / "set", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_class_is_frequent_and_every_pair_appears_together_and_apart(seed: int) -> None:
+def test_every_class_is_frequent_and_every_pair_occurs_together_and_apart(seed: int) -> None:
     chosen = [choose_tags(index, np.random.default_rng([seed, index])) for index in range(320)]
     frequency = Counter(tag for tags in chosen for tag in tags)
     assert min(frequency[name] for name in CLASSES) >= 40
@@ -147,7 +147,7 @@ def test_no_class_is_rare_in_a_small_demo() -> None:
     assert all(sum(name in tags for tags in chosen) >= 5 for name in CLASSES)
 
 
-def test_hidden_things_make_the_scene_be_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scene_that_hides_a_tagged_thing_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     plans = []
 
     def plan(tags: tuple[str, ...], random: np.random.Generator) -> list[Thing]:
@@ -170,7 +170,7 @@ def test_the_thing_in_front_owns_the_pixel() -> None:
     assert owners[48, 48] == 2 and owners[48, 66] == 1 and owners[2, 2] == 0
 
 
-def test_majority_by_hand() -> None:
+def test_majority_agrees_with_a_case_worked_by_hand() -> None:
     fine = np.zeros((6, 6), np.uint8)
     fine[:3, :3] = [[5, 5, 5], [5, 5, 0], [0, 0, 0]]
     fine[:3, 3:] = [[5, 5, 0], [5, 5, 0], [0, 0, 0]]
@@ -197,7 +197,7 @@ def test_homes_are_grounds() -> None:
     assert set(HOMES) == set(CLASSES) and set(HOMES.values()) <= set(GROUNDS)
 
 
-def test_inside_parts_do_not_leave_the_silhouette() -> None:
+def test_inside_parts_stay_inside_the_silhouette() -> None:
     red, blue = (200, 0, 0), (0, 0, 200)
     parts = [Part(box(-0.5, -0.5, 0.5, 0.5), red), Part(box(-1, -0.1, 1, 0.1), blue, inside=True)]
     picture, silhouette = paint(parts, 40.0, 0.0, False, np.random.default_rng(0))
@@ -223,6 +223,6 @@ def test_blob_passes_through_its_corners_and_stroke_has_its_width() -> None:
     assert np.allclose(stroke([(0, 0), (1, 0)], 0.2), [(0, 0.1), (1, 0.1), (1, -0.1), (0, -0.1)])
 
 
-def test_mirrored_keeps_corners_on_the_axis_single() -> None:
+def test_mirrored_does_not_double_corners_on_the_axis() -> None:
     assert mirrored([(0, -1), (2, 0), (0, 1)]) == [(0, -1), (2, 0), (0, 1), (-2, 0)]
     assert mirrored([(1, 0), (2, 3)]) == [(1, 0), (2, 3), (-2, 3), (-1, 0)]

@@ -182,7 +182,7 @@ def test_fewer_than_five_masks(made: Path, run: Run, tmp_path: Path) -> None:
     [
         (
             np.zeros((H, W - 1), np.uint8),
-            r"photo 8\.png: mask of another size, 39 x 24 pixels, expected the image's 40",
+            r"photo 8\.png: the mask has 39 x 24 pixels, expected 40",
         ),
         (np.full((H, W), 7, np.uint8), r"photo 8\.png: unknown ids 7 in the mask, expected 0, 255 or 1 \(a\), 2 \(b\)"),
     ],

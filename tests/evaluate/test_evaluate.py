@@ -9,16 +9,9 @@ from PIL import Image
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import (
-    Evaluation,
-    Scores,
-    evaluate,
-    evenly_spaced,
-    examples,
-    read_evaluation,
-    score_pseudo_masks,
-)
+from tagseg.evaluate.evaluate import evaluate, evenly_spaced, examples, score_pseudo_masks
 from tagseg.evaluate.gain import Calibration, Candidate, Gain
+from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.networks.segmenters import empty_segmenter
 from tagseg.run.folder import Run
@@ -164,7 +157,7 @@ def test_without_masks_there_is_nothing_to_score_but_pictures(run: Run, tmp_path
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        (painted(0, 1)[:-1], r"t\.png: mask of another size, 32 x 23 pixels, expected the image's 32 x 24"),
+        (painted(0, 1)[:-1], r"t\.png: the mask has 32 x 23 pixels, expected 32 x 24 as in its image"),
         (painted(0, 9), r"t\.png: unknown ids 9 in the mask, expected 0, 255 or 1 \(cat\), 2 \(a\|b\)"),
     ],
 )
@@ -222,9 +215,12 @@ def test_a_table_of_one_column() -> None:
     [
         ({"classes": ["background"]}, "2 IoUs of 1 classes"),
         ({"segmenter": {"miou": 0.5}}, "segmenter.iou is missing"),
-        ({"segmenter": {"miou": "high", "iou": [], "images": 1, "split": "val"}}, "segmenter.miou is 'high'"),
-        ({"calibrated": None}, "calibrated is None"),
-        ([], r"the file is \[\], expected an object"),
+        (
+            {"segmenter": {"miou": "high", "iou": [], "images": 1, "split": "val"}},
+            "segmenter.miou: expected a number, found text",
+        ),
+        ({"calibrated": None}, "calibrated: expected a whole number, found null"),
+        ([], "expected an object, found a list"),
     ],
 )
 def test_a_damaged_evaluation_is_named(change: Any, message: str, tmp_path: Path) -> None:

@@ -34,7 +34,15 @@ def make_run(root: Path, classes: tuple[str, ...] = ("cat", "dog"), settings: Se
     # A large standard deviation, so that masks have more than one value.
     torch.nn.init.normal_(network.net.segmentation_head[0].weight, std=3.0)
     samples = [
-        {"id": str(i), "tags": [1 + i % len(classes)], "split": "train" if i < 6 else "val", "image": f"{root}/{i}.jpg"}
+        {
+            "id": str(i),
+            "tags": [1 + i % len(classes)],
+            "split": "train" if i < 6 else "val",
+            "image": f"{root}/{i}.jpg",
+            "size": [40, 60],
+            "mask": False,
+            "scored": True,
+        }
         for i in range(8)
     ]
     data = {"layout": "folder", "classes": classes, "notes": [], "broken": [["x.jpg", "damaged"]], "samples": samples}

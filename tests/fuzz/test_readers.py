@@ -1,15 +1,15 @@
 """Every reader of a file that a stranger may have made, fed with spoiled ones: it reads them, or names the file.
 
-A few hundred cases each; benchmarks/fuzz.py has 100,000.
+A few hundred cases each; benchmarks/reliability/fuzz.py has 100,000.
 """
 
-import dataclasses
 import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,10 +20,10 @@ from PIL import Image
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
-from tagseg.evaluate.evaluate import Evaluation, Scores, read_evaluation
 from tagseg.evaluate.gain import calibration_images
+from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
-from tagseg.predict.outputs import read_lines
+from tagseg.prediction.lines import read_lines
 from tagseg.report.charts import read_history
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
@@ -167,7 +167,7 @@ def test_a_tag_file_that_is_a_device_or_a_pipe_is_not_read(photos: Path) -> None
 def test_tags_that_are_no_text_are_refused(tags: str, photos: Path) -> None:
     (photos / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "tags": {tags}}}\n')
     with pytest.raises(
-        ValueError, match=r"expected the name of an image, and tags|expected 1 to 1000 signs of Unicode"
+        ValueError, match=r"expected the name of an image and its tags|expected 1 to 1000 characters of valid Unicode"
     ):
         read_all(photos)
     (photos / "metadata.jsonl").unlink()
@@ -237,7 +237,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     scores = Scores(0.5, (0.9, None, 0.1), 2, "train", 0.1)
     with run.stage("evaluate"):
         evaluation = Evaluation(("background", "cat", "dog"), scores, scores)
-        run.evaluation_file.write_text(json.dumps(dataclasses.asdict(evaluation)))
+        run.evaluation_file.write_text(json.dumps(msgspec.to_builtins(evaluation)))
     return run
 
 
@@ -268,7 +268,7 @@ def test_a_damaged_data_json_is_named_with_the_way_out(content: str, run: Run) -
     valid = run.data_file.read_bytes()
     run.data_file.write_text(content)
     with pytest.raises(
-        ValueError, match=r"data\.json: damaged .*; delete it, and the images are read and checked again"
+        ValueError, match=r"data\.json: damaged \(.*\); delete it .*: the images are read and checked again"
     ):
         prepare(run)
     run.data_file.unlink()

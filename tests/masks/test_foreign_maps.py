@@ -55,24 +55,24 @@ def save(path: Path, *arrays: Any, **named: Any) -> Path:
         ("a.npy", np.stack([BIRD, DOG]).astype(np.int8)),
     ],
 )
-def test_every_form_gives_the_tags_maps_in_order(name: str, content: Any, tmp_path: Path) -> None:
+def test_every_format_gives_the_maps_of_the_tags_in_order(name: str, content: Any, tmp_path: Path) -> None:
     named = isinstance(content, dict)
     path = save(tmp_path / name, *([] if named else [content]), **(content if named else {}))
     assert np.array_equal(read_foreign_maps(path, TAGS, CLASSES), SHARES)
 
 
-def test_one_tag_needs_no_axis_for_it(tmp_path: Path) -> None:
+def test_the_map_of_a_single_tag_may_have_two_dimensions(tmp_path: Path) -> None:
     found = read_foreign_maps(save(tmp_path / "a.npy", DOG), (2,), CLASSES)
     assert np.array_equal(found, SHARES[1:])
 
 
-def test_probabilities_stay_what_they_are(tmp_path: Path) -> None:
+def test_probabilities_are_kept(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", bird=SHARES[0] / 4, dog=SHARES[1] * 1.0005)
     found = read_foreign_maps(path, TAGS, CLASSES, probabilities=True)
     assert np.array_equal(found, np.stack([SHARES[0] / 4, SHARES[1] * np.float32(1.0005)]).clip(0, 1))
 
 
-def test_a_map_without_a_peak_says_nothing(tmp_path: Path) -> None:
+def test_a_map_without_positive_values_becomes_zero(tmp_path: Path) -> None:
     assert not to_shares([np.zeros((3, 4)), np.full((3, 4), -2)]).any()
 
 
@@ -86,30 +86,38 @@ def test_large_maps_are_reduced_and_keep_their_shape() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.npy", np.array({"bird": BIRD}), r"a\.npy holds Python objects, which are never unpickled"),
-        ("a.npz", {"bird": np.array([None]), "dog": DOG}, r"bird\.npy holds Python objects"),
-        ("a.npz", {"bird": BIRD}, r"0 maps of the tag dog \(id 3\), expected one; it holds bird"),
-        ("a.npz", {"bird": BIRD, "1": BIRD, "dog": DOG}, r"2 maps of the tag bird \(id 1\), expected one"),
-        ("a.npz", {"bird": BIRD, "dog": DOG[:1]}, r"maps of sizes \(2, 2\), \(1, 2\), expected one size"),
-        ("a.npz", {"maps": BIRD[None], "classes": np.array([1, 3])}, r"expected \(k, h, w\) and k names or ids"),
-        ("a.npz", {"maps": BIRD[None], "classes": np.array([1.0])}, r"classes of float64"),
-        ("a.npy", np.stack([BIRD] * 4), r"shape \(4, 2, 2\), expected .* k = 2, a map a tag \(bird, dog\), or k = 3"),
-        ("a.npy", BIRD, r"shape \(1, 2, 2\), expected"),
-        ("a.npy", np.zeros((2, 0, 5)), r"a map of float64 and shape \(0, 5\), expected numbers"),
-        ("a.npy", np.zeros((2, 4, 5), complex), "a map of complex128"),
+        ("a.npy", np.array({"bird": BIRD}), r"a\.npy contains Python objects, which are never unpickled"),
+        ("a.npz", {"bird": np.array([None]), "dog": DOG}, r"bird\.npy contains Python objects"),
+        ("a.npz", {"bird": BIRD}, r"expected one map of the tag dog \(id 3\), found 0; the file contains bird"),
+        ("a.npz", {"bird": BIRD, "1": BIRD, "dog": DOG}, r"expected one map of the tag bird \(id 1\), found 2"),
+        ("a.npz", {"bird": BIRD, "dog": DOG[:1]}, r"all maps must have the same size, got \(2, 2\), \(1, 2\)"),
+        (
+            "a.npz",
+            {"maps": BIRD[None], "classes": np.array([1, 3])},
+            r"expected maps of shape \(k, h, w\) and k names or ids",
+        ),
+        ("a.npz", {"maps": BIRD[None], "classes": np.array([1.0])}, r"classes of type float64"),
+        (
+            "a.npy",
+            np.stack([BIRD] * 4),
+            r"expected .* k = 2, one map per tag \(bird, dog\), or k = 3.* shape \(4, 2, 2\)",
+        ),
+        ("a.npy", BIRD, r"expected an array .* shape \(1, 2, 2\)"),
+        ("a.npy", np.zeros((2, 0, 5)), r"a map must contain numbers .* got float64 and shape \(0, 5\)"),
+        ("a.npy", np.zeros((2, 4, 5), complex), "a map must contain numbers .* got complex128"),
         ("a.npy", np.array([BIRD, DOG * np.nan]), "NaN or infinite"),
         ("a.npy", np.array([BIRD, DOG * 1e300]), "NaN or infinite"),
     ],
 )
-def test_what_cannot_be_used_is_named(name: str, content: Any, message: str, tmp_path: Path) -> None:
+def test_unusable_maps_are_named(name: str, content: Any, message: str, tmp_path: Path) -> None:
     named = isinstance(content, dict)
     path = save(tmp_path / name, *([] if named else [content]), **(content if named else {}))
-    with pytest.raises(DataError, match=rf"^{path}: no maps that could be used: .*{message}"):
+    with pytest.raises(DataError, match=rf"^{path}: cannot use its maps: .*{message}"):
         read_foreign_maps(path, TAGS, CLASSES)
 
 
-def test_values_that_are_no_probabilities_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"values from -1 to 4, expected probabilities, 0 to 1"):
+def test_values_outside_0_to_1_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"probabilities must be 0 to 1 .*, got values from -1 to 4"):
         read_foreign_maps(save(tmp_path / "a.npy", np.stack([BIRD, DOG])), TAGS, CLASSES, probabilities=True)
 
 
@@ -119,7 +127,7 @@ def test_claims_of_enormous_maps_take_no_memory(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(tmp_path / "a.npy", "maps.npy")
     for name in ("a.npy", "b.npz"):
-        with pytest.raises(DataError, match=rf"{name}: .*claims 80000000000 bytes"):
+        with pytest.raises(DataError, match=rf"{name}: .*claims 80000000000 of "):
             read_foreign_maps(tmp_path / name, TAGS, CLASSES)
 
 
@@ -157,7 +165,7 @@ def test_a_mask_from_any_maps() -> None:
     for threshold, found in ((True, 0), (False, 9)):  # as a probability, 0.4 is less than background's 0.6
         crf, rule = CrfSettings(steps=0), MaskSettings()
         assert (mask_from_maps(image, flat, (9,), rule, crf, threshold)[0] == found).all()
-    with pytest.raises(ValueError, match=r"1 maps of classes .*expected as many ids"):
+    with pytest.raises(ValueError, match=r"expected one id, 1 to 254, per map; got 1 maps and the ids \(1, 2\)"):
         mask_from_maps(image, flat, (1, 2))
 
 
@@ -166,7 +174,7 @@ Call = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def told(call: Callable[..., tuple[int, str, str]]) -> Call:
-    """Return a function that calls the command line and returns its status and all that it said, in one line."""
+    """Return a function that calls the command line and returns its status and its whole output as one line."""
 
     def told(*arguments: str | Path) -> tuple[int, str]:
         status, *said = call(*arguments)
@@ -177,7 +185,7 @@ def told(call: Callable[..., tuple[int, str, str]]) -> Call:
 
 @pytest.fixture(scope="module")
 def cams(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return maps of the discs as another method might leave them: how red, or how blue, each pixel is."""
+    """Return maps of the discs like those of another method: the redness or blueness of each pixel."""
     folder = tmp_path_factory.mktemp("cams")
     for i in range(9):
         pixels = np.asarray(Image.open(discs / "images" / f"{i}.png"), np.float32)
@@ -203,7 +211,7 @@ def masked(discs: Path, cams: Path, quick: Path, tmp_path_factory: pytest.TempPa
     return run
 
 
-def test_a_run_of_foreign_maps_alone(masked: Run, discs: Path, cams: Path) -> None:
+def test_a_run_from_foreign_maps_only(masked: Run, discs: Path, cams: Path) -> None:
     manifest = masked.manifest()
     assert list(manifest.stages) == ["localise", "masks"] and not masked.network.exists()
     noted = manifest.stages["localise"]
@@ -217,7 +225,7 @@ def test_a_run_of_foreign_maps_alone(masked: Run, discs: Path, cams: Path) -> No
     assert "Nothing is damaged. Continue with" in checkup.advice[0]
 
 
-def test_it_goes_on_to_a_network_a_report_and_scores(masked: Run, discs: Path, cams: Path, tmp_path: Path) -> None:
+def test_fit_continues_with_a_network_a_report_and_scores(masked: Run, discs: Path, cams: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(masked.root, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in [*run.maps.iterdir(), *run.masks.iterdir()]}
     fitted = fit(discs, run.root)
@@ -232,14 +240,14 @@ def test_it_goes_on_to_a_network_a_report_and_scores(masked: Run, discs: Path, c
         run_stage(run.root, "train")
 
 
-def test_an_interrupted_import_goes_on(masked: Run, discs: Path, cams: Path, tmp_path: Path, told: Call) -> None:
+def test_an_interrupted_import_resumes(masked: Run, discs: Path, cams: Path, tmp_path: Path, told: Call) -> None:
     run, source = Run(shutil.copytree(masked.root, tmp_path / "run")), Path(shutil.copytree(cams, tmp_path / "cams"))
     command = ("masks", run.root, "--maps-from", source)
     status, text = told(*command)
     assert status == 2 and "localise.maps_from was" in text and "--force" in text
     (source / "4.npz").write_bytes((source / "4.npz").read_bytes()[:100])
     status, text = told(*command, "--force")
-    assert status == 2 and f"{source / '4.npz'}: no maps that could be used" in text
+    assert status == 2 and f"{source / '4.npz'}: cannot use its maps" in text
     assert not run.done("localise") and examine(run.root).unfinished["localise"] >= 1
     kept = map_file(run, "0").stat().st_mtime_ns
     shutil.copy(cams / "4.npz", source / "4.npz")
@@ -256,8 +264,8 @@ def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: 
     few.mkdir()
     shutil.copy(cams / "0.npz", few)
     for folder, message in (
-        (tmp_path / "nowhere", "nowhere: no such folder; expected maps"),
-        (few, "few: holds no maps of 8 of the 9 training images, expected 1.npz or .npy"),
+        (tmp_path / "nowhere", "nowhere: not a folder; expected a folder of .npz or .npy maps"),
+        (few, "few: maps are missing for 8 of the 9 training images, such as 1.npz or .npy"),
     ):
         status, text = told("masks", tmp_path / folder.name[::-1], "--maps-from", folder, "--data", discs,
                             "--data.min-images", "2", "--workers", "0")  # fmt: skip
@@ -270,7 +278,7 @@ def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: 
         ablate(discs, tmp_path / "arms", masked.settings())
 
 
-def test_probabilities_leave_the_rest_to_background(masked: Run, discs: Path, tmp_path: Path) -> None:
+def test_background_has_the_probability_that_the_maps_leave(masked: Run, discs: Path, tmp_path: Path) -> None:
     source = tmp_path / "probabilities"
     source.mkdir()
     for i in range(9):

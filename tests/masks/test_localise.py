@@ -33,7 +33,7 @@ def network() -> RcaNetwork:
     network = build_network(3, TRAIN, RCA).eval()
     with torch.no_grad():
         maps = network(to_tensor(noise(72, 48))[None])
-        # Half of every map below zero, or they would be almost level.
+        # Half of every map is below zero; otherwise the maps would be almost constant.
         network.coarse_head[-1].bias -= maps.coarse.mean((0, 2, 3))
         network.refined_head.bias -= maps.refined.mean((0, 2, 3))
     return network
@@ -68,7 +68,7 @@ def test_maps_have_a_quarter_of_the_resolution_and_peak_1(
     assert maps.amax() > 0.99
 
 
-def test_a_map_that_is_nowhere_positive_stays_zero(network: RcaNetwork) -> None:
+def test_a_map_without_positive_values_stays_zero(network: RcaNetwork) -> None:
     silent = build_network(3, TRAIN, dataclasses.replace(RCA, aggregation=False)).eval()
     torch.nn.init.zeros_(silent.coarse_head[0].weight)
     torch.nn.init.constant_(silent.coarse_head[0].bias, -1.0)
@@ -85,7 +85,7 @@ def test_a_mirrored_image_has_mirrored_maps(kind: str, network: RcaNetwork) -> N
     assert not torch.allclose(mirrored, straight, atol=0.05)
 
 
-def test_maps_stand_in_the_order_of_the_tags(network: RcaNetwork) -> None:
+def test_maps_are_in_the_order_of_the_tags(network: RcaNetwork) -> None:
     image = noise(64, 48)
     all_three = localise_image(network, image, (1, 2, 3), SETTINGS)
     assert torch.equal(localise_image(network, image, (3, 1), SETTINGS), all_three[[2, 0]])
@@ -124,7 +124,7 @@ def test_maps_survive_a_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Dataset, Run]:
-    """Return a run with a trained network, and its data: five training images and one for validation."""
+    """Return a run with a trained network, and its data: five training images and one validation image."""
     samples = []
     for i in range(6):
         path = tmp_path / "data" / f"{i} ü.png"
@@ -138,7 +138,7 @@ def trained(tmp_path: Path) -> tuple[Dataset, Run]:
     return dataset, run
 
 
-def test_an_interrupted_stage_continues(trained: tuple[Dataset, Run]) -> None:
+def test_an_interrupted_stage_resumes(trained: tuple[Dataset, Run]) -> None:
     dataset, run = trained
 
     def interrupted(items, title, total):  # type: ignore[no-untyped-def]
@@ -179,7 +179,7 @@ def test_every_image_gets_its_own_maps_and_is_passed_on(trained: tuple[Dataset, 
     for sample in samples:
         maps = localise_image(network, Image.open(sample.image), sample.tags, SETTINGS).numpy()
         assert (read_maps(map_file(run, sample.id))[0] == (maps * 255).round()).all()
-    # Those that are there are passed on as well, but not made.
+    # Images that already have maps are passed on as well, but not localised again.
     map_file(run, samples[2].id).unlink()
     passed.clear()
     assert localise(dataset, run, then=then).images == 1 and len(passed) == 5
@@ -195,7 +195,7 @@ def test_a_broken_image_in_the_middle_is_named(trained: tuple[Dataset, Run]) -> 
     assert {"0 ü", "1 ü"} >= done and not list(run.maps.rglob(".writing-*"))
 
 
-def test_an_error_behind_the_maps_ends_the_stage(trained: tuple[Dataset, Run]) -> None:
+def test_an_error_after_the_maps_ends_the_stage(trained: tuple[Dataset, Run]) -> None:
     dataset, run = trained
 
     def then(sample: Sample) -> None:

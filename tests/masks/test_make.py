@@ -13,7 +13,7 @@ from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import DataError, RunError
-from tagseg.masks import make as write
+from tagseg.masks import make, resize
 from tagseg.masks.make import make_masks, mask_image
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.masks.mask_files import mask_file, write_mask
@@ -43,13 +43,13 @@ def test_masks_are_palette_pngs_that_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", [[0], [VOID], [0, VOID], [7], list(range(256))])
 def test_any_set_of_ids_reads_back(ids: list[int], tmp_path: Path) -> None:
-    # An optimised PNG may hold fewer colours, or fewer bits a pixel: the ids must not move.
+    # An optimised PNG may have fewer colours, or fewer bits per pixel: the ids must not change.
     mask = np.array([ids * 3], np.uint8)
     write_mask(tmp_path / "a.png", mask)
     assert (read_mask_file(tmp_path / "a.png") == mask).all()
 
 
-def test_maps_are_enlarged_to_the_images_size() -> None:
+def test_maps_are_enlarged_to_the_size_of_the_image() -> None:
     maps = np.zeros((2, 3, 4), np.uint8)
     maps[0, :, 2:] = 255
     large = enlarge(maps, (12, 16))
@@ -94,7 +94,7 @@ def test_strips_of_a_large_image_join_without_a_seam(strip: int, monkeypatch: py
     size, settings = (200, 150), MaskSettings("rest", unsure=0.05, max_side=64)
     maps = np.random.default_rng(1).integers(0, 128, (2, 9, 7), np.uint8)
     assert refined_size(size, settings) == (64, 48)
-    # The whole, enlarged at once; the probabilities of a row that a float rounds otherwise lie within a hair.
+    # The whole image, enlarged at once. Probabilities may differ slightly, because floats are rounded differently.
     before = label_probabilities(enlarge(maps, (64, 48)), settings, (0.5, 0.5))
     scores = np.concatenate([before, agreement(before, before)])
     whole = np.stack([np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BILINEAR)) for x in scores])
@@ -102,7 +102,7 @@ def test_strips_of_a_large_image_join_without_a_seam(strip: int, monkeypatch: py
     best, second = np.sort(whole[:3], axis=0)[:-3:-1]
     sure = np.take_along_axis(whole[3:], whole[:3].argmax(0)[None], 0)[0]
     clear = (best - second > 1e-4) & (np.abs(sure - 0.55) > 1e-4)
-    monkeypatch.setattr(write, "_STRIP", strip)
+    monkeypatch.setattr(resize, "_STRIP", strip)
     decided, mask = mask_image(None, maps, (1, 2), size, settings)
     assert clear.mean() > 0.98 and (decided == ids)[clear].all()
     assert ((mask == VOID) == unsure)[clear].all() and (mask == VOID).any() and {0, 1, 2} == set(np.unique(decided))
@@ -112,17 +112,17 @@ def test_the_crf_moves_borders_to_the_edges_of_the_image() -> None:
     maps = np.zeros((1, 12, 12), np.uint8)
     maps[0, :, 5:] = 200
     image = np.full((48, 48, 3), 30, np.uint8)
-    image[:, 28:] = 220  # the map begins eight pixels to the left of the edge
+    image[:, 28:] = 220  # the map starts eight pixels to the left of the edge
     rule = MaskSettings("rest")
     plain, _ = mask_image(image, maps, (3,), (48, 48), rule, CrfSettings(0))
     refined, sure = mask_image(image, maps, (3,), (48, 48), rule, CrfSettings())
     assert (plain[:, 22:28] == 3).all()
     assert (refined[:, :28] == 0).all() and (refined[:, 28:] == 3).all()
-    # What map and image do not agree upon is unsure.
+    # Pixels where map and image disagree are unsure.
     assert (sure[:, 22:28] == VOID).all() and (sure[:, 32:] == 3).all() and (sure[:, :12] == 0).all()
 
 
-def test_the_kernels_reach_grows_with_the_image() -> None:
+def test_the_reach_of_the_kernels_grows_with_the_image() -> None:
     options = CrfSettings(gaussian_sxy=3.0, bilateral_sxy=80.0, bilateral_srgb=13.0)
     assert at_size(options, (500, 375)) == options
     half = at_size(options, (100, 250))
@@ -174,7 +174,7 @@ def test_sixteen_megapixels_with_five_tags_take_bounded_memory(tmp_path: Path) -
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(noise).resize((4000, 4000), Image.Resampling.NEAREST).save(tmp_path / "a.png", compress_level=1)
     write_maps(map_file(run, "a"), np.random.default_rng(1).random((5, 80, 80)), (1, 2, 3, 4, 5))
-    source = str(Path(write.__file__).parents[2])
+    source = str(Path(make.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", LARGE, run.root, tmp_path / "a.png"],
         env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
@@ -183,7 +183,7 @@ def test_sixteen_megapixels_with_five_tags_take_bounded_memory(tmp_path: Path) -
         text=True,
     )
     masks, whole = map(float, done.stdout.split())
-    # Two masks are 32 MB, the five maps at full size would be 320; a picture is 48 decoded, and as much as a copy.
+    # Two masks are 32 MB; the five maps at full size would be 320 MB. A decoded picture is 48 MB, and so is a copy.
     assert 25 < masks < 100 and whole < 300
     for folder in (run.masks, run.decided_masks):
         assert set(np.unique(read_mask_file(mask_file(folder, "a"), (4000, 4000)))) >= {1, 2, 3, 4, 5}
@@ -191,7 +191,7 @@ def test_sixteen_megapixels_with_five_tags_take_bounded_memory(tmp_path: Path) -
 
 @pytest.fixture
 def localised(tmp_path: Path) -> tuple[Prepared, Run]:
-    """Return two training images and a validation image, the maps of the former, and a run."""
+    """Return a data set of two training images and a validation image, and a run with maps of the training images."""
     (tmp_path / "data").mkdir()
     settings = Settings(workers=0, masks=MaskSettings("threshold", 0.65), crf=CrfSettings(0))
     run = open_run(tmp_path / "run", tmp_path / "data", settings)
@@ -229,7 +229,7 @@ def test_every_training_image_gets_both_masks(localised: tuple[Prepared, Run]) -
     assert void[:, 11:14].any() and not void[:, :10].any() and not void[:, 14:].any()
 
 
-def test_masks_that_are_there_stay(localised: tuple[Prepared, Run]) -> None:
+def test_existing_masks_are_kept(localised: tuple[Prepared, Run]) -> None:
     prepared, run = localised
     make_masks(prepared, run)
     mine = np.full((16, 24), 2, np.uint8)
@@ -245,13 +245,15 @@ def test_a_run_that_was_not_localised_is_named(tmp_path: Path) -> None:
         make_masks(Prepared(Dataset(tmp_path, "folder", CLASSES, ()), {}), Run(tmp_path))
 
 
-def test_masks_without_any_tag_are_warned_of(localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture) -> None:
+def test_masks_without_any_tag_cause_a_warning(
+    localised: tuple[Prepared, Run], caplog: pytest.LogCaptureFixture
+) -> None:
     prepared, run = localised
     write_maps(map_file(run, "sub/c"), np.full((2, 4, 6), 0.1, np.float32), (1, 3))
     caplog.set_level("WARNING", "tagseg")
     make_masks(prepared, run)
     [message] = [record.getMessage() for record in caplog.records]
-    assert message.startswith("1 of 2 masks hold none of their image's tags, first sub/c;")
+    assert message.startswith("1 of 2 masks contain none of their image's tags, first sub/c;")
     caplog.clear()
     make_masks(prepared, run)
     assert not caplog.records

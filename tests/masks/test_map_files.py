@@ -31,7 +31,7 @@ def pack(path: Path, maps: bytes, classes: bytes = npy(np.array([1, 2]))) -> Pat
     return path
 
 
-def test_maps_come_back(tmp_path: Path) -> None:
+def test_maps_read_back(tmp_path: Path) -> None:
     write_maps(tmp_path / "a.npz", MAPS, (3, 7))
     maps, classes = read_maps(tmp_path / "a.npz")
     assert classes == (3, 7) and (maps == (MAPS * 255).round()).all() and maps.flags.writeable
@@ -55,13 +55,13 @@ def test_maps_come_back(tmp_path: Path) -> None:
         b"",
     ],
 )
-def test_arrays_that_are_not_what_they_claim_are_refused(maps: bytes, tmp_path: Path) -> None:
+def test_arrays_that_contradict_their_header_are_rejected(maps: bytes, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"a\.npz: missing or damaged maps"):
         read_maps(pack(tmp_path / "a.npz", maps))
 
 
 @pytest.mark.parametrize("classes", [[0, 1], [1, 255], [-1, 2], [1, 2, 3]])
-def test_classes_that_are_none_are_refused(classes: list[int], tmp_path: Path) -> None:
+def test_invalid_class_ids_are_rejected(classes: list[int], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"a\.npz: missing or damaged maps"):
         read_maps(pack(tmp_path / "a.npz", npy(np.zeros((2, 3, 4), np.uint8)), npy(np.array(classes))))
 

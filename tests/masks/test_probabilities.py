@@ -24,7 +24,7 @@ RULES = ["rest", "otsu", "threshold", "power"]
 
 
 def spread_between(values: np.ndarray, threshold: int) -> float:
-    """Return the variance between the values up to `threshold` and those above, the slow way (0 if a side is empty)."""
+    """Return the variance between the values up to `threshold` and those above, in a loop (0 if a side is empty)."""
     low, high = [int(v) for v in values if v <= threshold], [int(v) for v in values if v > threshold]
     if not low or not high:
         return 0.0
@@ -53,7 +53,7 @@ def test_otsu_of_equal_values_is_the_middle(value: int) -> None:
     assert otsu(np.full((3, 4), value, np.uint8)) == 0.5
 
 
-def test_only_otsu_looks_at_the_map() -> None:
+def test_only_the_otsu_rule_depends_on_the_map() -> None:
     maps = np.array([[0, 0], [240, 255]], np.uint8), np.array([[0, 20], [40, 255]], np.uint8)
     assert {background_cut(values, MaskSettings(background="threshold", threshold=0.3)) for values in maps} == {0.3}
     assert (
@@ -62,7 +62,7 @@ def test_only_otsu_looks_at_the_map() -> None:
 
 
 def slow_probabilities(pixel: list[float], rule: str, cuts: tuple[float, ...], power: float) -> list[float]:
-    """Return one pixel's probabilities as the docstring says."""
+    """Return the probabilities of one pixel, computed directly from the formulas of the docstring."""
     pixel = [min(max(value, LIMIT), 1 - LIMIT) for value in pixel]
     if rule == "rest":
         scores = [max(1 - sum(pixel), LIMIT), *pixel]
@@ -75,7 +75,7 @@ def slow_probabilities(pixel: list[float], rule: str, cuts: tuple[float, ...], p
 
 @pytest.mark.parametrize("rule", RULES)
 @given(maps=MAPS, power=st.sampled_from([0.5, 2.0, 16.0]), cuts=st.lists(st.floats(0.05, 0.95), min_size=3, max_size=3))
-def test_probabilities_are_those_of_a_loop(rule: str, maps: np.ndarray, power: float, cuts: list[float]) -> None:
+def test_probabilities_match_a_loop_over_pixels(rule: str, maps: np.ndarray, power: float, cuts: list[float]) -> None:
     own = tuple(cuts[: len(maps)])
     found = label_probabilities(maps, MaskSettings(rule, power=power), own)  # type: ignore[arg-type]
     slow = [slow_probabilities(pixel.tolist(), rule, own, power) for pixel in maps.reshape(len(maps), -1).T]
@@ -96,7 +96,7 @@ def test_the_power_rule_by_hand() -> None:
     assert found.ravel() == pytest.approx([0.5, 0.5])
 
 
-def test_background_has_what_the_tags_leave_over() -> None:
+def test_background_has_the_probability_that_the_tags_leave() -> None:
     maps = np.array([[[0.5]], [[0.3]]], np.float32)
     assert label_probabilities(maps, MaskSettings("rest"), (0.5, 0.5)).ravel() == pytest.approx([0.2, 0.5, 0.3])
     crowded = label_probabilities(maps * 2, MaskSettings("rest"), (0.5, 0.5)).ravel()
@@ -104,7 +104,7 @@ def test_background_has_what_the_tags_leave_over() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_no_tags_leave_background_alone(rule: str) -> None:
+def test_without_tags_there_is_only_background(rule: str) -> None:
     nothing = np.zeros((0, 2, 3), np.float32)
     found = label_probabilities(nothing, MaskSettings(rule), ())  # type: ignore[arg-type]
     assert (found == np.ones((1, 2, 3))).all()
@@ -113,14 +113,14 @@ def test_no_tags_leave_background_alone(rule: str) -> None:
     assert not ids.any() and not unsure.any()
 
 
-def test_saliency_says_where_background_is() -> None:
+def test_saliency_determines_the_background() -> None:
     before = np.array([[0.5, 0.9, 0.2], [0.4, 0.05, 0.6], [0.1, 0.05, 0.2]], np.float32)[:, None]
     after = with_saliency(before, np.array([[0, 255, 102]], np.uint8))
     assert after.sum(0) == pytest.approx(np.ones((1, 3)))
     assert after[0, 0] == pytest.approx([1, 0, 0.6], abs=2 * LIMIT)
     assert after[:, 0, 1] == pytest.approx([0, 0.5, 0.5], abs=2 * LIMIT)
     assert after[:, 0, 2] == pytest.approx([0.6, 0.3, 0.1])
-    # Salient, but by the maps background: the two contradict one another, and the pixel is unsure.
+    # Salient, but background according to the maps: the two contradict each other, and the pixel is unsure.
     _, unsure = decide_labels(after, agreement(before, after), (3, 5), 0.05)
     assert unsure.tolist() == [[False, True, True]]
 
@@ -134,7 +134,7 @@ def test_a_pixel_is_sure_where_maps_and_refinement_agree() -> None:
     assert ids.tolist() == [[0, 0, 0, 9]] and unsure.tolist() == [[False, True, True, False]]
 
 
-def test_without_refinement_one_class_has_a_band_of_doubt_around_its_cut() -> None:
+def test_without_refinement_pixels_near_the_cut_are_unsure() -> None:
     maps = np.array([[[0.0, 0.44, 0.46, 0.501, 0.54, 0.56, 1.0]]], np.float32)
     found = label_probabilities(maps, MaskSettings("threshold", 0.5), (0.5,))
     ids, unsure = decide_labels(found, agreement(found, found), (9,), 0.05)
@@ -148,13 +148,13 @@ def test_two_classes_in_conflict_are_unsure() -> None:
     assert ids.tolist() == [[3, 3, 0]] and unsure.tolist() == [[False, True, False]]
 
 
-def test_a_tag_that_got_no_pixel_makes_its_likeliest_place_unsure() -> None:
+def test_a_tag_without_pixels_makes_its_likeliest_position_unsure() -> None:
     before = np.full((2, 4, 4), 0.9, np.float32)
     before[1], before[1, 1:3, 1:3] = 0.1, 0.4
     before[0] = 1 - before[1]
     ids, unsure = decide_labels(before, agreement(before, before), (2,), 0.05)
     assert not ids.any() and unsure[1:3, 1:3].all() and unsure.sum() == 4
-    # A map that is as high everywhere does not say where.
+    # A constant map says nothing about the position.
     before[0], before[1] = 0.9, 0.1
     assert not decide_labels(before, agreement(before, before), (2,), 0.05)[1].any()
 

@@ -27,7 +27,7 @@ NAMES = [f"sub/{i} ü" for i in range(6)]
 
 
 def localised(folder: Path, workers: int) -> tuple[Prepared, Run]:
-    """Return six images of as many sizes, their maps, and a run; the same in every folder."""
+    """Return six images of different sizes, their maps, and a run; the same in every folder."""
     (folder / "data").mkdir(parents=True)
     run = open_run(folder / "run", folder / "data", Settings(workers=workers))
     rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def masks_of(run: Run) -> dict[str, bytes]:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> "list[subprocess.Popen[str]]":
-    """Return a list of the workers as they get started."""
+    """Return a list to which every worker process is added when it starts."""
     started: list[subprocess.Popen[str]] = []
     start = pool._start
 
@@ -74,16 +74,16 @@ def test_any_number_of_workers_writes_the_same_bytes(
             done = make_masks(prepared, run)
         found[workers] = masks_of(run)
         assert done.images == 6 and done.images_per_s > 0 and (done.worker_peak_mb > 10) == (workers > 0)
-        assert f"masks: 6 images, {done.images_per_s:.1f} a second" in caplog.text
+        assert f"masks: 6 images, {done.images_per_s:.1f} images/s" in caplog.text
     assert len(found[0]) == 14 and found[0] == found[1] == found[2]
     assert len(children) <= 3 and [child.returncode for child in children] == [0] * len(children)
 
 
-def test_masks_that_are_there_are_not_given_to_workers(tmp_path: Path) -> None:
+def test_existing_masks_are_not_given_to_workers(tmp_path: Path) -> None:
     prepared, run = localised(tmp_path, 2)
     make_masks(prepared, run)
     whole = masks_of(run)
-    # A pair is there when both are.
+    # Without one of the two masks, both are made again.
     (run.masks / f"{NAMES[1]}.png").unlink()
     (run.decided_masks / f"{NAMES[4]}.png").unlink()
     kept = run.masks / f"{NAMES[0]}.png"
@@ -98,7 +98,7 @@ def test_a_broken_image_in_the_middle_is_named(workers: int, tmp_path: Path) -> 
     broken = prepared.dataset.samples[3].image
     content = broken.read_bytes()
     broken.write_bytes(content[:200])
-    with pytest.raises(RunError, match=r"data.3 ü\.png: no mask could be made of it: .*"):
+    with pytest.raises(RunError, match=r"data.3 ü\.png: cannot make its mask: .*"):
         make_masks(prepared, run)
     assert not has_masks(run, NAMES[3]) and not list(run.root.rglob(".writing-*"))
     broken.write_bytes(content)
@@ -106,7 +106,7 @@ def test_a_broken_image_in_the_middle_is_named(workers: int, tmp_path: Path) -> 
     assert all(has_masks(run, name) for name in NAMES)
 
 
-def test_after_a_failure_nothing_more_is_taken(tmp_path: Path) -> None:
+def test_after_a_failure_no_more_samples_are_accepted(tmp_path: Path) -> None:
     prepared, run = localised(tmp_path, 1)
     map_file(run, NAMES[0]).write_bytes(b"no maps")
     with pytest.raises(RunError, match="damaged maps"), open_workers(prepared, run) as workers:
@@ -116,17 +116,19 @@ def test_after_a_failure_nothing_more_is_taken(tmp_path: Path) -> None:
             time.sleep(0.01)
 
 
-def test_a_killed_worker_is_told_of_and_the_stage_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_reported_and_the_stage_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared, run = localised(tmp_path, 1)
     ask = pool._ask
 
     def kill_at_the_third(child: "subprocess.Popen[str]", sample: Sample, size: tuple[int, int]) -> Made:
         if sample.id == NAMES[2]:
-            child.send_signal(signal.SIGSTOP)  # it has the image and does nothing with it
+            child.send_signal(signal.SIGSTOP)  # it has received the image and does nothing with it
             threading.Timer(0.2, child.kill).start()
         return ask(child, sample, size)
 
-    message = r"2 ü\.png: the worker process that made its mask was killed by signal 9, as systems do that run out"
+    message = (
+        r"2 ü\.png: the worker process that made its mask was killed by signal 9, perhaps because the system ran out"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(pool, "_ask", kill_at_the_third)
         with pytest.raises(RunError, match=message + r" of memory; run the same command again .* fewer --workers"):
@@ -138,7 +140,7 @@ def test_a_killed_worker_is_told_of_and_the_stage_continues(tmp_path: Path, monk
     assert masks_of(run) == masks_of(undisturbed[1])
 
 
-def test_an_interruption_finishes_what_is_in_flight_and_drops_the_rest(
+def test_an_interruption_finishes_the_image_in_progress_and_drops_the_rest(
     tmp_path: Path, children: "list[subprocess.Popen[str]]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared, run = localised(tmp_path, 1)
@@ -160,7 +162,7 @@ def test_an_interruption_finishes_what_is_in_flight_and_drops_the_rest(
     assert [child.returncode for child in children] == [0] and not list(run.root.rglob(".writing-*"))
 
 
-def test_a_worker_that_hangs_does_not_hold_up_the_end(
+def test_a_worker_that_hangs_does_not_delay_the_exit(
     tmp_path: Path, children: "list[subprocess.Popen[str]]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "GRACE_S", 0.2)
@@ -174,6 +176,6 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(
     assert [child.returncode for child in children] == [-signal.SIGKILL]
 
 
-def test_a_worker_imports_no_torch() -> None:
+def test_a_worker_does_not_import_torch() -> None:
     code = "import sys, tagseg.masks.worker; assert not {'torch', 'torchvision', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(SOURCE)}, check=True)

@@ -1,4 +1,4 @@
-"""A run folder as the stages before the report leave it, and pages as a browser reads them."""
+"""A run as it is before the report stage, and pages as a browser reads them."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 24, 32
 
 @pytest.fixture
 def make_run():
-    """The builder of run folders."""
+    """Return the function that builds runs."""
     return build_run
 
 
@@ -33,7 +33,7 @@ def save_mask(path, mask):
 
 
 def make_data(root, classes, truth, val, first_name):
-    """A folder data set: four training images, and validation images on demand."""
+    """Write a folder data set of four training images and `val` validation images."""
     (root / "images").mkdir(parents=True)
     rows = (
         [(first_name, "train")] + [(f"img{i}", "train") for i in (2, 3, 4)] + [(f"val{i}", "val") for i in range(val)]
@@ -53,7 +53,7 @@ def make_data(root, classes, truth, val, first_name):
 
 
 def make_outputs(run, records, predicted):
-    """The maps, masks and predictions that the stages would have left."""
+    """Write the maps, masks and predictions that the stages would have written."""
     for record in records:
         mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
         tags = record["tags"] or [1]
@@ -69,7 +69,7 @@ def make_outputs(run, records, predicted):
 
 
 def build_run(folder, classes=("cat", "dog"), truth=True, val=2, first_name="img1", settings=None, contrast=True):
-    """A run folder as the stages before the report leave it, with made-up figures."""
+    """Return a run as it is before the report stage, with made-up figures."""
     make_data(folder / "data", classes, truth, val, first_name)
     settings = settings or Settings(data=DataSettings(min_images=1))
     dataset = read_dataset(folder / "data", settings.data)
@@ -123,13 +123,13 @@ def write_histories(run, contrast):
 
 @pytest.fixture
 def read_html():
-    """The reader of pages."""
+    """Return the reader of pages."""
     return Page
 
 
 @pytest.fixture
 def dom_in_chromium(tmp_path):
-    """A function that returns a page's document after the browser has run its scripts."""
+    """Return a function that returns a page's document after the browser has run its scripts."""
 
     def dom_in_chromium(page):
         browser = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -145,7 +145,7 @@ def dom_in_chromium(tmp_path):
 
 
 class Page(HTMLParser):
-    """The page as a browser reads it: elements with their attributes, and the text outside style and script."""
+    """A page as a browser reads it: its elements with their attributes, and the text outside style and script."""
 
     def __init__(self, html):
         super().__init__()

@@ -40,7 +40,7 @@ SETTINGS = Settings(
 
 
 def train_run(folder, settings=SETTINGS, classes=("green", "red"), first_name="0"):
-    """A run, trained on nine noisy pictures: red and green, the last one of both; and a new image beside it."""
+    """Return a run trained on nine noisy pictures, red or green, the last one both; new.png is next to it."""
     (folder / "data").mkdir(parents=True)
     random = np.random.default_rng(0)
     rows = ["image,tags"]
@@ -73,7 +73,7 @@ def page_of(tmp_path, read_html):
     return page_of
 
 
-def test_the_page_tells_what_the_bank_holds(run, page_of):
+def test_the_page_shows_what_the_bank_holds(run, page_of):
     page = page_of(run)
     bank, _ = load_tensors(run.network / "bank.safetensors")
     filled = bank["filled"].tolist()
@@ -86,16 +86,16 @@ def test_the_page_tells_what_the_bank_holds(run, page_of):
     names = [a["alt"] for a in page.all("img")]
     assert any(name.startswith("Region of red in ") for name in names)
     assert any(name.startswith("Region of background in ") for name in names)
-    assert "tags: red" in page.text and "Your image" not in page.text
-    assert "The maps and masks are made from it." in page.text
+    assert "tag: red" in page.text and "Your image" not in page.text
+    assert "This run makes its maps and masks from attention." in page.text
 
 
-def test_few_images_a_class_are_looked_at_on_demand(run, page_of):
-    # The first and the last of every class: 0 and 8 are green, 1 and 8 red.
+def test_per_class_limits_the_images_searched(run, page_of):
+    # The first and the last image of every class: 0 and 8 for green, 1 and 8 for red.
     assert "of 3 training images" in page_of(run, per_class=2).text
 
 
-def test_the_page_is_whole_in_itself(run, tmp_path):
+def test_the_page_is_self_contained(run, tmp_path):
     path = atlas(run.root, [run.root.parent / "new.png"], out=tmp_path / "a.html", device="cpu").path
     html = path.read_text(encoding="utf-8")
     assert set(re.findall(r'(?:src|href)="([^#"][^:"]*:)', html)) == {"data:"}
@@ -114,7 +114,7 @@ def test_crops_are_small_and_of_real_photos(run, page_of):
 
 def test_a_new_image_shows_what_its_regions_attend_to(run, page_of):
     page = page_of(run, [run.root.parent / "new.png"])
-    assert "Your image: this looks like those" in page.text and "new.png" in page.text
+    assert "Your image: what each region resembles" in page.text and "new.png" in page.text
     (whole,) = page.all("svg", class_="picture")
     regions = len(page.all("circle", class_="pin"))
     assert regions >= 1 and whole["aria-label"].startswith("new.png with its regions outlined: 1 ")
@@ -123,11 +123,11 @@ def test_a_new_image_shows_what_its_regions_attend_to(run, page_of):
     shares = [
         float(re.match(r"--share: ([\d.]+)%", a["style"])[1]) for a in page.all("span") if "; --c" in a.get("style", "")
     ]
-    assert sum(shares) == pytest.approx(100 * regions, abs=0.2 * regions), "in every region 100 % in all"
+    assert sum(shares) == pytest.approx(100 * regions, abs=0.2 * regions), "100% in total for every region"
     assert len([a for a in page.all("img") if "of new.png" in a["alt"]]) == regions
 
 
-def test_without_aggregation_there_are_prototypes_too(tmp_path, page_of):
+def test_there_are_prototypes_without_aggregation_too(tmp_path, page_of):
     settings = dataclasses.replace(SETTINGS, rca=dataclasses.replace(SETTINGS.rca, aggregation=False))
     run = train_run(tmp_path, settings)
     network, _ = load_network(run.network, CPU)
@@ -138,17 +138,17 @@ def test_without_aggregation_there_are_prototypes_too(tmp_path, page_of):
     assert torch.equal(memory.share.sum(1).round(decimals=4), memory.exists.any(1).float())
     torch.testing.assert_close(memory.prototypes.norm(dim=2), memory.exists.float())
     page = page_of(run, [tmp_path / "new.png"])
-    assert "trained without aggregation: it may find the regions" in page.text and page.all("circle", class_="pin")
+    assert "trained without aggregation: attention makes no maps" in page.text and page.all("circle", class_="pin")
 
 
 @pytest.mark.parametrize(
     ("rca", "reason"),
     [
         ({"contrast": False, "aggregation": False}, r"train with --rca.contrast or --rca.aggregation"),
-        ({"confidence": 0.99}, r"no region was ever sure enough to enter it; .* --rca.confidence below 0.99"),
+        ({"confidence": 0.99}, r"no region was ever confident enough to enter it; .* --rca.confidence below 0.99"),
     ],
 )
-def test_an_empty_bank_is_refused_with_what_to_do(rca, reason, tmp_path):
+def test_an_empty_bank_is_refused_with_advice(rca, reason, tmp_path):
     settings = dataclasses.replace(SETTINGS, rca=dataclasses.replace(SETTINGS.rca, **rca))
     run = train_run(tmp_path, settings)
     with pytest.raises(ValueError, match=rf"bank.safetensors: the bank is empty.*{reason}"):
@@ -156,8 +156,8 @@ def test_an_empty_bank_is_refused_with_what_to_do(rca, reason, tmp_path):
     assert not (run.root / "atlas.html").exists()
 
 
-def test_what_is_wrong_is_said(run, tmp_path):
-    with pytest.raises(ValueError, match="--per-class: got 0, expected at least 1"):
+def test_wrong_arguments_are_named(run, tmp_path):
+    with pytest.raises(ValueError, match="--per-class must be 1 or more, got 0"):
         atlas(run.root, per_class=0)
     with pytest.raises(ValueError, match=r"none\.jpg: no such file"):
         atlas(run.root, [tmp_path / "none.jpg"])
@@ -175,7 +175,7 @@ def test_what_is_wrong_is_said(run, tmp_path):
         atlas(untrained)
 
 
-def test_a_class_without_slots_is_said_to_be_empty(run, tmp_path, page_of):
+def test_a_class_without_slots_is_shown_as_empty(run, tmp_path, page_of):
     tensors, about = load_tensors(run.network / "network.safetensors")
     bank, bank_about = load_tensors(run.network / "bank.safetensors")
     copy = Run(tmp_path / "copy")
@@ -186,7 +186,7 @@ def test_a_class_without_slots_is_said_to_be_empty(run, tmp_path, page_of):
     save_tensors(copy.network / "network.safetensors", tensors, about)
     save_tensors(copy.network / "bank.safetensors", bank, bank_about)
     page = page_of(copy, [run.root.parent / "new.png"])
-    assert "0 of 6 slots filled, 0 prototypes. The bank holds nothing of it" in page.text
+    assert "0 of 6 slots filled, 0 prototypes. The bank has no entry for this class: no region was" in page.text
     assert not any(a["alt"].startswith("Region of green") for a in page.all("img"))
 
 
@@ -206,8 +206,8 @@ def test_the_page_stays_small_with_many_classes(entries, prototypes, expected):
 
 
 @pytest.fixture
-def seen():
-    """Three regions of class 1, nearest to prototypes 2, 2 and 0; the second is nearer still to background."""
+def nearest_regions():
+    """Return three regions of class 1, nearest to prototypes 2, 2 and 0; the second is even nearer to background."""
     return NearestRegions(
         tuple(Sample(str(i), Path(), (1,)) for i in range(3)),
         tuple(torch.ones(1, 1, dtype=torch.bool) for _ in range(3)),
@@ -217,19 +217,19 @@ def seen():
     )
 
 
-def test_prototypes_stand_in_the_order_of_their_share_and_those_without_regions_are_counted(seen):
+def test_prototypes_are_in_order_of_their_share_and_those_without_regions_are_counted(nearest_regions):
     memory = dataclasses.replace(memory_of(2, 3), share=torch.tensor([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]]))
-    entry = show_entry(memory, seen, 1, draw)
+    entry = show_entry(memory, nearest_regions, 1, draw)
     assert [(p.share, p.regions) for p in entry.prototypes] == [(0.5, 2), (pytest.approx(0.2), 1)]
     assert [crop.name for crop in entry.prototypes[0].crops] == ["1/2", "0/2"], "the nearest first"
     assert (entry.count, entry.unmatched, entry.left_out, entry.regions) == (3, 1, 0, 3)
     assert entry.own == pytest.approx(2 / 3) and entry.others == ((0, pytest.approx(1 / 3)),)
-    background = show_entry(memory, seen, 0, draw)
+    background = show_entry(memory, nearest_regions, 0, draw)
     assert (background.prototypes, background.unmatched, background.regions) == ((), 3, 0)
 
 
-def test_a_pair_shows_the_regions_nearest_to_its_two_prototypes(seen):
-    confusion = show_pair(EntryPair((0, 1), (2, 0), 0.75), seen, draw)
+def test_a_pair_shows_the_regions_nearest_to_its_two_prototypes(nearest_regions):
+    confusion = show_pair(EntryPair((0, 1), (2, 0), 0.75), nearest_regions, draw)
     assert confusion.sides[0] == () and [crop.name for crop in confusion.sides[1]] == ["2/0", "1/0", "0/0"]
     assert (confusion.entries, confusion.similarity) == ((0, 1), 0.75)
 
@@ -251,6 +251,6 @@ def test_hostile_names_stay_text_in_a_browser(tmp_path, dom_in_chromium, read_ht
     shown = dom_in_chromium(path)
     assert len(shown.all("script")) == 1 and HOSTILE_CLASS in shown.text
     assert len(shown.all("img")) == len(page.all("img")) and not shown.all("img", src="x")
-    # The script ran: the theme can be switched and the new image enlarged.
+    # The script ran: the theme can be switched and the new image can be enlarged.
     assert all("hidden" not in a for a in shown.all("button", id="theme"))
     assert len(shown.all("button", class_="zoom")) == 1

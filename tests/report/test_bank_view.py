@@ -1,22 +1,28 @@
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
+from scipy import ndimage
 
 from tagseg.data.records import Sample
-from tagseg.rca.network import build_network
+from tagseg.rca.network import Maps, build_network
 from tagseg.rca.regions import mine_regions, pool_regions
 from tagseg.report.bank_view import (
-    NOTHING,
+    NO_PROTOTYPE,
     Memory,
     NearestRegions,
+    attended_areas,
     choose_samples,
     closest_pairs,
     compare,
+    connected_areas,
     find_regions,
     slot_shares,
 )
@@ -30,7 +36,7 @@ E, K, S, D = 4, 3, 5, 6
 
 
 def random_memory(seed):
-    """A memory of four entries, with gaps; the last entry has nothing at all."""
+    """Return a memory of four entries with missing prototypes; the last entry has none at all."""
     generator = torch.Generator().manual_seed(seed)
     exists = torch.rand(E, K, generator=generator) > 0.4
     exists[-1] = False
@@ -76,7 +82,7 @@ def test_closest_pairs_against_loops(seed):
 
 
 @given(st.integers(0, 1000))
-def test_regions_are_compared_as_loops_would(seed):
+def test_compare_against_loops(seed):
     memory = random_memory(seed)
     embeddings = 3 * torch.randn(7, D, generator=torch.Generator().manual_seed(seed + 1))
     labels = torch.arange(7) % E
@@ -84,7 +90,7 @@ def test_regions_are_compared_as_loops_would(seed):
     for n, embedding in enumerate(F.normalize(embeddings, dim=1)):
         cosine = {(e, p): float(embedding @ memory.prototypes[e, p]) for e, p in memory.exists.nonzero().tolist()}
         for p in range(K):
-            expected = cosine.get((int(labels[n]), p), NOTHING)
+            expected = cosine.get((int(labels[n]), p), NO_PROTOTYPE)
             assert float(similarity[n, p]) == pytest.approx(expected, abs=1e-6)
         if cosine:
             assert int(nearest[n]) == max(cosine, key=cosine.get)[0]
@@ -92,7 +98,7 @@ def test_regions_are_compared_as_loops_would(seed):
             assert int(nearest[n]) == int(labels[n])
 
 
-def test_of_equally_near_entries_a_region_belongs_to_its_own():
+def test_a_tie_between_entries_goes_to_the_regions_own():
     prototypes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
     memory = Memory(
         1, torch.ones(3, dtype=torch.long), prototypes, torch.ones(3, 1, dtype=torch.bool), torch.ones(3, 1)
@@ -102,26 +108,26 @@ def test_of_equally_near_entries_a_region_belongs_to_its_own():
 
 
 def test_members_and_closest_by_hand():
-    seen = NearestRegions(
+    nearest = NearestRegions(
         tuple(Sample(str(i), Path(), (1,)) for i in range(4)),
         tuple(torch.ones(1, 1, dtype=torch.bool) for _ in range(4)),
         torch.tensor([1, 1, 2, 1]),
         torch.tensor([[0.5, 0.4], [0.9, 0.1], [1.0, 0.0], [0.3, 0.6]]),
         torch.tensor([1, 1, 2, 1]),
     )
-    assert seen.closest(1, 0) == [1, 0, 3] and seen.closest(1, 1) == [3, 0, 1]
-    assert seen.members(1, 0) == [1, 0] and seen.members(1, 1) == [3]
-    assert seen.closest(0, 0) == [] and seen.members(2, 1) == []
+    assert nearest.closest(1, 0) == [1, 0, 3] and nearest.closest(1, 1) == [3, 0, 1]
+    assert nearest.members(1, 0) == [1, 0] and nearest.members(1, 1) == [3]
+    assert nearest.closest(0, 0) == [] and nearest.members(2, 1) == []
 
 
-def test_images_are_chosen_evenly_over_every_class():
+def test_images_are_chosen_evenly_from_every_class():
     samples = [Sample(str(i), Path(), (1, 2) if i == 4 else (1 + i % 2,)) for i in range(10)]
     assert [sample.id for sample in choose_samples(samples, 2, 2)] == ["0", "1", "8", "9"]
     assert [sample.id for sample in choose_samples(samples, 2, 3)] == ["0", "1", "4", "8", "9"]
     assert choose_samples(samples, 3, 99) == samples
 
 
-def test_regions_are_those_of_the_training(tmp_path):
+def test_regions_are_found_as_in_training(tmp_path):
     pixels = (torch.rand(48, 80, 3) * 255).byte().numpy()
     Image.fromarray(pixels).save(tmp_path / "a.png")
     rca = RcaSettings(layer="last", region_rule="peak", region_threshold=0.4, prototypes=2, slots=4)
@@ -130,15 +136,78 @@ def test_regions_are_those_of_the_training(tmp_path):
     network = build_network(2, train, rca).eval()
     prototypes, exists = F.normalize(torch.randn(3, 2, D), dim=2), torch.ones(3, 2, dtype=torch.bool)
     memory = Memory(4, torch.full((3,), 4), prototypes, exists, torch.full((3, 2), 0.5))
-    seen = find_regions(network, memory, [Sample("a", tmp_path / "a.png", (2,))], settings)
-    # 80 x 48 pixels reduced to 64 wide, then to what cells of 16 pixels cover.
+    found = find_regions(network, memory, [Sample("a", tmp_path / "a.png", (2,))], settings)
+    # 80 x 48 pixels, reduced to a width of 64 pixels, then to a size that cells of 16 pixels cover.
     h, w = network.backbone.fitting_size(48 * 0.8, 64.0)
     with torch.no_grad():
         maps = network(to_tensor(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))[None])
     regions = mine_regions(maps.coarse, torch.tensor([[False, True]]), threshold=0.4)
     embeddings = F.normalize(pool_regions(maps.features, regions), dim=1)
-    assert seen.label.tolist() == regions.label.tolist() and set(seen.label.tolist()) <= {0, 2}
-    assert [sample.id for sample in seen.samples] == ["a"] * len(seen.label) and len(seen.label) > 0
-    for n, label in enumerate(seen.label.tolist()):
-        assert torch.equal(seen.cells[n], regions.cells[n])
-        torch.testing.assert_close(seen.similarity[n], memory.prototypes[label] @ embeddings[n])
+    assert found.label.tolist() == regions.label.tolist() and set(found.label.tolist()) <= {0, 2}
+    assert [sample.id for sample in found.samples] == ["a"] * len(found.label) and len(found.label) > 0
+    for n, label in enumerate(found.label.tolist()):
+        assert torch.equal(found.cells[n], regions.cells[n])
+        torch.testing.assert_close(found.similarity[n], memory.prototypes[label] @ embeddings[n])
+
+
+def test_connected_areas_by_hand():
+    labels = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0]])
+    areas = connected_areas(labels)
+    assert [area.astype(int).tolist() for area in areas] == [
+        [[1, 1, 0], [0, 1, 0], [0, 0, 0]],
+        [[0, 0, 1], [0, 0, 1], [0, 1, 1]],
+        [[0, 0, 0], [1, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 0, 0], [1, 0, 0]],
+    ]
+
+
+@given(arrays.arrays(np.int64, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 2)))
+def test_connected_areas_against_scipy(labels):
+    expected = []
+    for label in np.unique(labels):
+        numbered, count = ndimage.label(labels == label)
+        expected += [numbered == i for i in range(1, count + 1)]
+    found = connected_areas(labels)
+    assert sorted(area.tobytes() for area in found) == sorted(area.tobytes() for area in expected)
+    firsts = [int(np.flatnonzero(area)[0]) for area in found]
+    assert firsts == sorted(firsts)
+
+
+@pytest.fixture
+def network():
+    """Return a network with the same features for every image: 4 x 6 cells, the left third class 1, the rest background
+    except for one cell of class 2."""
+    train = TrainSettings(backbone="test_resnet", weights="random", neck=3)
+    network = build_network(2, train, RcaSettings(layer="last", slots=4, prototypes=2, aggregation=False)).eval()
+    features = torch.zeros(1, 3, 4, 6)
+    features[0, 0, :, 2:] = 2.0
+    features[0, 1, :, :2] = 5.0
+    features[0, :, 0, 5] = torch.tensor([0.0, 0.0, 1.0])
+    maps = torch.zeros(1, 2, 4, 6)
+    network.forward = lambda images: Maps(features, maps, maps.mean((2, 3)), maps.mean((2, 3)), lambda: (maps, None))
+    return network
+
+
+@pytest.fixture
+def memory():
+    """Return a memory in which class 1 has a prototype that fits and one that fits less; the others have one each."""
+    prototypes = torch.zeros(3, 2, 3)
+    prototypes[0, 0] = prototypes[1, 0] = torch.tensor([1.0, 0.0, 0.0])
+    prototypes[1, 0] = torch.tensor([0.0, 0.6, 0.8])
+    prototypes[1, 1] = torch.tensor([0.0, 1.0, 0.0])
+    prototypes[2, 0] = torch.tensor([0.0, 0.0, 1.0])
+    exists = torch.tensor([[True, False], [True, True], [True, False]])
+    return Memory(4, torch.tensor([4, 4, 4]), prototypes, exists, torch.ones(3, 2))
+
+
+def test_attention_of_areas_by_hand(network, memory):
+    one, background = attended_areas(network, memory, Image.new("RGB", (96, 64)), 320)
+    assert (one.entry, one.prototype, background.entry, background.prototype) == (1, 1, 0, 0)
+    assert one.cells.tolist() == [[True, True, False, False, False, False]] * 4
+    assert background.cells.sum() == 15 and not background.cells[0, 5], "the single cell of class 2 is left out"
+    weights = {"background": math.exp(0), "fits less": math.exp(6), "fits": math.exp(10), "two": math.exp(0)}
+    total = sum(weights.values())
+    expected = [weights["background"] / total, (weights["fits"] + weights["fits less"]) / total, weights["two"] / total]
+    assert one.shares.tolist() == pytest.approx(expected, rel=1e-4)
+    assert one.similarity == pytest.approx(1.0)
+    assert float(background.shares.sum()) == pytest.approx(1.0)

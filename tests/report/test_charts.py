@@ -26,12 +26,12 @@ def test_ticks_cover_the_values_and_stay_few(low, span):
     assert ticks[0] <= low * (1 + 1e-6) and ticks[-1] >= (low + span) * (1 - 1e-6)
 
 
-def test_a_curve_falls_on_the_page_as_its_values_fall():
+def test_a_curve_falls_as_its_values_fall():
     chart = draw_chart("losses", [1, 2, 3], {"loss": [4.0, 2.0, 0.0]})
     assert chart is not None
     ((first, middle, last),) = chart.lines[0].runs
     assert first[0] < middle[0] < last[0]
-    # SVG's y grows downwards: the value 0 lies on the axis, the highest tick (4) at the top.
+    # SVG's y grows downwards: the value 0 is on the axis, the highest tick (4) at the top.
     assert (first[1], last[1]) == (TOP, HEIGHT - BOTTOM)
     assert middle[1] == pytest.approx((TOP + HEIGHT - BOTTOM) / 2)
     assert [tick.text for tick in chart.x_ticks] == ["1", "2", "3"]

@@ -35,12 +35,12 @@ def test_even_choice_has_steps_that_differ_by_one_at_most(length, count):
 
 
 @given(st.integers(1, 300), st.integers(1, 60))
-def test_an_even_choice_among_an_even_choice_of_the_same_size_is_the_same(length, count):
+def test_an_even_choice_of_the_same_size_from_an_even_choice_is_the_same(length, count):
     chosen = evenly_spaced(range(length), count)
     assert evenly_spaced(chosen, count) == chosen
 
 
-def test_mask_overlay_shows_classes_clears_background_and_hatches_unsure_pixels():
+def test_mask_overlay_shows_classes_clear_background_and_striped_unsure_pixels():
     mask = np.zeros((12, 24), dtype=np.uint8)
     mask[:, 6:12], mask[:, 12:] = 1, VOID
     pixels = decoded(mask_overlay(mask, 24, 12))
@@ -49,7 +49,7 @@ def test_mask_overlay_shows_classes_clears_background_and_hatches_unsure_pixels(
     assert (pixels[:, 12:, 3] == 255).mean() == 0.5
 
 
-def test_map_overlay_takes_the_highest_map_and_its_height():
+def test_map_overlay_shows_the_highest_map_and_its_value():
     maps = np.zeros((2, 4, 4), dtype=np.uint8)
     maps[0, :, :2], maps[1, :, 2:] = 200, 100
     pixels = decoded(map_overlay(maps, np.array([1, 3]), 4, 4))
@@ -59,4 +59,4 @@ def test_map_overlay_takes_the_highest_map_and_its_height():
 
 def test_a_mask_is_described_by_the_shares_of_its_classes():
     mask = np.array([[0, 0, 0, 0, 0, 2, 2, 2, 1, VOID]], dtype=np.uint8)
-    assert describe_mask(mask, ["cat", "dog"]) == "background 50 %, dog 30 %, cat 10 %, unsure 10 %"
+    assert describe_mask(mask, ["cat", "dog"]) == "background 50%, dog 30%, cat 10%, unsure 10%"

@@ -31,8 +31,10 @@ SCORES = {"img2": 0.1, "img0": 0.4, "img1": 0.9}
 
 
 def build_run(folder, names=("img0", "img1", "img2", "img3"), classes=("cat", "dog"), scores=SCORES):
-    """A run up to its masks: images tagged with both classes, the first one seen on the left, the second on the right;
-    the probability of each falls from its side to the middle."""
+    """Return a run with masks; its images are tagged with both classes.
+
+    The first class is on the left, the second on the right; the probability of each falls towards the middle.
+    """
     (folder / "data").mkdir(parents=True)
     run = Run(folder / "run")
     run.root.mkdir()
@@ -57,7 +59,7 @@ def build_run(folder, names=("img0", "img1", "img2", "img3"), classes=("cat", "d
 
 
 def judge(run, scores):
-    """Write scores of images, those of the second class half as high."""
+    """Write scores of images; those of the second class are half as high."""
     judged = ((one, score, {1: score, 2: score / 2}) for one, score in scores.items())
     fine = ClassQuality(0.0, 0.9, 0.9, 0.1, 0.2)
     write_quality(
@@ -89,7 +91,7 @@ def run(tmp_path):
 
 @dataclass(frozen=True)
 class Served:
-    """A server's port, and how to ask it: status, headers and body."""
+    """A running server, with functions that send requests and return status, headers and body."""
 
     port: int
 
@@ -122,7 +124,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(run, port=0):
-    """Serve a run's page from a thread."""
+    """Serve a run's page in a thread."""
     with listen(port) as listener:
         server = make_server(make_app(read_queue(run), TOKEN))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -136,7 +138,7 @@ def serving(run, port=0):
 
 @pytest.fixture
 def serve():
-    """A function that serves a run's page until the test, and the browser, have ended."""
+    """Return a function that serves a run's page until the test and its browser end."""
     with contextlib.ExitStack() as stack:
         yield lambda run: stack.enter_context(serving(run))
 
@@ -148,7 +150,7 @@ def served(run, serve):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A headless browser; no longer than a module's tests, as its event loop is in the way of others."""
+    """Return a headless browser, for one module only because its event loop disturbs other tests."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no chromium or chromium-browser on this machine")
@@ -161,7 +163,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, serve):
-    """A function that opens an address; at the end nothing may have gone wrong there, or been asked of elsewhere."""
+    """Return a function that opens an address; at the end, check for errors and for requests to other addresses."""
     contexts, wrong, asked, allowed = [], [], set(), set()
 
     def open_page(address, forgiving=False):

@@ -9,13 +9,13 @@ from .conftest import TOKEN, build_run, record_of, write_data
 @pytest.mark.parametrize(
     "path", ["/", f"/{TOKEN}x/", f"/{TOKEN[:-1]}/", "/x/list", "/favicon.ico", f"//{TOKEN}/", "/%00/"]
 )
-def test_nothing_is_answered_without_the_token(served, path):
+def test_requests_without_the_token_are_refused(served, path):
     status, headers, body = served.ask(path, token="")
     assert status == 403 and headers["x-content-type-options"] == "nosniff"
-    assert "open the one that tagseg review has printed" in json.loads(body)["error"]
+    assert "open the address that tagseg review printed" in json.loads(body)["error"]
 
 
-def test_it_listens_to_this_machine_alone(served):
+def test_the_server_listens_only_on_127_0_0_1(served):
     for address in ("127.0.0.2", "::1"):
         with pytest.raises(OSError):
             http.client.HTTPConnection(address, served.port, timeout=5).request("GET", f"/{TOKEN}/")
@@ -24,22 +24,22 @@ def test_it_listens_to_this_machine_alone(served):
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "localhost@evil"]
 )
-def test_pages_of_another_name_are_refused(served, host):
+def test_other_host_names_are_refused(served, host):
     assert served.ask("list", host=host)[0] == 403
 
 
-def test_a_forwarded_port_is_taken(served):
+def test_a_forwarded_port_is_allowed(served):
     assert served.ask("list", host="localhost:9999")[0] == 200
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1"])
 def test_writes_of_other_pages_are_refused(served, origin):
     body = json.dumps({"id": "img0", "verdict": "accepted", "off": [], "threshold": 0.5})
-    assert served.post(body, origin=origin) == (403, {"error": "Only the page itself may write."})
+    assert served.post(body, origin=origin) == (403, {"error": "Only the review page itself may store decisions."})
     assert served.list()["counts"]["accepted"] == 0
 
 
-def test_writes_need_an_origin_and_posts(served):
+def test_writes_require_an_origin_and_post(served):
     assert served.ask("decide", method="POST", body="{}", content_type="application/json")[0] == 403
     assert served.ask("decide?id=img0&verdict=accepted")[0] == 405
 
@@ -63,7 +63,7 @@ def test_ids_are_looked_up_and_never_part_of_a_path(served, kind, sample_id):
     assert (status, json.loads(body)) == (404, {"error": "id: no such image in this run"})
 
 
-def test_links_out_of_the_folders_are_not_followed(tmp_path, serve):
+def test_links_outside_the_folders_are_not_followed(tmp_path, serve):
     run = build_run(tmp_path / "one")
     outside = build_run(tmp_path / "two")
     data = tmp_path / "one" / "data"
@@ -88,7 +88,7 @@ def test_links_out_of_the_folders_are_not_followed(tmp_path, serve):
         "photo?id=up",
     ):
         status, _, body = served.ask(path)
-        assert status == 409 and b"leads out of the run and the data folder" in body, path
+        assert status == 409 and b"leads outside the run and the data folder" in body, path
     assert served.ask("photo?id=img1")[0] == served.ask("photo?id=inside")[0] == 200
     assert served.decide("img1", "accepted")[0] == 409
     assert served.list()["counts"]["accepted"] == 0
@@ -117,13 +117,13 @@ def test_links_out_of_the_folders_are_not_followed(tmp_path, serve):
         ('{"id": "' + "x" * 20_000 + '"}', 413, "at most 16384 bytes"),
     ],
 )  # fmt: skip
-def test_what_is_no_decision_is_said_and_not_stored(served, run, body, status, message):
+def test_invalid_decisions_are_refused_and_not_stored(served, run, body, status, message):
     found, answer = served.post(body)
     assert found == status and message in answer["error"] and "Traceback" not in answer["error"]
     assert not run.decisions_file.exists()
 
 
-def test_other_types_of_bodies_are_refused(served):
+def test_other_content_types_are_refused(served):
     assert served.post('{"id": "img0"}', content_type="text/plain")[0] == 415
 
 
@@ -132,12 +132,12 @@ def test_other_types_of_bodies_are_refused(served):
     ["list?verdict=mine", "list?from=x", "list?from=--5", "list?from=1e3", "list?class=9999999999",
      "mask?id=img0&off=x", "mask?id=img0&off=300", "mask?id=img0&threshold=2", "mask?id=img0&threshold=nan"],
 )  # fmt: skip
-def test_odd_questions_are_refused(served, query):
+def test_invalid_queries_are_refused(served, query):
     status, _, body = served.ask(query)
     assert status == 400 and "expected" in json.loads(body)["error"]
 
 
-def test_answers_are_not_kept_and_not_guessed_at(served):
+def test_responses_are_not_cached_or_sniffed(served):
     for path in ("", "list", "photo?id=img0", "mask?id=img0", "thumb?id=img0"):
         status, headers, _ = served.ask(path)
         assert status == 200 and headers["cache-control"] == "no-store"

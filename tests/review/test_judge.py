@@ -21,17 +21,17 @@ SHARES = st.floats(0, 1, width=32)
 
 
 def slow_iou(probability: np.ndarray, mask: np.ndarray) -> float:
-    """The sum of lesser over the sum of greater, a pixel at a time."""
-    lesser = greater = 0.0
+    """Return the sum of minima divided by the sum of maxima, one pixel at a time."""
+    smaller = larger = 0.0
     for p, m in zip(probability.astype(float).ravel(), mask.ravel(), strict=True):
         sharp = p**2 / (p**2 + (1 - p) ** 2)
-        lesser += min(sharp, float(m))
-        greater += max(sharp, float(m))
-    return lesser / greater if greater else 1.0
+        smaller += min(sharp, float(m))
+        larger += max(sharp, float(m))
+    return smaller / larger if larger else 1.0
 
 
 @given(arrays.arrays(np.float32, (2, 3, 4), elements=SHARES), arrays.arrays(bool, (2, 3, 4)))
-def test_the_expected_iou_is_that_of_a_loop(probability: np.ndarray, mask: np.ndarray) -> None:
+def test_the_expected_iou_against_a_loop(probability: np.ndarray, mask: np.ndarray) -> None:
     found = expected_iou(probability, mask)
     assert found == pytest.approx(slow_iou(probability, mask), abs=1e-6) and 0 <= found <= 1
     assert found == pytest.approx(expected_iou(probability[..., ::-1], mask[..., ::-1]), abs=1e-6)
@@ -40,39 +40,39 @@ def test_the_expected_iou_is_that_of_a_loop(probability: np.ndarray, mask: np.nd
 def test_the_expected_iou_by_hand() -> None:
     mask = np.array([[True, True, False, False]])
     assert expected_iou(mask.astype(np.float32), mask) == 1 and expected_iou((~mask).astype(np.float32), mask) == 0
-    # Of 3/4 becomes 9/10: two pixels at 0.9 of two, and one beside them at 0.1.
+    # 3/4 is sharpened to 9/10 and 1/4 to 1/10: minima 0.9 + 0.9, maxima 1 + 1 + 0.1.
     likely = np.array([[0.75, 0.75, 0.25, 0.0]], np.float32)
     assert expected_iou(likely, mask) == pytest.approx(1.8 / 2.1)
     nothing = np.zeros((1, 4), np.float32)
     assert expected_iou(nothing, np.zeros((1, 4), bool)) == 1 and expected_iou(nothing, mask) == 0
 
 
-def looks(*planes: np.ndarray) -> np.ndarray:
+def views(*planes: np.ndarray) -> np.ndarray:
     return np.stack(planes).astype(np.float32)
 
 
-def test_an_image_is_judged_by_the_looks_given_its_tags() -> None:
-    # Three ids, two looks that agree on the left and not on the right; class 2 is not tagged and counts for nothing.
+def test_an_image_is_judged_by_the_views_given_its_tags() -> None:
+    # Three ids, and two views that agree only on the left; class 2 is not tagged and is ignored.
     one = np.array([[[0.0, 0.2]], [[0.5, 0.6]], [[0.5, 0.2]]])
     two = np.array([[[0.0, 0.6]], [[0.5, 0.2]], [[0.5, 0.2]]])
     mask = np.array([[1, 1]], np.uint8)
     maps = np.array([[[0.1, 0.9]], [[0.9, 0.1]]], np.float32)
-    seen = Evidence("a", (1,), looks(one, two), mask, np.array([[False, True]]), maps)
-    found = judge(seen, np.array([0.81, 0.36], np.float32))
+    evidence = Evidence("a", (1,), views(one, two), mask, np.array([[False, True]]), maps)
+    found = judge(evidence, np.array([0.81, 0.36], np.float32))
     given_tags = np.array([[1.0, (0.75 + 0.25) / 2]])
     assert found.score == pytest.approx(slow_iou(given_tags, mask == 1)) == found.classes[1].score
     assert found.classes[1].maps == pytest.approx(slow_iou(maps[1], mask == 1))
     assert found.classes[1].stable == pytest.approx((1 + 0.25) / (1 + 0.75))
     assert (found.classes[1].unsure, found.classes[1].area) == (0.5, 1.0)
-    shown = [np.quantile(looks(one, two).mean(0)[i], 0.99) for i in (1, 2)]
+    shown = [np.quantile(views(one, two).mean(0)[i], 0.99) for i in (1, 2)]
     assert found.present == pytest.approx({1: np.sqrt(shown[0] * 0.81), 2: np.sqrt(shown[1] * 0.36)})
 
 
-def test_classes_are_judged_together_and_apart() -> None:
+def test_classes_are_judged_together_and_separately() -> None:
     plane = np.array([[[0, 0, 1, 0]], [[1, 0, 0, 0]], [[0, 1, 0, 1]]])
     mask = np.array([[1, 2, 2, 1]], np.uint8)
     maps = plane.astype(np.float32)
-    found = judge(Evidence("a", (1, 2), looks(plane), mask, mask == 9, maps), np.ones(2, np.float32))
+    found = judge(Evidence("a", (1, 2), views(plane), mask, mask == 9, maps), np.ones(2, np.float32))
     assert found.classes[1].score == pytest.approx(1 / 2) and found.classes[2].score == pytest.approx(1 / 3)
     assert found.score == pytest.approx((1 + 1) / (2 + 3))
     assert found.classes[1].stable == 1 and found.classes[1].unsure == 0
@@ -81,17 +81,17 @@ def test_classes_are_judged_together_and_apart() -> None:
 def test_a_tag_without_pixels_and_an_image_without_tags() -> None:
     plane = np.array([[[1, 0]], [[0, 1]]])
     empty = np.zeros((1, 2), np.uint8)
-    lost = judge(Evidence("a", (1,), looks(plane), empty, empty > 0, plane.astype(np.float32)), np.ones(1, np.float32))
+    lost = judge(Evidence("a", (1,), views(plane), empty, empty > 0, plane.astype(np.float32)), np.ones(1, np.float32))
     assert (lost.score, lost.classes[1].score, lost.classes[1].area, lost.classes[1].unsure) == (0, 0, 0, 0)
     bare = judge(
-        Evidence("b", (), looks(plane), empty, empty > 0, plane[:1].astype(np.float32)), np.full(1, 0.01, np.float32)
+        Evidence("b", (), views(plane), empty, empty > 0, plane[:1].astype(np.float32)), np.full(1, 0.01, np.float32)
     )
     assert bare.score == 1 and bare.classes == {} and bare.present == pytest.approx({1: np.sqrt(0.99 * 0.01)}, rel=0.02)
 
 
 @pytest.fixture(scope="module")
 def trained(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a finished run of two rounds on photographs of discs."""
+    """Return a finished run with two rounds on photographs of discs."""
     segment = {"epochs": 1, "batch": 4, "crop": 32, "max_side": 64, "predict_scales": [1.0], "rounds": 2}
     settings = Settings.from_dict({**tiny.to_dict(), "segment": segment})
     root = tmp_path_factory.mktemp("quality") / "run"
@@ -99,7 +99,7 @@ def trained(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactor
     return Run(root)
 
 
-def test_every_training_image_is_judged_and_what_is_found_is_kept(
+def test_every_training_image_is_judged_and_the_results_are_saved(
     trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert read_quality(trained) == {}
@@ -110,23 +110,23 @@ def test_every_training_image_is_judged_and_what_is_found_is_kept(
     assert list(kept) == list(found) and kept["2"].score == pytest.approx(found["2"].score, abs=1e-4)
     assert kept["2"].classes[1].stable == pytest.approx(found["2"].classes[1].stable, abs=1e-4)
     assert trained.final().root == trained.round(1).root
-    # A process that was killed left half a line and three images.
+    # A killed process left three images and half a line.
     lines = trained.quality_file.read_text().splitlines(keepends=True)
     trained.quality_file.write_text("".join(lines[:4]) + lines[4][:30])
-    asked: list[str] = []
-    look = module.look
+    judged: list[str] = []
+    gather_evidence = module.gather_evidence
 
-    def noted(*arguments: object) -> Evidence:
-        asked.append(arguments[3].id)  # type: ignore[attr-defined]
-        return look(*arguments)  # type: ignore[arg-type]
+    def recorded(*arguments: object) -> Evidence:
+        judged.append(arguments[3].id)  # type: ignore[attr-defined]
+        return gather_evidence(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "look", noted)
+    monkeypatch.setattr(module, "gather_evidence", recorded)
     again = assess(trained)
-    assert asked == ["3", "4", "5", "6", "7", "8"] and list(again) == list(found)
-    assert read_quality(trained) == {name: _as_kept(one) for name, one in found.items()}
+    assert judged == ["3", "4", "5", "6", "7", "8"] and list(again) == list(found)
+    assert read_quality(trained) == {name: _as_saved(one) for name, one in found.items()}
 
 
-def _as_kept(one: ImageQuality) -> ImageQuality:
+def _as_saved(one: ImageQuality) -> ImageQuality:
     classes = {
         key: dataclasses.replace(value, **{k: round(v, 4) for k, v in dataclasses.asdict(value).items()})
         for key, value in one.classes.items()
@@ -134,7 +134,7 @@ def _as_kept(one: ImageQuality) -> ImageQuality:
     return ImageQuality(one.id, round(one.score, 4), classes, {key: round(v, 4) for key, v in one.present.items()})
 
 
-def test_another_network_is_asked_anew(trained: Run) -> None:
+def test_scores_of_another_network_are_ignored(trained: Run) -> None:
     assess(trained)
     header, *lines = trained.quality_file.read_text().splitlines(keepends=True)
     trained.quality_file.write_text(json.dumps(json.loads(header) | {"segmenter": "other"}) + "\n" + "".join(lines))
@@ -142,11 +142,11 @@ def test_another_network_is_asked_anew(trained: Run) -> None:
     assert len(assess(trained)) == 9 and len(read_quality(trained)) == 9
 
 
-def test_it_goes_with_its_network(trained: Run, discs: Path) -> None:
+def test_the_scores_are_deleted_with_the_network(trained: Run, discs: Path) -> None:
     assess(trained)
     record_decision(trained, "1", Decision("rejected"))
     fit_until(discs, trained.root, "masks")
-    assert not trained.quality_file.exists(), "fit lets the network learn anew"
+    assert not trained.quality_file.exists(), "the segmentation network must be trained again"
     with pytest.raises(RunError, match="stage segment has not finished"):
         assess(trained)
     run_stage(trained.root, "segment")

@@ -25,7 +25,7 @@ def wait_for(page, text, where="name"):
 
 
 def shown(page):
-    """The address of the mask that is shown, once it is."""
+    """Return the address of the mask, once it is shown."""
     page.wait_for_selector("#layers[aria-busy=false]")
     return page.get_attribute("#layers", "data-shown")
 
@@ -36,16 +36,16 @@ def page(served, open_page):
 
 
 def test_the_worst_image_is_shown_first_with_its_mask_and_classes(page):
-    assert name(page) == "img2" and page.text_content("#score") == "trust 0.10"
+    assert name(page) == "img2" and page.text_content("#score") == "expected IoU 0.10"
     assert page.text_content("#where") == "1 of 4" and page.text_content("#done-text") == "0 of 4 reviewed"
     assert page.eval_on_selector_all("#layers img", "all => all.map(one => one.naturalWidth > 0)") == [True, True]
     assert page.eval_on_selector_all("#classes .label", "all => all.map(one => one.textContent)") == ["cat", "dog"]
     assert page.eval_on_selector_all("#classes .value", "all => all.map(one => one.textContent)") == ["0.10", "0.05"]
     assert page.locator("#strip li").count() == 4
-    assert page.get_attribute("#layers .mask", "alt") == "Its mask: cat, dog"
+    assert page.get_attribute("#layers .mask", "alt") == "Mask: cat, dog"
 
 
-def test_keys_accept_reject_and_flag_and_go_on(page, run):
+def test_keys_accept_reject_and_flag_and_move_on(page, run):
     for key, verdict, sample_id, following in (
         ("a", "accepted", "img2", "img0"), ("r", "rejected", "img0", "img1"), ("f", "flagged", "img1", "img3"),
     ):  # fmt: skip
@@ -58,7 +58,7 @@ def test_keys_accept_reject_and_flag_and_go_on(page, run):
     assert page.text_content("#done-text") == "3 of 4 reviewed"
     assert page.text_content("[data-verdict=open]") == "open 1"
     page.keyboard.press("a")
-    wait_for(page, "No image is open any more")
+    wait_for(page, "No open images are left.")
     assert len(decisions(run)) == 4
     page.keyboard.press("a")
     page.keyboard.press("1")
@@ -75,10 +75,10 @@ def test_a_class_is_switched_off_and_on(page, run):
     wait_for(page, "Saved: img2", "saved")
     assert decision_of(run, "img2") == Decision("open", (2,))
     assert page.get_attribute("#classes li:nth-child(2) button", "aria-pressed") == "false"
-    page.wait_for_function("() => document.querySelector('#layers .mask').alt === 'Its mask: cat'")
+    page.wait_for_function("() => document.querySelector('#layers .mask').alt === 'Mask: cat'")
     assert "off=2" in shown(page) != before
     page.click("#classes li:nth-child(2) button")
-    page.wait_for_function("() => document.querySelector('#layers .mask').alt === 'Its mask: cat, dog'")
+    page.wait_for_function("() => document.querySelector('#layers .mask').alt === 'Mask: cat, dog'")
     wait_for(page, "Saved: img2", "saved")
     assert decision_of(run, "img2") == Decision()
     page.keyboard.press("7")
@@ -111,7 +111,7 @@ def test_the_threshold_moves_and_the_mask_with_it(page, run):
     assert decision_of(run, "img2") == Decision("accepted", (), 0.2)
 
 
-def test_going_back_and_forth_undo_and_taking_back(page, run):
+def test_moving_undo_and_taking_a_verdict_back(page, run):
     page.keyboard.press("j")
     wait_for(page, "img0")
     page.keyboard.press("ArrowRight")
@@ -142,10 +142,10 @@ def test_going_back_and_forth_undo_and_taking_back(page, run):
     wait_for(page, "img2")
     page.keyboard.press("[")
     wait_for(page, "Saved: img2 open", "saved")
-    assert decision_of(run, "img2") == Decision("open", (1,), 0.45), "what was accepted is no more what is seen"
+    assert decision_of(run, "img2") == Decision("open", (1,), 0.45), "the accepted mask is no longer the one shown"
 
 
-def test_decisions_are_there_after_a_reload_and_can_be_filtered(page, run):
+def test_decisions_survive_a_reload_and_can_be_filtered(page, run):
     page.keyboard.press("r")
     wait_for(page, "Saved: img2 rejected", "saved")
     page.keyboard.press("f")
@@ -159,7 +159,7 @@ def test_decisions_are_there_after_a_reload_and_can_be_filtered(page, run):
     page.click("[data-verdict=all]")
     page.wait_for_function("() => document.querySelectorAll('#strip li').length === 4")
     page.click("[data-verdict=accepted]")
-    wait_for(page, "No image is accepted")
+    wait_for(page, "No accepted images.")
     assert page.locator("#layers img").count() == 0
 
 
@@ -177,7 +177,7 @@ def test_pages_of_the_list_join(tmp_path, open_page, monkeypatch, serve):
     wait_for(page, "i6")
     assert page.text_content("#range") == "7–7 of 7" and page.is_disabled("#later")
     page.keyboard.press("a")
-    wait_for(page, "i0")  # nothing is open behind the last one
+    wait_for(page, "i0")  # there is no open image after the last one
     page.keyboard.press("j")
     wait_for(page, "i1")
     page.keyboard.press("z")
@@ -188,7 +188,7 @@ def test_pages_of_the_list_join(tmp_path, open_page, monkeypatch, serve):
     wait_for(page, "i0")
 
 
-def test_keys_do_nothing_where_something_is_typed_or_meant_for_the_browser(page, run):
+def test_keys_do_nothing_while_typing_or_if_meant_for_the_browser(page, run):
     page.focus("#class")
     for key in ("a", "r"):
         page.keyboard.press(key)
@@ -207,7 +207,7 @@ def test_keys_do_nothing_where_something_is_typed_or_meant_for_the_browser(page,
     page.keyboard.press("ArrowRight")
     assert name(page) == "img2" and page.input_value("#opacity") == "66"
     assert decisions(run) == {}
-    page.keyboard.press("r")  # letters mean nothing to a slider
+    page.keyboard.press("r")  # a slider ignores letters
     wait_for(page, "Saved: img2 rejected", "saved")
 
 
@@ -221,7 +221,7 @@ def test_the_overlay_fades_and_hides(page):
     assert page.is_visible("#layers .mask")
 
 
-def test_the_next_image_is_there_before_it_is_asked_for(served, open_page):
+def test_the_next_image_is_loaded_in_advance(served, open_page):
     page = open_page(served.address)
     page.wait_for_function(
         "() => performance.getEntriesByType('resource').filter(one => one.name.includes('mask?id=img0')).length === 1"
@@ -242,6 +242,7 @@ def test_names_stay_text(tmp_path, open_page, serve):
     page = open_page(served.address)
     for sample_id in files:
         wait_for(page, sample_id)
+        shown(page)
         assert name(page) == sample_id and page.locator("#layers img").count() == 2
         assert page.text_content("#classes li:first-child .label") == HOSTILE_CLASS
         page.keyboard.press("a")
@@ -262,7 +263,7 @@ def test_the_page_obeys_its_policy(served, open_page):
     assert page.evaluate("window.taken") is None
 
 
-def test_everything_can_be_reached_and_is_named(page):
+def test_every_control_can_be_reached_and_has_a_name(page):
     unnamed = page.evaluate("""() => {
         const named = (one) => one.getAttribute("aria-label") || one.getAttribute("aria-labelledby")
             || one.labels?.length || one.textContent.trim() || one.hasAttribute("alt");
@@ -271,7 +272,7 @@ def test_everything_can_be_reached_and_is_named(page):
     }""")
     assert unnamed == []
     assert page.get_attribute("#saved", "role") == page.get_attribute("#current", "role") == "status"
-    assert "img2" in page.text_content("#current") and "trust 0.10" in page.text_content("#current")
+    assert "img2" in page.text_content("#current") and "expected IoU 0.10" in page.text_content("#current")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.focus("#strip button")
@@ -285,7 +286,7 @@ def test_everything_can_be_reached_and_is_named(page):
 
 
 @pytest.mark.parametrize("width", [400, 800, 1600])
-def test_nothing_sticks_out_and_the_page_stays_where_it_is(page, width):
+def test_nothing_overflows_and_the_page_does_not_scroll(page, width):
     page.set_viewport_size({"width": width, "height": 500})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.keyboard.press("j")

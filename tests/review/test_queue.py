@@ -11,20 +11,20 @@ from .conftest import SETTINGS, build_run, record_of, write_data
 
 
 def names(queue, page):
-    return [queue.entries[place].sample.id for place in page.places]
+    return [queue.items[place].sample.id for place in page.places]
 
 
-def test_the_worst_come_first_and_images_without_a_score_last_in_the_datas_order(tmp_path):
+def test_the_worst_come_first_and_images_without_a_score_last_in_data_order(tmp_path):
     run = build_run(tmp_path, names=("b", "c", "a", "d", "e"), scores={"d": 0.2, "c": 0.1, "gone": 0.0})
     queue = read_queue(run)
-    assert [(entry.sample.id, entry.score) for entry in queue.entries] == [
+    assert [(item.sample.id, item.score) for item in queue.items] == [
         ("c", 0.1), ("d", 0.2), ("b", None), ("a", None), ("e", None),
     ]  # fmt: skip
-    assert queue.entries[0].classes == {1: 0.1, 2: 0.05}
+    assert queue.items[0].classes == {1: 0.1, 2: 0.05}
     assert queue.places["a"] == 3 and queue.source == queue.run == run
 
 
-def test_without_scores_the_datas_order_counts_and_validation_images_are_left_out(run):
+def test_without_scores_images_are_in_data_order_and_validation_images_are_left_out(run):
     run.quality_file.unlink()
     data = json.loads(run.data_file.read_text())
     data["samples"][1]["split"] = "val"
@@ -32,7 +32,7 @@ def test_without_scores_the_datas_order_counts_and_validation_images_are_left_ou
     assert list(read_queue(run).places) == ["img0", "img2", "img3"]
 
 
-def test_damaged_scores_are_refused_by_line(run):
+def test_damaged_scores_are_refused_with_their_line(run):
     lines = run.quality_file.read_text().splitlines(keepends=True)
     run.quality_file.write_text("".join([*lines[:2], '{"id": "img1", "score": "x"}\n', *lines[2:]]))
     with pytest.raises(RunError, match=r"quality\.jsonl: line 3 is damaged"):
@@ -54,7 +54,7 @@ def test_the_masks_of_the_last_round_are_reviewed_once_it_is_done(run):
 
 def test_runs_without_masks_are_refused(run):
     run.settings_file.write_text(SETTINGS.to_toml().replace('labels = ""', 'labels = "drawn"'))
-    with pytest.raises(RunError, match="learns from the masks in drawn; it made none to review"):
+    with pytest.raises(RunError, match="uses the masks in drawn, so it has no masks of its own to review"):
         read_queue(run)
     run.settings_file.write_text(SETTINGS.to_toml())
     run.manifest_file.write_text(json.dumps({"data": str(run.root), "stages": {}}))
@@ -64,7 +64,7 @@ def test_runs_without_masks_are_refused(run):
 
 @pytest.fixture
 def long(run):
-    """Ten images, the odd ones tagged with a second class, two of them decided."""
+    """Return a queue of ten images, the odd ones tagged with a second class, and decisions about two of them."""
     run.quality_file.unlink()
     write_data(run, [record_of(f"i{i}", run.root / "none.png", (1, 2) if i % 2 else (1,)) for i in range(10)])
     return read_queue(run), {"i0": Decision("rejected"), "i5": Decision("flagged"), "elsewhere": Decision("flagged")}
@@ -96,4 +96,4 @@ def test_verdicts_are_counted(long, run):
     queue, decided = long
     assert count_verdicts(queue, decided) == {"open": 8, "accepted": 0, "rejected": 1, "flagged": 1, "all": 10}
     record_decision(run, "i1", Decision("open", (1,)))
-    assert count_verdicts(queue, decided)["open"] == 8, "a class that is off is no verdict"
+    assert count_verdicts(queue, decided)["open"] == 8, "a class that is off is not a verdict"

@@ -30,14 +30,14 @@ def picture(served, path):
 
 
 def shares(served, query):
-    """Which share of an overlay has the colour of class 1, of class 2, of unsure pixels."""
+    """Return the shares of an overlay in the colours of class 1, of class 2 and of unsure pixels."""
     pixels = np.array(picture(served, f"mask?{query}").convert("RGBA"))
     painted = pixels[..., 3] > 0
     colours = [*class_colours(2)[1:], VOID_COLOUR]
     return [float((painted & (pixels[..., :3] == colour).all(2)).mean()) for colour in colours]
 
 
-def test_the_list_says_what_is_known_of_an_image(served):
+def test_the_list_describes_each_image(served):
     found = served.list()
     assert [item["id"] for item in found["items"]] == ["img2", "img0", "img1", "img3"]
     assert (found["total"], found["first"]) == (4, 0)
@@ -49,7 +49,7 @@ def test_the_list_says_what_is_known_of_an_image(served):
     assert found["items"][3]["score"] is None
 
 
-def test_pictures_have_the_sizes_that_are_needed(tmp_path, serve):
+def test_sizes_of_pictures(tmp_path, serve):
     run = build_run(tmp_path, names=("large",), scores={})
     Image.new("RGB", (3000, 1500), "red").save(tmp_path / "data" / "large.png")
     served = serve(run)
@@ -66,8 +66,8 @@ def test_a_mask_changes_with_classes_and_threshold(served):
     assert shares(served, "id=img0&off=2&threshold=0.2")[0] > left + 0.05
 
 
-def test_of_undecided_images_the_runs_own_masks_are_shown_and_accepted(run, serve):
-    # As if the masks stage had made something that its maps do not tell.
+def test_undecided_images_show_the_runs_own_masks(run, serve):
+    # Masks that cannot be made from the maps.
     own = np.full((HEIGHT, WIDTH), 2, np.uint8)
     for folder in (run.masks, run.decided_masks):
         write_mask(mask_file(folder, "img0"), own)
@@ -75,11 +75,11 @@ def test_of_undecided_images_the_runs_own_masks_are_shown_and_accepted(run, serv
     assert shares(served, "id=img0")[1] == 1
     assert served.decide("img0", "accepted")[0] == 200
     assert (accepted_masks(run, "img0")[0] == own).all()
-    assert shares(served, "id=img0")[1] == 1, "as it was accepted"
+    assert shares(served, "id=img0")[1] == 1, "the accepted mask"
     assert shares(served, "id=img0&threshold=0.6")[1] < 0.5
 
 
-def test_masks_are_accepted_as_they_are_seen(served, run):
+def test_masks_are_accepted_as_shown(served, run):
     assert served.decide("img1", "accepted", (2,), 0.3)[0] == 200
     sample = read_sample(run, "img1")
     expected = mask_sample(run, sample, (HEIGHT, WIDTH), SETTINGS, Decision("open", (2,), 0.3))
@@ -91,20 +91,20 @@ def read_sample(run, sample_id):
     from tagseg.review.queue import read_queue
 
     queue = read_queue(run)
-    return queue.entries[queue.places[sample_id]].sample
+    return queue.items[queue.places[sample_id]].sample
 
 
-def test_accepted_masks_are_shown_as_they_were_whatever_became_of_the_maps(run, serve):
+def test_accepted_masks_stay_the_same_if_the_maps_change(run, serve):
     kept = np.full((HEIGHT, WIDTH), 1, np.uint8)
     record_decision(run, "img0", Decision("accepted", (2,), 0.4), (kept, kept))
     served = serve(run)
     assert shares(served, "id=img0&off=2&threshold=0.4")[0] == 1
-    assert shares(served, "id=img0")[0] < 0.6, "something else was asked for"
+    assert shares(served, "id=img0")[0] < 0.6, "other classes and another threshold"
     assert served.decide("img0", "accepted", (2,), 0.4)[0] == 200
-    assert (accepted_masks(run, "img0")[0] == kept).all(), "accepted again, it stays"
+    assert (accepted_masks(run, "img0")[0] == kept).all(), "accepting it again changes nothing"
 
 
-def test_a_rejected_image_is_shown_as_it_would_be(run, serve):
+def test_a_rejected_image_shows_the_mask_it_would_have(run, serve):
     record_decision(run, "img0", Decision("rejected"))
     void = np.full((HEIGHT, WIDTH), 255, np.uint8)
     for folder in (run.masks, run.decided_masks):
@@ -114,7 +114,7 @@ def test_a_rejected_image_is_shown_as_it_would_be(run, serve):
     assert served.list(verdict="rejected")["items"][0]["id"] == "img0"
 
 
-def test_decisions_are_stored_at_once_and_counted(served, run):
+def test_decisions_are_stored_immediately_and_counted(served, run):
     for verdict in ("rejected", "flagged", "accepted", "open"):
         status, answer = served.decide("img3", verdict, (1,), 0.35)
         assert status == 200 and answer["item"]["verdict"] == verdict and answer["item"]["off"] == [1]
@@ -123,14 +123,14 @@ def test_decisions_are_stored_at_once_and_counted(served, run):
         assert [item["id"] for item in served.list(verdict=verdict)["items"]][-1] == "img3"
 
 
-def test_opened_anew_the_page_knows_what_others_have_decided(served, run):
+def test_reopening_the_page_shows_decisions_of_others(served, run):
     record_decision(run, "img0", Decision("flagged"))
     assert served.list()["counts"]["flagged"] == 0
     assert served.ask("")[0] == 200
     assert served.list()["counts"]["flagged"] == 1
 
 
-def test_what_cannot_be_read_is_said(served, run, tmp_path):
+def test_files_that_cannot_be_read_are_named(served, run, tmp_path):
     (tmp_path / "data" / "img0.png").write_bytes(b"no image")
     map_file(run, "img1").unlink()
     mask_file(run.masks, "img2").unlink()
@@ -141,10 +141,10 @@ def test_what_cannot_be_read_is_said(served, run, tmp_path):
     run.decisions_file.mkdir()
     status, answer = served.decide("img3", "rejected")
     assert status == 409 and "decisions.sqlite: cannot be read or written" in answer["error"]
-    assert served.list()["counts"]["rejected"] == 0, "what is not stored is not shown as if it were"
+    assert served.list()["counts"]["rejected"] == 0, "a decision that was not stored is not shown"
 
 
-def test_fifty_thousand_images_come_a_page_at_a_time_and_thumbnails_when_asked_for(run, monkeypatch, serve):
+def test_fifty_thousand_images_come_in_pages_and_thumbnails_on_request(run, monkeypatch, serve):
     decoded = []
     read = images.read_image
     monkeypatch.setattr(images, "read_image", lambda path, *rest: decoded.append(path) or read(path, *rest))
@@ -158,14 +158,14 @@ def test_fifty_thousand_images_come_a_page_at_a_time_and_thumbnails_when_asked_f
     assert len(found["items"]) == PAGE and found["total"] == 50_000 and found["items"][0]["id"] == "49999"
     last = served.list(until=50_000, count=2)
     assert [item["place"] for item in last["items"]] == [49_998, 49_999] and last["first"] == 49_998
-    assert decoded == [], "no picture is made before it is asked for"
+    assert decoded == [], "no picture is made before it is requested"
     for _ in range(2):
         assert picture(served, "thumb?id=00007").size == (WIDTH, HEIGHT)
     assert decoded == [photo], "once"
 
 
 def test_ports_are_checked():
-    with pytest.raises(ValueError, match="--port 70000: expected a number from 0"):
+    with pytest.raises(ValueError, match="--port must be 0 or more and at most 65535, got 70000"):
         listen(70_000)
     with (
         listen(0) as taken,
@@ -176,7 +176,7 @@ def test_ports_are_checked():
 
 @pytest.fixture
 def start(run):
-    """A function that starts `tagseg review` as a user does, and returns the process and the address it says."""
+    """Return a function that starts `tagseg review` as a user does, and returns the process and the printed address."""
     started = []
 
     def start():
@@ -194,7 +194,7 @@ def start(run):
         process.communicate()
 
 
-def test_decisions_survive_a_killed_server_and_ctrl_c_ends_it_cleanly(run, start, open_page):
+def test_decisions_survive_a_killed_server_and_ctrl_c_stops_it_cleanly(run, start, open_page):
     first, address = start()
     page = open_page(address, forgiving=True)
     page.keyboard.press("r")
@@ -202,10 +202,10 @@ def test_decisions_survive_a_killed_server_and_ctrl_c_ends_it_cleanly(run, start
     first.kill()
     first.wait()
     assert decisions(run) == {"img2": Decision("rejected")}
-    # What is decided while there is no server is not lost silently.
+    # A decision made while there is no server is not lost silently.
     page.keyboard.press("f")
     page.wait_for_selector("#saved.failed")
-    assert "Not saved yet (1), trying again" in page.text_content("#saved")
+    assert "Not saved yet (1 decision), retrying" in page.text_content("#saved")
     second, again = start()
     assert again != address
     page = open_page(again)

@@ -20,7 +20,7 @@ def seen(*present: dict[int, float]) -> dict[str, ImageQuality]:
 
 
 def test_suspects_by_hand() -> None:
-    # Cat: 0.9, 0.8, 0.1 where tagged (0.6 on average), 0.7 and 0.1 elsewhere (0.4).
+    # Cat: 0.9, 0.8 and 0.1 in images tagged cat (mean 0.6), 0.7 and 0.1 in the others (mean 0.4).
     data = dataset((1,), (1,), (1,), (2,), (2,))
     found = seen({1: 0.9}, {1: 0.8}, {1: 0.1}, {1: 0.7, 2: 0.9}, {1: 0.1, 2: 0.9})
     wrong, missing = find_suspects(data, found)
@@ -28,12 +28,12 @@ def test_suspects_by_hand() -> None:
     assert missing == Suspect("i3", 1, "missing", 0.7, missing.usual, 0.7) and missing.usual == pytest.approx(0.6)
 
 
-def test_right_tags_are_no_suspects() -> None:
+def test_correct_tags_are_not_suspects() -> None:
     data = dataset((1,), (2,), (1, 2))
     assert find_suspects(data, seen({1: 0.9, 2: 0.1}, {1: 0.1, 2: 0.9}, {1: 0.8, 2: 0.8})) == []
 
 
-def test_a_class_that_all_images_or_none_are_tagged_with() -> None:
+def test_classes_that_all_images_or_none_are_tagged_with() -> None:
     assert find_suspects(dataset((1,), (1,)), seen({1: 0.0, 2: 0.9}, {1: 0.9, 2: 0.8})) == []
 
 
@@ -59,9 +59,9 @@ def test_the_worst_come_first_with_the_reason() -> None:
     ranked = worst_first(dataset((1,)), found)
     assert [one.id for one in ranked] == ["d", "b", "e", "f", "g", "c", "a"]
     assert {one.id: one.reason for one in ranked} == {
-        "d": "cat is far smaller than in other images",
-        "b": "no pixel is big, [dog]",
-        "e": "maps and mask differ for cat",
+        "d": "cat is much smaller than in other images",
+        "b": "no pixels of big, [dog]",
+        "e": "maps and mask disagree about cat",
         "f": "most of cat is unsure",
         "g": "the network sees big, [dog] elsewhere or not at all",
         "c": "the network sees big, [dog] elsewhere or not at all; cat changes with scale or mirroring",
@@ -73,7 +73,7 @@ def test_the_worst_come_first_with_the_reason() -> None:
     large = found | {"h": judged("h", 0.5, c1=ClassQuality(0.2, 0.9, 0.9, 0.1, 1.0))}
     large |= {name: judged(name, 1.0, c1=ClassQuality(0.9, 0.9, 0.9, 0.0, 0.1)) for name in "ijklmn"}
     assert next(one.reason for one in worst_first(dataset((1,)), large) if one.id == "h") == (
-        "cat is far larger than in other images"
+        "cat is much larger than in other images"
     )
 
 

@@ -106,7 +106,7 @@ def test_a_folder_is_loaded_as_it_was_saved(folder: Path, weights: dict[str, tor
 @pytest.mark.parametrize("metadata", ["[" * 100_000, "9" * 5000, "{", "[1]", "null"])
 def test_absurd_metadata_is_an_error_of_its_file(metadata: str, folder: Path, weights: dict[str, torch.Tensor]) -> None:
     save_file(weights, folder / "network.safetensors", metadata={"tagseg": metadata})
-    with pytest.raises(RunError, match=r"model/network\.safetensors: .*Copy the folder again, or make it anew"):
+    with pytest.raises(RunError, match=r"model/network\.safetensors: .*Copy the folder again, or recreate it"):
         tagseg.load(folder, "cpu")
 
 

@@ -11,7 +11,8 @@ from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.records import Dataset
 from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import evaluate, read_evaluation
+from tagseg.evaluate.evaluate import evaluate
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit, run_stage

@@ -1,4 +1,4 @@
-"""The paper's settings: exactly the table, and they build and learn."""
+"""The presets: those of the paper equal its table, and all of them build networks that learn."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def test_the_presets_are_the_papers_table(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "classes"), [("paper-voc", 20), ("paper-coco", 80)])
 def test_the_presets_build_and_learn(name: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two pictures in small crops: an epoch of warm-up, then one with contrast, aggregation and accumulation."""
+    """Two images in small crops: one epoch of warm-up, then one with contrast, aggregation and accumulation."""
     samples = []
     for i in range(2):
         Image.effect_noise((64, 56), 90).convert("RGB").save(tmp_path / f"{i}.png")
@@ -73,7 +73,7 @@ def test_the_presets_build_and_learn(name: str, classes: int, tmp_path: Path, mo
         built.append(build_network(*given, **more))
         return built[-1]
 
-    # Checkpoints of VGG16 take longer than its steps.
+    # Saving VGG16 takes longer than training it here.
     monkeypatch.setattr("tagseg.training.loop.save_tensors", lambda *_: None)
     monkeypatch.setattr("tagseg.rca.train.build_network", build)
     names = tuple(str(number) for number in range(classes))
@@ -90,7 +90,7 @@ def test_the_presets_build_and_learn(name: str, classes: int, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_the_transformers_presets_fit_their_backbones(name: str) -> None:
+def test_the_presets_of_transformers_fit_their_backbones(name: str) -> None:
     found = preset(name)
     assert found.train.backbone in timm.list_pretrained()
     with torch.device("meta"):
@@ -112,8 +112,8 @@ def test_the_transformers_presets_fit_their_backbones(name: str) -> None:
         ("clip", "vit_xsmall_patch16_clip_224", "blocks.9.norm1"),
     ],
 )
-def test_the_transformers_presets_learn_and_localise(name: str, backbone: str, layer: str) -> None:
-    """Random weights, the family's smallest network: steps with bank, contrast and aggregation, then maps."""
+def test_the_presets_of_transformers_learn_and_localise(name: str, backbone: str, layer: str) -> None:
+    """The family's smallest network with random weights: steps with bank, contrast and aggregation, then maps."""
     found = preset(name)
     small = dataclasses.replace(
         found,
@@ -151,7 +151,7 @@ def test_the_transformers_presets_learn_and_localise(name: str, backbone: str, l
 
 def test_an_unknown_preset() -> None:
     assert get_args(Preset) == (*NAMES, *TRANSFORMERS)  # what the command line offers
-    with pytest.raises(ValueError, match=r"--preset paper: no such preset, expected one of paper-voc, .*, clip"):
+    with pytest.raises(ValueError, match=r"--preset must be one of paper-voc, .*, clip, got paper"):
         preset("paper")
 
 
@@ -193,7 +193,7 @@ def test_flags_beat_the_file_which_beats_the_preset(tmp_path: Path, capsys: pyte
     assert (found.maps, found.train.backbone, found.train.crop, found.rca.slots) == ("cam", "test_resnet", 33, 12)
     assert (found.train.bias_lr, found.train.head_convs, found.rca.update) == (2.0, 3, "blend")  # the preset
     assert found.localise == Settings().localise
-    assert fit(photos, "--out", run.root) == 0 and run.settings() == found  # goes on with the run's own settings
+    assert fit(photos, "--out", run.root) == 0 and run.settings() == found  # continues with the run's own settings
     capsys.readouterr()
     assert fit(*given) == 2 and "data.layout was 'folder', now 'voc'" in " ".join(capsys.readouterr().err.split())
 

@@ -6,7 +6,8 @@ import pytest
 
 from tagseg.cli.main import main
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import read_bound, read_evaluation
+from tagseg.evaluate.evaluate import read_bound
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.pipeline import fit, run_stage
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run

@@ -1,13 +1,17 @@
-"""The command line itself: its help, its shared flags, and how settings files and run folders fill the other flags."""
+"""The command line itself: its overview, shared flags, and how settings files and run folders fill the other flags."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 from rich.console import Console
+from rich.text import Text
 
 from tagseg._version import __version__
+from tagseg.cli.help import HelpPage
+from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.presets import preset_values
 from tagseg.settings.settings import Settings
 from tagseg.settings.toml import read_toml
@@ -15,26 +19,23 @@ from tagseg.settings.toml import read_toml
 out = Console()
 err = Console(stderr=True)
 
-HELP = """tagseg turns image tags into segmentation masks.
+OVERVIEW = """tagseg turns image tags into segmentation masks.
 
-Give it photographs with tags; get pixel masks for them, a segmentation network for new images, and a report.
+Give it photographs with tags. It writes a mask for each photograph, a segmentation network for new images, and a
+report.
 
-Start here:
+    tagseg demo                              watch it work, in minutes
+    tagseg inspect photos/                   check your data
+    tagseg fit photos/ --out runs/a          masks, network, report
+    tagseg review runs/a                     look through the masks
+    tagseg predict runs/a new/ --out masks/  masks for new images
 
-    tagseg demo                        see it work in minutes
-    tagseg inspect photos/             is my data as it should be?
-    tagseg fit photos/ --out runs/a    masks, network, report
-    tagseg review runs/a               look through the masks, worst first
-    tagseg predict runs/a new/ --out masks/
-
-All settings have flags (tagseg fit --help) and may stand in a TOML file (--settings FILE); flags win. The paper's own
-come with --preset paper-voc or paper-coco, those of vision transformers with dinov2, dinov3 or clip; a TOML file and
-flags win over them.
+Every command explains itself: tagseg fit --help.
 """
 
 
-def _settings_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill settings that have no flag from --settings FILE, --preset, then from the run folder, and check them."""
+def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill settings that have no flag from --settings FILE, then --preset, then the run folder, and check them."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
     places = []
     if "--settings" in given:
@@ -50,14 +51,15 @@ def _settings_files(app: App, commands: tuple[str, ...], arguments: ArgumentColl
             places.append((str(saved), read_toml(saved)))
     for place, values in places:
         Settings.from_dict(values, place)  # our message names the file and the setting
-        # Below the command's name, or cyclopts drops the sections that are named like commands: train, masks, ...
+        # Nested under the command's name, or cyclopts drops sections that are named like commands: train, masks, ...
         for command in reversed(commands):
             values = {command: values}
         Dict(values, source=place)(app, commands, arguments)
 
 
 def _paper_values(given: dict[str, str]) -> dict[str, Any]:
-    """The paper's settings for what `tagseg bench` was asked; background comes from saliency maps that are there."""
+    """The paper's settings for the protocol that `tagseg bench` was given; background comes from saliency maps if the
+    data has them."""
     from tagseg.data.voc import voc_root
     from tagseg.studies.bench.protocols import paper_values
 
@@ -69,23 +71,64 @@ def _paper_values(given: dict[str, str]) -> dict[str, Any]:
 
 app = App(
     name="tagseg",
-    help=HELP,
+    help=OVERVIEW,
     version=__version__,
-    config=_settings_files,
+    config=_fill_flags,
     default_parameter=Parameter(negative_iterable=()),
+    group_parameters=Group("Options", sort_key=0),
     help_format="plaintext",
+    help_formatter=HelpPage(),
     suppress_keyboard_interrupt=False,  # `main` says how to continue
 )
 
-Options = Annotated[Settings, Parameter(name="*")]
-SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings; flags win over it.")]
-Force = Annotated[bool, Parameter(negative=(), help="Do again what is done, and all that follows from it.")]
+START = Group("Start", sort_key=1)
+CHECK = Group("Check and correct the masks", sort_key=2)
+USE = Group("Use the network", sort_key=3)
+EXCHANGE = Group("Exchange masks with other tools", sort_key=4)
+STAGES = Group("Stages of fit, one at a time", sort_key=5)
+RESEARCH = Group("Research", sort_key=6)
+MAINTENANCE = Group("Maintenance", sort_key=7)
+_ABOUT = Group("About tagseg", sort_key=8)
+for _flag in ("--help", "--version"):
+    app[_flag].group = _ABOUT
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(
+    group: Group, order: int, name: str | None = None, sections: tuple[str, ...] | None = None
+) -> Callable[[Command], Command]:
+    """Make a function a command.
+
+    Args:
+        group, order: where the overview lists it.
+        name: its name, by default the function's.
+        sections: the sections of settings in its help, by default all; the others work all the same.
+    """
+
+    def register(function: Command) -> Command:
+        more = None if sections is None else "Other settings: tagseg fit --help"
+        app.command(
+            function,
+            name=name,
+            group=group,
+            sort_key=order,
+            help_formatter=HelpPage(function, sections),
+            help_epilogue=more,
+        )
+        return function
+
+    return register
+
+
+Options = Annotated[Settings, Parameter(name="*", group=Group("Settings of all stages", sort_key=1))]
+SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings. Flags override it.")]
+Force = Annotated[bool, Parameter(negative=(), help="Redo what is done, and everything that depends on it.")]
 Processes = Annotated[
-    int, Parameter(help="Processes on this machine that train the networks, each on a GPU of its own if there are any.")
+    AtLeastOne,
+    Parameter(help="Processes on this machine that train the networks, each on a GPU of its own if there are any."),
 ]
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder made by tagseg fit.")]
-STAGE_COMMANDS = Group("Stages of fit, one by one", sort_key=2)
-MAIN = Group("Main commands", sort_key=1)
 
 
 def say(line: str) -> None:
@@ -93,8 +136,6 @@ def say(line: str) -> None:
     out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def name_text(name: str) -> Any:
+def name_text(name: str) -> Text:
     """Return a class name as it is: rich reads markup in plain strings."""
-    from rich.text import Text
-
     return Text(name)

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import MAIN, RunFolder, app, say
+from tagseg.cli.app import EXCHANGE, RunFolder, command, say
+from tagseg.settings.export import ExportSettings
 from tagseg.system.progress import bars
 
 
-@app.command(group=MAIN, sort_key=7)
+@command(EXCHANGE, 0)
 def export(
     run: RunFolder,
     /,
@@ -22,38 +23,28 @@ def export(
     of: Annotated[
         str,
         Parameter(
-            help="Masks: final (training images, after self-training where there is any), pseudo (before it), "
-            "predictions (validation images), or a folder that tagseg predict or tagseg import wrote."
+            help="Which masks. final: of the training images, after self-training if there was any; pseudo: before it; "
+            "predictions: of the validation images; or a folder written by tagseg predict or tagseg import."
         ),
     ] = "final",
-    photos: Annotated[
-        Path | None, Parameter(help="With --of FOLDER: the images that tagseg predict was given.")
-    ] = None,
+    photos: Annotated[Path | None, Parameter(help="With --of FOLDER: the images given to tagseg predict.")] = None,
     unsure: Annotated[
         Literal["void", "decided", "background"] | None,
         Parameter(
-            help="Unsure pixels: void (they stay 255; the default for voc and hf), decided (the masks that have none; "
-            "the default elsewhere) or background."
+            help="Unsure pixels. void: they stay 255 (default for voc and hf); decided: they get their likeliest label "
+            "(default for all others); background: they become background."
         ),
     ] = None,
     images: Annotated[
         Literal["none", "copy", "link"] | None,
-        Parameter(help="Images beside the masks; by default copies for yolo and hf, none elsewhere."),
+        Parameter(help="Images next to the masks. By default copies for yolo and hf, none for the others."),
     ] = None,
-    parts: Annotated[
-        bool, Parameter(negative=(), help="An annotation for each connected part, not for each class (always in yolo).")
-    ] = False,
-    polygons: Annotated[bool, Parameter(negative=(), help="Polygons, not run-length codes (coco, cvat).")] = False,
-    tolerance: Annotated[float, Parameter(help="How far outlines may move, in pixels; 0: exact.")] = 1.0,
-    min_part: Annotated[int, Parameter(help="Connected parts of fewer pixels become background.")] = 0,
-    address: Annotated[
-        str, Parameter(help="What stands before an image's path in Label Studio's tasks.")
-    ] = "/data/local-files/?d=",
-    force: Annotated[bool, Parameter(negative=(), help="Replace an export that is there.")] = False,
+    settings: Annotated[ExportSettings, Parameter(name="*")] = ExportSettings(),
+    force: Annotated[bool, Parameter(negative=(), help="Replace an existing export.")] = False,
 ) -> None:
-    """Write the masks of a run in another tool's format.
+    """Write a run's masks in another tool's format.
 
-    By default those of the training images. Masks are exact, but for polygons.
+    Writes a new folder with the masks of the training images, or others with --of. Masks are exact, except as polygons.
 
         tagseg export runs/a --to coco --out coco/
         tagseg export runs/a --to yolo --out yolo/ --min-part 20
@@ -61,31 +52,32 @@ def export(
         tagseg export runs/a --to hf --out hf/ --of masks/ --photos holiday/
     """
     from tagseg.export.formats import export
-    from tagseg.settings.export import ExportSettings
 
-    settings = ExportSettings(parts, polygons, tolerance, address, min_part)
     done = export(run, to, out, of, photos, unsure, images, settings, force, bars)
     say(f"{done.masks} masks: {done.folder}")
 
 
-@app.command(name="import", group=MAIN, sort_key=8)
+@command(EXCHANGE, 1, name="import")
 def import_(
     corrected: Annotated[
-        Path, Parameter(name="CORRECTED", help="COCO JSON, or folder of PNGs (a VOC devkit, class ids or colours).")
+        Path,
+        Parameter(name="CORRECTED", help="COCO JSON file, or folder of PNGs (VOC devkit, class ids or colours)."),
     ],
     /,
     *,
-    run: Annotated[Path, Parameter(help="Run folder whose training images the masks are of.")],
+    run: Annotated[Path, Parameter(help="Run folder with the training images of these masks.")],
     out: Annotated[Path, Parameter(help="New folder for the masks.")],
     with_pseudo: Annotated[
-        bool, Parameter(negative=(), help="Add the run's own masks of the images that were not corrected.")
+        bool, Parameter(negative=(), help="Add the run's own masks for images that were not corrected.")
     ] = False,
-    force: Annotated[bool, Parameter(negative=(), help="Replace an import that is there.")] = False,
+    force: Annotated[bool, Parameter(negative=(), help="Replace an existing import.")] = False,
 ) -> None:
-    """Bring masks back that were corrected in another tool, to train from.
+    """Bring back masks that you corrected in another tool.
 
-    tagseg import corrected.json --run runs/a --out drawn/ --with-pseudo
-    tagseg segment runs/a --labels drawn/ --force
+    Writes a new folder of PNG masks from which tagseg segment can learn.
+
+        tagseg import corrected.json --run runs/a --out drawn/ --with-pseudo
+        tagseg segment runs/a --labels drawn/ --force
     """
     from tagseg.export.importing import import_masks
 

@@ -1,4 +1,4 @@
-"""The command line: one thin command a stage. Only this package prints."""
+"""The entry point of the command line. Only this package prints."""
 
 import logging
 import os
@@ -7,33 +7,42 @@ from collections.abc import Sequence
 
 from rich.logging import RichHandler
 
-from tagseg.cli import bench, exchange, fit, predict, review, study  # noqa: F401  their commands enter the app
+from tagseg.cli import (  # noqa: F401  importing them registers their commands
+    exchange,
+    fit,
+    maintain,
+    predict,
+    review,
+    stages,
+    start,
+    study,
+)
 from tagseg.cli.app import app, err, out
 from tagseg.system.process import launched
 from tagseg.system.signals import exit_status, raised
 
 TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report", "bench")
-"""The commands that processes launched together may run; any other would be run by each of them."""
+"""The commands that processes launched together may run; each process would run any other by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; what is wrong with the input goes to standard error, with exit status 2.
+    """Run the command line. Errors in the input go to standard error, with exit status 2.
 
     Ctrl-C and SIGTERM end it with status 130 and 143, and a line that says how to continue.
     """
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("tagseg").setLevel(logging.INFO)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; our own message follows
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     arguments = sys.argv[1:] if argv is None else list(argv)
     number, count = launched()
     out.quiet = number > 0
-    if count > 1:  # read when PyTorch is imported, which no command has done yet; its warnings are on how DDP is used
+    if count > 1:  # read when PyTorch is imported, later; hides its warnings about DDP
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if count > 1 and arguments and arguments[0] not in TOGETHER:
             raise ValueError(
-                f"{count} processes were launched, {arguments[0]} runs in one: leave out accelerate launch"
+                f"tagseg {arguments[0]} runs in one process, {count} were launched; run it without accelerate launch"
             )
         with raised():
             app(arguments)

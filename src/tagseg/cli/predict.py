@@ -1,64 +1,65 @@
-"""Commands that use a trained run: predict, export-model."""
+"""Commands that use a trained network: predict, export-model."""
 
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import MAIN, RunFolder, app, err, say
+from tagseg.cli.app import USE, RunFolder, command, err, say
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.progress import bars
 from tagseg.system.signals import exit_status
 
 
-@app.command(group=MAIN, sort_key=1)
+@command(USE, 0)
 def predict(
-    run: Annotated[Path, Parameter(name="RUN", help="Run folder, or what export-model wrote.")],
+    run: Annotated[Path, Parameter(name="RUN", help="Run folder, or a folder written by tagseg export-model.")],
     images: Annotated[
         list[str],
-        Parameter(name="IMAGES", help="Image files, folders, glob patterns or tar shards; URLs of images (s3://...)."),
+        Parameter(name="IMAGES", help="Image files, folders, glob patterns, tar shards or URLs (s3://...)."),
     ],
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder of the masks.")],
+    out: Annotated[Path, Parameter(help="Folder for the masks.")],
     options: Annotated[PredictOptions, Parameter(name="*")] = PredictOptions(),
 ) -> None:
-    """Write masks for new images; no tags needed.
+    """Segment new images; they need no tags.
 
-    Masks are palette PNGs at the image's size, named like it; classes.json says what the values mean, and
-    predictions.jsonl has a line per image: what was found, on how much of it, and how surely.
+    Writes a palette PNG per image, of its size and name; classes.json, which maps mask values to classes; and
+    predictions.jsonl, which lists each image's classes with their area and confidence.
 
         tagseg predict runs/a holiday/ --out masks/ --overlays
-        tagseg predict runs/a "new/*/*.jpg" --out masks/ --scales 0.75,1,1.25,1.5 --crf
+        tagseg predict runs/a "new/*/*.jpg" --out masks/ --scales 0.75,1 --crf
         tagseg predict runs/a scans/ --out masks/ --max-side 0
         tagseg predict runs/a "shards/{000..009}.tar" --out masks/
-        tagseg predict runs/a s3://bucket/2024/ --out masks/ --engine ray --format parquet --resume
+        tagseg predict runs/a s3://bucket/2024/ --out masks/ --engine ray
     """
-    from tagseg.predict.predict import predict
+    from tagseg.prediction.predict import predict
 
     try:
         done = predict(run, images, out, options, bars)
     except KeyboardInterrupt as stopped:
-        err.print("Interrupted. Go on with the same command and --resume.", style="yellow")
+        err.print("Interrupted. Run the same command again with --resume to continue.", style="yellow")
         raise SystemExit(exit_status(stopped)) from None
-    kept = f" ({done.kept} of them were there)" if done.kept else ""
+    kept = f" ({done.kept} from before)" if done.kept else ""
     say(f"{len(done.ids)} masks: {done.folder}{kept}")
     for _, reason in done.skipped:
         err.print(f"skipped: {reason}", markup=False, style="yellow")
 
 
-@app.command(group=MAIN, sort_key=5)
+@command(USE, 1)
 def export_model(
     run: RunFolder,
     /,
     *,
-    out: Annotated[Path, Parameter(help="The new folder.")],
-    onnx: Annotated[bool, Parameter(negative=(), help="Also write model.onnx (needs tagseg[onnx]).")] = False,
-    force: Annotated[bool, Parameter(negative=(), help="Replace a folder that an earlier export made.")] = False,
+    out: Annotated[Path, Parameter(help="New folder.")],
+    onnx: Annotated[bool, Parameter(negative=(), help="Also write model.onnx (requires tagseg[onnx]).")] = False,
+    force: Annotated[bool, Parameter(negative=(), help="Replace a folder written by tagseg export-model.")] = False,
 ) -> None:
-    """Write the segmentation network into a folder to take away, with a model card.
+    """Copy the segmentation network into a folder of its own.
 
-    tagseg.load(DIR) and tagseg predict DIR take it on any machine; model.onnx does without tagseg.
+    Writes the weights, a description for tagseg predict and tagseg.load, and a model card; with --onnx also
+    model.onnx, which runs without tagseg.
 
         tagseg export-model runs/a --out cats/
         tagseg export-model runs/a --out cats/ --onnx
@@ -68,7 +69,7 @@ def export_model(
     done = export_model(run, out, onnx, force)
     say(f"Model: {done.folder} ({', '.join(done.files)})")
     if done.onnx_difference is not None:
-        say(f"ONNX Runtime gives PyTorch's probabilities, to within {done.onnx_difference:.1g}.")
+        say(f"ONNX Runtime reproduces PyTorch's probabilities within {done.onnx_difference:.1g}.")
     elif onnx:
         err.print(
             "model.onnx was not checked: onnxruntime is not installed (pip install 'tagseg[onnx]').", markup=False

@@ -1,29 +1,92 @@
-"""Commands that say how far to trust the masks, and let a person decide."""
+"""Commands that say how far to trust the masks, and let a person correct them: review, worst, calibrate, atlas."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from tagseg.cli.app import MAIN, RunFolder, app, name_text, out, say
+from tagseg.cli.app import CHECK, RunFolder, command, name_text, out, say
+from tagseg.settings.bounds import AtLeastOne, Port, check_value
 from tagseg.system.progress import bars
 
+if TYPE_CHECKING:
+    from tagseg.review.ranking import Worst
+    from tagseg.review.suspects import Suspect
 
-@app.command(group=MAIN, sort_key=7)
+
+@command(CHECK, 0)
+def review(
+    run: RunFolder,
+    /,
+    *,
+    scores: Annotated[
+        bool, Parameter(negative="--no-scores", help="Score masks that have no score yet, as worst does.")
+    ] = True,
+    port: Annotated[Port, Parameter(help="Port to listen on (0: any free one).")] = 0,
+    browser: Annotated[bool, Parameter(negative="--no-browser", help="Open the page in the browser.")] = True,
+) -> None:
+    """Look through the masks in the browser, worst first.
+
+    Accept, reject or flag masks, and switch off classes. Each decision is written into the run folder at once, and the
+    next tagseg fit applies it. The page is served to this machine only, at an address with a secret token, until
+    Ctrl-C.
+
+        tagseg review runs/a
+        tagseg review runs/a --port 8000 --no-browser
+    """
+    from tagseg.review.queue import read_queue
+    from tagseg.review.server import review
+    from tagseg.run.folder import Run
+
+    opened = Run(run)
+    if scores and opened.done("segment") and any(item.score is None for item in read_queue(opened).items):
+        from tagseg.review.judge import assess
+
+        assess(opened, bars)
+
+    def ready(address: str) -> None:
+        say(f"Review: {address}")
+        say("Press Ctrl-C to stop; decisions are kept.")
+        if browser:
+            open_browser(address)
+
+    review(run, port, ready)
+    say("Stopped.")
+
+
+def open_browser(address: str) -> None:
+    """Open a page in a browser with a window of its own, without waiting for it."""
+    import threading
+    import webbrowser
+
+    def open_it() -> None:
+        try:
+            browser = webbrowser.get()
+        except webbrowser.Error:
+            return
+        # Text browsers, which would take over the terminal, are of this class; others are of its subclasses.
+        if type(browser) is not webbrowser.GenericBrowser:
+            browser.open(address)
+
+    threading.Thread(target=open_it, daemon=True).start()
+
+
+@command(CHECK, 1)
 def worst(
     run: RunFolder,
     /,
     *,
-    count: Annotated[int, Parameter(name=("--count", "-n"), help="So many lines.")] = 20,
-    tags: Annotated[bool, Parameter(negative=(), help="List tags that are likely wrong or missing instead.")] = False,
-    csv: Annotated[
-        Path | None, Parameter(help="File for the whole list, images or tags, all of them.", show_default=False)
-    ] = None,
+    count: Annotated[AtLeastOne, Parameter(name=("--count", "-n"), help="Number of lines to print.")] = 20,
+    tags: Annotated[
+        bool, Parameter(negative=(), help="List tags that look wrong or missing instead of masks.")
+    ] = False,
+    csv: Annotated[Path | None, Parameter(help="Also write the whole list to this file.", show_default=False)] = None,
 ) -> None:
-    """List the masks to review first, or likely wrong and missing tags; no true masks needed.
+    """List the least trustworthy masks, or tags that look wrong.
 
-    Judges every training image once, by how far the segmentation network and the mask agree.
+    Scores each training image once, by how far the segmentation network and the mask agree; true masks are not needed.
+    Prints the list, writes the scores into the run folder (quality.jsonl), and with --csv the whole list.
 
         tagseg worst runs/a -n 50
         tagseg worst runs/a --tags --csv suspects.csv
@@ -36,8 +99,7 @@ def worst(
     from tagseg.run.folder import Run
     from tagseg.system.files import write_atomically
 
-    if count < 1:
-        raise ValueError(f"-n {count}: expected 1 or more")
+    check_value("--count", count, AtLeastOne)
     opened = Run(run)
     found, dataset = assess(opened, bars), prepare(opened).dataset
     if tags:
@@ -54,11 +116,11 @@ def worst(
         say(f"Whole list: {csv}")
 
 
-def show_worst(ranked: list[Any], total: int) -> None:
+def show_worst(ranked: list["Worst"], total: int) -> None:
     """Print images with their scores as a table."""
     from tagseg.review.ranking import classes_text
 
-    say(f"{len(ranked)} of {total} masks, the least trusted first (1: trust, 0: do not):")
+    say(f"{len(ranked)} of {total} masks, least trustworthy first (1: trust it, 0: do not):")
     table = Table()
     for column in ("score", "image", "classes", "why"):
         table.add_column(column, overflow="fold")
@@ -68,12 +130,12 @@ def show_worst(ranked: list[Any], total: int) -> None:
     out.print(table)
 
 
-def show_suspects(suspects: list[Any], classes: tuple[str, ...], total: int) -> None:
+def show_suspects(suspects: list["Suspect"], classes: tuple[str, ...], total: int) -> None:
     """Print suspect tags as a table."""
     if not total:
         say("No tag looks wrong or missing.")
         return
-    say(f"{len(suspects)} of {total} tags that are likely wrong or missing, the surest first:")
+    say(f"{len(suspects)} of {total} tags that are likely wrong or missing, most certain first:")
     table = Table()
     for column in ("doubt", "image", "tag", "likely"):
         table.add_column(column, overflow="fold")
@@ -83,57 +145,62 @@ def show_suspects(suspects: list[Any], classes: tuple[str, ...], total: int) -> 
     out.print(table)
 
 
-@app.command(group=MAIN, sort_key=8)
-def review(
+@command(CHECK, 2)
+def calibrate(
     run: RunFolder,
     /,
     *,
-    scores: Annotated[
-        bool, Parameter(negative="--no-scores", help="Judge the masks first where they are not yet, as worst does.")
-    ] = True,
-    port: Annotated[int, Parameter(help="Port to listen at; 0: any that is free.")] = 0,
-    browser: Annotated[bool, Parameter(negative="--no-browser", help="Open the page in the browser.")] = True,
+    masks: Annotated[
+        Path,
+        Parameter(
+            help="Folder of 5 to 50 true masks, named like training images. Values as in the data's own true masks."
+        ),
+    ],
+    apply: Annotated[
+        bool,
+        Parameter(negative=(), help="Change the run's settings if the gain is certain, and discard masks and later."),
+    ] = False,
 ) -> None:
-    """Look through the masks in the browser, worst first: accept, reject or flag them, switch classes off.
+    """Choose the mask settings by a few true masks.
 
-    The page is served to this machine alone, at an address that holds a secret token, until Ctrl-C. Decisions are
-    stored in the run folder at once; the next tagseg fit honours them.
+    Tries background rules, then dense CRFs, and says how certain the gain is. Writes calibration.json and
+    calibration.md into the run folder. The images used are excluded from all later scores.
 
-        tagseg review runs/a
-        tagseg review runs/a --port 8000 --no-browser
+        tagseg calibrate runs/a --masks drawn/
+        tagseg calibrate runs/a --masks drawn/ --apply
     """
-    from tagseg.review.queue import read_queue
-    from tagseg.review.server import review
-    from tagseg.run.folder import Run
+    from tagseg.evaluate.calibrate import calibrate
 
-    opened = Run(run)
-    if scores and opened.done("segment") and any(entry.score is None for entry in read_queue(opened).entries):
-        from tagseg.review.judge import assess
-
-        assess(opened, bars)
-
-    def ready(address: str) -> None:
-        say(f"Review: {address}")
-        say("Ctrl-C ends it; decisions are kept.")
-        if browser:
-            open_browser(address)
-
-    review(run, port, ready)
-    say("Ended.")
+    found = calibrate(run, masks, apply, bars)
+    say(found.table())
+    if apply and found.certain:
+        say(f"Settings changed; masks and later stages discarded. Continue: tagseg fit DATA --out {run}")
+    elif apply:
+        say("Nothing changed.")
 
 
-def open_browser(address: str) -> None:
-    """Open a page in the browser, beside what goes on; not in one that would take the terminal over."""
-    import threading
-    import webbrowser
+@command(CHECK, 3)
+def atlas(
+    run: RunFolder,
+    /,
+    *,
+    image: Annotated[
+        tuple[Path, ...],
+        Parameter(help="New image whose regions to match with the bank; needs no tags.", show_default=False),
+    ] = (),
+    per_class: Annotated[AtLeastOne, Parameter(help="Training images of each class to search for regions.")] = 60,
+    out: Annotated[Path | None, Parameter(help="Page to write. By default RUN/atlas.html.")] = None,
+    device: Annotated[str, Parameter(help="Where to compute: auto, cpu, cuda, mps.")] = "auto",
+    force: Annotated[bool, Parameter(negative=(), help="Overwrite an existing page.")] = False,
+) -> None:
+    """Show what the network learned: the memory bank as a page.
 
-    def open_it() -> None:
-        try:
-            browser = webbrowser.get()
-        except webbrowser.Error:
-            return
-        # Text browsers are of this very class, others of classes below it.
-        if type(browser) is not webbrowser.GenericBrowser:
-            browser.open(address)
+    Writes an HTML page of each class's prototypes, the image regions nearest to them, and classes that are easily
+    confused.
 
-    threading.Thread(target=open_it, daemon=True).start()
+        tagseg atlas runs/a
+        tagseg atlas runs/a --image new/1.jpg --image new/2.jpg --out atlas.html
+    """
+    from tagseg.report.atlas import atlas
+
+    say(f"Atlas: {atlas(run, image, per_class, out, device, force, bars).path}")

@@ -1,7 +1,7 @@
-"""The dense CRF, which ties every pixel to every other that is near or alike (Kraehenbuehl and Koltun 2011)."""
+"""The dense CRF, which connects every pixel to all pixels that are near or similar (Kraehenbuehl and Koltun 2011)."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar, cast
 
@@ -12,7 +12,6 @@ from tagseg.crf.lattice import SMALLEST, build_lattices
 from tagseg.crf.mean_field import mean_field
 from tagseg.settings.crf import CrfSettings
 from tagseg.system.process import cores
-from tagseg.system.progress import map_ahead
 
 Array = TypeVar("Array", bound=Any)
 """A NumPy array or a PyTorch tensor."""
@@ -23,19 +22,20 @@ def dense_crf(
 ) -> Array:
     """Return the probabilities of an image's labels after mean field inference in a fully connected CRF.
 
-    The energy of a labelling is the sum of `-log probabilities` and, over all pairs of pixels whose labels differ, of
-    `gaussian_compat g + bilateral_compat b`, with Gaussian kernels g of the two pixels' places and b of places and
-    colours (Kraehenbuehl and Koltun 2011, eqs. 1 to 3, normalised symmetrically as in the authors' code). The kernels
-    are filters on a permutohedral lattice (Adams, Baek and Davis 2010), so that time and memory grow with pixels x
-    labels. Both sxy are in pixels of this image.
+    The energy of a labelling is the sum of `-log probabilities`, plus `gaussian_compat g + bilateral_compat b` for
+    every pair of pixels whose labels differ, where g is a Gaussian kernel of the positions of the two pixels and b one
+    of their positions and colours (Kraehenbuehl and Koltun 2011, eqs. 1 to 3, normalised symmetrically as in the
+    authors' code). The kernels are filters on a permutohedral lattice (Adams, Baek and Davis 2010), so time and memory
+    are proportional to pixels x labels. Both sxy are in pixels of this image.
 
     Args:
         probabilities: float32 `l h w`, of each label at each pixel, 0 or more; they need not sum to 1. An array is
-            worked on by Numba on the CPU; a PyTorch tensor by PyTorch where it lies, and a tensor comes back.
-        image: uint8 `h w 3`, RGB; an array or a tensor as the probabilities.
-        settings: reach, weights and steps; with 0 steps probabilities are merely normalised.
-        threads: how many to use for arrays; by default one for each core this process may run on. The result is the
-            same with any number.
+            processed on the CPU with Numba, a PyTorch tensor on its own device with PyTorch; the result is of the same
+            type.
+        image: uint8 `h w 3`, RGB; an array or a tensor like the probabilities.
+        settings: reach, weights and steps; with 0 steps the probabilities are only normalised.
+        threads: number of threads for arrays; by default one per core available to this process. The result does not
+            depend on it.
 
     Raises:
         ValueError: when the sizes differ, a probability is negative or not finite, or the kernels are too small for
@@ -43,7 +43,7 @@ def dense_crf(
 
     >>> image = np.zeros((20, 30, 3), np.uint8)
     >>> image[:, 15:] = 255  # an edge in the middle
-    >>> likely = np.where(np.arange(30) < 12, 0.8, 0.4).astype(np.float32)  # found too far left
+    >>> likely = np.where(np.arange(30) < 12, 0.8, 0.4).astype(np.float32)  # the boundary is too far left
     >>> probabilities = np.stack([np.tile(likely, (20, 1)), np.tile(1 - likely, (20, 1))])
     >>> dense_crf(probabilities, image).argmax(0).sum(1).tolist() == 20 * [15]
     True
@@ -51,15 +51,15 @@ def dense_crf(
     shapes = tuple(probabilities.shape), tuple(image.shape)
     if len(shapes[0]) != 3 or shapes[1] != (*shapes[0][1:], 3) or 0 in shapes[0]:
         raise ValueError(
-            f"dense CRF: probabilities of shape {shapes[0]} and an image of shape {shapes[1]}, expected (labels, "
-            "height, width) and (height, width, 3)"
+            "dense CRF: expected probabilities of shape (labels, height, width) and an image of shape (height, width, "
+            f"3); got probabilities of shape {shapes[0]} and an image of shape {shapes[1]}"
         )
-    # False for NaN too.
+    # Also false for NaN.
     if not ((probabilities >= 0) & (probabilities < math.inf)).all():
-        raise ValueError("dense CRF: got a probability that is negative or not finite, expected 0 or more")
+        raise ValueError("dense CRF: probabilities must be 0 or more; got one that is negative or not finite")
     if isinstance(probabilities, np.ndarray):
         return cast(Array, _on_cpu(probabilities, image, settings, threads or cores()))
-    # The workers that make masks never import PyTorch: it takes a second and 200 MB.
+    # The workers that make masks never import PyTorch, which takes a second and 200 MB.
     from tagseg.crf.torch_crf import on_tensors
 
     return cast(Array, on_tensors(probabilities, image, settings))
@@ -71,30 +71,11 @@ def _on_cpu(
     labels, height, width = probabilities.shape
     logs = np.log(np.maximum(probabilities.reshape(labels, -1).T, np.float32(SMALLEST)))
     with ThreadPoolExecutor(threads) as pool:
-        run = shared_among(pool, threads)
+        run = threaded_runner(pool, threads)
         lattices = build_lattices(kernel_features(image, settings), run, pool)
         weights = settings.gaussian_compat, settings.bilateral_compat
         refined = mean_field(logs, list(zip(lattices, weights, strict=True)), settings.steps, run)
     return np.ascontiguousarray(refined.T).reshape(labels, height, width)
-
-
-def dense_crfs(
-    images: Iterable[tuple[Float32[np.ndarray, "..."], UInt8[np.ndarray, "..."]]],
-    settings: CrfSettings,
-    threads: int | None = None,
-) -> Iterator[Float32[np.ndarray, "..."]]:
-    """Yield the refined probabilities of many images in their order, as `dense_crf` does, one image a thread.
-
-    No more images are taken than there are threads, and one.
-
-    Raises:
-        ValueError: as `dense_crf`.
-    """
-
-    def refine(pair: tuple[Float32[np.ndarray, "..."], UInt8[np.ndarray, "..."]]) -> Float32[np.ndarray, "..."]:
-        return dense_crf(*pair, settings=settings, threads=1)
-
-    yield from map_ahead(images, refine, threads or cores())
 
 
 def kernel_features(
@@ -103,18 +84,18 @@ def kernel_features(
     """Return the features of the Gaussian and of the bilateral kernel, in units of their standard deviations."""
     height, width = image.shape[:2]
     rows, columns = np.indices((height, width), np.float32).reshape(2, -1)
-    places = np.stack([columns, rows], axis=1)
+    positions = np.stack([columns, rows], axis=1)
     colours = image.reshape(-1, 3).astype(np.float32) / np.float32(settings.bilateral_srgb)
-    near = places / np.float32(settings.gaussian_sxy)
-    return near, np.concatenate([places / np.float32(settings.bilateral_sxy), colours], axis=1)
+    near = positions / np.float32(settings.gaussian_sxy)
+    return near, np.concatenate([positions / np.float32(settings.bilateral_sxy), colours], axis=1)
 
 
-def shared_among(pool: ThreadPoolExecutor, threads: int) -> Callable[..., None]:
-    """Return what runs a kernel over as many ranges as there are threads, one of them in this thread (see `Runner`)."""
+def threaded_runner(pool: ThreadPoolExecutor, threads: int) -> Callable[..., None]:
+    """Return a `Runner` that splits the work into as many ranges as there are threads, one of them in this thread."""
 
     def run(kernel: Callable[..., None], size: int, *arrays: Any) -> None:
         step = max(-(-size // threads), 1)
-        others = [pool.submit(kernel, at, min(at + step, size), *arrays) for at in range(step, size, step)]
+        others = [pool.submit(kernel, start, min(start + step, size), *arrays) for start in range(step, size, step)]
         kernel(0, min(step, size), *arrays)
         wait(others)
         for other in others:

@@ -1,9 +1,9 @@
-"""The permutohedral lattice on the CPU (Adams, Baek and Davis 2010): Gaussian filters in many dimensions, by Numba.
+"""The permutohedral lattice on the CPU (Adams, Baek and Davis 2010): Gaussian filters in many dimensions, with Numba.
 
-Points are splatted to the corners of the simplices they lie in, the corners' values are blurred along the lattice's
-axes, and every point slices its value from its corners again. `build_lattices` does what depends on the points alone;
-the filtering itself is in meanfield.py. Kernels hold no interpreter lock and work on a range of points or vertices, so
-that threads share the work; the result does not depend on how they do.
+The values of the points are splatted to the corners of the simplices around them, blurred along the axes of the
+lattice, and sliced back to the points. `build_lattices` does the part that depends only on the points; the filter
+itself is in mean_field.py. The kernels release the interpreter lock and process a range of points or vertices, so that
+threads can share the work. The result does not depend on the number of threads.
 """
 
 import math
@@ -21,19 +21,19 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Axis(NamedTuple):
-    """The lines along one axis of a lattice: from `starts[i]` to `starts[i + 1]` stand the vertices of line i, each the
-    neighbour of the one before. A vertex without neighbours along this axis is on no line."""
+    """The lines of vertices along one axis of a lattice: line i is `vertices[starts[i] : starts[i + 1]]`, each vertex
+    the neighbour of the previous one. A vertex without neighbours along this axis is on no line."""
 
     starts: Int64[np.ndarray, "_starts"]
     vertices: UInt32[np.ndarray, "on"]
 
 
 class Lattice(NamedTuple):
-    """Points among the vertices of a permutohedral lattice, d dimensions, e = d + 1 corners a point.
+    """Points in a permutohedral lattice of d dimensions, with e = d + 1 corners per point.
 
-    size: m, how many vertices there are, the first `first_half` of which are corners of the first half of the points.
-    corners: each point's vertices. weights: their barycentric weights. axes: the e directions along which values are
-    blurred.
+    size: m, the number of vertices; the first `first_half` of them are the corners of the first half of the points.
+    corners: the vertices around each point. weights: their barycentric weights. axes: the e directions along which
+    values are blurred.
     """
 
     size: int
@@ -45,14 +45,14 @@ class Lattice(NamedTuple):
 
 
 Runner = Callable[..., None]
-"""Given a kernel, a size and arrays, calls `kernel(first, last, *arrays)` so that its ranges cover 0 to size once, and
-returns when all are done."""
+"""Calls `kernel(first, last, *arrays)`, given a kernel, a size and arrays, for ranges that together cover 0 to size
+exactly once, and returns when all calls have finished."""
 
 
 def build_lattices(
     features: Sequence[Float32[np.ndarray, "_n _d"]], run: Runner, threads: ThreadPoolExecutor
 ) -> list[Lattice]:
-    """Return a lattice for each array of points, whose features are in units of the Gaussian's standard deviation.
+    """Return one lattice per array of points, whose features are in units of the Gaussian's standard deviation.
 
     Raises:
         ValueError: when the points span too many standard deviations.
@@ -64,7 +64,7 @@ def build_lattices(
         keys, weights = np.empty((n, e), np.uint64), np.empty((n, e), np.float32)
         run(find_simplices, n, points, scale, strides, keys, weights)
         simplices.append((keys, weights))
-    # One vertex comes after the other: only whole lattices can be numbered at the same time.
+    # Vertices are numbered one after the other, so threads can share only whole lattices.
     numbered = threads.map(number_vertices, [keys for keys, _ in simplices])
     lattices = []
     for (_, weights), (_, strides), (corners, found, table) in zip(simplices, embeddings, numbered, strict=True):
@@ -74,7 +74,7 @@ def build_lattices(
 
 
 def run_here(kernel: Callable[..., None], size: int, *arrays: object) -> None:
-    """Run a kernel in this thread alone: a `Runner`."""
+    """Run a kernel in this thread only (a `Runner`)."""
     kernel(0, size, *arrays)
 
 
@@ -90,12 +90,11 @@ def find_axes(
 
 
 def embedding(features: Float32[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray, "d"], Int64[np.ndarray, "e"]]:
-    """Return the factors of the features in the lattice's space, and the strides that make a vertex one number.
+    """Return the factors that scale the features to the lattice, and the strides that encode a vertex as one number.
 
-    The factors are those of Adams, Baek and Davis (2010), section 3.1, such that splatting, blurring and gathering
-    together blur by one standard deviation. A vertex has d + 1 integer coordinates with sum zero, so that the last one
-    says nothing new (stride 0); `sum(coordinate * stride)` tells all vertices apart that the points and their
-    neighbours touch.
+    With the factors of Adams, Baek and Davis (2010), section 3.1, splatting, blurring and slicing together blur by one
+    standard deviation. A vertex has d + 1 integer coordinates whose sum is zero, so the last one is redundant and its
+    stride is 0. `sum(coordinate * stride)` is unique among the vertices of the points and their neighbours.
 
     Raises:
         ValueError: when the points span too many standard deviations for 64 bits.
@@ -103,12 +102,12 @@ def embedding(features: Float32[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray,
     d = features.shape[1]
     axes = np.arange(1, d + 1)
     scale = (math.sqrt(2 / 3) * (d + 1) / np.sqrt(axes * (axes + 1))).astype(np.float32)
-    # A column at a time: over both axes at once NumPy takes fifteen times as long.
+    # One column at a time: a minimum over one axis of the whole array takes NumPy fifteen times as long.
     low, high = (np.array([float(side(column)) for column in features.T]) * scale for side in (np.min, np.max))
     strides = np.zeros(d + 1, np.int64)
     size = 1
     for i in range(d):
-        # Coordinate i is the sum of the features from i on, less i times the feature before.
+        # Coordinate i is the sum of the features from index i on, minus i times feature i - 1.
         spread = (high[i:] - low[i:]).sum() + (i * (high[i - 1] - low[i - 1]) if i else 0)
         strides[i] = size
         size *= math.ceil(spread) + 6 * (d + 1)
@@ -116,7 +115,7 @@ def embedding(features: Float32[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray,
             spans = ", ".join(f"{span:.4g}" for span in (high - low) / scale)
             raise ValueError(
                 f"dense CRF: the image spans {spans} standard deviations in x, y and its colours, too many to number; "
-                f"expected a smaller image or larger crf.gaussian-sxy, crf.bilateral-sxy, crf.bilateral-srgb"
+                "use a smaller image or increase crf.gaussian-sxy, crf.bilateral-sxy or crf.bilateral-srgb"
             )
     return scale, strides
 
@@ -131,10 +130,11 @@ def find_simplices(
     keys: UInt64[np.ndarray, "n e"],
     weights: Float32[np.ndarray, "n e"],
 ) -> None:
-    """Write the vertices' keys and the barycentric weights of points (Adams, Baek and Davis 2010, section 3.2).
+    """Write the keys of the vertices around each point and their barycentric weights (Adams, Baek and Davis 2010,
+    section 3.2).
 
-    The nearest vertex whose coordinates are all multiples of d + 1 is found by rounding; the order of what remains says
-    in which of the simplices around it the point lies.
+    Rounding finds the nearest vertex whose coordinates are all multiples of d + 1; the order of the remainders
+    determines which of the simplices around that vertex contains the point.
     """
     d = features.shape[1]
     place, near = np.empty(d + 1, np.float32), np.empty(d + 1, np.int64)
@@ -162,7 +162,7 @@ def find_simplices(
         share[:] = 0
         key = 0
         for i in range(d + 1):
-            # The coordinates must sum to zero: those that were rounded the furthest take a step back.
+            # The coordinates must sum to zero: those that were rounded furthest move back one step.
             k = rank[i] + excess
             step = (k < 0) - (k > d)
             k += step * (d + 1)
@@ -175,17 +175,17 @@ def find_simplices(
         for k in range(d + 1):
             keys[n, k] = np.uint64(key)
             weights[n, k] = share[k]
-            # From one corner to the next every coordinate grows by one, but for one that falls by d.
+            # From one corner to the next, every coordinate increases by one, except one that decreases by d.
             key += every - (d + 1) * stride_of_rank[d - k]
 
 
 def number_vertices(
     keys: UInt64[np.ndarray, "n e"],
 ) -> tuple[UInt32[np.ndarray, "n e"], UInt64[np.ndarray, "m"], Int32[np.ndarray, "t"]]:
-    """Number the vertices as they come, so that neighbours in the image are neighbours in memory.
+    """Number the vertices in the order of the points, so that neighbours in the image are neighbours in memory.
 
-    Returns the points' corners by number, the vertices' keys, and a hash table of their numbers (open addressing, -1
-    free, at most half full).
+    Returns the numbers of the points' corners, the keys of the vertices, and a hash table of the vertices' numbers
+    (open addressing, -1 for a free slot, at most half full).
     """
     corners = np.empty(keys.shape, np.uint32)
     bits = 16
@@ -203,7 +203,7 @@ def number_vertices(
 
 @jit
 def fill_table(found: UInt64[np.ndarray, "m"], table: Int32[np.ndarray, "t"], shift: int) -> None:
-    """Enter vertices into an empty table of 2^(64 - shift) places."""
+    """Enter vertices into an empty hash table of 2^(64 - shift) slots."""
     mask = np.uint64(len(table) - 1)
     for v in range(len(found)):
         at = (found[v] * GOLDEN) >> np.uint64(shift)
@@ -222,9 +222,9 @@ def number_points(
     table: Int32[np.ndarray, "t"],
     shift: int,
 ) -> tuple[int, int]:
-    """Number the vertices of the points from `first` on, until `found` is full; m are known.
+    """Number the vertices of the points from `first` on until `found` is full; it already holds m vertices.
 
-    Returns the point at which to go on, and how many vertices are known then.
+    Returns the point to continue with, and the number of vertices found so far.
     """
     mask = np.uint64(len(table) - 1)
     points, e = keys.shape
@@ -233,7 +233,7 @@ def number_points(
             return n, m
         for k in range(e):
             key = keys[n, k]
-            if n > first and keys[n - 1, k] == key:  # most pixels lie in their left neighbour's simplex
+            if n > first and keys[n - 1, k] == key:  # most pixels are in the same simplex as their left neighbour
                 corners[n, k] = corners[n - 1, k]
                 continue
             at = (key * GOLDEN) >> np.uint64(shift)
@@ -260,10 +260,10 @@ def find_lines(
     vertices: UInt32[np.ndarray, "e m"],
     sizes: Int64[np.ndarray, "e 2"],
 ) -> None:
-    """Write the lines of vertices along axes, and how many lines and vertices on them there are.
+    """Write the lines of vertices along axes `first` to `last`, and the number of lines and of vertices on them.
 
-    The neighbour `after` a vertex is a step of d along the axis and of -1 along all others away; `before` says which
-    vertices have one that comes before them, and so do not begin a line. m stands for none.
+    `after` is the next vertex along the axis: a step of d along it and of -1 along all others; m if there is none.
+    `before` marks the vertices that have a previous one, and so do not start a line.
     """
     mask, m, e = np.uint64(len(table) - 1), len(found), len(strides)
     shift = np.uint64(64 - round(math.log2(len(table))))
@@ -295,4 +295,4 @@ def find_lines(
 
 
 SMALLEST = 1e-5
-"""Probabilities below this count as this: no label is ruled out for good."""
+"""Smaller probabilities are raised to this value, so that no label is ruled out for good."""

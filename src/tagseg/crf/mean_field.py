@@ -1,7 +1,8 @@
-"""Mean field inference on the CPU (Kraehenbuehl and Koltun 2011, algorithm 1), by Numba.
+"""Mean field inference on the CPU (Kraehenbuehl and Koltun 2011, algorithm 1), with Numba.
 
-Values lie in rows, a row of labels for a pixel or a vertex, filled up to four labels, or to a multiple
-of eight, and worked on by vectors of as many.
+Each row of values belongs to one pixel or one vertex and has one column per label, padded to `FEW` columns or to a
+multiple of `MANY`. Rows of `FEW` are handled as four numbers by name, longer rows in loops that the compiler
+vectorises. Indices are unsigned: for a signed index, Numba checks at every access whether it counts from the end.
 """
 
 import math
@@ -11,21 +12,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt32
 
-from tagseg.crf.compiled import fetch, jit
+from tagseg.crf.compiled import jit, jit_fused
 from tagseg.crf.lattice import Lattice, Runner, run_here
-from tagseg.crf.vectors import add_scaled, eight, four, load, store
 
 FEW, MANY = 4, 8
-"""Labels of a short row, and what the labels of a longer one are a multiple of."""
+"""Columns of a short row; the number of columns of a longer row is a multiple of `MANY`."""
 
 NEVER = -1e4
-"""Log-probability of the labels that fill up a row: their probability is 0 in every step."""
-
-AHEAD, SOON = 24, 8
-"""How many vertices, and how many points, ahead of their turn rows are fetched."""
+"""Log-probability in padding columns: their probability is 0 in every step."""
 
 SMALL = 1 << 17
-"""Values up to this number are blurred by one thread."""
+"""Up to this many values are blurred by one thread."""
 
 CHUNK = 64
 """Pixels whose labels are updated together, so that they stay in the innermost cache."""
@@ -34,10 +31,11 @@ CHUNK = 64
 def mean_field(
     logs: Float32[np.ndarray, "n l"], kernels: Sequence[tuple[Lattice, float]], steps: int, run: Runner
 ) -> Float32[np.ndarray, "n l"]:
-    """Return the labels' probabilities after some steps of mean field inference (algorithm 1).
+    """Return the probabilities of the labels after `steps` steps of mean field inference (algorithm 1).
 
-    A step multiplies each probability of `logs` by e to the power of `weight` times the filtered probabilities of its
-    label, over two kernels (the Potts model of section 2, up to a factor that all labels share), and normalises.
+    Each step multiplies every probability (whose logarithm is in `logs`) by e to the power of `weight` times the
+    filtered probabilities of its label, for each of two kernels (the Potts model of section 2, up to a factor that all
+    labels share), and normalises the result.
     """
     n, labels = logs.shape
     width = FEW if labels <= FEW else -(-labels // MANY) * MANY
@@ -57,11 +55,11 @@ def mean_field(
 
 
 def normalised(lattice: Lattice, weight: float, run: Runner) -> Lattice:
-    """Return the lattice with the weights of its kernel, normalised symmetrically, times `weight`.
+    """Return the lattice with the weights of its symmetrically normalised kernel, times `weight`.
 
-    The kernel K becomes D K D with D = diag(K 1)^(-1/2), as in Kraehenbuehl and Koltun's own code: without, pixels in
-    crowded parts of the feature space would hear more than others. Half of the factors, in the logarithm, goes into
-    splatting and half into slicing, so that both have the same weights; the given ones are overwritten.
+    The kernel K becomes D K D with D = diag(K 1)^(-1/2), as in Kraehenbuehl and Koltun's own code: without this,
+    pixels in crowded parts of the feature space would be influenced more than others. Splatting and slicing each apply
+    the square root of the factors, so that both use the same weights. The given weights are overwritten.
     """
     n = len(lattice.corners)
     sums, ones = np.zeros((n, FEW), np.float32), np.ones((n, FEW), np.float32)
@@ -74,14 +72,14 @@ def normalised(lattice: Lattice, weight: float, run: Runner) -> Lattice:
 def filtered(
     lattice: Lattice, values: Float32[np.ndarray, "n c"], buffer: Float32[np.ndarray, "rows c"], run: Runner
 ) -> Float32[np.ndarray, "m c"]:
-    """Splat the points' values and blur them, in `buffer`, a part of which is returned.
+    """Splat the values of the points and blur them in `buffer`; return the part of it that holds the vertices.
 
-    Two threads splat half of the points each, always two, so that sums do not depend on how many threads there are. The
-    first half has rows of its own at the buffer's end.
+    The points are always splatted in two halves, one thread each, so that the sums do not depend on the number of
+    threads. The first half has its own rows at the end of the buffer.
     """
     run(splat, 2, lattice.size, lattice.corners, lattice.weights, values, buffer)
     out, first_half = buffer[: lattice.size], buffer[lattice.size :]
-    # A few small rows are done sooner than handed over.
+    # For a few small rows, handing the work to threads takes longer than the work.
     run = run if out.size > SMALL else run_here
     run(join, len(first_half), first_half, out)
     for axis in lattice.axes:
@@ -103,39 +101,56 @@ def splat(
     points, middle = len(corners), len(corners) // 2
     for half in range(first, last):
         out = buffer[:size] if half else buffer[size:]
-        out[:] = 0
-        first_point, last_point = (middle, points) if half else (0, middle)
+        fill(out, np.float32(0))
+        start, stop = (middle, points) if half else (0, middle)
         if values.shape[1] == FEW:
-            _splat(first_point, last_point, corners, weights, values, out, four(), FEW)
+            splat_few(np.uint64(start), np.uint64(stop), corners, weights, values, out)
         else:
-            _splat(first_point, last_point, corners, weights, values, out, eight(), MANY)
+            splat_many(np.uint64(start), np.uint64(stop), corners, weights, values, out)
 
 
-@jit
-def _splat(
-    first: int,
-    last: int,
+@jit_fused
+def splat_few(
+    first: Any,
+    last: Any,
+    corners: UInt32[np.ndarray, "n e"],
+    weights: Float32[np.ndarray, "n e"],
+    values: Float32[np.ndarray, "n 4"],
+    out: Float32[np.ndarray, "m 4"],
+) -> None:
+    """Add the weighted values of points to the rows of their corners, four columns each."""
+    for n in range(first, last):
+        value = four(values[n])
+        for k in range(np.uint64(corners.shape[1])):
+            row = out[corners[n, k]]
+            store(row, add_scaled(four(row), weights[n, k], value))
+
+
+@jit_fused
+def splat_many(
+    first: Any,
+    last: Any,
     corners: UInt32[np.ndarray, "n e"],
     weights: Float32[np.ndarray, "n e"],
     values: Float32[np.ndarray, "n c"],
     out: Float32[np.ndarray, "m c"],
-    zeros: Any,
-    count: int,
 ) -> None:
+    """Add the weighted values of points to the rows of their corners."""
     for n in range(first, last):
-        if count == MANY:
-            for k in range(corners.shape[1]):
-                fetch(out, corners[min(n + SOON, last - 1), k])
-        for k in range(corners.shape[1]):
-            weight, v = weights[n, k], corners[n, k]
-            for c in range(0, values.shape[1], count):
-                store(out, v, c, add_scaled(load(out, v, c, zeros), weight, load(values, n, c, zeros)))
+        value = values[n]
+        for k in range(np.uint64(corners.shape[1])):
+            weight, row = weights[n, k], out[corners[n, k]]
+            for c in range(np.uint64(len(row))):
+                row[c] += weight * value[c]
 
 
 @jit
 def join(first: int, last: int, source: Float32[np.ndarray, "h c"], target: Float32[np.ndarray, "m c"]) -> None:
-    """Add the rows of one buffer to another's."""
-    target[first:last] += source[first:last]
+    """Add the rows of one buffer to those of another."""
+    # Numba vectorises loops over flat arrays, but not array expressions.
+    added, sums = source[first:last].reshape(-1), target[first:last].reshape(-1)
+    for i in range(len(added)):
+        sums[i] += added[i]
 
 
 @jit
@@ -146,39 +161,60 @@ def blur(
     vertices: UInt32[np.ndarray, "on"],
     x: Float32[np.ndarray, "m c"],
 ) -> None:
-    """Blur lines of vertices by (1/2, 1, 1/2), in place; beyond a line's ends there is nothing."""
+    """Blur lines of vertices by (1/2, 1, 1/2), in place; the values beyond the ends of a line are 0."""
     if x.shape[1] == FEW:
-        _blur(first, last, starts, vertices, x, four(), FEW)
+        blur_few(np.uint64(first), np.uint64(last), starts, vertices, x)
     else:
-        _blur(first, last, starts, vertices, x, eight(), MANY)
+        blur_many(np.uint64(first), np.uint64(last), starts, vertices, x)
 
 
-@jit
-def _blur(
-    first: int,
-    last: int,
+@jit_fused
+def blur_few(
+    first: Any,
+    last: Any,
+    starts: Int64[np.ndarray, "_starts"],
+    vertices: UInt32[np.ndarray, "on"],
+    x: Float32[np.ndarray, "m 4"],
+) -> None:
+    """Blur lines of vertices with four columns each."""
+    half, zero = np.float32(0.5), np.float32(0)
+    for line in range(first, last):
+        before, v = (zero, zero, zero, zero), vertices[starts[line]]
+        here = four(x[v])
+        for i in range(np.uint64(starts[line] + 1), np.uint64(starts[line + np.uint64(1)])):
+            w = vertices[i]
+            after = four(x[w])
+            store(x[v], add_scaled(add_scaled(here, half, before), half, after))
+            before, here, v = here, after, w
+        store(x[v], add_scaled(here, half, before))
+
+
+@jit_fused
+def blur_many(
+    first: Any,
+    last: Any,
     starts: Int64[np.ndarray, "_starts"],
     vertices: UInt32[np.ndarray, "on"],
     x: Float32[np.ndarray, "m c"],
-    zeros: Any,
-    count: int,
 ) -> None:
-    half, end = np.float32(0.5), len(vertices) - 1
+    """Blur lines of vertices with any number of columns."""
+    half, width = np.float32(0.5), np.uint64(x.shape[1])
+    before = np.empty(width, np.float32)
     for line in range(first, last):
-        for c in range(0, x.shape[1], count):
-            v = vertices[starts[line]]
-            before, here = zeros, load(x, v, c, zeros)
-            for at in range(starts[line] + 1, starts[line + 1]):
-                if c == 0:
-                    fetch(x, vertices[min(at + AHEAD, end)])
-                w = vertices[at]
-                after = load(x, w, c, zeros)
-                store(x, v, c, add_scaled(add_scaled(here, half, before), half, after))
-                before, here, v = here, after, w
-            store(x, v, c, add_scaled(here, half, before))
+        here = x[vertices[starts[line]]]
+        before[:] = 0
+        for i in range(np.uint64(starts[line] + 1), np.uint64(starts[line + np.uint64(1)])):
+            after = x[vertices[i]]
+            for c in range(width):
+                value = here[c]
+                here[c] = value + half * before[c] + half * after[c]
+                before[c] = value
+            here = after
+        for c in range(width):
+            here[c] += half * before[c]
 
 
-@jit
+@jit_fused
 def add_slice(
     first: int,
     last: int,
@@ -188,32 +224,53 @@ def add_slice(
     out: Float32[np.ndarray, "n c"],
 ) -> None:
     """Add to every point the weighted values of its corners."""
-    if out.shape[1] == FEW:
-        _add_slice(first, last, corners, weights, values, out, four(), FEW)
-    else:
-        _add_slice(first, last, corners, weights, values, out, eight(), MANY)
+    for n in range(np.uint64(first), np.uint64(last)):
+        row = out[n]
+        if len(row) == FEW:
+            total = four(row)
+            for k in range(np.uint64(corners.shape[1])):
+                total = add_scaled(total, weights[n, k], four(values[corners[n, k]]))
+            store(row, total)
+        else:
+            for k in range(np.uint64(corners.shape[1])):
+                weight, value = weights[n, k], values[corners[n, k]]
+                for c in range(np.uint64(len(row))):
+                    row[c] += weight * value[c]
 
 
 @jit
-def _add_slice(
-    first: int,
-    last: int,
-    corners: UInt32[np.ndarray, "n e"],
-    weights: Float32[np.ndarray, "n e"],
-    values: Float32[np.ndarray, "m c"],
-    out: Float32[np.ndarray, "n c"],
-    zeros: Any,
-    count: int,
-) -> None:
-    for n in range(first, last):
-        if count == MANY:
-            for k in range(corners.shape[1]):
-                fetch(values, corners[min(n + SOON, len(corners) - 1), k])
-        for c in range(0, out.shape[1], count):
-            total = load(out, n, c, zeros)
-            for k in range(corners.shape[1]):
-                total = add_scaled(total, weights[n, k], load(values, corners[n, k], c, zeros))
-            store(out, n, c, total)
+def four(row: Float32[np.ndarray, "4"]) -> Any:
+    """Return the four numbers of a short row."""
+    return row[0], row[1], row[2], row[3]
+
+
+@jit
+def store(row: Float32[np.ndarray, "4"], numbers: Any) -> None:
+    """Write the four numbers of a short row."""
+    row[0], row[1], row[2], row[3] = numbers
+
+
+@jit_fused
+def add_scaled(total: Any, factor: Any, numbers: Any) -> Any:
+    """Return total + factor * numbers, for four numbers."""
+    a, b, c, d = numbers
+    return total[0] + factor * a, total[1] + factor * b, total[2] + factor * c, total[3] + factor * d
+
+
+@jit
+def fill(array: Float32[np.ndarray, "..."], value: Any) -> None:
+    """Set all numbers of an array (see `join` for why it is a loop)."""
+    flat = array.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = value
+
+
+@jit
+def copy(source: Float32[np.ndarray, "..."], target: Float32[np.ndarray, "..."]) -> None:
+    """Copy one array to another (see `join` for why it is a loop)."""
+    values, flat = source.reshape(-1), target.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = values[i]
 
 
 @jit
@@ -252,7 +309,7 @@ def exponential(x: Any) -> Any:
     """Return e^x for x <= 0, in float32 and without branches or calls, so that loops over it vectorise.
 
     e^x = 2^whole * 2^part with |part| <= 1/2; the Taylor series of 2^part up to the sixth power is exact to 1e-7.
-    Below -60 it is 0: what is left would soon become denormal, and those numbers are slow.
+    Below -60 the result is 0: the values would soon become denormal, and denormal numbers are slow.
     """
     power = max(x, np.float32(-60)) * np.float32(1 / math.log(2))
     whole = np.floor(power + np.float32(0.5))
@@ -277,10 +334,10 @@ def update(
     values_two: Float32[np.ndarray, "m2 c"],
     q: Float32[np.ndarray, "n c"],
 ) -> None:
-    """Update pixels' probabilities from the filtered values of both kernels."""
+    """Update the probabilities of pixels from the filtered values of both kernels."""
     for left in range(first, last, CHUNK):
         right = min(left + CHUNK, last)
-        q[left:right] = start[left:right]
+        copy(start[left:right], q[left:right])
         add_slice(left, right, corners_one, weights_one, values_one, q)
         add_slice(left, right, corners_two, weights_two, values_two, q)
         softmax(left, right, q)

@@ -1,4 +1,4 @@
-"""The dense CRF as tensor programs, for GPUs: what lattice.py and meanfield.py do, in PyTorch."""
+"""The dense CRF in PyTorch, for GPUs: the same computation as in lattice.py and mean_field.py."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from tagseg.settings.crf import CrfSettings
 
 
 class TensorLattice(NamedTuple):
-    """Points among the vertices of a permutohedral lattice, d dimensions, e = d + 1 corners a point (see `Lattice`).
+    """Points in a permutohedral lattice of d dimensions, with e = d + 1 corners per point (see `Lattice`).
 
-    corners and weights as there; neighbours: each vertex's two along each axis, m where there is none.
+    corners, weights: as in `Lattice`. neighbours: the two neighbours of each vertex along each axis; m for none.
     """
 
     corners: Int64[Tensor, "n e"]
@@ -24,48 +24,48 @@ class TensorLattice(NamedTuple):
 def on_tensors(
     probabilities: Float32[Tensor, "l h w"], image: UInt8[Tensor, "h w 3"], settings: CrfSettings
 ) -> Float32[Tensor, "l h w"]:
-    """Return the refined probabilities of an image's labels: `dense_crf` of tensors."""
+    """Return the refined probabilities of an image's labels: `dense_crf` for tensors."""
     labels, height, width = probabilities.shape
     device = probabilities.device
     logs = probabilities.reshape(labels, -1).T.clamp_min(SMALLEST).log()
     rows, columns = torch.meshgrid(
         torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
     )
-    places = torch.stack([columns.reshape(-1), rows.reshape(-1)], 1).float()
+    positions = torch.stack([columns.reshape(-1), rows.reshape(-1)], 1).float()
     colours = image.to(device).reshape(-1, 3).float() / settings.bilateral_srgb
     kernels = [
-        (places / settings.gaussian_sxy, settings.gaussian_compat),
-        (torch.cat([places / settings.bilateral_sxy, colours], 1), settings.bilateral_compat),
+        (positions / settings.gaussian_sxy, settings.gaussian_compat),
+        (torch.cat([positions / settings.bilateral_sxy, colours], 1), settings.bilateral_compat),
     ]
-    return mean_field(logs, kernels, settings.steps).T.reshape(labels, height, width)
+    return torch_mean_field(logs, kernels, settings.steps).T.reshape(labels, height, width)
 
 
-def mean_field(
+def torch_mean_field(
     logs: Float32[Tensor, "n l"], kernels: list[tuple[Float32[Tensor, "n _d"], float]], steps: int
 ) -> Float32[Tensor, "n l"]:
-    """Return the labels' probabilities after some steps of mean field inference (see meanfield.py), for kernels given
-    by the points' features, in units of standard deviations, and weights.
+    """Return the probabilities of the labels after some steps of mean field inference (see mean_field.py). Each kernel
+    is given by the features of the points, in units of its standard deviations, and its weight.
 
     Raises:
         ValueError: when the points span too many standard deviations.
     """
-    lattices = [(build_lattice(features), weight) for features, weight in kernels]
+    lattices = [(torch_lattice(features), weight) for features, weight in kernels]
     ones = torch.ones_like(logs[:, :1])
-    norms = [filtered(lattice, ones).rsqrt() for lattice, _ in lattices]
+    norms = [torch_filtered(lattice, ones).rsqrt() for lattice, _ in lattices]
     q = logs.softmax(1)
     for _ in range(steps):
         logits = logs.clone()
         for (lattice, weight), norm in zip(lattices, norms, strict=True):
-            logits += weight * norm * filtered(lattice, norm * q)
+            logits += weight * norm * torch_filtered(lattice, norm * q)
         q = logits.softmax(1)
     return q
 
 
-def filtered(lattice: TensorLattice, values: Float32[Tensor, "n l"]) -> Float32[Tensor, "n l"]:
-    """Splat the points' values, blur them along every axis by (1/2, 1, 1/2), and slice them."""
+def torch_filtered(lattice: TensorLattice, values: Float32[Tensor, "n l"]) -> Float32[Tensor, "n l"]:
+    """Splat the values of the points, blur them along every axis by (1/2, 1, 1/2), and slice them."""
     n, e = lattice.corners.shape
     labels, m = values.shape[1], lattice.neighbours.shape[2]
-    # One row more than vertices: what a missing neighbour adds, zero.
+    # The last row belongs to no vertex: it is zero, the value that a missing neighbour adds.
     rows = values.new_zeros(m + 1, labels)
     shares = (lattice.weights[..., None] * values[:, None]).reshape(n * e, labels)
     rows.index_add_(0, lattice.corners.reshape(-1), shares)
@@ -75,7 +75,7 @@ def filtered(lattice: TensorLattice, values: Float32[Tensor, "n l"]) -> Float32[
     return sliced
 
 
-def build_lattice(features: Float32[Tensor, "n d"]) -> TensorLattice:
+def torch_lattice(features: Float32[Tensor, "n d"]) -> TensorLattice:
     """Return the lattice of points whose features are in units of the Gaussian's standard deviation.
 
     Raises:
@@ -85,7 +85,7 @@ def build_lattice(features: Float32[Tensor, "n d"]) -> TensorLattice:
     scale, strides = (
         torch.from_numpy(part).to(features.device) for part in embedding(torch.stack([low, high]).cpu().numpy())
     )
-    keys, weights = find_simplices(features * scale, strides)
+    keys, weights = torch_simplices(features * scale, strides)
     found, corners = torch.unique(keys, return_inverse=True)
     d, m = features.shape[1], len(found)
     steps = (d + 1) * strides - strides.sum()
@@ -94,20 +94,20 @@ def build_lattice(features: Float32[Tensor, "n d"]) -> TensorLattice:
     return TensorLattice(corners, weights, at.where(found[at] == wanted, torch.full_like(at, m)))
 
 
-def find_simplices(
+def torch_simplices(
     scaled: Float32[Tensor, "n d"], strides: Int64[Tensor, "e"]
 ) -> tuple[Int64[Tensor, "n e"], Float32[Tensor, "n e"]]:
     """Return the keys of the vertices around each point, and its barycentric weights (Adams, Baek and Davis 2010,
     section 3.2; see lattice.py)."""
     n, d = scaled.shape
     e = d + 1
-    beyond = torch.nn.functional.pad(scaled.flip(1).cumsum(1).flip(1), (0, 1))
-    place = beyond.clone()
-    place[:, 1:] -= torch.arange(1, e, device=scaled.device) * scaled
-    rounded = (place / e + 0.5).floor()
-    rest = place - rounded * e
+    sums = torch.nn.functional.pad(scaled.flip(1).cumsum(1).flip(1), (0, 1))
+    coordinates = sums.clone()
+    coordinates[:, 1:] -= torch.arange(1, e, device=scaled.device) * scaled
+    rounded = (coordinates / e + 0.5).floor()
+    rest = coordinates - rounded * e
     rank = (-rest).argsort(dim=1, stable=True).argsort(dim=1)
-    # The coordinates must sum to zero: those that were rounded the furthest take a step back.
+    # The coordinates must sum to zero: those that were rounded furthest move back one step.
     rank = rank + rounded.sum(1, keepdim=True).long()
     step = (rank < 0).long() - (rank > d).long()
     rank = rank + step * e
@@ -117,7 +117,7 @@ def find_simplices(
     weights.scatter_add_(1, d - rank, rest)
     weights.scatter_add_(1, e - rank, -rest)
     weights[:, 0] += 1 + weights[:, e]
-    # From one corner to the next every coordinate grows by one, but for one that falls by d.
+    # From one corner to the next, every coordinate increases by one, except one that decreases by d.
     falls = torch.empty_like(rank).scatter_(1, d - rank, strides.expand(n, -1))
     moves = (strides.sum() - e * falls[:, :-1]).cumsum(1)
     first = (nearest * strides).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Decode every image once: learn the sizes, find what is broken, and hold the masks against the images."""
+"""Decode every image once: find the sizes and the broken files, and compare the masks with the images."""
 
 import dataclasses
 import os
@@ -15,22 +15,22 @@ from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
 
 _LISTED = 10
-"""At most this many files are named in a message."""
+"""A message names at most this many files."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """`sizes`: id -> (height, width) in pixels after EXIF orientation; `broken`: (path below the root, reason)."""
+    """`sizes`: (height, width) in pixels by id, after EXIF orientation; `broken`: (path below the root, reason)."""
 
     sizes: dict[str, tuple[int, int]]
     broken: tuple[tuple[str, str], ...]
 
 
 def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent) -> Checked:
-    """Decode all images, and check the masks of scored samples: sizes, and ids in mask files.
+    """Decode all images, and check size and ids of the masks of scored samples.
 
     Raises:
-        DataError: naming up to 10 masks of another size than their image, or with unknown ids.
+        DataError: with up to 10 masks that differ from their image in size, or have unknown ids.
     """
 
     def check(sample: Sample) -> tuple[tuple[int, int] | None, str]:
@@ -52,18 +52,18 @@ def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent
             if fault:
                 faults.append(fault)
     finally:
-        # Interrupted, it would otherwise decode all the images that wait.
+        # Without this, an interrupted check would first decode all waiting images.
         pool.shutdown(cancel_futures=True)
     if faults:
-        raise DataError(_list(faults))
+        raise DataError(_first_lines(faults))
     return Checked(sizes, tuple(broken))
 
 
 def healthy(dataset: Dataset, checked: Checked, settings: DataSettings) -> Dataset:
-    """Return the data set without its broken images, with a note that lists them.
+    """Return the data set without its broken images, and with a note that lists them.
 
     Raises:
-        DataError: when more than `settings.max_broken` of the training images are broken, or a class has too few left.
+        DataError: when more than `settings.max_broken` of the training images are broken, or too few of a class remain.
     """
     if not checked.broken:
         return dataset
@@ -73,9 +73,9 @@ def healthy(dataset: Dataset, checked: Checked, settings: DataSettings) -> Datas
     if len(lost) > settings.max_broken * len(train):
         raise DataError(
             f"{dataset.root}: {len(lost)} of {len(train)} training images cannot be read, expected at most "
-            f"{settings.max_broken:.0%} (setting data.max-broken): {_list(lost)}"
+            f"{settings.max_broken:.0%} (setting data.max-broken): {_first_lines(lost)}"
         )
-    listed = _list([f"{path}: {reason}" for path, reason in checked.broken])
+    listed = _first_lines([f"{path}: {reason}" for path, reason in checked.broken])
     whole = dataclasses.replace(
         dataset,
         samples=tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in reasons),
@@ -86,12 +86,12 @@ def healthy(dataset: Dataset, checked: Checked, settings: DataSettings) -> Datas
 
 
 def below(root: Path, path: Path) -> str:
-    """Return a path as it reads below `root`, or whole where it lies elsewhere."""
+    """Return a path relative to `root`, or unchanged if it is elsewhere."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _mask_fault(sample: Sample, dataset: Dataset, size: tuple[int, int]) -> str:
-    """What is wrong with a scored sample's mask, or nothing; COCO's are not drawn, only their size is compared."""
+    """Return the fault of a scored sample's mask, or ""; COCO masks are not drawn, only their size is compared."""
     if sample.mask is None or not sample.scored:
         return ""
     if isinstance(sample.mask, CocoMask):
@@ -103,16 +103,16 @@ def _mask_fault(sample: Sample, dataset: Dataset, size: tuple[int, int]) -> str:
     return ""
 
 
-def _list(lines: Sequence[str]) -> str:
+def _first_lines(lines: Sequence[str]) -> str:
     more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
     return "; ".join(lines[:_LISTED]) + more
 
 
 def require_saliency(dataset: Dataset, settings: DataSettings, needed_by: str) -> None:
-    """Check that every training image has a saliency map, which the setting `needed_by` asks for.
+    """Check that every training image has a saliency map, which the setting `needed_by` requires.
 
     Raises:
-        DataError: naming the first image without one and the folder where it was looked for.
+        DataError: with the first image that has none, and the folder that was searched.
     """
     samples = dataset.split("train")
     missing = [sample for sample in samples if sample.saliency is None]

@@ -1,4 +1,4 @@
-"""Reader for COCO's layout: instance annotations in JSON beside folders of images; they give tags and masks."""
+"""Read COCO's layout: folders of images, and instance annotations in JSON, which give tags and masks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tagseg.system.untrusted import read_json, shown
 
 @dataclass(frozen=True)
 class Instances:
-    """A checked instance file: category names by id, image records by id, and annotations by image id."""
+    """A checked instance file: category names by id, image records by id, annotations by image id."""
 
     file: Path
     categories: Mapping[int, str]
@@ -23,13 +23,13 @@ class Instances:
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
 
     def tagged(self, crowds: bool = False) -> set[int]:
-        """Category ids of the annotations that are no crowds, or of all."""
+        """Return the category ids of the annotations, with or without `crowds`."""
         entries = (entry for group in self.annotations.values() for entry in group)
         return {entry["category_id"] for entry in entries if crowds or not _crowd(entry)}
 
 
 def instance_files(root: Path) -> tuple[list[Path], list[Path]]:
-    """Return the instance files for training and validation; a JSON file that is alone counts as training."""
+    """Return the instance files for training and validation; if there are none, all JSON files count as training."""
     places = (root / "annotations", root)
     train, val = (
         [path for place in places for path in sorted(place.glob(f"instances_{split}*.json"))]
@@ -41,15 +41,15 @@ def instance_files(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_coco(root: Path, settings: DataSettings) -> Dataset:
-    """Read COCO instances: tags are the categories of an image's annotations that are no crowds.
+    """Read COCO instances: the tags of an image are the categories of its annotations, crowds excepted.
 
-    With `settings.coco_protocol` crowds are objects, and validation images without annotations are left out: so there
-    are 82,081 and 40,137 images of COCO 2014, as in the literature.
+    With `settings.coco_protocol`, crowds count as objects and validation images without annotations are left out. This
+    gives the 82,081 and 40,137 images of COCO 2014 in the literature.
 
-    Classes are the categories that occur in train, in the order of their ids; objects of others are background.
+    The classes are the categories that occur in train, in the order of their ids; other objects are background.
 
     Raises:
-        DataError: naming file and entry, when the JSON is broken, a key or an image is missing.
+        DataError: with file and entry, when the JSON is broken, or a key or an image is missing.
     """
     train_files, val_files = instance_files(root)
     for files, name in ((train_files, "train"), (val_files, "val")):
@@ -63,13 +63,9 @@ def read_coco(root: Path, settings: DataSettings) -> Dataset:
     classes = tuple(train.categories[category] for category in used)
     numbers = {category: number for number, category in enumerate(used, start=1)}
     if len(set(classes)) < len(classes):
-        raise DataError(
-            f"{train.file}: two categories have the same name, expected different ones: {', '.join(classes)}"
-        )
+        raise DataError(f"{train.file}: categories must have different names, found {', '.join(classes)}")
     if val is not None and any(train.categories.get(category) != name for category, name in val.categories.items()):
-        raise DataError(
-            f"{val.file}: its categories are not those of {train.file.name}, expected the same ids and names"
-        )
+        raise DataError(f"{val.file}: the categories must have the ids and names of {train.file.name}, but differ")
     notes = []
     dropped = len(train.categories) - len(used)
     if dropped:
@@ -97,7 +93,7 @@ def _samples(
         crowds = [_crowd(entry) and not protocol for entry in entries]
         tags = {numbers[entry["category_id"]] for entry, crowd in zip(entries, crowds, strict=True) if not crowd}
         mask = None
-        # Boxes alone give tags, but no mask.
+        # Boxes give tags but no mask.
         if all(entry.get("segmentation") for entry in entries):
             pairs = zip(entries, crowds, strict=True)
             segments = tuple((numbers[entry["category_id"]], entry["segmentation"], crowd) for entry, crowd in pairs)
@@ -111,12 +107,12 @@ def read_instances(file: Path) -> Instances:
     """Read and check a COCO instance file.
 
     Raises:
-        DataError: naming file and entry, when the JSON is broken, or a key is missing or of another type.
+        DataError: with file and entry, when the JSON is broken, or a key is missing or has the wrong type.
     """
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: no valid JSON ({error})") from error
+        raise DataError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(
             f"{file}: got a {type(content).__name__}, expected an object with images, annotations, categories"
@@ -127,7 +123,7 @@ def read_instances(file: Path) -> Instances:
     records: dict[int, Mapping[str, Any]] = {}
     for index, record in enumerate(images):
         if record["id"] in records:
-            raise DataError(f"{file}: images[{index}]: id {record['id']} is there a second time")
+            raise DataError(f"{file}: images[{index}]: id {record['id']} is used twice")
         records[record["id"]] = record
     names = {entry["id"]: entry["name"] for entry in categories}
     grouped: dict[int, list[Mapping[str, Any]]] = {}
@@ -140,13 +136,13 @@ def read_instances(file: Path) -> Instances:
 
 
 def _entries(file: Path, content: Mapping[str, Any], name: str, keys: Mapping[str, type]) -> list[Mapping[str, Any]]:
-    """The entries of one list of the file, each checked for `keys` and their types."""
+    """Return one list of the file after checking the `keys` and their types in each entry."""
     entries = content.get(name)
     if not isinstance(entries, list):
-        raise DataError(f"{file}: no list {name!r}, expected images, annotations and categories")
+        raise DataError(f"{file}: no list {name!r}, expected lists images, annotations and categories")
     for index, entry in enumerate(entries):
         for key, kind in keys.items():
-            if not isinstance(entry, dict) or type(entry.get(key)) is not kind:  # a bool is an int, too
+            if not isinstance(entry, dict) or type(entry.get(key)) is not kind:  # a bool is an instance of int
                 got = shown(entry.get(key)) if isinstance(entry, dict) and key in entry else "none"
                 raise DataError(
                     f"{file}: {name}[{index}]: got {got} for {key!r}, expected a value of type {kind.__name__}"

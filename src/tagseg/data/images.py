@@ -1,12 +1,12 @@
-"""Reading image and mask files, in folders or tars: every odd kind of image comes in as RGB, every broken one with a
-clear message."""
+"""Read image and mask files, from folders or tars: any mode of image becomes RGB, and a broken file a clear error."""
 
+import contextlib
 import io
 import ntpath
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,12 +20,12 @@ from tagseg.errors import DataError
 from tagseg.system.untrusted import require_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
-"""Suffixes of files that are taken for images, in lower case."""
+"""Suffixes of the files that are read as images, in lower case."""
 
-# Named one by one, because Pillow also knows formats that start other programs (EPS).
+# An explicit list, because Pillow starts other programs for some formats (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
-# What Pillow raises, format by format, on files that are damaged.
+# What Pillow raises for damaged files: it differs from format to format.
 _DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
     *(
@@ -51,104 +51,92 @@ _TURNS = {
 }
 
 
-def reduction(image: Image.Image, max_side: int) -> float:
-    """Return the factor, at most 1, that brings an image's long side down to `max_side` pixels."""
-    return min(1.0, max_side / max(image.size))
+def reduction(size: tuple[int, int], max_side: int) -> float:
+    """Return the factor, at most 1, that reduces the long side of an image of `size` to `max_side` pixels."""
+    return min(1.0, max_side / max(size))
+
+
+def reduced_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """Return an image's size, with its sides in either order, reduced to a long side of `max_side` pixels.
+
+    No side falls below one pixel.
+    """
+    factor = reduction(size, max_side)
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
 
 
 def read_image(
     path: Path | str, max_megapixels: float = _MAX_MEGAPIXELS, enough: int | None = None, content: bytes | None = None
 ) -> Image.Image:
-    """Return an image as RGB, turned as its EXIF orientation says, transparent parts on white, 16 bits scaled to 8.
+    """Return an image as RGB: upright by its EXIF orientation, on white if transparent, 16 bits scaled to 8.
 
-    Where sides of `enough` pixels are, a JPEG may come at a half, a quarter or an eighth of its size, which saves time
-    and memory. What is no file has its `content` given; `path` is then what messages call it.
+    To save time and memory, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if its sides keep `enough` pixels.
+    `content` are the bytes of an image that is not a file; messages then call it `path`.
 
     Raises:
-        DataError: when the file is missing, no image, damaged, or larger than `max_megapixels` (refused undecoded).
+        DataError: when the file is missing, not an image, damaged, or larger than `max_megapixels` (checked before
+            decoding).
     """
-    try:
-        with _open(path, max_megapixels, content=content) as image:
-            if enough is not None:
-                image.draft("RGB", (enough, enough))
-            image.load()
-            turn = _TURNS.get(_orientation(image))
-            upright = image if turn is None else image.transpose(turn)
-            return _rgb(upright)
-    except DataError:
-        raise
-    except _DAMAGE as error:
-        raise DataError(f"{path}: damaged image ({error})") from error
+    with _damage_named(path), _open(path, max_megapixels, content=content) as image:
+        if enough is not None:
+            image.draft("RGB", (enough, enough))
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        upright = image if turn is None else image.transpose(turn)
+        return _rgb(upright)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as `read_image` would, an RGB image as it is; its EXIF orientation is left alone."""
+    """Return an image of any mode as RGB, like `read_image` but not turned; an RGB image is returned unchanged."""
     return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
 
 
 def image_size(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> tuple[int, int]:
-    """Decode an image as cheaply as its format allows and return its (height, width) after EXIF orientation, in pixels.
+    """Decode an image as cheaply as its format allows and return its (height, width) in pixels, turned by EXIF.
 
     Raises:
         DataError: as for `read_image`.
     """
-    try:
-        with _open(path, max_megapixels) as image:
-            width, height = image.size
-            # The decoder still reads every byte of a JPEG, but computes an eighth of the side.
-            image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
-            image.load()
-            return (width, height) if _orientation(image) >= 5 else (height, width)
-    except DataError:
-        raise
-    except _DAMAGE as error:
-        raise DataError(f"{path}: damaged image ({error})") from error
+    with _damage_named(path), _open(path, max_megapixels) as image:
+        width, height = image.size
+        # The decoder still reads every byte of a JPEG, but computes only 1/8 of each side.
+        image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
+        image.load()
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def read_mask_file(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
-    """Return the palette indices or grey values of a mask PNG as they are.
+    """Return the palette indices or grey values of a mask PNG.
 
     Raises:
-        DataError: when the file is missing, no PNG, damaged, in colour, 16-bit, or not of `size` (height, width).
+        DataError: when the file is missing, not a PNG, damaged, in colour, 16-bit, or not of `size` (height, width).
     """
-    try:
-        with _open(path, _MAX_MEGAPIXELS if size is None else float("inf"), formats=("PNG",)) as image:
-            if image.mode not in ("P", "L", "1"):
-                raise DataError(
-                    f"{path}: a mask of mode {image.mode}, expected class ids as a palette or 8-bit grey PNG"
-                )
-            if size is not None:
-                _same_size(path, (image.height, image.width), size)
-            return np.array(image).astype(np.uint8)
-    except DataError:
-        raise
-    except _DAMAGE as error:
-        raise DataError(f"{path}: damaged mask ({error})") from error
+    most = _MAX_MEGAPIXELS if size is None else float("inf")
+    with _damage_named(path, "mask"), _open(path, most, formats=("PNG",)) as image:
+        if image.mode not in ("P", "L", "1"):
+            raise DataError(f"{path}: a mask of mode {image.mode}, expected class ids in a palette or 8-bit grey PNG")
+        if size is not None:
+            _require_size(path, (image.height, image.width), size)
+        return np.array(image).astype(np.uint8)
 
 
 def read_image_of_size(path: Path, size: tuple[int, int]) -> tuple[Image.Image, str]:
-    """Return an image as `read_image` does, and the mode that it has in the file; it is decoded only when it has `size`
-    (height, width).
+    """Return an image like `read_image`, and the mode of its file; the image must have `size` (height, width).
 
     Raises:
-        DataError: as for `read_image`, and when it is of another size.
+        DataError: as for `read_image`, and for another size (before decoding).
     """
-    try:
-        with _open(path, float("inf")) as image:
-            found, mode = (image.height, image.width), image.mode
-    except DataError:
-        raise
-    except _DAMAGE as error:
-        raise DataError(f"{path}: damaged image ({error})") from error
-    if found not in (size, size[::-1]):  # turned, perhaps
-        _same_size(path, found, size)
+    with _damage_named(path), _open(path, float("inf")) as image:
+        found, mode = (image.height, image.width), image.mode
+    if found not in (size, size[::-1]):  # EXIF may swap the sides
+        _require_size(path, found, size)
     upright = read_image(path, float("inf"))
-    _same_size(path, (upright.height, upright.width), size)
+    _require_size(path, (upright.height, upright.width), size)
     return upright, mode
 
 
 def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = _MAX_MEGAPIXELS) -> Image.Image:
-    """Return a saliency map as grey values (0 background, 255 salient), enlarged or reduced to `size` (height, width).
+    """Return a saliency map as grey values (0 background, 255 salient), resized to `size` (height, width).
 
     Raises:
         DataError: as for `read_image`.
@@ -160,16 +148,16 @@ def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = _MA
 def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
     """Return a sample's true mask in class ids: 0 background, 255 void, 1..C.
 
-    COCO objects are painted large before small; crowds are void where no object lies. `size` is the image's (height,
-    width) in pixels.
+    COCO objects are painted from large to small; crowds are void, except where there is an object. `size` is the
+    image's (height, width) in pixels.
 
     Raises:
-        DataError: when the mask cannot be read, holds ids that are no class, or is not of `size`.
+        DataError: when the mask cannot be read, has an unknown id, or is not of `size`.
     """
     assert sample.mask is not None, f"{sample.id} has no mask"
     if isinstance(sample.mask, CocoMask):
         if size is not None:
-            _same_size(sample.image, (sample.mask.height, sample.mask.width), size)
+            _require_size(sample.image, (sample.mask.height, sample.mask.width), size)
         return draw(sample.mask, sample.image)
     values = read_mask_file(sample.mask, size)
     ids = dataset.mask_ids if dataset.mask_ids is not None else {i: i for i in range(1, len(dataset.classes) + 1)}
@@ -187,38 +175,38 @@ def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = N
 
 
 def find_image(root: Path, folders: Sequence[Path], name: str, where: str) -> Path:
-    """Return the image `name` (its suffix may be left out) from the first of `folders` that has it.
+    """Return the path of the image `name` in the first of `folders` that has it; `name` may lack the suffix.
 
     Raises:
-        DataError: starting with `where`, when there is no such file or it lies outside `root`, by `..` or by a link.
+        DataError: starting with `where`, when the file is missing, or outside `root` because of `..` or a link.
     """
     name = name.replace("\\", "/")
     pure = PurePosixPath(name)
     if pure.is_absolute() or ntpath.splitdrive(name)[0] or ".." in pure.parts:
-        raise DataError(f"{where}: image {name!r} leaves the data folder, expected a path below it")
+        raise DataError(f"{where}: image {name!r} leaves the data folder, expected a path inside it")
     suffixes = [""] if pure.suffix.lower() in IMAGE_SUFFIXES else ["", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)]
     for folder in folders:
         for suffix in suffixes:
             path = f"{folder}/{name}{suffix}"
-            # os.path, unlike Path, answers False for names that no file can have.
+            # os.path.isfile is false for names that no file can have; Path.is_file raises.
             if os.path.isfile(path):
                 return inside(root, Path(path), where)
     looked = " and ".join(str(folder) for folder in folders)
-    raise DataError(f"{where}: image {name!r} is missing, expected a file in {looked}")
+    raise DataError(f"{where}: image {name!r} is missing; looked in {looked}")
 
 
 def inside(root: Path, path: Path, where: str) -> Path:
-    """Return `path`, or raise DataError when it lies outside `root` once links are followed."""
-    # As text: of a million images, paths that are made and compared would take most of the time.
+    """Return `path`, or raise DataError if it is outside `root` after links are followed."""
+    # Compared as text: for a million images, making and comparing Path objects would take most of the time.
     if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
-        raise DataError(f"{where}: {path} is a link that leaves the data folder, expected a file below {root}")
+        raise DataError(f"{where}: {path} is a link that leaves the data folder, expected a file inside {root}")
     return path
 
 
 def _open(
     path: Path | str, max_megapixels: float, formats: tuple[str, ...] = _FORMATS, content: bytes | None = None
 ) -> Image.Image:
-    """Open an image and read its header only."""
+    """Open an image and read only its header."""
     try:
         member = open_member(Path(path)) if content is None else io.BytesIO(content)
         if member is None:
@@ -241,10 +229,10 @@ def _open(
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8 of a decoded image (formats that turn themselves have dropped it by then)."""
+    """Return the EXIF orientation, 1 to 8, of a decoded image (decoders that turn images have removed it by then)."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DAMAGE:  # a damaged EXIF block is no reason to lose the picture
+    except _DAMAGE:  # a damaged EXIF block does not make the image unusable
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -260,7 +248,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Scale grey values to 0..255: from the range of their type where they fit one, else from their own range."""
+    """Scale grey values to 0..255: from the range of a type that they fit, or else from their own range."""
     grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(grey.min()), float(grey.max())
     if values.dtype.kind == "f" and low >= 0 and high <= 255:
@@ -272,8 +260,19 @@ def _eight_bits(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     return np.rint(grey * 255.0 / top).astype(np.uint8)
 
 
-def _same_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -> None:
+def _require_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -> None:
     if mask != image:
         raise DataError(
-            f"{path}: mask of another size, {mask[1]} x {mask[0]} pixels, expected the image's {image[1]} x {image[0]}"
+            f"{path}: the mask has {mask[1]} x {mask[0]} pixels, expected {image[1]} x {image[0]} as in its image"
         )
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path | str, kind: str = "image") -> Iterator[None]:
+    """Turn what Pillow raises for a damaged file into a DataError with its name."""
+    try:
+        yield
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path}: damaged {kind} ({error})") from error

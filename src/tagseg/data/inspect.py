@@ -1,4 +1,4 @@
-"""A look at a data set before training: counts, tags that appear together, and files that are broken or double."""
+"""Inspect a data set before training: counts, tags that occur together, broken and duplicate files."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -17,13 +17,14 @@ from tagseg.system.progress import Track, silent
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found; tags and co-occurrence are those of the training images.
+    """What `inspect` found; `tags_per_image`, `together` and `never_apart` describe the training images.
 
-    `images`, `masks` and `saliency` count by split; `per_class` counts images by split in the order of `classes`;
-    `tags_per_image` maps a number of tags to images; `together[i][j]` counts images with both classes (c x c, on its
-    diagonal all images with the class). `never_apart` are pairs (a, b): class a never appears without class b, so tags
-    cannot tell them apart. `duplicates` are groups of files with the same content. Sizes are (height, width) in pixels:
-    the image with the fewest pixels and the one with the most, None where no image is whole.
+    `images`, `masks` and `saliency` are counts by split; `per_class` counts images by split in the order of `classes`;
+    `tags_per_image` maps a number of tags to a number of images; `together[i][j]` counts images with both classes
+    (c x c; on the diagonal all images with the class). `never_apart` are pairs (a, b): class a never occurs without
+    class b, so tags cannot tell them apart. `duplicates` are groups of files with the same content. `smallest` and
+    `largest` are the (height, width) in pixels of the images with the fewest and the most pixels, None without readable
+    images.
     """
 
     layout: str
@@ -43,7 +44,7 @@ class Inspection:
 
 
 def inspect(dataset: Dataset, settings: DataSettings, track: Track = silent) -> Inspection:
-    """Decode every image of a data set and count.
+    """Decode every image of a data set, and count images, tags, masks and files with the same content.
 
     Raises:
         DataError: when a mask does not fit its image, as for `check_images`.
@@ -73,7 +74,7 @@ def inspect(dataset: Dataset, settings: DataSettings, track: Track = silent) -> 
 
 
 def never_apart(classes: tuple[str, ...], together: tuple[tuple[int, ...], ...]) -> tuple[tuple[str, str], ...]:
-    """Return the pairs (a, b) where every image of class a is one of class b, from the co-occurrence table c x c."""
+    """Return the pairs (a, b) for which every image of class a is also one of class b, from the counts `together`."""
     return tuple(
         (name, classes[other])
         for number, name in enumerate(classes)
@@ -88,7 +89,7 @@ def duplicates(root: Path, paths: Iterable[Path]) -> tuple[tuple[str, ...], ...]
     for path in paths:
         same_length[file_size(path)].append(path)
     same_content: dict[str, list[str]] = defaultdict(list)
-    # Files of different length differ: only the others need to be read.
+    # Files that differ in length differ in content: only files of equal length need to be read.
     for group in same_length.values():
         for path in group if len(group) > 1 else ():
             with open_file(path) as file:

@@ -1,10 +1,10 @@
-"""What was found in a data folder, kept in the user's cache folder: a large one is opened in seconds the next time.
+"""Cache the listing of a large data folder, so that the folder opens in seconds the next time.
 
-Nothing is kept beside the data, which may be read-only; the cache folder may be deleted at any time. A manifest holds
-as long as every folder in the data folder, and every file there that is no image (tag files, lists of classes, shards),
-has the size and the times of change that it had: so an image that was added, removed or renamed is noticed, and so is a
-tag file that was changed. Not noticed is an image, mask or saliency map that was overwritten in place (none of them is
-opened when a data folder is read), nor that the file went away which a link in the data folder leads to.
+A listing is what was found in a data folder. It is stored in the user's cache folder, which may be deleted at any time,
+and not next to the data, which may be read-only. A listing is valid as long as all folders of the data folder, and all
+its files except images (tag files, lists of classes, shards), keep their sizes and times of change. So it notices when
+an image is added, removed or renamed, and when a tag file changes. It does not notice when an image, mask or saliency
+map is overwritten in place (reading a data folder opens none of them), or when the target of a link is deleted.
 """
 
 import gzip
@@ -28,10 +28,10 @@ from tagseg.system.files import write_atomically
 log = logging.getLogger(__name__)
 
 WORTHWHILE = 10_000
-"""Of fewer images than this nothing is kept: they are read within a second or two."""
+"""Smaller data sets are not cached: reading them takes a second or two."""
 
 SETTLED_S = 2.0
-"""Nothing is kept of a folder that changed less than these seconds ago: a further change might leave the same times."""
+"""A folder that changed less than this many seconds ago is not cached: the next change might leave the same times."""
 
 _EDITION = 1
 _LAYOUTS = ("folder", "shards")
@@ -40,21 +40,24 @@ _CHUNK = 10_000
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 State = dict[str, list[int]]
-"""Of folders and files by path: time of change of the content, of the entry (both in ns), and size."""
+"""Times of change of content and of inode, in ns, and size in bytes, of folders and files by path."""
 
 
-def manifest_file(root: Path, settings: DataSettings) -> Path:
-    """Return where the manifest of a data folder lies: $XDG_CACHE_HOME/tagseg/manifests, else ~/.cache/tagseg."""
+def listing_file(root: Path, settings: DataSettings) -> Path:
+    """Return the file of a data folder's listing, in $XDG_CACHE_HOME/tagseg/listings or ~/.cache/tagseg/listings."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     companions = [given and os.path.abspath(given) for given in (settings.masks, settings.saliency)]
     key = [_EDITION, str(root), settings.layout, settings.masks, settings.saliency, *companions]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return cache / "tagseg" / "manifests" / f"{name}.json.gz"
+    return cache / "tagseg" / "listings" / f"{name}.json.gz"
 
 
 def state_of(root: Path, settings: DataSettings) -> State | None:
-    """Return the state of a data folder and of the folders of masks and saliency maps; None where it says too little: a
-    link leads out of them to a folder, or something changed just now."""
+    """Return the state of a data folder and of its folders of masks and saliency maps.
+
+    Return None if the state cannot prove that nothing changes: if a link leads to a folder outside of them, or
+    something changed within the last `SETTLED_S` seconds.
+    """
     tops = {root, *_companions(root, settings)}
     state: State = {}
     try:
@@ -62,36 +65,39 @@ def state_of(root: Path, settings: DataSettings) -> State | None:
             for path in _watched(top, tops):
                 state[path] = _stamp(path)
     except OSError as error:
-        log.debug("%s: no manifest is kept (%s)", root, error)
+        log.debug("%s: the listing is not cached (%s)", root, error)
         return None
     newest = max(max(content, entry) for content, entry, _ in state.values())
     return None if newest > time.time_ns() - SETTLED_S * 1e9 else state
 
 
 def read_listing(root: Path, settings: DataSettings) -> Dataset | None:
-    """Return the data set that a manifest holds, or None where there is none or it holds no longer."""
+    """Return the data set from the cached listing of a data folder, or None if there is no valid listing."""
     try:
-        with gzip.open(manifest_file(root, settings), "rt", encoding="utf-8") as file:
+        with gzip.open(listing_file(root, settings), "rt", encoding="utf-8") as file:
             head = json.loads(file.readline())
-            if [head["edition"], head["root"]] != [_EDITION, str(root)] or not _holds(
+            if [head["edition"], head["root"]] != [_EDITION, str(root)] or not _is_current(
                 head["state"], {root, *_companions(root, settings)}
             ):
                 return None
-            sets: dict[tuple[int, ...], tuple[int, ...]] = {}
-            samples = tuple(itertools.chain.from_iterable(_samples(root, json.loads(line), sets) for line in file))
+            tag_sets: dict[tuple[int, ...], tuple[int, ...]] = {}
+            samples = tuple(itertools.chain.from_iterable(_samples(root, json.loads(line), tag_sets) for line in file))
             if len(samples) != head["count"]:
                 return None
             return Dataset(root, head["layout"], tuple(head["classes"]), samples, notes=tuple(head["notes"]))
     except FileNotFoundError:
         return None
     except _DAMAGE as error:
-        log.debug("%s: its manifest cannot be read (%s)", root, error)
+        log.debug("%s: the cached listing cannot be read (%s)", root, error)
         return None
 
 
 def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None:
-    """Write the manifest of a data set, whose folder had `state` before it was read, unless it is small, or of a layout
-    whose tags or masks may come from other places (VOC, COCO). That the cache folder cannot be written is no error."""
+    """Cache the listing of a data set whose folder had `state` before it was read.
+
+    Small data sets are not cached, nor are VOC and COCO, whose tags and masks may come from elsewhere. If the cache
+    folder cannot be written to, nothing happens.
+    """
     if len(dataset.samples) < WORTHWHILE or dataset.layout not in _LAYOUTS:
         return
     head = {"edition": _EDITION, "root": str(dataset.root), "layout": dataset.layout, "classes": dataset.classes}
@@ -102,11 +108,11 @@ def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None
     for part in itertools.chain([head], chunks):
         packed += gzip.compress((json.dumps(part) + "\n").encode("ascii"), 1)
     try:
-        file = manifest_file(dataset.root, settings)
+        file = listing_file(dataset.root, settings)
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(file, bytes(packed))
     except (OSError, RuntimeError) as error:
-        log.debug("%s: no manifest is kept (%s)", dataset.root, error)
+        log.debug("%s: the listing is not cached (%s)", dataset.root, error)
 
 
 def _companions(root: Path, settings: DataSettings) -> Iterator[Path]:
@@ -120,7 +126,7 @@ def _companions(root: Path, settings: DataSettings) -> Iterator[Path]:
 
 
 def _watched(top: Path, tops: Iterable[Path]) -> Iterator[str]:
-    """The folders below `top`, and their files that are no images."""
+    """Yield the folder `top`, all folders below it, and all their files except images."""
 
     def stop(error: OSError) -> None:
         raise error
@@ -130,7 +136,7 @@ def _watched(top: Path, tops: Iterable[Path]) -> Iterator[str]:
         for name in folders:
             path = os.path.join(folder, name)
             if os.path.islink(path) and not any(Path(path).resolve().is_relative_to(known) for known in tops):
-                raise OSError(f"{path} is a link to a folder elsewhere")
+                raise OSError(f"{path} is a link to a folder outside the data")
         yield from (os.path.join(folder, name) for name in files if not name.lower().endswith(IMAGE_SUFFIXES))
 
 
@@ -139,7 +145,7 @@ def _stamp(path: str) -> list[int]:
     return [status.st_mtime_ns, status.st_ctime_ns, status.st_size]
 
 
-def _holds(state: State, tops: Iterable[Path]) -> bool:
+def _is_current(state: State, tops: Iterable[Path]) -> bool:
     if not all(str(top) in state for top in tops):
         return False
     try:
@@ -149,7 +155,7 @@ def _holds(state: State, tops: Iterable[Path]) -> bool:
 
 
 def _columns(root: Path, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Samples as columns: names of keys once, not a million times."""
+    """Return samples as columns, which store each key once instead of a million times."""
     base = f"{root}{os.sep}"
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "image", "tags", "val", "mask", "saliency")}
     for sample in samples:
@@ -162,9 +168,9 @@ def _columns(root: Path, samples: Sequence[Sample]) -> dict[str, list[Any]]:
 
 
 def _samples(
-    root: Path, columns: dict[str, list[Any]], sets: dict[tuple[int, ...], tuple[int, ...]]
+    root: Path, columns: dict[str, list[Any]], tag_sets: dict[tuple[int, ...], tuple[int, ...]]
 ) -> Iterator[Sample]:
-    """The samples of columns; in `sets` every set of tags is held once."""
+    """Yield the samples of columns; `tag_sets` keeps each set of tags in memory once."""
 
     def path(name: str | None) -> Path | None:
         return None if name is None else root / name
@@ -172,4 +178,4 @@ def _samples(
     for name, image, tags, val, mask, saliency in zip(*columns.values(), strict=True):
         tags = tuple(tags)
         split: Literal["train", "val"] = "val" if val else "train"
-        yield Sample(name, root / image, sets.setdefault(tags, tags), split, path(mask), path(saliency))
+        yield Sample(name, root / image, tag_sets.setdefault(tags, tags), split, path(mask), path(saliency))

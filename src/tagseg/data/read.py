@@ -1,4 +1,4 @@
-"""One door to every layout: recognise the data folder, read it, and check what holds for all layouts."""
+"""Read a data folder of any layout: recognise the layout, read it, and check what every layout must meet."""
 
 import dataclasses
 import os
@@ -21,16 +21,17 @@ _MAX_NAME = 1000
 
 
 def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cache: bool = False) -> Dataset:
-    """Read a data folder of any layout; ids of images that differ in suffix alone keep the suffix.
+    """Read a data folder of any layout.
 
-    With `cache` what was found in a large folder is kept in the user's cache folder, and taken from there as long as
-    the data folder is as it was (see manifest.py).
+    Images whose ids differ only in their suffix keep the suffix. With `cache`, the listing of a large folder is stored
+    in the user's cache folder and reused while the data folder is unchanged (see listing.py).
 
     Raises:
-        DataError: when no layout fits, a row or file is wrong, a class has too few images, or classes are too many.
+        DataError: when no layout fits, a row or file is wrong, a class has too few images, or there are too many
+            classes.
     """
     root = Path(root)
-    if not os.path.isdir(root):  # for Path.is_dir a name that no folder can have is an error of its own
+    if not os.path.isdir(root):  # Path.is_dir raises for names that no folder can have
         raise DataError(f"{root}: no such folder, expected the data folder")
     root = root.resolve()
     with gc_paused():
@@ -54,15 +55,13 @@ def _read(root: Path, settings: DataSettings) -> Dataset:
     }
     dataset = readers[layout](root, settings)
     if not dataset.split("train"):
-        raise DataError(f"{root}: no images for training at all (read as layout {layout})")
+        raise DataError(f"{root}: there must be training images, found none (read as layout {layout})")
     if len(dataset.classes) > MAX_CLASSES:
         raise DataError(f"{root}: {len(dataset.classes)} classes, expected at most {MAX_CLASSES}")
     paths = Counter(sample.image for sample in dataset.samples)
     twice = next((path for path, times in paths.items() if times > 1), None)
     if twice is not None:
-        raise DataError(
-            f"{root}: image {twice} is listed more than once, expected once in train and validation together"
-        )
+        raise DataError(f"{root}: image {twice} is listed more than once; list it once, in train or in validation")
     _check_names(dataset)
     return dataclasses.replace(dataset, samples=_with_unique_ids(dataset))
 
@@ -71,7 +70,7 @@ def recognise(root: Path, settings: DataSettings) -> str:
     """Return the layout of a data folder: voc, coco, folder or shards.
 
     Raises:
-        DataError: saying what was looked for, when nothing fits.
+        DataError: with the list of known layouts, when none fits.
     """
     if voc_root(root) is not None:
         return "voc"
@@ -80,7 +79,7 @@ def recognise(root: Path, settings: DataSettings) -> str:
     if tag_files(root):
         return "folder"
     folders = class_folders(root, settings)
-    # A tar beside folders of images is where they came from.
+    # A tar next to folders of images is usually the archive that they were unpacked from.
     if not folders and not (root / "images").is_dir() and shard_files(root):
         return "shards"
     if any(instance_files(root)):
@@ -88,14 +87,14 @@ def recognise(root: Path, settings: DataSettings) -> str:
     if folders:
         return "folder"
     raise DataError(
-        f"{root}: no images in a layout that is known; looked for tags.csv, metadata.csv or metadata.jsonl (also in "
+        f"{root}: found no images in a known layout; looked for tags.csv, metadata.csv or metadata.jsonl (also in "
         "train/ and val/), one folder per class, JPEGImages and ImageSets (VOC), annotations/instances_train*.json or "
         "a single JSON file (COCO), tar shards (*.tar, also in train/ and val/)"
     )
 
 
 def check_counts(dataset: Dataset, settings: DataSettings) -> None:
-    """Raise DataError naming every class that has fewer training images than `settings.min_images`."""
+    """Raise DataError with every class that has fewer than `settings.min_images` training images."""
     counts = Counter(tag for sample in dataset.split("train") for tag in sample.tags)
     numbered = enumerate(dataset.classes, start=1)
     few = [f"{name} has {counts[number]}" for number, name in numbered if counts[number] < settings.min_images]
@@ -110,15 +109,15 @@ def _check_names(dataset: Dataset) -> None:
     for name in dataset.classes:
         if not 0 < len(name) <= _MAX_NAME or not _is_text(name):
             raise DataError(
-                f"{dataset.root}: a class is called {shown(name)}, expected 1 to {_MAX_NAME} signs of Unicode text"
+                f"{dataset.root}: class name {shown(name)}, expected 1 to {_MAX_NAME} characters of valid Unicode"
             )
     for sample in dataset.samples:
         if not _is_text(sample.id):
-            raise DataError(f"{dataset.root}: the name of image {shown(sample.id)} is no Unicode text, rename it")
+            raise DataError(f"{dataset.root}: image name {shown(sample.id)} is not valid Unicode; rename the file")
 
 
 def _is_text(name: str) -> bool:
-    # What is no Unicode comes as lone surrogates, from JSON and from file systems; no file could hold it.
+    # JSON and file systems deliver invalid Unicode as lone surrogates, which cannot be written to a file.
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -127,7 +126,7 @@ def _is_text(name: str) -> bool:
 
 
 def _with_unique_ids(dataset: Dataset) -> tuple[Sample, ...]:
-    """Where ids are equal, add the suffix; where that is not enough, take the path below the data folder."""
+    """Add the suffix to ids that are equal; if that is not enough, use the path below the data folder."""
     samples = dataset.samples
     renames: tuple[Callable[[Sample], str], ...] = (
         lambda sample: sample.id + sample.image.suffix,

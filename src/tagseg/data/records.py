@@ -1,4 +1,4 @@
-"""The one description of a data set that every stage reads: samples with tags, and maybe masks."""
+"""The description of a data set that every stage reads: samples with tags and, where known, masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 VOID = 255
-"""Mask value of pixels that count for nothing."""
+"""Mask value of pixels that are ignored in training and scores."""
 
 MAX_CLASSES = 254
 """Class ids are 1 to 254: masks are uint8 with 0 for background and 255 for void."""
@@ -14,8 +14,7 @@ MAX_CLASSES = 254
 
 @dataclass(frozen=True)
 class CocoMask:
-    """A mask to be drawn from COCO annotations: `segments` of (class id, COCO segmentation, is crowd), image size in
-    pixels."""
+    """A mask to draw from COCO annotations: `segments` are (class id, COCO segmentation, is crowd); sizes in pixels."""
 
     height: int
     width: int
@@ -24,11 +23,11 @@ class CocoMask:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image. Images, masks and saliency maps may be members of tars (see tars.py), whose paths no file has.
+    """One image. The paths of image, mask and saliency map may point into a tar (see tars.py).
 
-    `id` is unique and names the image's outputs: its path below the image folder without suffix, with forward slashes.
-    `tags` are class ids 1..C in ascending order (empty where unknown, on validation images only).
-    `scored` is false where a mask exists but is not part of the official evaluation of pseudo-masks.
+    `id` is unique and names the image's outputs: its path below the image folder, without suffix, with forward slashes.
+    `tags` are class ids 1..C in ascending order (empty where unknown, which only validation images may be).
+    `scored` is false if a mask exists but is not part of the official evaluation of pseudo-masks.
     """
 
     id: str
@@ -44,8 +43,8 @@ class Sample:
 class Dataset:
     """Samples of one data folder. Class id i (1..C) is `classes[i - 1]`; 0 is background.
 
-    `mask_ids` maps values in mask files to class ids where the two differ (0 and 255 always stand for themselves);
-    None means that files hold class ids. `notes` are things worth telling the user about how the data was read.
+    `mask_ids` maps the values in mask files to class ids (0 and 255 keep their meaning); None means that the files hold
+    class ids. `notes` tell the user how the data was read.
     """
 
     root: Path

@@ -1,4 +1,4 @@
-"""COCO's segmentations as masks: polygons and run-length codes, checked before anything is drawn."""
+"""Draw COCO's segmentations, polygons and run-length codes, after checking them."""
 
 import math
 from pathlib import Path
@@ -14,14 +14,14 @@ from tagseg.system.untrusted import shown
 
 _MAX_PIXELS = 1 << 28
 _MAX_OUTLINE, _MAX_OUTLINES = 1_000_000, 10_000_000
-"""Pixels that a polygon's outline, and an image's together, may be long: memory and time grow with them."""
+"""The longest outline of a polygon, and of all polygons of an image, in pixels: memory and time grow with it."""
 
 
 def draw(mask: CocoMask, image: Path) -> UInt8[np.ndarray, "h w"]:
-    """Return a mask in class ids: objects painted large before small, crowds void where no object lies.
+    """Return a mask in class ids: objects painted from large to small, crowds void except where there is an object.
 
     Raises:
-        DataError: naming `image`, when a segmentation is none.
+        DataError: with the name of `image`, when a segmentation is invalid.
     """
     objects = []
     left = float(_MAX_OUTLINES)
@@ -30,9 +30,9 @@ def draw(mask: CocoMask, image: Path) -> UInt8[np.ndarray, "h w"]:
             raise ValueError(f"an image of {shown(mask.width)} x {shown(mask.height)} pixels")
         drawn = np.zeros((mask.height, mask.width), np.uint8)
         for class_id, segmentation, crowd in mask.segments:
-            left -= _outline(segmentation)
+            left -= _outline_length(segmentation)
             if left < 0:
-                raise ValueError(f"outlines of more than {_MAX_OUTLINES} pixels together")
+                raise ValueError(f"all outlines together have more than {_MAX_OUTLINES} pixels")
             code = _code(segmentation, mask.height, mask.width)
             if crowd:
                 drawn[coco_rle.decode(code).astype(bool)] = VOID
@@ -40,16 +40,16 @@ def draw(mask: CocoMask, image: Path) -> UInt8[np.ndarray, "h w"]:
                 objects.append((int(coco_rle.area(code)), class_id, code))
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise DataError(f"{image}: a segmentation of its COCO annotations cannot be drawn ({error})") from error
-    # As codes they take little memory; as pixels all at once they could fill it.
+    # Decoded one at a time: all objects as pixels could fill the memory, as codes they are small.
     for _, class_id, code in sorted(objects, key=lambda one: -one[0]):
         drawn[coco_rle.decode(code).astype(bool)] = class_id
     return drawn
 
 
-def _outline(segmentation: Any) -> float:
-    """How long the outlines of polygons are, in pixels along the longer axis; 0 for a run-length code.
+def _outline_length(segmentation: Any) -> float:
+    """Return the length of the outlines of polygons, in pixels along the longer axis; 0 for a run-length code.
 
-    pycocotools takes coordinates as they come: enormous ones, and what is no number, would lead it anywhere.
+    pycocotools does not check coordinates; with huge ones, NaN or other types its behaviour is undefined.
     """
     if not isinstance(segmentation, list):
         return 0.0
@@ -58,7 +58,7 @@ def _outline(segmentation: Any) -> float:
         if not isinstance(polygon, list) or not all(_is_coordinate(number) for number in polygon):
             raise ValueError(f"got {shown(polygon)}, expected a polygon: a list of coordinates")
         if len(polygon) % 2:
-            raise ValueError("a polygon with an odd number of coordinates")
+            raise ValueError("a polygon must have an even number of coordinates")
         points = np.array(polygon, np.float64).reshape(-1, 2)
         length = float(np.abs(points - np.roll(points, 1, axis=0)).max(1, initial=0).sum())
         if length > _MAX_OUTLINE:
@@ -73,9 +73,9 @@ def _is_coordinate(number: object) -> bool:
 
 
 def _code(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """pycocotools' code of one segmentation: polygons, or a run-length code, plain or compressed."""
+    """Return pycocotools' code of one segmentation: of polygons, or of a plain or compressed run-length code."""
     if isinstance(segmentation, list):
-        # pycocotools takes four numbers for a box; as a polygon they enclose nothing.
+        # pycocotools would take four numbers for a box; a polygon of two points encloses nothing.
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         drawn = coco_rle.frPyObjects(polygons, height, width) if polygons else []
         code: dict[str, Any] = coco_rle.merge(drawn) if drawn else _runs([height * width], height, width)
@@ -83,14 +83,14 @@ def _code(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     if not isinstance(segmentation, dict):
         raise ValueError(f"got {shown(segmentation)}, expected polygons or a run-length code")
     if segmentation["size"] != [height, width]:
-        raise ValueError(f"run-length code of size {shown(segmentation['size'])}, expected {[height, width]}")
+        raise ValueError(f"a run-length code of size {shown(segmentation['size'])}, expected {[height, width]}")
     counts = segmentation["counts"]
     counts = counts if isinstance(counts, list) else _run_lengths(counts)
     if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
-        raise ValueError(f"run lengths {shown(counts)}, expected whole numbers")
-    # pycocotools writes past the end, or leaves pixels unset, when they do not add up.
+        raise ValueError(f"got run lengths {shown(counts)}, expected whole numbers")
+    # With any other sum, pycocotools writes past the end or leaves pixels unset.
     if any(count < 0 for count in counts) or sum(counts) != height * width:
-        raise ValueError(f"run lengths that do not add up to {height} x {width} pixels")
+        raise ValueError(f"run lengths must be at least 0 and add up to {height} x {width} pixels")
     return _runs(counts, height, width)
 
 
@@ -100,15 +100,15 @@ def _runs(counts: list[int], height: int, width: int) -> dict[str, Any]:
 
 
 def _run_lengths(code: object) -> list[int]:
-    """Run lengths of COCO's compressed code: groups of five bits, lowest first; from the fourth on, differences."""
+    """Decode COCO's compressed run lengths: groups of five bits, lowest first; differences from the fourth on."""
     if not isinstance(code, str):
-        raise ValueError(f"run lengths {shown(code)}, expected a list or text")
+        raise ValueError(f"got run lengths {shown(code)}, expected a list or text")
     counts: list[int] = []
     value = shift = 0
     for letter in code:
         bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"a compressed run-length code with {letter!r} where it cannot be")
+            raise ValueError(f"a compressed run-length code has {letter!r} in an impossible place")
         value |= (bits & 0x1F) << shift
         shift += 5
         if not bits & 0x20:
@@ -116,5 +116,5 @@ def _run_lengths(code: object) -> list[int]:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError("a compressed run-length code that breaks off")
+        raise ValueError("a compressed run-length code is cut off")
     return counts

@@ -1,4 +1,4 @@
-"""Reader for tar shards as WebDataset writes them: members of one key (NAME.jpg, NAME.json, ...) are one sample."""
+"""Read tar shards as WebDataset writes them: members of one key (NAME.jpg, NAME.json, ...) are one sample."""
 
 import dataclasses
 import json
@@ -23,20 +23,22 @@ _MAX_TEXT = 1 << 20
 _KNOWN = {*_TAGS, *_SALIENCY, _MASK, *(suffix[1:] for suffix in IMAGE_SUFFIXES)}
 
 Parts = Mapping[str, Member]
-"""The members of one key by their ending, what follows the first dot of the name, in lower case."""
+"""The members of one key by their ending: what follows the first dot of the name, in lower case."""
 
 
 def is_shard(path: Path) -> bool:
-    """Tell whether a path is called like a tar shard."""
+    """Tell whether a path has the name of a tar shard."""
     return path.suffix.lower() == ".tar"
 
 
 def shard_files(root: Path) -> list[tuple[Path, str]]:
-    """Return the shards of a data folder with their split: that of their folder (train, val, ...), or at the root that
-    which their name begins with (val-000.tar), else train.
+    """Return the shards of a data folder with their splits.
+
+    The split is the name of the folder (train, val, ...), or at the root the start of the file name (val-000.tar), or
+    else train.
 
     Raises:
-        DataError: when shards are compressed.
+        DataError: when a shard is compressed.
     """
     files = []
     for folder in ("", *(name for name in SPLITS if name)):
@@ -49,37 +51,38 @@ def shard_files(root: Path) -> list[tuple[Path, str]]:
 
 
 def read_shards(root: Path, settings: DataSettings) -> Dataset:
-    """Read shards: an image, its tags, and if there the true mask (NAME.mask.png) and saliency map (NAME.saliency.png).
+    """Read shards: images, tags, and optional true masks (NAME.mask.png) and saliency maps (NAME.saliency.png).
 
-    Tags are those of NAME.json ({"tags": [...]}, perhaps with "split"), else of NAME.txt (as a cell of tags.csv, or a
-    line each), else NAME.cls, the number of a line of classes.txt, counted from 0. Classes as for `read_folder`. The id
-    of a sample is its key, behind its shard's name where two shards have the same key.
+    The tags come from NAME.json ({"tags": [...]}, optionally with "split"), else from NAME.txt (like a cell of
+    tags.csv, or one tag per line), else from NAME.cls, the number of a line of classes.txt, counted from 0. The classes
+    are as for `read_folder`. The id of a sample is its key; if several shards have the key, the shard's name precedes
+    it.
 
     Raises:
-        DataError: naming shard and key: no tags, two images, tags that cannot be read; or as `members`.
+        DataError: with shard and key, when tags are missing or unreadable, or there are two images; or as `members`.
     """
     rows: list[TagRow] = []
     found: list[tuple[Path, str, Parts]] = []
     unused: Counter[str] = Counter()
-    bare: list[str] = []
+    without_image: list[str] = []
     classes = class_list(root)
     for shard, split in shard_files(root):
         for key, parts in samples(shard):
             unused.update(ending for ending in parts if ending not in _KNOWN)
             if _image(parts) is None:
-                bare.append(key)
+                without_image.append(key)
                 continue
             rows.append(_row(shard, split, key, parts, classes))
             found.append((shard, key, {ending: parts[ending] for ending in parts if ending not in _TAGS}))
     ids = _unique([(shard, key) for shard, key, _ in found])
-    entries = []
+    images = []
     for (shard, key, parts), row, tags, name in zip(found, rows, split_rows(rows), ids, strict=True):
         if not tags and row.split == "train":
             raise DataError(f"{row.where}: no tags, expected some in {key}.json, {key}.txt or {key}.cls")
         image = _image(parts)
         assert image is not None
         mask, saliency = parts.get(_MASK), next((parts[ending] for ending in _SALIENCY if ending in parts), None)
-        entries.append(
+        images.append(
             TaggedImage(
                 row.where,
                 name,
@@ -90,7 +93,7 @@ def read_shards(root: Path, settings: DataSettings) -> Dataset:
                 saliency and saliency.path(shard),
             )
         )
-    dataset = gather(root, "shards", entries, _left_out(unused, bare))
+    dataset = gather(root, "shards", images, _notes(unused, without_image))
     return dataclasses.replace(dataset, samples=attach(dataset.samples, root, settings))
 
 
@@ -98,7 +101,7 @@ def samples(shard: Path) -> Iterator[tuple[str, Parts]]:
     """Yield the keys of a shard with their members.
 
     Raises:
-        DataError: as `members`, and when a key has two images or two members of one ending.
+        DataError: as for `members`, and when a key has two images or two members with the same ending.
     """
     groups: dict[str, dict[str, Member]] = {}
     for member in members(shard):
@@ -110,18 +113,19 @@ def samples(shard: Path) -> Iterator[tuple[str, Parts]]:
             same = next((other for name, other in group.items() if f".{name}" in IMAGE_SUFFIXES), None)
         if same is not None:
             raise DataError(
-                f"{shard}: {same.name} and {member.name} have the same key, expected one image and one of a kind"
+                f"{shard}: {same.name} and {member.name} have the same key, expected one image and one of each kind"
             )
         group[ending.lower()] = member
     yield from groups.items()
 
 
 def shard_images(shards: Sequence[Path]) -> dict[Path, Path]:
-    """Return the images in shards with the paths that name what is made of them: key and suffix, below the shard's
-    name where two shards have the same key.
+    """Return the images in shards with the relative paths that name their outputs.
+
+    The relative path is key and suffix, in a folder named after the shard if several shards have the key.
 
     Raises:
-        DataError: as `samples`.
+        DataError: as for `samples`.
     """
     images = [
         (shard, key, image.path(shard))
@@ -143,7 +147,7 @@ def _unique(keys: Sequence[tuple[Path, str]]) -> list[str]:
 
 
 def _row(shard: Path, split: str, key: str, parts: Parts, classes: Sequence[str]) -> TagRow:
-    """The tags of a sample as a row of a tag file has them: text to be split, or a list."""
+    """Return the tags of a sample like a row of a tag file: as a cell to split, or as a list."""
     where = f"{shard}, {key}"
     ending = next((ending for ending in _TAGS if ending in parts), None)
     if ending is None:
@@ -161,7 +165,7 @@ def _from_json(text: str, where: str, key: str, split: str) -> TagRow:
     try:
         about: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: no valid JSON ({error})") from error
+        raise DataError(f"{where}: not valid JSON ({error})") from error
     tags, named = (about.get("tags", []), about.get("split") or split) if isinstance(about, dict) else (None, split)
     if not isinstance(tags, str) and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
         raise DataError(f'{where}: got {text[:80]!r}, expected JSON with a list of names, {{"tags": ["cat", "dog"]}}')
@@ -175,8 +179,8 @@ def _from_json(text: str, where: str, key: str, split: str) -> TagRow:
 def _class(lines: Sequence[str], where: str, classes: Sequence[str]) -> str:
     number = lines[0] if len(lines) == 1 else ""
     if not re.fullmatch("[0-9]{1,6}", number) or (classes and int(number) >= len(classes)):
-        most = f" to {len(classes) - 1}, a line of classes.txt" if classes else ""
-        raise DataError(f"{where}: class {number[:40]!r} in its .cls, expected a number, 0{most}")
+        most = f" to {len(classes) - 1} (a line of classes.txt)" if classes else ""
+        raise DataError(f"{where}: class {number[:40]!r} in its .cls file, expected a number from 0{most}")
     return classes[int(number)] if classes else str(int(number))
 
 
@@ -185,17 +189,17 @@ def _text(path: Path) -> str:
         with open_file(path) as file:
             content = file.read(_MAX_TEXT + 1)
         if len(content) > _MAX_TEXT:
-            raise DataError(f"{path}: more than {_MAX_TEXT} bytes of tags, expected a few names")
+            raise DataError(f"{path}: more than {_MAX_TEXT} bytes, expected the names of a few tags")
         return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}), expected UTF-8 text") from error
 
 
-def _left_out(unused: Counter[str], bare: Sequence[str]) -> list[str]:
+def _notes(unused: Counter[str], without_image: Sequence[str]) -> list[str]:
     notes = []
     if unused:
         several = ", ".join(f"{times} .{ending}" for ending, times in unused.most_common(5))
-        notes.append(f"members that are no image and no tags are left out: {several}")
-    if bare:
-        notes.append(f"{len(bare)} keys without an image are left out, first {bare[0]}")
+        notes.append(f"members that are neither images nor tags are left out: {several}")
+    if without_image:
+        notes.append(f"{len(without_image)} keys without an image are left out, first {without_image[0]}")
     return notes

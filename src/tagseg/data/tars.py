@@ -1,7 +1,7 @@
-"""Members of tar files are read where they lie: nothing is extracted, and a member has a path like a file.
+"""Read members of tar files in place: nothing is extracted, and a member has a path like a file.
 
-The path of a member is its tar's, its position in it and its name, `SHARD.tar/OFFSET+SIZE/NAME`: whoever has the path,
-in another process or another day, reads the member with one seek and needs no list of the tar's members.
+The path of a member is `SHARD.tar/OFFSET+SIZE/NAME`: its tar, its position in the tar and its name. With this path any
+process can read the member at any time with one seek, without a list of the tar's members.
 """
 
 import io
@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from tagseg.errors import DataError
 
 MAX_MEMBER = 1 << 30
-"""Larger members are refused: no image takes so many bytes, and a member is read whole."""
+"""Larger members are refused: no image has so many bytes, and members are read as a whole."""
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Suffixes of compressed tars, in lower case."""
@@ -27,19 +27,19 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: its name (forward slashes, below the tar), where it begins, its length in bytes."""
+    """A regular file in a tar: its name (relative, with forward slashes), and its offset and size in bytes."""
 
     name: str
     offset: int
     size: int
 
     def path(self, shard: Path) -> Path:
-        """Return the path that the readers of images open."""
+        """Return the path with which `open_file` and the image readers open the member."""
         return shard.joinpath(f"{self.offset}+{self.size}", self.name)
 
 
 def is_member(path: Path) -> bool:
-    """Tell whether a path is that of a member of a tar."""
+    """Tell whether a path points to a member of a tar."""
     return _place(path) is not None
 
 
@@ -54,7 +54,7 @@ def open_file(path: Path) -> io.BytesIO | io.BufferedReader:
 
 
 def open_member(path: Path) -> io.BytesIO | None:
-    """Return a member of a tar, whole and in memory, or None where `path` is not that of one.
+    """Return a member of a tar, read into memory, or None if `path` does not point to one.
 
     Raises:
         DataError: when the tar ends before the member does.
@@ -65,45 +65,45 @@ def open_member(path: Path) -> io.BytesIO | None:
         return None
     shard, offset, size = place
     if size > MAX_MEMBER:
-        raise DataError(f"{path}: a member of {size} bytes, expected at most {MAX_MEMBER}")
+        raise DataError(f"{path}: the member has {size} bytes, expected at most {MAX_MEMBER}")
     with shard.open("rb") as file:
         file.seek(offset)
         content = file.read(size)
     if len(content) < size:
-        raise DataError(f"{path}: {shard.name} ends before it: it was written anew, or broke off")
+        raise DataError(f"{path}: {shard.name} ends before this member: it was rewritten or cut off")
     return io.BytesIO(content)
 
 
 def file_size(path: Path) -> int:
-    """Return the bytes of a file or a member of a tar."""
+    """Return the size in bytes of a file or a member of a tar."""
     place = _place(path)
     return path.stat().st_size if place is None else place[2]
 
 
 def refuse_compressed(path: Path) -> None:
-    """Check that a path is none of a compressed tar.
+    """Check that a path does not have the name of a compressed tar.
 
     Raises:
-        DataError: when it is one.
+        DataError: when it does.
     """
     if path.name.lower().endswith(COMPRESSED):
         raise DataError(f"{path}: a compressed tar, {_WHY}")
 
 
 _WHY = (
-    "expected a plain one: images are read by their position, which compression hides, and are compressed themselves; "
-    "unpack it with gunzip, bunzip2, unxz or unzstd, or write it without compression"
+    "expected a plain one: images are read by their position, which compression hides, and are already compressed; "
+    "decompress it with gunzip, bunzip2, unxz or unzstd, or write it without compression"
 )
 
 
 def members(shard: Path) -> Iterator[Member]:
-    """Yield the regular files of a tar (POSIX, GNU or old) in their order; nothing but their headers is read.
+    """Yield the regular files of a tar (POSIX, GNU or old) in their order, reading only their headers.
 
-    Folders, links, devices and pipes are left out, and so are hidden files, which some tars hold beside the others.
+    Folders, links, devices, pipes and hidden files (macOS adds some) are left out.
 
     Raises:
-        DataError: naming the tar and the place in it: compressed or damaged, cut off, a name that is absolute or holds
-            `..`, one that is there twice, a member larger than MAX_MEMBER, a sparse one.
+        DataError: with tar and position, when the tar is compressed, damaged or cut off; when a member is sparse or
+            larger than MAX_MEMBER; when a name is absolute, has `..` or occurs twice.
     """
     seen: set[str] = set()
     try:
@@ -114,7 +114,7 @@ def members(shard: Path) -> Iterator[Member]:
                     continue
                 _require_safe(shard, name)
                 if name in seen:
-                    raise DataError(f"{shard}: holds {name!r} twice, expected every name once")
+                    raise DataError(f"{shard}: has {name!r} twice, expected every name once")
                 seen.add(name)
                 if not PurePosixPath(name).name.startswith("."):
                     yield Member(name, offset, size)
@@ -123,10 +123,12 @@ def members(shard: Path) -> Iterator[Member]:
 
 
 def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, bytes, int, int]]:
-    """Name, kind, offset and size of all that a tar holds. An own reader, because tarfile's, up to Python 3.13, can be
-    made to loop, to recurse and to fill the memory by what headers claim."""
+    """Yield name, kind, offset and size of every member.
+
+    This replaces tarfile, which up to Python 3.13 can be made to loop, to recurse and to fill the memory by headers.
+    """
     end, at = os.fstat(file.fileno()).st_size, 0
-    said: dict[str, bytes] = {}  # by extension headers, about the next member
+    extended: dict[str, bytes] = {}  # what extension headers say about the next member
     while at < end:
         file.seek(at)
         head = file.read(_BLOCK)
@@ -136,36 +138,36 @@ def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, bytes, int, int
             raise DataError(f"{shard}: {_no_header(head, at)}")
         kind, size = head[156:157], _number(head[124:136])
         extends = kind in b"xLgK"
-        if not extends and "size" in said:
-            size = int(said["size"]) if re.fullmatch(b"[0-9]{1,19}", said["size"]) else -1
+        if not extends and "size" in extended:
+            size = int(extended["size"]) if re.fullmatch(b"[0-9]{1,19}", extended["size"]) else -1
         if not 0 <= size <= (_MAX_EXTENSION if extends else MAX_MEMBER):
             raise DataError(f"{shard}: the header at byte {at} claims {size} bytes, expected at most {MAX_MEMBER}")
         if at + _BLOCK + size > end:
-            raise DataError(f"{shard}: breaks off at byte {end}, within the member at byte {at}")
+            raise DataError(f"{shard}: cut off at byte {end}, within the member at byte {at}")
         if extends:
-            said |= _extension(kind, file.read(size))
+            extended |= _extension(kind, file.read(size))
         else:
-            if kind == b"S" or any(key.startswith("GNU.sparse") for key in said):
-                raise DataError(f"{shard}: a sparse member at byte {at}, expected plain ones (tar without --sparse)")
-            yield said.get("path", _name(head)).decode("utf-8", "surrogateescape"), kind, at + _BLOCK, size
-            said = {}
+            if kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):
+                raise DataError(f"{shard}: a sparse member at byte {at}, expected plain members (tar without --sparse)")
+            yield extended.get("path", _name(head)).decode("utf-8", "surrogateescape"), kind, at + _BLOCK, size
+            extended = {}
         at += _BLOCK + -(-size // _BLOCK) * _BLOCK
 
 
 def _extension(kind: bytes, content: bytes) -> dict[str, bytes]:
-    """What a GNU long name, or the records `LENGTH KEY=VALUE\\n` of a POSIX header, say about the next member."""
+    """Return what a GNU long name, or records `LENGTH KEY=VALUE\\n` of a POSIX header, say about the next member."""
     if kind == b"L":
         return {"path": content.split(b"\0", 1)[0]}
-    said: dict[str, bytes] = {}
+    extended: dict[str, bytes] = {}
     while kind == b"x" and content:
         digits, _, _ = content[:8].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         key, sign, value = content[len(digits) + 1 : length].partition(b"=")
         if not sign or not value.endswith(b"\n"):
             break
-        said[key.decode("utf-8", "replace")] = value[:-1]
+        extended[key.decode("utf-8", "replace")] = value[:-1]
         content = content[length:]
-    return said
+    return extended
 
 
 def _name(head: bytes) -> bytes:
@@ -174,7 +176,7 @@ def _name(head: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int:
-    """An octal number, or, with the highest bit set, a binary one; -1 where it is neither."""
+    """Return an octal number or, if the highest bit is set, a binary one; -1 if it is neither."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
@@ -187,20 +189,20 @@ def _checksum(head: bytes) -> int:
 
 def _no_header(head: bytes, at: int) -> str:
     packed = next((name for magic, name in _MAGIC.items() if at == 0 and head.startswith(magic)), None)
-    return f"compressed by {packed}, {_WHY}" if packed else f"damaged, or no tar: no header at byte {at}"
+    return f"compressed by {packed}, {_WHY}" if packed else f"damaged or not a tar: no header at byte {at}"
 
 
 def _require_safe(shard: Path, name: str) -> None:
     parts = name.split("/")
     if not name or name.startswith("/") or PureWindowsPath(name).drive or {"", ".", ".."} & set(parts) or "\\" in name:
-        raise DataError(f"{shard}: a member is called {name!r}, expected a plain path below the tar, without `..`")
+        raise DataError(f"{shard}: a member is called {name!r}, expected a relative path without `..`")
     if "\0" in name or len(name) > 4096:
-        raise DataError(f"{shard}: a member's name of {len(name)} characters is none that a file can have")
+        raise DataError(f"{shard}: a member has a name of {len(name)} characters, which no file can have")
 
 
 def _place(path: Path) -> tuple[Path, int, int] | None:
     found = _MEMBER.fullmatch(path.as_posix())
-    # A folder may be called like a tar, too.
+    # A folder may also be called NAME.tar.
     if found is None or not os.path.isfile(found["shard"]):
         return None
     return Path(found["shard"]), int(found["offset"]), int(found["size"])

@@ -1,4 +1,4 @@
-"""The embedded demo data set: a few hundred drawn pictures with tags and exact masks, in tagseg's folder layout."""
+"""Draw the demo data set: a few hundred pictures with tags and exact masks, in tagseg's folder layout."""
 
 import csv
 import json
@@ -20,13 +20,13 @@ from tagseg.system.progress import Track, silent
 from tagseg.system.untrusted import read_json, shown
 
 EDITION = 1
-"""Goes up whenever the same parameters would give other pictures."""
+"""Increased whenever the same parameters would give other pictures."""
 
 FINE = 3
-"""Pictures are painted this many times larger and reduced; a mask pixel takes the majority of its fine pixels."""
+"""Pictures are painted this many times larger, then reduced; a mask pixel takes the majority of its fine pixels."""
 
 MIN_VISIBLE = 0.01
-"""Share of the picture that every tagged thing covers at least, what hides it left out."""
+"""Smallest share of the picture that the visible part of a tagged thing covers."""
 
 HOMES = {
     "balloon": "sky",
@@ -36,7 +36,7 @@ HOMES = {
     "mushroom": "leaves",
     "snail": "brick",
 }
-"""Where a class is met most often, so that class activation maps are tempted by the ground."""
+"""The ground on which a class occurs most often, a temptation for class activation maps."""
 
 COMPANIONS = {
     "balloon": "cloud",
@@ -46,18 +46,18 @@ COMPANIONS = {
     "mushroom": "tuft",
     "snail": "stone",
 }
-"""What is often found beside a class without belonging to it."""
+"""What often occurs next to a class without belonging to it."""
 
 TURNS = {"butterfly": 3.2, "ladybird": 3.2, "fish": 0.6, "leaf": 3.2, "flower": 3.2, "ball": 3.2, "stone": 0.5}
-"""Radians up to which a shape is turned either way, where it is not 0.3."""
+"""Largest turn of a shape in either direction, in radians, if it is not 0.3."""
 
 PALETTE = (0, 0, 0, 224, 80, 70, 240, 170, 60, 70, 130, 210, 140, 90, 180, 90, 170, 90, 60, 175, 175)
-"""Red, green, blue of background and classes in the mask files."""
+"""Red, green and blue of background and classes in the mask files."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Where a shape is painted: class id or 0, centre and radius as shares of the picture's side, turn in radians."""
+    """A shape in its place: class id or 0, centre and radius as shares of the picture's side, turn in radians."""
 
     shape: str
     class_id: int
@@ -71,13 +71,13 @@ class Thing:
 def draw_demo(
     folder: Path, train: int = 320, val: int = 60, seed: int = 0, side: int = 128, track: Track = silent
 ) -> Path:
-    """Draw the demo data set into `folder` and return it; a finished demo of the same parameters is kept.
+    """Draw the demo data set into `folder` and return the folder; a finished demo with these parameters is kept.
 
     Writes tags.csv, classes.txt, demo.json, images/NNNN.jpg (RGB, `side` pixels square) and masks/NNNN.png (palette, 0
     background, class ids 1..C). The same seed gives the same bytes.
 
     Raises:
-        DataError: when the folder holds something else, or a parameter is out of range.
+        DataError: when the folder contains something else, or a parameter is out of range.
     """
     if train < len(CLASSES) or val < 0:
         raise DataError(
@@ -120,16 +120,16 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     try:
         found = read_json(folder / "demo.json")
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: exists and holds no finished demo; choose another folder") from error
+        raise DataError(f"{folder}: exists and is not a finished demo; choose another folder") from error
     if found != parameters:
         raise DataError(
-            f"{folder}: holds a demo drawn with {shown(found)}, expected {parameters}; choose another folder"
+            f"{folder}: contains a demo drawn with {shown(found)}, expected {parameters}; choose another folder"
         )
     return True
 
 
 def choose_tags(turn: int, random: Random) -> tuple[str, ...]:
-    """Return one to three tags in the order of the classes; the first choice goes round all classes with `turn`."""
+    """Return one to three tags in the order of the classes; `turn` cycles the first choice through all classes."""
     names = list(CLASSES)
     number = int(random.choice([1, 2, 3], p=[0.45, 0.37, 0.18]))
     first = names.pop(turn % len(names))
@@ -137,7 +137,7 @@ def choose_tags(turn: int, random: Random) -> tuple[str, ...]:
 
 
 def draw_scene(tags: tuple[str, ...], side: int, seeds: tuple[int, ...]) -> tuple[Image.Image, UInt8[ndarray, "h w"]]:
-    """Draw a picture of the tagged things and its mask of class ids; scenes that hide a tagged thing are drawn anew."""
+    """Draw a picture of the tagged things and its mask of class ids; repeat until every tagged thing is visible."""
     for attempt in count():
         random = np.random.default_rng([*seeds, attempt, 1])
         things = plan_scene(tags, random)
@@ -150,14 +150,14 @@ def draw_scene(tags: tuple[str, ...], side: int, seeds: tuple[int, ...]) -> tupl
 
 
 def choose_ground(tags: tuple[str, ...], random: Random) -> str:
-    """Return the home of one of the tags, or any ground."""
+    """Return the home of one of the tags (6 times in 10), or any ground."""
     if random.random() < 0.6:
         return HOMES[str(random.choice(tags))]
     return str(random.choice(list(GROUNDS)))
 
 
 def plan_scene(tags: tuple[str, ...], random: Random) -> list[Thing]:
-    """Return what is painted, from back to front: tagged things, their companions, and clutter before and behind."""
+    """Return the things to paint, from back to front: tagged things, their companions, and clutter at any depth."""
     most = {1: 3, 2: 2, 3: 1}[len(tags)]
     names = [name for name in tags for _ in range(random.integers(1, most + 1))]
     room = {1: 0.38, 2: 0.31, 3: 0.26, 4: 0.23}[len(names)]
@@ -194,7 +194,7 @@ def _thing(shape: str, x: float, y: float, radius: float, random: Random) -> Thi
 def paint_scene(
     things: list[Thing], ground: str, size: int, random: Random
 ) -> tuple[Image.Image, UInt8[ndarray, "size size"]]:
-    """Paint things with soft shadows on a ground; also return per pixel the thing on top (1, 2, ...; 0 the ground)."""
+    """Paint things with soft shadows on a ground; also return the number of the top thing per pixel (0: ground)."""
     picture = draw_ground(ground, size, random)
     owners = Image.new("L", (size, size))
     for number, thing in enumerate(things, start=1):
@@ -210,7 +210,7 @@ def paint_scene(
 
 
 def finish_picture(picture: Image.Image, side: int, random: Random) -> Image.Image:
-    """Reduce a fine picture to `side` pixels and give it uneven light and a little noise."""
+    """Reduce a fine picture to `side` pixels, and add uneven light and some noise."""
     small = np.asarray(picture.reduce(picture.width // side), dtype=np.float32)
     light = 1 + 0.16 * smooth_noise(side, (1, 1), random) + random.uniform(-0.08, 0.08)
     grainy = small * light[..., None] + random.normal(0, random.uniform(1, 5), small.shape)
@@ -218,7 +218,7 @@ def finish_picture(picture: Image.Image, side: int, random: Random) -> Image.Ima
 
 
 def majority(fine: UInt8[ndarray, "size size"], side: int) -> UInt8[ndarray, "h w"]:
-    """Reduce a fine mask to `side` pixels; each takes its commonest id (the lowest where two are equally common)."""
+    """Reduce a fine mask to `side` pixels; each takes its most frequent id (of equally frequent ones the lowest)."""
     factor = len(fine) // side
     ids = np.unique(fine)
     votes = [(fine == i).reshape(side, factor, side, factor).sum(axis=(1, 3)) for i in ids]

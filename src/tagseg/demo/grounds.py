@@ -1,4 +1,4 @@
-"""The surroundings of the demo pictures: seven textured grounds, and clutter that belongs to no class."""
+"""Draw the surroundings of the demo pictures: seven textured grounds, and clutter that belongs to no class."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def draw_ground(name: str, size: int, random: Random) -> Image.Image:
 
 
 def smooth_noise(size: int, cells: tuple[int, int], random: Random) -> Plane:
-    """Return noise of about -1 to 1 that varies over `cells` (down, across) patches of the picture."""
+    """Return smooth noise of about -1 to 1, interpolated from a grid of `cells` (down, across)."""
     coarse = Image.fromarray(random.uniform(-1, 1, (cells[0] + 1, cells[1] + 1)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -101,7 +101,7 @@ def _scatter(
     radii: tuple[float, float],
     draw: Callable[[], list[tuple[Points, float]]],
 ) -> Canvas:
-    """Strew `count` little things over the ground; `draw` gives their outlines with a factor of the colour."""
+    """Scatter `count` small things over the ground; `draw` returns outlines, each with a factor for its colour."""
     picture = Image.new("RGB", (size, size), under)
     pen = ImageDraw.Draw(picture)
     for _ in range(count):
@@ -217,7 +217,7 @@ GROUNDS: dict[str, Callable[[int, Random], Canvas]] = {
     "pebbles": _pebbles,
     "brick": _brick,
 }
-"""Name -> how it is drawn."""
+"""The function that draws each ground, by name."""
 
 CLUTTER: dict[str, Callable[[Random], list[Part]]] = {
     "ball": draw_ball,
@@ -228,4 +228,4 @@ CLUTTER: dict[str, Callable[[Random], list[Part]]] = {
     "stone": draw_stone,
     "tuft": draw_tuft,
 }
-"""Things that lie about and belong to no class."""
+"""The function that draws each thing that belongs to no class, by name."""

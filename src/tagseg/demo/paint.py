@@ -1,6 +1,6 @@
-"""How a thing of the demo pictures is painted: outlines with colours in a unit disc become a soft, lit sticker.
+"""Paint a thing of the demo pictures: coloured outlines in a unit disc become a softly lit sticker.
 
-Unit coordinates: x to the right, y down, a thing fits into the circle of radius 1 around (0, 0).
+Unit coordinates: x points right, y down; a thing fits into the circle of radius 1 around (0, 0).
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ PAINTS: tuple[Colour, ...] = (
     (228, 122, 150),
     (150, 104, 68),
 )
-"""Every class draws its colours from here, so that no colour gives a class away."""
+"""All classes share these colours, so that no colour reveals a class."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One filled outline in unit coordinates; an `inside` part shows only where the thing is painted already."""
+    """One filled outline in unit coordinates; an `inside` part shows only where earlier parts were painted."""
 
     outline: Points
     colour: Colour
@@ -45,9 +45,9 @@ class Part:
 def paint(
     parts: Sequence[Part], radius: float, turn: float, mirror: bool, random: Random
 ) -> tuple[Image.Image, Image.Image]:
-    """Paint a thing, lit from the upper left: an RGB picture and its "L" silhouette (0 or 255), both square.
+    """Paint a thing lit from the upper left; return a square RGB picture and its "L" silhouette (0 or 255).
 
-    `radius` in pixels, `turn` in radians. Edges are hard: the caller paints large and reduces.
+    `radius` is in pixels, `turn` in radians. Edges are hard: the caller paints large and reduces.
     """
     half = int(np.ceil(radius * 1.12)) + 1
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
@@ -77,19 +77,19 @@ def _light(picture: Image.Image, silhouette: Image.Image, radius: float, random:
 
 
 def paints(random: Random, count: int) -> list[Colour]:
-    """Return `count` different colours, each a little off the paint in the pot."""
+    """Return `count` different colours of `PAINTS`, each a little darker or lighter."""
     chosen = random.choice(len(PAINTS), count, replace=False)
     return [tint(PAINTS[int(i)], random.uniform(0.85, 1.12)) for i in chosen]
 
 
 def tint(colour: Colour, factor: float) -> Colour:
-    """Return the colour made darker (factor below 1) or lighter."""
+    """Return the colour, made darker (factor below 1) or lighter."""
     red, green, blue = (min(255, round(value * factor)) for value in colour)
     return red, green, blue
 
 
 def box(left: Number, top: Number, right: Number, bottom: Number) -> Points:
-    """Return a rectangle's outline."""
+    """Return the outline of a rectangle."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=float)
 
 
@@ -116,7 +116,7 @@ def stroke(line: Sequence[tuple[Number, Number]] | Points, width: float) -> Poin
 
 
 def blob(corners: Sequence[tuple[Number, Number]] | Points) -> Points:
-    """Return a smooth closed curve through the corners (uniform Catmull-Rom spline, 8 points a side)."""
+    """Return a smooth closed curve through the corners (uniform Catmull-Rom spline, 8 points per side)."""
     p1 = np.asarray(corners, dtype=float)
     p0, p2, p3 = np.roll(p1, 1, axis=0), np.roll(p1, -1, axis=0), np.roll(p1, -2, axis=0)
     t = (np.arange(8) / 8)[:, None, None]

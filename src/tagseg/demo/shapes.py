@@ -1,6 +1,6 @@
-"""The things of the demo pictures: the six classes as coloured outlines.
+"""Draw the six classes of the demo pictures as coloured outlines.
 
-Unit coordinates: x to the right, y down, a thing fits into the circle of radius 1 around (0, 0).
+Unit coordinates: x points right, y down; a thing fits into the circle of radius 1 around (0, 0).
 """
 
 from collections.abc import Callable
@@ -156,4 +156,4 @@ CLASSES: dict[str, Callable[[Random], list[Part]]] = {
     "mushroom": draw_mushroom,
     "snail": draw_snail,
 }
-"""Tag -> shape, in the order of the class ids 1..C."""
+"""The function that draws each class, by tag, in the order of the class ids 1..C."""

@@ -1,20 +1,19 @@
 """The model card of an exported network: what it is, what it was trained on, how accurate it is, and its limits."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import timm
 
-from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import read_evaluation
+from tagseg.data.data_file import read_data_file
 from tagseg.evaluate.gain import calibration_images
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.networks.backbones import RANDOM, TIMM
 from tagseg.run.folder import Run
 from tagseg.settings.toml import to_toml
-from tagseg.system.untrusted import check_shape, read_json
 
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")
 """Licences whose ids in timm are ids of the Hugging Face Hub too; any other is `other` with a `license_name`."""
@@ -102,14 +101,10 @@ classes below. It was trained with tagseg, which trains segmentation networks on
 
 
 def _data(run: Run, classes: list[str], settings: Mapping[str, Any]) -> str:
-    try:
-        data = read_json(run.data_file)
-        check_shape(data, {"samples": [{"split": str, "tags": [int]}], "broken": list})
-        splits = Counter(row["split"] for row in data["samples"])
-        tagged = Counter(tag for row in data["samples"] if row["split"] == "train" for tag in row["tags"])
-        skipped = len(data["broken"])
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run.data_file}: missing or damaged ({error}); the model card needs it") from error
+    data = read_data_file(run)
+    splits = Counter(row.split for row in data.samples)
+    tagged = Counter(tag for row in data.samples if row.split == "train" for tag in row.tags)
+    skipped = len(data.broken)
     saliency = settings["maps"] == "eps" or settings["masks"]["saliency"]
     maps = " and on saliency maps" if saliency else ""
     source = f"on the tags of the training images{maps}, without any masks"
@@ -142,7 +137,7 @@ def _results(run: Run) -> str:
     if not run.done("evaluate"):
         return "## Results\n\nThis network has not been evaluated.\n"
     evaluation = read_evaluation(run)
-    shown = dataclasses.replace(evaluation, classes=tuple(map(as_text, evaluation.classes)))
+    shown = msgspec.structs.replace(evaluation, classes=tuple(map(as_text, evaluation.classes)))
     return (
         "## Results\n\nIoU (intersection over union) in percent, over all pixels of a set together. The mean includes "
         "background.\nThe segmenter is this network; the pseudo-masks are what it was trained on.\n\n"

@@ -6,14 +6,12 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-import numpy as np
-
 from tagseg.data.records import VOID
 from tagseg.errors import DataError
 from tagseg.export.brush import encode_brush
 from tagseg.export.folder import write_json_list
 from tagseg.export.masks import MaskedImage, MaskSet, read_mask
-from tagseg.export.regions import Region, regions
+from tagseg.export.regions import regions
 from tagseg.masks.palette import class_colours
 from tagseg.settings.export import ExportSettings
 from tagseg.system.files import atomic_path, write_atomically
@@ -50,7 +48,7 @@ def task(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> dict[s
             "image_rotation": 0,
             "value": {
                 "format": "rle",
-                "rle": encode_brush(_full_size(part)),
+                "rle": encode_brush(part.mask()),
                 "brushlabels": [masks.classes[region.class_id - 1]],
             },
         }
@@ -80,10 +78,3 @@ def interface(classes: tuple[str, ...]) -> str:
         ElementTree.SubElement(labels, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*colour))
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
-
-
-def _full_size(region: Region) -> Any:
-    mask = np.zeros(region.size, bool)
-    left, top, width, height = region.box()
-    mask[top : top + height, left : left + width] = region.pixels()
-    return mask

@@ -16,7 +16,7 @@ from tagseg.errors import DataError
 from tagseg.export.regions import regions
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.update import update_masks
-from tagseg.predict.find_images import find_images
+from tagseg.prediction.find_images import find_images
 from tagseg.run.decisions import decisions
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock

@@ -44,6 +44,13 @@ class Region:
         np.add.at(change, begins + self.stops - self.starts, -1)
         return np.cumsum(change[:-1]).astype(bool).reshape(width, height).T
 
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        """Return the pixels in a mask of full size."""
+        mask = np.zeros(self.size, bool)
+        left, top, width, height = self.box()
+        mask[top : top + height, left : left + width] = self.pixels()
+        return mask
+
     def code(self) -> dict[str, Any]:
         """Return the region as COCO's compressed run-length code, a JSON object."""
         joined = self.starts[1:] == self.stops[:-1]
@@ -54,23 +61,28 @@ class Region:
         code = coco_rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
         return {"size": [height, width], "counts": code["counts"].decode("ascii")}
 
-    def parts(self) -> Iterator["Region"]:
-        """Yield the connected parts in the order of their first pixels; pixels connect at edges and corners."""
-        part = self._part_of_runs()
+    def parts(self, corners: bool = True) -> Iterator["Region"]:
+        """Yield the connected parts in the order of their first pixels, down the columns.
+
+        Pixels connect at their edges, and with `corners` at their corners too.
+        """
+        part = self._part_of_runs(corners)
         order = np.argsort(part, kind="stable")
         for runs in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             yield Region(self.class_id, self.size, self.starts[runs], self.stops[runs])
 
-    def _part_of_runs(self) -> Int64[np.ndarray, " n"]:
+    def _part_of_runs(self, corners: bool) -> Int64[np.ndarray, " n"]:
         """Return the part of each run, numbered by the part's first run."""
         height, column = self.size[0], self.starts // self.size[0]
-        # The runs of the next column that touch this one: from the first that ends at or below its start, to the last
-        # that starts at or above its end.
+        # The runs of the next column that touch this one: from the first that ends at (with corners) or below its
+        # start, to the last that starts at (with corners) or above its end.
         first = np.maximum(
-            np.searchsorted(self.stops, self.starts + height), np.searchsorted(column, column + 1, "left")
+            np.searchsorted(self.stops, self.starts + height, "left" if corners else "right"),
+            np.searchsorted(column, column + 1, "left"),
         )
         last = np.minimum(
-            np.searchsorted(self.starts, self.stops + height, "right"), np.searchsorted(column, column + 1, "right")
+            np.searchsorted(self.starts, self.stops + height, "right" if corners else "left"),
+            np.searchsorted(column, column + 1, "right"),
         )
         part = list(range(len(column)))
         for run in range(len(part)):

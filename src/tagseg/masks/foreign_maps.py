@@ -1,4 +1,4 @@
-"""Class activation maps of other methods: read from their files, checked, and turned into maps and masks like ours."""
+"""Class activation maps of other methods: read and check them, and turn them into tagseg's own maps and masks."""
 
 import contextlib
 import logging
@@ -27,27 +27,27 @@ from tagseg.system.untrusted import DAMAGED_ARRAY, is_file, require_regular
 log = logging.getLogger(__name__)
 
 MOST_SIDE = 1024
-"""Cells along the long side of a map; larger ones are reduced when they are read."""
+"""Cells along the long side of a map; larger maps are reduced when they are read."""
 
 MOST_CELLS = 1 << 27
-"""A map of more cells is refused: 512 MB as float32, more than the largest image has pixels."""
+"""A map of more cells is rejected: 512 MB as float32, more cells than the largest image has pixels."""
 
 SUFFIXES = (".npz", ".npy")
 
 ROUNDING = 1e-3
-"""Probabilities that leave 0..1 by less than this were rounded."""
+"""Probabilities outside 0..1 by less than this are rounding errors."""
 
 
 def import_maps(
     dataset: Dataset, run: Run, track: Track = silent, then: Callable[[Sample], None] | None = None
 ) -> Localised:
-    """Store the maps that another method made (`localise.maps_from`) of every training image as a run's own are stored.
+    """Store another method's maps (`localise.maps_from`) of every training image like the run's own.
 
-    What the files hold is said at `read_foreign_maps`. Images whose maps are there already are skipped, so an
-    interrupted stage continues. `then` is called with every sample whose maps are there.
+    See `read_foreign_maps` for the format of the files. Images that already have maps are skipped, so an interrupted
+    stage resumes. `then` is called with every sample once its maps exist.
 
     Raises:
-        DataError: naming the folder or file, when an image has none or its maps cannot be used.
+        DataError: naming the folder or file, when an image has no maps or they cannot be used.
     """
     settings, samples = run.settings().localise, dataset.split("train")
     files = _find_files(Path(settings.maps_from), samples)
@@ -67,7 +67,7 @@ def import_maps(
             if then is not None:
                 then(sample)
     pace = images_per_s(images, time.monotonic() - started)
-    log.info("localise: maps of %d images from %s, %.1f a second", images, settings.maps_from, pace)
+    log.info("localise: maps of %d images from %s, %.1f images/s", images, settings.maps_from, pace)
     return Localised(run.maps, images, pace)
 
 
@@ -76,24 +76,24 @@ def read_foreign_maps(
 ) -> Float32[np.ndarray, "k h w"]:
     """Return the maps of an image's tags (class ids 1..C) from an .npz or .npy file of another method, as shares 0..1.
 
-    | file | holds |
+    | file | content |
     |---|---|
-    | .npz | an array `h w` a class, under the class's name or id |
+    | .npz | one array `h w` per class, under the name or id of the class |
     | .npz | `maps` (k h w) and `classes` (k names or ids) |
-    | .npz, .npy | `maps` alone, or the file's array: k maps, one a tag or one a class of the data set, by their ids |
+    | .npz, .npy | only `maps`, or the array of the file: k maps, one per tag or one per class, in order of their ids |
 
-    Maps may have any resolution, and cover the whole image. Those of other classes and of `background` are left out.
+    Maps may have any resolution and cover the whole image. Maps of other classes and of `background` are ignored.
 
     Args:
         path: the file; Python objects in it are never unpickled.
         tags: the image's class ids in ascending order; class id i is `classes[i - 1]`.
         classes: names of the data set's classes.
-        probabilities: values are probabilities, and kept; otherwise each map is divided by its peak, negative values
-            count as 0.
+        probabilities: the values are probabilities and are kept; otherwise each map is divided by its peak, and
+            negative values count as 0.
 
     Raises:
-        DataError: naming the file, when it is damaged, a tag has no map, or values are of the wrong kind, not finite,
-            or no probabilities.
+        DataError: naming the file, when it is damaged, a tag has no map, or the values are of the wrong type, not
+            finite or, with `probabilities`, not in 0..1.
     """
     try:
         require_regular(path)
@@ -106,18 +106,19 @@ def read_foreign_maps(
                 found = _from_archive(archive, tags, classes)
         return to_shares(found, probabilities)
     except DAMAGED_ARRAY as error:
-        raise DataError(f"{path}: no maps that could be used: {error}") from error
+        raise DataError(f"{path}: cannot use its maps: {error}") from error
 
 
 def to_shares(maps: Sequence[Shaped[np.ndarray, "h w"]], probabilities: bool = False) -> Float32[np.ndarray, "k y x"]:
-    """Return maps of any numbers and one size as shares 0..1, their long side reduced to `MOST_SIDE` cells (see
-    `read_foreign_maps`).
+    """Return maps of any numbers as shares 0..1, with the long side reduced to `MOST_SIDE` cells (see
+    `read_foreign_maps`). All maps must have the same size.
 
     Raises:
-        ValueError: when values are of the wrong kind, not finite or no probabilities, or sizes differ.
+        ValueError: when sizes differ, or values are of the wrong type, not finite or, with `probabilities`, not in
+            0..1.
     """
     if len({one.shape for one in maps}) > 1:
-        raise ValueError(f"maps of sizes {', '.join(str(one.shape) for one in maps)}, expected one size")
+        raise ValueError(f"all maps must have the same size, got {', '.join(str(one.shape) for one in maps)}")
     shares = [_to_share(one, probabilities) for one in maps]
     return np.stack(shares) if shares else np.zeros((0, 1, 1), np.float32)
 
@@ -130,17 +131,17 @@ def mask_from_maps(
     crf: CrfSettings = CrfSettings(),
     probabilities: bool = False,
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
-    """Return an image's mask with every pixel decided, and the one whose unsure pixels are 255, from any method's maps.
+    """Return an image's mask with every pixel decided, and its mask with unsure pixels 255, from any method's maps.
 
     Args:
         image: RGB.
-        maps: one a class that the image shows, of any resolution and any numbers (see `to_shares`).
-        classes: their ids, 1 to 254; background becomes 0.
-        settings, crf: as in a run; background's rule `auto` is `rest` for probabilities and `otsu` for other maps.
-        probabilities: values are probabilities.
+        maps: one per class in the image, of any resolution and with any numbers (see `to_shares`).
+        classes: the ids of these classes, 1 to 254; background becomes 0.
+        settings, crf: as in a run; the background rule `auto` is `rest` for probabilities and `otsu` for other maps.
+        probabilities: the values of the maps are probabilities.
 
     Raises:
-        ValueError: as `to_shares`, or when there are not as many maps as ids.
+        ValueError: as in `to_shares`, or when the numbers of maps and ids differ.
 
     >>> image = np.zeros((40, 60, 3), np.uint8)
     >>> image[:, 30:] = 255
@@ -150,7 +151,7 @@ def mask_from_maps(
     True
     """
     if len(maps) != len(classes) or not all(0 < class_id < 255 for class_id in classes):
-        raise ValueError(f"{len(maps)} maps of classes {classes}: expected as many ids, 1 to 254, as maps")
+        raise ValueError(f"expected one id, 1 to 254, per map; got {len(maps)} maps and the ids {classes}")
     size = (image.shape[0], image.shape[1])
     rule = settings.resolved(probabilities)
     small = Image.fromarray(image).resize(refined_size(size, rule)[::-1], Image.Resampling.BILINEAR)
@@ -160,7 +161,9 @@ def mask_from_maps(
 
 def _find_files(source: Path, samples: Sequence[Sample]) -> Mapping[str, Path]:
     if not source.is_dir():
-        raise DataError(f"--maps-from {source}: no such folder; expected maps, .npz or .npy, named like the images")
+        raise DataError(
+            f"--maps-from {source}: not a folder; expected a folder of .npz or .npy maps named like the images"
+        )
     found, missing = {}, []
     for sample in samples:
         files = [file for suffix in SUFFIXES if is_file(file := source / f"{sample.id}{suffix}")]
@@ -170,8 +173,8 @@ def _find_files(source: Path, samples: Sequence[Sample]) -> Mapping[str, Path]:
             missing.append(sample.id)
     if missing:
         raise DataError(
-            f"--maps-from {source}: holds no maps of {len(missing)} of the {len(samples)} training images, expected "
-            f"{missing[0]}.npz or .npy, and so on; take images without maps out of the data folder"
+            f"--maps-from {source}: maps are missing for {len(missing)} of the {len(samples)} training images, such as "
+            f"{missing[0]}.npz or .npy; add them, or remove these images from the data folder"
         )
     return found
 
@@ -188,21 +191,21 @@ def _from_archive(
     ids = read_member(archive, "classes")
     if maps.ndim != 3 or ids.shape != maps.shape[:1] or ids.dtype.kind not in "iuU":
         raise ValueError(
-            f"maps of shape {maps.shape} and classes of {ids.dtype} and shape {ids.shape}, expected (k, h, w) and k "
-            "names or ids"
+            "expected maps of shape (k, h, w) and k names or ids as classes; got maps of shape "
+            f"{maps.shape} and classes of type {ids.dtype} and shape {ids.shape}"
         )
     return [maps[row] for row in _rows([str(one) for one in ids], tags, classes)]
 
 
 def _rows(names: Sequence[str], tags: tuple[int, ...], classes: Sequence[str]) -> list[int]:
-    """The place of every tag's map among maps of `names`, which are those of classes or ids."""
+    """Return the index of every tag's map among maps with the given names, which are class names or ids."""
     ids = {name: i for i, name in enumerate(classes, 1)}
     known = [ids.get(name, int(name) if name.isdecimal() else None) for name in names]
     for tag in tags:
         if known.count(tag) != 1:
             raise ValueError(
-                f"{known.count(tag)} maps of the tag {classes[tag - 1]} (id {tag}), expected one; it holds "
-                f"{', '.join(names)[:300] or 'nothing'}"
+                f"expected one map of the tag {classes[tag - 1]} (id {tag}), found {known.count(tag)}; the file "
+                f"contains {', '.join(names)[:300] or 'no maps'}"
             )
     return [known.index(tag) for tag in tags]
 
@@ -214,8 +217,8 @@ def _in_order(
     if maps.ndim != 3 or len(maps) not in (len(tags), len(classes)):
         shown = ", ".join(classes[tag - 1] for tag in tags)
         raise ValueError(
-            f"an array of shape {maps.shape}, expected (k, h, w) with k = {len(tags)}, a map a tag ({shown}), or k = "
-            f"{len(classes)}, a map a class, both in the order of ids"
+            f"expected an array of shape (k, h, w) with k = {len(tags)}, one map per tag ({shown}), or k = "
+            f"{len(classes)}, one map per class, in the order of the ids; got shape {maps.shape}"
         )
     return list(maps) if len(maps) == len(tags) else [maps[tag - 1] for tag in tags]
 
@@ -223,15 +226,16 @@ def _in_order(
 def _to_share(values: Shaped[np.ndarray, "h w"], probabilities: bool) -> Float32[np.ndarray, "y x"]:
     if values.ndim != 2 or values.dtype.kind not in "fiub" or not 0 < values.size <= MOST_CELLS:
         raise ValueError(
-            f"a map of {values.dtype} and shape {values.shape}, expected numbers, (h, w), at most {MOST_CELLS:,} cells"
+            f"a map must contain numbers and have shape (h, w) and at most {MOST_CELLS:,} cells; got {values.dtype} "
+            f"and shape {values.shape}"
         )
     with np.errstate(over="ignore"):
         share = values.astype(np.float32)
     low, high = float(share.min()), float(share.max())
     if not np.isfinite([low, high]).all():
-        raise ValueError("a map holds NaN or infinite numbers")
+        raise ValueError("a map contains NaN or infinite numbers")
     if probabilities and not -ROUNDING <= low <= high <= 1 + ROUNDING:
-        raise ValueError(f"values from {low:g} to {high:g}, expected probabilities, 0 to 1 (localise.maps-hold)")
+        raise ValueError(f"probabilities must be 0 to 1 (localise.maps-hold), got values from {low:g} to {high:g}")
     share = np.clip(share, 0, 1 if probabilities else None)
     if max(share.shape) > MOST_SIDE:
         height, width = (max(round(side * MOST_SIDE / max(share.shape)), 1) for side in share.shape)

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tagseg.data.images import read_image, reduction
+from tagseg.data.images import read_image, reduced_size, reduction
 from tagseg.data.records import Dataset, Sample
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.networks.backbones import Backbone
@@ -37,12 +37,12 @@ MAP_STRIDE = 4
 
 READERS = 2
 WRITERS = 2
-"""Threads that decode images and that write maps while the network runs."""
+"""Threads that decode images and threads that write maps while the network runs."""
 
 
 @dataclass(frozen=True)
 class Localised:
-    """Where the maps lie, how many images got theirs now, and how many a second."""
+    """The folder of the maps, the number of images localised by this call, and images per second."""
 
     folder: Path
     images: int
@@ -50,7 +50,7 @@ class Localised:
 
 
 class Views(NamedTuple):
-    """An image as the network sees it: a picture a scale, and the (height, width) in pixels that its maps stand for."""
+    """An image prepared for the network: one picture per scale, and the (height, width) in pixels of its maps."""
 
     pictures: tuple[Image.Image, ...]
     size: tuple[int, int]
@@ -63,11 +63,11 @@ def localise(
     samples: Sequence[Sample] | None = None,
     then: Callable[[Sample], None] | None = None,
 ) -> Localised:
-    """Store the maps of every training image's tags in `run.maps`, an .npz each (see `write_maps`).
+    """Store the maps of every training image's tags in `run.maps`, one .npz file per image (see `write_maps`).
 
-    With maps = oaa these are the accumulated maps; the network's stand in where a tag was never predicted. Images whose
-    maps are there already are skipped, so an interrupted stage continues. With `samples` only theirs are made: an
-    ablation needs no more than the images that are scored. `then` is called with every sample whose maps are there.
+    With maps = oaa these are the accumulated maps, or the network's own for a tag that was never predicted. Images that
+    already have maps are skipped, so an interrupted stage resumes. `samples` limits the work to these samples: an
+    ablation only needs the images that are scored. `then` is called with every sample once its maps exist.
 
     Raises:
         DataError: naming the image, when one cannot be read.
@@ -104,7 +104,7 @@ def localise(
             if then is not None:
                 then(sample)
     pace = images_per_s(images, time.monotonic() - started)
-    log.info("localise: %d images, %.1f a second", images, pace)
+    log.info("localise: %d images, %.1f images/s", images, pace)
     return Localised(run.maps, images, pace)
 
 
@@ -115,8 +115,8 @@ def complete(
     tags: tuple[int, ...],
     settings: LocaliseSettings,
 ) -> Float[Tensor, "k h w"]:
-    """Return the accumulated maps of an image's tags as `localise_views` returns maps; the network's where there is
-    none, because training never predicted the tag."""
+    """Return the accumulated maps of an image's tags in the form of `localise_views`, or the network's own map for a
+    tag that training never predicted."""
     found = torch.from_numpy(np.array(accumulated)).float()
     known = found.flatten(1).any(1)
     maps = F.interpolate(found[:, None], map_size(seen), mode="bilinear", align_corners=False, antialias=True)[:, 0]
@@ -125,9 +125,9 @@ def complete(
 
 
 def views(backbone: Backbone, image: Image.Image, settings: LocaliseSettings) -> Views:
-    """Return an image reduced to `max_side` and brought to every scale, at sizes that fit the backbone's cells."""
-    reduce = reduction(image, settings.max_side)
-    size = max(round(image.height * reduce), 1), max(round(image.width * reduce), 1)
+    """Return an image reduced to `max_side` and resized to every scale, at sizes that fit the backbone's cells."""
+    reduce = reduction(image.size, settings.max_side)
+    size = reduced_size((image.height, image.width), settings.max_side)
     fitting = [
         backbone.fitting_size(image.height * reduce * scale, image.width * reduce * scale) for scale in settings.scales
     ]
@@ -143,7 +143,7 @@ def map_size(seen: Views) -> tuple[int, int]:
 def localise_image(
     network: RcaNetwork, image: Image.Image, tags: tuple[int, ...], settings: LocaliseSettings
 ) -> Float[Tensor, "k h w"]:
-    """Return the maps of an image's tags, see `localise_views`."""
+    """Return the maps of an image's tags (see `localise_views`)."""
     return localise_views(network, views(network.backbone, image, settings), tags, settings)
 
 
@@ -151,10 +151,10 @@ def localise_image(
 def localise_views(
     network: RcaNetwork, seen: Views, tags: tuple[int, ...], settings: LocaliseSettings
 ) -> Float[Tensor, "k h w"]:
-    """Return the maps of an image's tags (0..1), averaged over scales and the mirrored image.
+    """Return the maps of an image's tags (0..1), averaged over the scales and the mirrored image.
 
-    Posteriors are probabilities, other maps are divided by their peak. They have a quarter of the image's resolution
-    (of the reduced one where the image is larger than `max_side`).
+    Posteriors are probabilities; other maps are divided by their peak. The maps have a quarter of the resolution of the
+    image, after its reduction to `max_side`.
     """
     device = network.prototypes.device
     kind = map_kind(settings, network.rca, "eps" if network.background else "cam")
@@ -168,8 +168,8 @@ def localise_views(
     total = F.adaptive_avg_pool2d(total, map_size(seen))
     shares = total / total.amax((1, 2), keepdim=True).clamp_min(1e-6)
     if kind == "posterior":
-        looks = len(settings.scales) * (1 + settings.flip)
+        count = len(settings.scales) * (1 + settings.flip)
         shares = torch.where(
-            has_posterior(network, torch.tensor(tags, device=device))[:, None, None], total / looks, shares
+            has_posterior(network, torch.tensor(tags, device=device))[:, None, None], total / count, shares
         )
     return shares.cpu()

@@ -1,4 +1,4 @@
-"""Pseudo-masks: maps to palette PNGs at the image's own size."""
+"""Make pseudo-masks: from maps to palette PNGs at the size of the image."""
 
 import contextlib
 import logging
@@ -41,10 +41,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Masks:
-    """Where the masks lie: with unsure pixels 255, and with every pixel decided; class id i is `classes[i]`.
+    """The folders of the masks: `folder` with unsure pixels 255, `decided` with every pixel decided; class id i is
+    `classes[i]`.
 
-    images: how many were made now. images_per_s: of these, from the first that was handed over to the last.
-    worker_peak_mb: the most memory that one worker process took (0 where the main process made them).
+    images: number of images whose masks were made by this call. images_per_s: their rate, from the first handed over to
+    the last one made. worker_peak_mb: the peak memory of the largest worker process (0 if the main process made them).
     """
 
     folder: Path
@@ -57,7 +58,7 @@ class Masks:
 
 @contextlib.contextmanager
 def open_workers(prepared: Prepared, run: Run) -> Iterator[MaskWorkers]:
-    """Yield the worker processes that `make_masks` takes, so that masks can be made while maps are still written."""
+    """Yield worker processes for `make_masks`, so that masks can be made while maps are still being written."""
     settings = run.settings()
 
     def make(sample: Sample) -> Made:
@@ -69,12 +70,12 @@ def open_workers(prepared: Prepared, run: Run) -> Iterator[MaskWorkers]:
 
 
 def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: MaskWorkers | None = None) -> Masks:
-    """Write every training image's pseudo-mask; images whose masks are there already are skipped.
+    """Write the pseudo-masks of every training image; images that already have masks are skipped.
 
-    `workers` may have been given images before; the rest are handed over now, and all are waited for.
+    `workers` may already be working on some images; the rest are handed over now, and all are waited for.
 
     Raises:
-        RunError: naming the image, when one cannot be made.
+        RunError: naming the image, when a mask cannot be made.
     """
     if run.settings().masks.saliency:
         require_saliency(prepared.dataset, run.settings().data, "masks.saliency")
@@ -89,12 +90,12 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: Mas
             workers.give(sample)
     made = list(track(workers.made(), "masks", len(workers.given)))
     pace = images_per_s(len(made), time.monotonic() - min(workers.given.values(), default=0.0))
-    log.info("masks: %d images, %.1f a second", len(made), pace)
+    log.info("masks: %d images, %.1f images/s", len(made), pace)
     blank = {one.id for one in made if one.blank}
     if blank:
         log.warning(
-            "%d of %d masks hold none of their image's tags, first %s; if they are many, train longer (--train.epochs) "
-            "or cut lower (--masks.background threshold --masks.threshold 0.3)",
+            "%d of %d masks contain none of their image's tags, first %s; if there are many, train longer "
+            "(--train.epochs) or lower the threshold (--masks.background threshold --masks.threshold 0.3)",
             len(blank), len(samples), next(sample.id for sample in samples if sample.id in blank),
         )  # fmt: skip
     classes = ("background", *prepared.dataset.classes)
@@ -103,12 +104,11 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: Mas
 
 
 def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Settings) -> bool:
-    """Write an image's two masks at `size` (height, width); tells whether they hold none of its tags, unseen by anyone.
-
-    They come from its maps, or are what a person has made of them (see `reviewed_masks`).
+    """Write an image's two masks at `size` (height, width), from its maps or as a person has decided (see
+    `reviewed_masks`); return whether they contain none of its tags although no person has decided so.
 
     Raises:
-        RunError: naming the image, when it or its maps cannot be read or its masks not be written.
+        RunError: naming the image, when it or its maps cannot be read, or its masks cannot be written.
     """
     try:
         decision = decision_of(run, sample.id)
@@ -117,18 +117,18 @@ def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Setting
         write_mask(mask_file(run.decided_masks, sample.id), decided)
     except MemoryError as error:
         raise RunError(
-            f"{sample.image}: no mask could be made of it: not enough memory; lower --masks.max-side or --workers"
+            f"{sample.image}: cannot make its mask: not enough memory; reduce --masks.max-side or --workers"
         ) from error
     except (ValueError, OSError) as error:
-        raise RunError(f"{sample.image}: no mask could be made of it: {error}") from error
+        raise RunError(f"{sample.image}: cannot make its mask: {error}") from error
     return not decision.changes_masks() and not any((sure == class_id).any() for class_id in sample.tags)
 
 
 def reviewed_masks(
     run: Run, sample: Sample, size: tuple[int, int], settings: Settings, decision: Decision
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
-    """Return the masks of an image (every pixel decided; unsure ones 255) as `decision` wants them: accepted ones as
-    they were accepted, rejected ones 255 everywhere, others without the classes that are off and by the threshold."""
+    """Return the masks of an image (every pixel decided; unsure pixels 255) as `decision` requires: accepted masks as
+    they were accepted, rejected masks 255 everywhere, others without the disabled classes and with its threshold."""
     if decision.verdict == "accepted" and (kept := accepted_masks(run, sample.id, size)) is not None:
         return kept
     if decision.verdict == "rejected":
@@ -139,12 +139,14 @@ def reviewed_masks(
 def mask_sample(
     run: Run, sample: Sample, size: tuple[int, int], settings: Settings, decision: Decision = OPEN
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
-    """Return the masks of an image of a run at `size` (height, width), by all of the run's evidence: see `mask_image`.
+    """Return the masks of an image of a run at `size` (height, width), from all of the run's evidence (see
+    `mask_image`).
 
-    Of `decision` the classes that are off and the threshold count.
+    `decision` contributes its disabled classes and its threshold.
 
     Raises:
-        DataError: when the image or its saliency map cannot be read, or the latter is missing and asked for.
+        DataError: when the image or its saliency map cannot be read, or the settings require a saliency map that is
+            missing.
     """
     maps, classes = read_maps(map_file(run, sample.id))
     shown = [i for i, class_id in enumerate(classes) if class_id not in decision.off]
@@ -171,12 +173,12 @@ def mask_image(
     saliency: UInt8[np.ndarray, "h w"] | None = None,
     threshold: float = NEUTRAL,
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
-    """Return an image's mask with every pixel decided, and the one whose unsure pixels are 255, both at `size`.
+    """Return an image's mask with every pixel decided, and its mask with unsure pixels 255, both at `size`.
 
-    `maps` (0..255 = 0..peak) of `classes` are enlarged to `refined_size` and become probabilities of labels, which
-    `threshold` moves for or against background (see `shift_background`). There they take background from `saliency`
-    where that is given, and are refined by the image with the dense CRF where both are. Then they are enlarged to
-    `size` (height, width) and decided a strip of rows at a time: at full size only the masks exist.
+    `maps` (0..255 = 0..peak) of `classes` are enlarged to `refined_size` and turned into label probabilities;
+    `threshold` moves these for or against background (see `shift_background`). A `saliency` map replaces their
+    background, and with `image` and `crf` the dense CRF refines them. The scores are then enlarged to `size` (height,
+    width) and decided one strip of rows at a time, so that only the masks exist at full size.
     """
     cuts = tuple(background_cut(values, settings) for values in maps)
     before = label_probabilities(enlarge(maps, refined_size(size, settings)), settings, cuts)
@@ -194,5 +196,5 @@ def mask_image(
 
 
 def has_masks(run: Run, sample_id: str) -> bool:
-    """Tell whether both masks of an image are there."""
+    """Return whether both masks of an image exist."""
     return all(mask_file(folder, sample_id).exists() for folder in (run.masks, run.decided_masks))

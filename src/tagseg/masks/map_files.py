@@ -1,4 +1,4 @@
-"""Maps as files; apart from the network, so that a process which only reads them never imports torch."""
+"""Read and write map files; separate from the network, so that processes that only read maps never import torch."""
 
 import zipfile
 from io import BufferedIOBase
@@ -14,11 +14,11 @@ from tagseg.system.files import atomic_path
 from tagseg.system.untrusted import DAMAGED_ARRAY, require_regular
 
 _MAX_BYTES = 1 << 29
-"""An image's maps never need more: 254 classes on 1,400 x 1,400 cells."""
+"""Largest size of an image's maps: enough for 254 classes on 1,400 x 1,400 cells."""
 
 
 def map_file(run: Run, sample_id: str) -> Path:
-    """Return where an image's maps lie."""
+    """Return the path of an image's maps."""
     return run.maps / f"{sample_id}.npz"
 
 
@@ -42,39 +42,40 @@ def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
         if maps.dtype != np.uint8 or maps.ndim != 3 or classes.dtype != np.int64 or classes.shape != maps.shape[:1]:
             raise ValueError(f"maps are {maps.dtype} {maps.shape}, classes {classes.dtype} {classes.shape}")
         if 0 in maps.shape[1:] or not ((classes > 0) & (classes < 255)).all():
-            raise ValueError("maps without cells, or of what is no class")
+            raise ValueError("maps without cells, or class ids outside 1 to 254")
         return maps, tuple(classes.tolist())
     except DAMAGED_ARRAY as error:
         raise RunError(
-            f"{path}: missing or damaged maps ({error}); `tagseg localise RUN --force` makes all anew"
+            f"{path}: missing or damaged maps ({error}); run `tagseg localise RUN --force` to make all maps again"
         ) from error
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
-    """Return an array of an .npz file (see `read_array`)."""
+    """Return one array of an .npz file (see `read_array`)."""
     member = f"{name}.npy"
     with archive.open(member) as file:
         return read_array(file, archive.getinfo(member).file_size, member)
 
 
 def read_array(file: IO[bytes] | BufferedIOBase, size: int, name: str) -> Shaped[np.ndarray, "..."]:
-    """Return an .npy file's array whose header, unpacked size (in bytes) and limit agree: a few bytes can claim, or
-    unpack to, any size.
+    """Return the array of an .npy file, after checking the size that its header claims against the unpacked `size` in
+    bytes and the limit: a file of a few bytes can claim, or unpack to, any size.
 
     Raises:
-        ValueError: when they do not, or it holds Python objects; damaged files raise other DAMAGED_ARRAY, too.
+        ValueError: when these sizes disagree, or the array contains Python objects; damaged files also raise the other
+            errors in DAMAGED_ARRAY.
     """
     formats = np.lib.format
     versions = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
     shape, fortran, dtype = versions[formats.read_magic(file)](file)
     if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which are never unpickled")
+        raise ValueError(f"{name} contains Python objects, which are never unpickled")
     needed = dtype.itemsize
     for side in shape:
         needed *= side
     if size > _MAX_BYTES or needed > size or min(shape, default=1) < 0:
-        raise ValueError(f"{name} claims {needed} bytes of {size}, expected at most {_MAX_BYTES}")
+        raise ValueError(f"{name} claims {needed} of {size} bytes, expected at most {_MAX_BYTES}")
     content = bytearray(file.read(needed + 1))
     if len(content) != needed:
-        raise ValueError(f"{name} holds more or less than the {needed} bytes it claims")
+        raise ValueError(f"{name} does not contain the {needed} bytes that it claims")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

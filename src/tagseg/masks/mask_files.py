@@ -1,4 +1,4 @@
-"""Masks as files: palette PNGs, named like their images, and what their values mean."""
+"""Write masks as palette PNGs named like their images, and the meaning of their values."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from tagseg.system.files import write_atomically
 
 
 def mask_file(folder: Path, sample_id: str) -> Path:
-    """Return where an image's mask lies: named like the image."""
+    """Return the path of an image's mask, which is named like the image."""
     return folder / f"{sample_id}.png"
 
 
@@ -33,6 +33,6 @@ def mask_png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
 
 
 def write_classes(folder: Path, classes: Sequence[str]) -> None:
-    """Write classes.json: what the values in a folder's masks mean."""
+    """Write classes.json: the meaning of the values in a folder's masks."""
     names = {"0": "background", **{str(i): name for i, name in enumerate(classes, 1)}, "255": "void"}
     write_atomically(folder / "classes.json", json.dumps(names, indent=1, ensure_ascii=False) + "\n")

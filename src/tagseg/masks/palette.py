@@ -1,4 +1,4 @@
-"""The colours of masks: Pascal VOC's colour map, shared by mask files, pictures and the report."""
+"""The colours of masks: Pascal VOC's colour map, used in mask files, pictures and the report."""
 
 from tagseg.data.records import VOID
 
@@ -9,19 +9,19 @@ VOID_COLOUR = (224, 224, 192)
 def class_colours(n: int) -> list[tuple[int, int, int]]:
     """Return the RGB colours (0..255) of ids 0 to `n`: entry `i` is class id `i`, entry 0 the background.
 
-    Pascal VOC's rule: the bits of an id are dealt to red, green and blue in turn, lowest first, and fill each channel
-    from its highest bit down, so that small ids differ most.
+    Pascal VOC's rule: the bits of an id go to red, green and blue in turn, lowest bit first, and fill each channel from
+    its highest bit down, so that small ids differ most.
 
     Raises:
-        ValueError: when `n` is not from 0 to 255.
+        ValueError: when `n` is not in the range 0 to 255.
     """
     if not 0 <= n <= 255:
-        raise ValueError(f"class colours: got {n} as the last id, expected 0 to 255")
+        raise ValueError(f"class colours: the last id must be 0 to 255, got {n}")
     return [_colour(index) for index in range(n + 1)]
 
 
 def png_palette() -> list[int]:
-    """Return a palette for PNG masks: 256 colours as 768 numbers (0..255), id 255 (unsure) in `VOID_COLOUR`."""
+    """Return the palette of PNG masks: 256 colours as 768 numbers (0..255), with id 255 (unsure) in `VOID_COLOUR`."""
     colours = class_colours(255)
     colours[VOID] = VOID_COLOUR
     return [channel for colour in colours for channel in colour]

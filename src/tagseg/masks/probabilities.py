@@ -1,4 +1,4 @@
-"""From maps to the probability of every label, and which pixels are unsure; no ground truth needed."""
+"""Turn maps into label probabilities and decide which pixels are unsure; this needs no ground truth."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
@@ -6,21 +6,22 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from tagseg.settings.masks import MaskSettings
 
 LIMIT = 1e-4
-"""Probabilities stay this far from 0 and 1, so that later evidence can still overrule them."""
+"""Smallest distance of a probability from 0 and 1, so that later evidence can still change the label."""
 
 
 def label_probabilities(
     maps: Float32[np.ndarray, "k h w"], settings: MaskSettings, cuts: tuple[float, ...]
 ) -> Float32[np.ndarray, "1+k h w"]:
-    """Return the probabilities of background and the maps' classes at every pixel; they sum to 1.
+    """Return the probabilities of background and of the maps' classes at every pixel; they sum to 1.
 
-    `maps` are shares (0..1) and `cuts` what `background_cut` says of each. By `settings.background`:
+    `maps` are shares (0..1), and `cuts` are the values of `background_cut` for each map. `settings.background` selects
+    the rule:
 
-    - `rest`: maps are probabilities already, and background has what they leave over.
-    - `threshold`, `otsu`: the odds of a class against background are those of its map, divided by those of the map's
-      cut, so that class and background are equally likely where the map equals its cut.
-    - `power`: a class has its map and background `(1 - highest map) ^ power` (Ahn and Kwak 2018, section 3.1), divided
-      by their sum.
+    - `rest`: the maps are probabilities, and background has the remaining probability.
+    - `threshold`, `otsu`: the odds of a class against background are the odds of its map divided by those of its cut,
+      so class and background are equally likely where the map equals the cut.
+    - `power`: a class scores its map, background `(1 - highest map) ^ power` (Ahn and Kwak 2018, section 3.1), and the
+      scores are divided by their sum.
     """
     shares = np.clip(maps, LIMIT, 1 - LIMIT)
     highest = shares.max(0, keepdims=True, initial=LIMIT)
@@ -37,10 +38,10 @@ def label_probabilities(
 
 
 def background_cut(values: UInt8[np.ndarray, "h w"], settings: MaskSettings) -> float:
-    """Return the share of its peak at which a map (0..255 = 0..peak) is as likely its class as background.
+    """Return the share of its peak at which a map (0..255 = 0..peak) makes its class as likely as background.
 
-    `otsu`: the cut with the largest variance between the two sides of the map's own histogram (Otsu 1979);
-    `threshold`: a constant. Other rules need no cut. `auto` must have been resolved (see `Settings.mask_rule`).
+    `otsu`: the cut with the largest variance between the two sides of the map's own histogram (Otsu 1979). `threshold`:
+    a constant. The other rules need no cut. `auto` must be resolved first (see `Settings.mask_rule`).
     """
     assert settings.background != "auto", "see Settings.mask_rule"
     return otsu(values) if settings.background == "otsu" else settings.threshold
@@ -62,8 +63,8 @@ def otsu(values: UInt8[np.ndarray, "..."]) -> float:
 
 
 def shift_background(probabilities: Float32[np.ndarray, "l h w"], threshold: float) -> Float32[np.ndarray, "l h w"]:
-    """Return the probabilities with the odds of background moved so that a class beats it from a probability of
-    `threshold` (0..1) among the two on; 0.5 changes nothing."""
+    """Return the probabilities with the odds of background scaled so that a class wins if its share of the two
+    probabilities was above `threshold` (0..1); 0.5 changes nothing."""
     if threshold == 0.5:
         return probabilities
     moved = probabilities.copy()
@@ -75,8 +76,8 @@ def shift_background(probabilities: Float32[np.ndarray, "l h w"], threshold: flo
 def with_saliency(
     probabilities: Float32[np.ndarray, "l h w"], saliency: UInt8[np.ndarray, "h w"]
 ) -> Float32[np.ndarray, "l h w"]:
-    """Return the probabilities with background taken from a saliency map (0 background, 255 salient), as RCA and EPS
-    do; the classes share the rest as they did before."""
+    """Return the probabilities with background taken from a saliency map (0 background, 255 salient), as in RCA and
+    EPS; the classes share the rest in the same proportions as before."""
     salient = np.clip(saliency.astype(np.float32) / 255, LIMIT, 1 - LIMIT)
     classes = probabilities[1:]
     if not len(classes):
@@ -88,11 +89,12 @@ def with_saliency(
 def agreement(
     before: Float32[np.ndarray, "l h w"], after: Float32[np.ndarray, "l h w"]
 ) -> Float32[np.ndarray, "l h w"]:
-    """Return how sure each label would be at every pixel: the geometric mean of its probability by the maps alone and
-    of the one after refinement, which is high only where both are.
+    """Return the certainty of each label at every pixel: the geometric mean of its probabilities before and after
+    refinement, which is high only where both are.
 
-    A tag that no pixel went to must be somewhere all the same: where its probability by the maps is above half its
-    peak, nothing is sure (0), unless that is most of the image, which tells nothing.
+    A tag that has no pixels after refinement must still be somewhere in the image: where its probability before
+    refinement is above half its peak, the certainty of every label is 0, unless this is half of the image or more,
+    which says nothing about its position.
     """
     sure: Float32[np.ndarray, "l h w"] = np.sqrt(before * after)
     shown = np.unique(after.argmax(0))
@@ -111,9 +113,9 @@ def decide_labels(
     unsure: float,
 ) -> tuple[UInt8[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
     """Return the class id of every pixel (0 background, then `classes` in order), and which pixels are unsure: those
-    whose label is not surer than 0.5 by `unsure`.
+    where the certainty of the label (`sure`) is below 0.5 + `unsure`.
 
-    One label alone (no tags) is always sure.
+    A single label (no tags) is always certain.
     """
     labels = probabilities.argmax(0)
     ids = np.array((0, *classes), np.uint8)[labels]

@@ -1,4 +1,4 @@
-"""Scores and maps at another size: the size at which masks are refined, and strips of rows at full size."""
+"""Resize maps and scores: to the size at which masks are refined, and to full size in strips of rows."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,36 +7,36 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from tagseg.data.images import reduced_size
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.masks import MaskSettings
 
 _STRIP = 1 << 20
-"""Map values that are enlarged at a time: 4 MB, and as much again a few times while they are decided."""
-
+"""Number of values enlarged at a time: 4 MB, and a few times as much while pixels are decided."""
 
 REFERENCE_SIDE = 500
-"""Long side in pixels of the images that the reach of the CRF's kernels is given for: that of Pascal VOC's."""
+"""Long side in pixels of the images for which the reach of the CRF's kernels is specified: those of Pascal VOC."""
 
 
 def at_size(crf: CrfSettings, size: tuple[int, int]) -> CrfSettings:
-    """Return the settings with the reach of both kernels in pixels of an image of `size`: they are given for images
-    whose long side is `REFERENCE_SIDE`, so that masks do not depend on how large an image is stored."""
+    """Return the settings with the reach of both kernels in pixels of an image of `size`. The settings apply to images
+    whose long side is `REFERENCE_SIDE`, so that masks do not depend on the resolution at which an image is stored."""
     factor = max(size) / REFERENCE_SIDE
     return dataclasses.replace(crf, gaussian_sxy=crf.gaussian_sxy * factor, bilateral_sxy=crf.bilateral_sxy * factor)
 
 
 def refined_size(size: tuple[int, int], settings: MaskSettings) -> tuple[int, int]:
-    """Return the (height, width) at which the maps of an image of `size` are refined: its own up to `max_side`."""
-    reduce = min(1.0, settings.max_side / max(size))
-    return max(round(size[0] * reduce), 1), max(round(size[1] * reduce), 1)
+    """Return the (height, width) at which the masks of an image of `size` are refined: its own, or reduced to
+    `max_side`."""
+    return reduced_size(size, settings.max_side)
 
 
 def strips(
     scores: Float[np.ndarray, "k h w"], size: tuple[int, int]
 ) -> Iterator[tuple[slice, Float[np.ndarray, "k rows W"]]]:
-    """Yield scores enlarged to `size` (height, width), bilinear, a strip of rows at a time: which rows, and the scores.
+    """Yield scores enlarged to `size` (height, width), bilinear, one strip of rows at a time: the rows and the scores.
 
-    At `size` itself only a strip exists.
+    Only one strip exists at full size.
     """
     height = max(_STRIP // max(len(scores) * size[1], 1), 1)
     for top in range(0, size[0], height):
@@ -45,11 +45,12 @@ def strips(
 
 
 def _strip(scores: Float[np.ndarray, "k h w"], size: tuple[int, int], rows: slice) -> Float[np.ndarray, "k rows W"]:
-    """The given rows of scores enlarged to `size`, without enlarging the others."""
+    """Return the given rows of scores enlarged to `size`, without enlarging the others."""
     height, width = scores.shape[1:]
     if (height, width) == size:
         return scores[:, rows]
-    # The part that the rows cover; neighbours beyond it still count, so that strips join without a seam.
+    # The part of the scores that the rows cover. Resizing also reads neighbours outside this part, so that strips join
+    # without a seam.
     box = (0, rows.start * height / size[0], width, rows.stop * height / size[0])
     target = size[1], rows.stop - rows.start
     strips = [Image.fromarray(values).resize(target, Image.Resampling.BILINEAR, box) for values in scores]

@@ -1,4 +1,4 @@
-"""Masks that are there already are brought up to date with what a person has decided since."""
+"""Update existing masks after a person has reviewed them."""
 
 import logging
 
@@ -16,10 +16,11 @@ REVIEWED = "reviewed"
 
 
 def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[str, ...]:
-    """Make the masks anew of which a decision has changed since they were made, those of self-training too.
+    """Make all masks again whose decision has changed since they were made, including those of self-training, and
+    return the ids of their images.
 
-    The manifest learns their checksums. Returns their images' ids. A segmentation network that has been trained in part
-    is discarded, for it was learning from other masks; what to do with a finished one is up to the caller.
+    The manifest gets their new checksums. A partly trained segmentation network is discarded, because it was learning
+    from the old masks; a finished one is left to the caller.
 
     Raises:
         RunError: when the stage masks has not finished, or a mask cannot be made.
@@ -31,7 +32,7 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
     )
     if not changed:
         return ()
-    log.info("%d masks were reviewed since they were made: made anew, as decided", len(changed))
+    log.info("%d masks were reviewed after they were made: making them again as decided", len(changed))
     segmented = run.done("segment")
     if not segmented:
         run.discard("segment")
@@ -47,8 +48,8 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
 
 
 def unlearned(run: Run) -> int:
-    """Return of how many images the decision was another when the segmentation network learned from their masks; 0
-    where there is no network."""
+    """Return the number of images whose decision has changed since the segmentation network learned from their masks; 0
+    without a network."""
     if not run.done("segment"):
         return 0
     now, then = decision_digests(run), run.manifest().stages["segment"].reviewed

@@ -1,4 +1,4 @@
-"""A worker process of masks/workers.py: images in by standard input, answers out by standard output."""
+"""A worker process of masks/workers.py: it reads images from standard input and writes answers to standard output."""
 
 import json
 import os
@@ -13,17 +13,18 @@ from tagseg.run.lock import share_lock
 from tagseg.system.process import peak_memory_mb
 
 
-def serve(run: Run, employer: int) -> None:
-    """Answer lines of JSON, `[id, image file, tags, saliency file or null, [height, width]]`, until there are no more,
-    or the process `employer` has ended: nothing is written that nobody waits for.
+def serve(run: Run, parent: int) -> None:
+    """Answer lines of JSON, `[id, image file, tags, saliency file or null, [height, width]]`, until the input ends or
+    the process `parent` has ended: no mask is written that nobody waits for.
 
-    An answer says whether the masks are `blank`, and this process's `peak_mb`; or it is an `error`.
+    An answer contains `blank`, whether the masks have none of the tags, and `peak_mb`, the peak memory of this process;
+    or it contains an `error`.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints must not come between the answers
+    os.dup2(2, 1)  # output that a library prints must not mix with the answers
     settings = run.settings()
     for line in sys.stdin:
-        if os.getppid() != employer:
+        if os.getppid() != parent:
             return
         sample_id, image, tags, saliency, (height, width) = json.loads(line)
         sample = Sample(sample_id, Path(image), tuple(tags), saliency=Path(saliency) if saliency else None)
@@ -37,10 +38,9 @@ def serve(run: Run, employer: int) -> None:
 
 
 if __name__ == "__main__":
-    # The main process was killed: the masks are written, nobody is left to be told.
     run = Run(Path(sys.argv[1]))
     try:
         with share_lock(run.root):
             serve(run, int(sys.argv[2]))
-    except BrokenPipeError:
+    except BrokenPipeError:  # the main process was killed: the masks are written, but nobody reads the answer
         os._exit(0)

@@ -1,7 +1,7 @@
-"""Worker processes that make masks while the main process does something else: each has one image at a time.
+"""Worker processes that make masks, one image at a time each, while the main process does something else.
 
-A worker is `python -m tagseg.masks.worker RUN PID`, spoken to in lines of JSON: unlike multiprocessing's it neither
-imports torch nor runs the caller's script again, and its death is seen at once.
+A worker is `python -m tagseg.masks.worker RUN PID` and communicates in lines of JSON. Unlike a worker of
+multiprocessing, it neither imports torch nor runs the caller's script again, and its death is noticed at once.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tagseg.errors import RunError
 from tagseg.run.folder import Run
 
 GRACE_S = 20.0
-"""Seconds that an interrupted worker has to finish its image before it is killed."""
+"""Seconds in which an interrupted worker may finish its image before it is killed."""
 
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
@@ -30,8 +30,8 @@ _ONE_THREAD = dict.fromkeys(
 
 
 class Made(NamedTuple):
-    """An image whose masks are written: its id, whether they hold none of its tags, its worker's peak memory so far
-    in MB (0 in the main process)."""
+    """An image whose masks are written: its id, whether they contain none of its tags, and the peak memory of its
+    worker so far in MB (0 in the main process)."""
 
     id: str
     blank: bool
@@ -39,18 +39,18 @@ class Made(NamedTuple):
 
 
 class MaskWorkers(NamedTuple):
-    """Workers at hand. `give` hands over a sample, once, and returns at once; `made` yields what was handed over as it
-    gets finished, until nothing is left. Both raise RunError when a mask could not be made. `given`: sample id ->
-    time.monotonic() when it was handed over."""
+    """A pool of workers. `give` queues a sample, unless it was queued before, and returns immediately; `made` yields
+    the queued samples as they are finished, until none is left. Both raise RunError if a mask could not be made.
+    `given` maps the id of each queued sample to the value of time.monotonic() at that moment."""
 
     give: Callable[[Sample], None]
     made: Callable[[], Iterator[Made]]
     given: Mapping[str, float]
 
 
-class _Desk(NamedTuple):
-    """What the main process and the threads share, one thread a worker: samples to do and what became of them, the
-    errors among it, and the workers that run. A None in `todo` sends a thread home."""
+class _Shared(NamedTuple):
+    """State shared by the main thread and one thread per worker: the samples to do, the results, the errors among them,
+    and the running workers. A None in `todo` ends a thread."""
 
     todo: "queue.SimpleQueue[Sample | None]"
     done: "queue.SimpleQueue[Made | Exception]"
@@ -62,30 +62,31 @@ class _Desk(NamedTuple):
 def mask_workers(
     run: Run, sizes: Mapping[str, tuple[int, int]], count: int, make: Callable[[Sample], Made]
 ) -> Iterator[MaskWorkers]:
-    """Yield `count` workers that make masks of `sizes` (height, width) by sample id; they start with the first images.
+    """Yield `count` workers that make masks of the given `sizes`, sample id -> (height, width). A worker process starts
+    with its first image.
 
-    With 0 workers `make` makes a mask in the main process whenever `made` is asked for the next. When the block is left
-    early, images in flight are finished and all others dropped.
+    With 0 workers, `make` makes each mask in the main process when `made` is asked for it. If the block is left early,
+    images in progress are finished and all others are dropped.
     """
-    desk = _Desk(queue.SimpleQueue(), queue.SimpleQueue(), [], [])
+    shared = _Shared(queue.SimpleQueue(), queue.SimpleQueue(), [], [])
     given: dict[str, float] = {}
 
     def give(sample: Sample) -> None:
-        if desk.failures:
-            raise desk.failures[0]
+        if shared.failures:
+            raise shared.failures[0]
         if sample.id not in given:
             given[sample.id] = time.monotonic()
-            desk.todo.put(sample)
+            shared.todo.put(sample)
 
     def made() -> Iterator[Made]:
         for _ in range(len(given)):
-            outcome = desk.done.get() if count else make(_next(desk))
+            outcome = shared.done.get() if count else make(_next(shared))
             if isinstance(outcome, Exception):
                 raise outcome
             yield outcome
 
-    # Daemons: a hanging worker must not keep the interpreter from ending.
-    threads = [threading.Thread(target=_drive, args=(desk, run, sizes), daemon=True) for _ in range(count)]
+    # Daemon threads, because a worker that hangs must not keep the interpreter from exiting.
+    threads = [threading.Thread(target=_drive, args=(shared, run, sizes), daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
@@ -93,32 +94,32 @@ def mask_workers(
     finally:
         with contextlib.suppress(queue.Empty):
             while True:
-                desk.todo.get_nowait()
+                shared.todo.get_nowait()
         for _ in threads:
-            desk.todo.put(None)
-        _end(threads, desk.children)
+            shared.todo.put(None)
+        _end(threads, shared.children)
 
 
-def _drive(desk: _Desk, run: Run, sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Have one worker do what is to do, until there is no more or it fails."""
+def _drive(shared: _Shared, run: Run, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Let one worker process samples until there are none left or it fails."""
     child = None
     try:
-        while (sample := desk.todo.get()) is not None:
+        while (sample := shared.todo.get()) is not None:
             if child is None:
                 child = _start(run)
-                desk.children.append(child)
-            desk.done.put(_ask(child, sample, sizes[sample.id]))
-    except Exception as error:  # whatever it is: the main process waits for an answer
-        desk.failures.append(error)
-        desk.done.put(error)
+                shared.children.append(child)
+            shared.done.put(_ask(child, sample, sizes[sample.id]))
+    except Exception as error:  # any error at all: the main thread waits for an answer
+        shared.failures.append(error)
+        shared.done.put(error)
     finally:
         if child is not None:
             _dismiss(child)
 
 
-def _next(desk: _Desk) -> Sample:
-    sample = desk.todo.get()
-    assert sample is not None, "the end is put there when the block is left"
+def _next(shared: _Shared) -> Sample:
+    sample = shared.todo.get()
+    assert sample is not None, "None is only queued when the block is left"
     return sample
 
 
@@ -131,7 +132,7 @@ def _start(run: Run) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         encoding="ascii",
         env=os.environ | _ONE_THREAD | {"PYTHONPATH": paths},
-        # Its own group: Ctrl-C reaches the main process alone, which lets images in flight be finished.
+        # In its own process group: Ctrl-C reaches only the main process, which lets images in progress be finished.
         process_group=0,
     )
 
@@ -144,12 +145,12 @@ def _ask(child: "subprocess.Popen[str]", sample: Sample, size: tuple[int, int]) 
         child.stdin.write(json.dumps(asked) + "\n")
         child.stdin.flush()
         line = child.stdout.readline()
-    except OSError:  # it died between two images
+    except OSError:  # the worker died between two images
         line = ""
     if not line.endswith("\n"):
         raise RunError(
             f"{sample.image}: the worker process that made its mask {_end_of(child.wait())}; run the same command "
-            "again to continue, and with fewer --workers should it happen again"
+            "again to resume, and use fewer --workers if it happens again"
         )
     answer = json.loads(line)
     if "error" in answer:
@@ -160,13 +161,13 @@ def _ask(child: "subprocess.Popen[str]", sample: Sample, size: tuple[int, int]) 
 def _end_of(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
-    hint = ", as systems do that run out of memory" if status == -signal.SIGKILL else ""
+    hint = ", perhaps because the system ran out of memory" if status == -signal.SIGKILL else ""
     return f"was killed by signal {-status}{hint}"
 
 
 def _dismiss(child: "subprocess.Popen[str]") -> None:
-    """Let a worker end, as it does when nothing more is asked of it."""
-    with contextlib.suppress(OSError):  # what it never read cannot be flushed
+    """Close the input of a worker, which ends it, and wait for it."""
+    with contextlib.suppress(OSError):  # input that it never read cannot be flushed
         child.stdin.close()  # type: ignore[union-attr]
     child.wait()
     child.stdout.close()  # type: ignore[union-attr]

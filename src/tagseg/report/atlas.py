@@ -1,4 +1,4 @@
-"""The atlas: one self-contained HTML page about what the memory bank knows, and what new images attend to."""
+"""The atlas: one self-contained HTML page that shows what a memory bank holds and what new images attend to."""
 
 import functools
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from tagseg.report.crops import OutlineColour
 from tagseg.report.render import css, render_page
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import map_kind
@@ -23,19 +24,19 @@ from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 from tagseg.training.device import choose_device
 
-BACKGROUND: OutlineColour = (150, 150, 150)
-"""Background's colour on this page: in masks it is black, which is lost on a photo."""
+BACKGROUND_COLOUR: OutlineColour = (150, 150, 150)
+"""Background's colour on this page; masks have it black, which is hard to see on a photo."""
 
 MOST_PAIRS = 6
-"""So many likely confusions are shown."""
+"""How many likely confusions are shown."""
 
 LARGEST_TABLE = 24
-"""With more entries the table of all pairs is left out: nobody could read it."""
+"""With more entries, the table of all pairs is left out because it would be unreadable."""
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """Where the atlas was written."""
+    """The path of the atlas that was written."""
 
     path: Path
 
@@ -49,93 +50,91 @@ def atlas(
     force: bool = False,
     track: Track = silent,
 ) -> Atlas:
-    """Write the atlas of a run's memory bank: a page without any outside reference, of about 8 MB at most.
+    """Write the atlas of a run's memory bank: one HTML file of at most about 8 MB that loads nothing else.
 
     Args:
         run: a run folder whose stage train has finished.
-        images: new images, no tags needed: the page shows what each of their regions attends to.
-        per_class: so many training images of each class are searched for regions.
+        images: new images, without tags; the page shows what each of their regions attends to.
+        per_class: how many training images of each class to search for regions.
         out: where to write the page; None: RUN/atlas.html.
         device: as `--device`.
-        force: overwrite a page that exists.
+        force: replace an existing page.
         track: how to report progress.
 
     Raises:
-        RunError: when the run has not been trained, its bank is empty, the page exists and `force` is not given, or
-            another process is at work on the run that the page goes into.
+        RunError: when the run has not been trained, its bank is empty, the page exists and `force` is not given, or the
+            page goes into the run and another process is using the run.
         DataError: when an image cannot be read.
-        ValueError: when `per_class` is below 1 or the device is not there.
+        ValueError: when `per_class` is below 1 or the device is not available.
     """
     trained = Run(Path(run))
     trained.require("train")
     path = trained.atlas_file if out is None else Path(out)
     if path.exists() and not force:
         raise RunError(f"{path}: exists; choose another --out or --force")
-    if per_class < 1:
-        raise ValueError(f"--per-class: got {per_class}, expected at least 1 image")
+    check_value("--per-class", per_class, AtLeastOne)
     new = [Path(image) for image in images]
     if path != trained.atlas_file:
-        write_atomically(path, render(trained, new, per_class, device, track))
+        write_atomically(path, render_atlas(trained, new, per_class, device, track))
         return Atlas(path)
     with hold_lock(trained.root):
-        write_atomically(path, render(trained, new, per_class, device, track))
+        write_atomically(path, render_atlas(trained, new, per_class, device, track))
         trained.note("atlas")
     return Atlas(path)
 
 
-def render(run: Run, images: Sequence[Path], per_class: int, device: str, track: Track = silent) -> str:
-    """Return the atlas's HTML; arguments as for `atlas`."""
+def render_atlas(run: Run, images: Sequence[Path], per_class: int, device: str, track: Track = silent) -> str:
+    """Return the HTML of the atlas; arguments as for `atlas`."""
     settings = run.settings()
     megapixels, side = settings.data.max_megapixels, settings.localise.max_side
     new = [(path.name, read_image(path, megapixels)) for path in images]
     network, classes = load_network(run.network, choose_device(device))
     memory = load_memory(run, network)
     samples = choose_samples(prepare(run, track).dataset.split("train"), len(classes), per_class)
-    seen = find_regions(network, memory, samples, settings, track)
-    colours = [BACKGROUND, *class_colours(len(classes))[1:]]
-    # A region may stand in several places of the page; it is drawn once.
+    regions = find_regions(network, memory, samples, settings, track)
+    colours = [BACKGROUND_COLOUR, *class_colours(len(classes))[1:]]
+    # A region may appear several times on the page; it is drawn once.
     draw = functools.cache(
-        functools.partial(draw_region, seen=seen, network=network, colours=colours, max_megapixels=megapixels)
+        functools.partial(draw_region, regions=regions, network=network, colours=colours, max_megapixels=megapixels)
     )
     pairs = closest_pairs(memory)
     return render_page(
         "atlas.html.j2",
         ("atlas.css",),
         ("viewer.js",),
-        title="What the memory knows",
+        title="Memory bank atlas",
         version=run.manifest().tagseg or "(unknown)",
         run=str(run.root),
         names=("background", *classes),
         colours=[css(colour) for colour in colours],
         slots=memory.slots,
         temperature=network.rca.attention_temperature,
-        use=_use(settings.localise, network.rca),
-        looked=len(samples),
-        regions=len(seen.samples),
+        use=_use_of_attention(settings.localise, network.rca),
+        searched=len(samples),
+        regions=len(regions.samples),
         entries=[
-            show_entry(memory, seen, entry, draw)
+            show_entry(memory, regions, entry, draw)
             for entry in track([*range(1, len(colours)), 0], "drawing the atlas", len(colours))
         ],
-        confusions=[show_pair(pair, seen, draw) for pair in pairs[:MOST_PAIRS]],
-        heat=_heat(pairs, len(colours)) if len(colours) <= LARGEST_TABLE else [],
+        confusions=[show_pair(pair, regions, draw) for pair in pairs[:MOST_PAIRS]],
+        similarities=_similarities(pairs, len(colours)) if len(colours) <= LARGEST_TABLE else [],
         images=[
-            show_image(name, image, attended_areas(network, memory, image, side), network, seen, colours, draw)
+            show_image(name, image, attended_areas(network, memory, image, side), network, regions, colours, draw)
             for name, image in new
         ],
     )
 
 
-def _use(localise: LocaliseSettings, rca: RcaSettings) -> str:
-    """Say what the run uses attention for."""
+def _use_of_attention(localise: LocaliseSettings, rca: RcaSettings) -> str:
     if not rca.aggregation:
-        return "This run was trained without aggregation: it may find the regions to be contrasted, but makes no map."
+        return "This run was trained without aggregation: attention makes no maps, but may select regions for contrast."
     if map_kind(localise, rca) == "posterior":
-        return "The maps and masks are made from it."
-    return "The refined map is made with it."
+        return "This run makes its maps and masks from attention."
+    return "This run uses attention to make the refined map."
 
 
-def _heat(pairs: Sequence[EntryPair], entries: int) -> list[list[float | None]]:
-    """Return the closest cosine of every two entries as a square table; None where there is none."""
+def _similarities(pairs: Sequence[EntryPair], entries: int) -> list[list[float | None]]:
+    """Return the largest cosine of every two entries as a square table; None where there is none."""
     table: list[list[float | None]] = [[None] * entries for _ in range(entries)]
     for pair in pairs:
         one, two = pair.entries

@@ -1,4 +1,4 @@
-"""Loss curves as numbers for an SVG: what the page's template draws."""
+"""Loss curves, laid out as coordinates for an SVG that the page's template draws."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 42
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where it lies, in the SVG's units, and what it says."""
+    """A mark on an axis: its position in the SVG's units, and its text."""
 
     at: float
     text: str
@@ -24,7 +24,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve: its runs of points in the SVG's units (a gap in the values splits it), and its last value."""
+    """A curve: runs of points in the SVG's units (a missing value splits the curve), and its last value."""
 
     label: str
     runs: tuple[tuple[tuple[float, float], ...], ...]
@@ -33,7 +33,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: lines and both axes' ticks."""
+    """A chart ready to draw: its curves and the ticks of both axes."""
 
     title: str
     lines: tuple[Curve, ...]
@@ -48,10 +48,10 @@ class Chart:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the epochs noted in a history.jsonl, in order; none when there is no such file.
+    """Return the epochs recorded in a history.jsonl, in order; none if there is no such file.
 
     Raises:
-        RunError: naming the line that is not a JSON object with an epoch.
+        RunError: when a line is not a JSON object with an epoch; names the line.
     """
     if not path.exists():
         return []
@@ -72,13 +72,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def values(history: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
-    """Return one value an epoch; None where it is absent or not a finite number."""
+    """Return one value per epoch; None if it is missing or not a finite number."""
     found = [epoch.get(key) for epoch in history]
     return [float(v) if isinstance(v, (int, float)) and math.isfinite(v) else None for v in found]
 
 
 def draw_chart(title: str, epochs: Sequence[int], series: Mapping[str, Sequence[float | None]]) -> Chart | None:
-    """Lay out curves over epochs on a linear axis that starts at 0; None when no series has a value."""
+    """Return curves over epochs on a linear axis that includes 0; None if no series has a value."""
     known = [value for curve in series.values() for value in curve if value is not None]
     if not known:
         return None
@@ -110,7 +110,7 @@ def draw_chart(title: str, epochs: Sequence[int], series: Mapping[str, Sequence[
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return at most `most` round, evenly spaced numbers that cover `low` to `high`."""
+    """Return at most `most` round, evenly spaced numbers that cover the range from `low` to `high`."""
     span = high - low
     if span <= 0:
         high, span = low + 1, 1.0

@@ -1,4 +1,4 @@
-"""Regions as pictures: a crop of the photo around each, its outline drawn, what lies outside dimmed."""
+"""Pictures of regions: a crop of the photo around each region, with its outline drawn and the rest dimmed."""
 
 from collections.abc import Sequence
 
@@ -6,33 +6,35 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 
-SIDE = 160
-"""Long side of a crop in pixels."""
+from tagseg.data.images import reduced_size
+
+CROP_SIDE = 160
+"""Long side of a crop, in pixels."""
 
 ASPECT = 4 / 3
-"""Width to height of a crop, where the photo has room for it."""
+"""Width to height of a crop, if the photo is large enough."""
 
 MARGIN = 0.1
-"""Space around the region on every side, as a share of its own size."""
+"""Space around the region on every side, as a share of the region's size."""
 
-LEAST = 0.35
-"""A crop shows at least this share of the photo's long side: a region is known by what is around it."""
+SMALLEST_CROP = 0.35
+"""A crop shows at least this share of the photo's long side, because context helps to recognise a region."""
 
-FINE = 2
-"""Pictures are drawn so many times larger and then reduced, which smooths the outlines."""
+SUPERSAMPLING = 2
+"""Pictures are drawn this many times larger and then reduced, which smooths the outlines."""
 
 OutlineColour = tuple[int, int, int]
 
 
 def crop_region(
-    photo: Image.Image, shape: Bool[np.ndarray, "h w"], colour: OutlineColour, side: int = SIDE
+    photo: Image.Image, shape: Bool[np.ndarray, "h w"], colour: OutlineColour, side: int = CROP_SIDE
 ) -> Image.Image:
-    """Return the photo's part around a region (`shape`, of the photo's size), outlined, the rest of it dimmed."""
+    """Return the part of a photo around a region (`shape`, at the photo's size), with the region outlined."""
     box = crop_box(shape)
     width, height = box[2] - box[0], box[3] - box[1]
     scale = side / max(width, height)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
-    fine = size[0] * FINE, size[1] * FINE
+    fine = size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING
     part = photo.resize(fine, Image.Resampling.BICUBIC, box, reducing_gap=2.0)
     inside = _resized(Image.fromarray(shape).convert("L").crop(box), fine)
     dim = ImageEnhance.Brightness(ImageEnhance.Color(part).enhance(0.25)).enhance(0.45)
@@ -43,26 +45,25 @@ def crop_region(
 def outline_regions(
     photo: Image.Image, regions: Sequence[tuple[Bool[np.ndarray, "_ _"], OutlineColour]], side: int
 ) -> Image.Image:
-    """Return the whole photo, reduced to a long side of `side` pixels, with every region outlined in its colour."""
-    scale = min(1.0, side / max(photo.size))
-    size = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
-    fine = size[0] * FINE, size[1] * FINE
+    """Return a whole photo, at most `side` pixels long, with every region outlined in its colour."""
+    size = reduced_size(photo.size, side)
+    fine = size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING
     drawn = photo.resize(fine, Image.Resampling.BICUBIC, reducing_gap=2.0)
     for shape, colour in regions:
-        # On the inner side, so that the lines of neighbours stand side by side.
+        # On the inner side, so that the lines of neighbours are next to each other.
         drawn = _ringed(drawn, _resized(Image.fromarray(shape).convert("L"), fine), colour, outward=False)
     return drawn.resize(size, Image.Resampling.LANCZOS)
 
 
 def crop_box(shape: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
-    """Return the part to show of a photo with a region of at least one pixel: left, top, right, bottom in pixels.
+    """Return left, top, right and bottom, in pixels, of the crop for a region of at least one pixel.
 
-    It holds the whole region, a margin around it, and is as nearly 4:3 as the photo allows.
+    The crop contains the whole region and a margin, and is as close to 4:3 as the photo allows.
     """
     sides = [np.flatnonzero(shape.any(axis)) for axis in (0, 1)]
     (left, right), (top, bottom) = ((int(at[0]), int(at[-1]) + 1) for at in sides)
     height, width = shape.shape
-    least = LEAST * max(height, width)
+    least = SMALLEST_CROP * max(height, width)
     wide, tall = ((high - low) * (1 + 2 * MARGIN) for low, high in ((left, right), (top, bottom)))
     wide = max(wide, tall * ASPECT, least)
     tall = wide / ASPECT
@@ -71,7 +72,7 @@ def crop_box(shape: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
 
 
 def _within(middle: float, length: float, limit: int) -> tuple[int, int]:
-    """From and to of a stretch around `middle`, pushed and then cut to lie in 0..limit."""
+    """Return start and stop of an interval around `middle`, shifted and then cut to lie in 0..limit."""
     whole = min(round(length), limit)
     start = min(max(round(middle - whole / 2), 0), limit - whole)
     return start, start + whole
@@ -82,7 +83,7 @@ def _resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _ringed(picture: Image.Image, inside: Image.Image, colour: OutlineColour, outward: bool) -> Image.Image:
-    """Draw a line along the mask's border, on its outer or inner side, in the colour and, beyond it, white."""
+    """Draw a line along the mask's border, on its outer or inner side, in the colour with a white edge."""
     for thickness, paint in ((5, (255, 255, 255)), (3, colour)):
         size = 2 * thickness + 1
         moved = inside.filter(ImageFilter.MaxFilter(size) if outward else ImageFilter.MinFilter(size))

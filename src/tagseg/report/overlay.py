@@ -1,4 +1,4 @@
-"""Masks to be laid over photos, and pictures as bytes; apart from the pages, so that it never imports torch."""
+"""Masks to draw over photos, and pictures as bytes; in its own module so that it never imports torch."""
 
 import base64
 import io
@@ -12,15 +12,17 @@ from tagseg.data.records import VOID
 from tagseg.masks.palette import png_palette
 
 STRIPE = 3
-"""Width of the stripes by which unsure pixels are hatched, in pixels of a picture whose long side is 480."""
+"""Width of the stripes that mark unsure pixels, in pixels of a picture whose long side is 480 pixels."""
 
 
 def draw_mask(mask: UInt8[np.ndarray, "h w"], width: int, height: int, stripe: int = STRIPE) -> Image.Image:
-    """Return a mask as a palette picture of the given size, of which index 0 (background) is to be see-through: class
-    colours, unsure pixels hatched by stripes `stripe` pixels wide."""
+    """Return a mask as a palette picture of the given size, in class colours, with unsure pixels striped.
+
+    Index 0 (background) is meant to be transparent; stripes are `stripe` pixels wide.
+    """
     drawn = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     y, x = np.ogrid[:height, :width]
-    # Only the stripes of unsure areas are painted, so that the photo shows between them.
+    # Unsure areas are painted only on the stripes, so that the photo shows between them.
     drawn[(drawn == VOID) & ((x + y) % (2 * stripe) >= stripe)] = 0
     picture = Image.fromarray(drawn)
     picture.putpalette(png_palette())
@@ -28,7 +30,7 @@ def draw_mask(mask: UInt8[np.ndarray, "h w"], width: int, height: int, stripe: i
 
 
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """Return a picture as a file's content; `options` are those of Pillow's writer of that `kind` (jpeg, png)."""
+    """Return a picture as the bytes of a file of `kind` (jpeg, png); `options` are those of Pillow's writer."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pages from templates: self-contained HTML with the shared style and script."""
+"""Render pages from templates, as self-contained HTML with the shared style and script."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from tagseg._version import __version__
 
 
 def templates() -> jinja2.Environment:
-    """Return the templates of report/templates; what they show is escaped, and must be there."""
+    """Return the templates of report/templates, which escape every value and fail on a missing one."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("tagseg.report", "templates"),
         autoescape=True,
@@ -22,19 +22,19 @@ def templates() -> jinja2.Environment:
 
 
 def render_page(template: str, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = (), **values: Any) -> str:
-    """Return the HTML of a template that extends base.html.j2; every value is escaped, nothing is loaded from outside.
+    """Return the HTML of a template that extends base.html.j2; it escapes every value and loads nothing from outside.
 
     Args:
         template: a file name in report/templates.
-        styles: the page's own style sheets, behind the one that all pages share.
-        scripts: the page's own scripts, behind the one that all pages share.
-        values: what the template shows.
+        styles: the page's own style sheets, after the one that all pages share.
+        scripts: the page's own scripts, after the one that all pages share.
+        values: the template's values.
     """
     environment = templates()
     style = "\n".join(_source(environment, name) for name in ("style.css", *styles))
     script = "\n".join(_source(environment, name) for name in ("page.js", *scripts))
     return environment.get_template(template).render(
-        # Only this very script may run: a name that slipped through escaping would still be text.
+        # Only this exact script may run: even a name that was not escaped would never be executed.
         script=Markup(script),
         script_hash=_digest(script),
         style=Markup(style),
@@ -45,7 +45,7 @@ def render_page(template: str, styles: tuple[str, ...] = (), scripts: tuple[str,
 
 
 def css(colour: tuple[int, int, int]) -> str:
-    """Return a colour (RGB, 0..255) as CSS."""
+    """Return an RGB colour (0..255) as CSS."""
     return f"rgb({colour[0]} {colour[1]} {colour[2]})"
 
 
@@ -55,5 +55,5 @@ def _source(environment: jinja2.Environment, name: str) -> str:
 
 
 def _digest(source: str) -> str:
-    """Return the checksum by which a page's policy knows its own style and script."""
+    """Return the checksum that a page's content security policy uses for its style and its script."""
     return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode("ascii")

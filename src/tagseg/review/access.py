@@ -1,8 +1,8 @@
-"""Who may ask the review page's server: the page itself, opened by its secret address, and nobody else.
+"""Access control for the review page's server: only the page itself, opened at its secret address, may use it.
 
-The token is a segment of the address's path, not a cookie. A cookie would be sent by any page of this machine's other
-servers too (cookies know no ports), so that every write would hang on further checks alone; who does not know the path
-can ask nothing. It ends with the server, and the page never tells it to others (`Referrer-Policy`).
+The token is a segment of the URL path, not a cookie. Cookies ignore ports, so pages of other servers on this machine
+would send one too, and writes would depend on other checks alone. Without the path, a client can do nothing. The token
+expires with the server, and the page never discloses it (`Referrer-Policy`).
 """
 
 import json
@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOSTS = ("127.0.0.1", "localhost")
-"""Names of this machine: a page of another name that leads here (DNS rebinding) is refused. Ports may be forwarded."""
+"""Names of this machine; other names that resolve to it (DNS rebinding) are refused. Forwarded ports are allowed."""
 
 LARGEST_BODY = 16_384
-"""So many bytes a request may have: a decision takes some hundred."""
+"""Most bytes in the body of a request; a decision takes a few hundred."""
 
 HEADERS = {
     "cache-control": "no-store",
@@ -31,16 +31,16 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-"""Headers of every answer that does not have its own."""
+"""Default headers of every response."""
 
 
 def new_token() -> str:
-    """Return a token that cannot be guessed."""
+    """Return an unguessable token."""
     return secrets.token_urlsafe(24)
 
 
 def guarded(app: ASGIApp, token: str) -> ASGIApp:
-    """Return an app that answers what lies below `/TOKEN`, to this machine's own names, and refuses all else (403)."""
+    """Return an app that serves paths below `/TOKEN` under this machine's own names and refuses all else (403)."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,16 +64,16 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
 
 
 def _refusal(scope: Scope, token: str) -> str:
-    """Say why a request is refused; nothing where it is not."""
+    """Return why a request is refused; empty if it is not."""
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if _host_name(host) not in HOSTS:
-        return "The page is served to this machine only, as 127.0.0.1 or localhost."
+        return "This page is only served at 127.0.0.1 or localhost."
     given = scope["path"].split("/")[1] if scope["path"].startswith("/") else ""
     if not secrets.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode()):
-        return "The address has no valid token: open the one that tagseg review has printed."
+        return "The address has no valid token: open the address that tagseg review printed."
     if scope["method"] not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
-        return "Only the page itself may write."
+        return "Only the review page itself may store decisions."
     return ""
 
 
@@ -84,11 +84,12 @@ def _host_name(host: str) -> str:
         return ""
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """Return the JSON object that a request brings.
+async def read_body(request: Request) -> dict[str, Any]:
+    """Return the JSON object in the body of a request.
 
     Raises:
-        HTTPException: 415 when it is not declared as JSON, 413 when it is too large, 400 when it is no JSON object.
+        HTTPException: 415 when the content type is not JSON, 413 when the body is too large, 400 when it is not a JSON
+            object.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected a body of type application/json")

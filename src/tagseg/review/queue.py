@@ -1,13 +1,13 @@
-"""What there is to review, and in which order: the masks to be trusted least come first."""
+"""The queue of masks to review, the least reliable first."""
 
-import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from tagseg.data.data_file import ImageRow, read_data_file
 from tagseg.data.prepare import prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
@@ -23,8 +23,11 @@ WANTED: tuple[Wanted, ...] = (*get_args(Verdict), "all")
 
 @dataclass(frozen=True, slots=True)
 class ReviewItem:
-    """An image to review: its sample, its (height, width) in pixels and, where that was computed, how far its masks are
-    to be trusted (0..1), in all and by class id."""
+    """An image to review.
+
+    sample: the image. size: its (height, width) in pixels. score, classes: the expected IoU (0..1) of its mask, in
+    total and by class id, if it was computed.
+    """
 
     sample: Sample
     size: tuple[int, int]
@@ -34,10 +37,10 @@ class ReviewItem:
 
 @dataclass(frozen=True)
 class Queue:
-    """The training images of a run, those to be trusted least first.
+    """The training images of a run, those with the least reliable masks first.
 
-    run: where decisions are kept. source: whose masks are reviewed, the last round's where there was self-training.
-    settings: those the masks were made with. data: the data folder. classes: class id i is `classes[i - 1]`.
+    run: stores the decisions. source: has the masks to review; after self-training, this is its last round. settings:
+    those of `source`. data: the data folder. classes: class id i is `classes[i - 1]`.
     """
 
     run: Run
@@ -45,17 +48,17 @@ class Queue:
     settings: Settings
     data: Path
     classes: tuple[str, ...]
-    entries: tuple[ReviewItem, ...]
+    items: tuple[ReviewItem, ...]
     places: Mapping[str, int] = field(init=False)
-    """Where in `entries` an image stands, by its id."""
+    """The index of each image in `items`, by its id."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "places", {entry.sample.id: place for place, entry in enumerate(self.entries)})
+        object.__setattr__(self, "places", {item.sample.id: place for place, item in enumerate(self.items)})
 
 
 @dataclass(frozen=True)
 class Page:
-    """A part of a list: how many images the whole list has, how many of them stand before, and the places of these."""
+    """A page of a list: the number of images in the list, how many of them come before, and the places of these."""
 
     total: int
     first: int
@@ -63,28 +66,24 @@ class Page:
 
 
 def read_queue(run: Run) -> Queue:
-    """Return what there is to review of a run; images without a score stand behind all others, in the data's order.
+    """Return the queue of a run's images; those without a score come last, in data order.
 
     Raises:
         RunError: when the run has no masks of its own, or they are not made yet.
-        DataError: when the data must be read again for its saliency maps, and cannot be.
+        DataError: when the data must be read again for saliency maps and cannot be.
     """
-    if run.settings().segment.labels:
-        raise RunError(f"{run.root}: learns from the masks in {run.settings().segment.labels}; it made none to review")
+    if labels := run.settings().segment.labels:
+        raise RunError(f"{run.root}: uses the masks in {labels}, so it has no masks of its own to review")
     run.require("masks")
     source = run.final()
     settings = source.settings()
     saliency: dict[str, Path | None] = {}
     if settings.masks.saliency:
         saliency = {sample.id: sample.saliency for sample in prepare(run).dataset.split("train")}
-    about, found = _read_data(run), read_quality(run)
-    entries = [
-        _entry(record, saliency.get(record["id"]), found.get(record["id"]))
-        for record in about["samples"]
-        if record["split"] == "train"
-    ]
-    entries.sort(key=lambda entry: (entry.score is None, entry.score or 0.0))
-    return Queue(run, source, settings, run.data_root().resolve(), tuple(about["classes"]), tuple(entries))
+    data, found = read_data_file(run), read_quality(run)
+    items = [_item(row, saliency.get(row.id), found.get(row.id)) for row in data.samples if row.split == "train"]
+    items.sort(key=lambda item: (item.score is None, item.score or 0.0))
+    return Queue(run, source, settings, run.data_root().resolve(), data.classes, tuple(items))
 
 
 def choose_page(
@@ -96,16 +95,16 @@ def choose_page(
     start: int = 0,
     until: int | None = None,
 ) -> Page:
-    """Return up to `count` of the images with the `wanted` verdict that are tagged with a class (0: any class).
+    """Return up to `count` images with the `wanted` verdict and a tag (0: any tag).
 
-    They are the first ones from place `start` of the queue on; or, where `until` is given, the last ones before it.
-    Places do not move when something is decided, so that pages join without gaps.
+    They are the first ones from place `start` of the queue, or if `until` is given, the last ones before it. Decisions
+    do not change places, so consecutive pages have no gaps.
     """
     places = [
         place
-        for place, entry in enumerate(queue.entries)
-        if (wanted == "all" or decided.get(entry.sample.id, OPEN).verdict == wanted)
-        and (not class_id or class_id in entry.sample.tags)
+        for place, item in enumerate(queue.items)
+        if (wanted == "all" or decided.get(item.sample.id, OPEN).verdict == wanted)
+        and (not class_id or class_id in item.sample.tags)
     ]
     if until is None:
         first = bisect_left(places, start)
@@ -117,21 +116,13 @@ def choose_page(
 
 
 def count_verdicts(queue: Queue, decided: Mapping[str, Decision]) -> dict[str, int]:
-    """Return how many images have each verdict, and how many there are in all."""
+    """Return the number of images with each verdict, and of all images."""
     counts = Counter(decision.verdict for sample_id, decision in decided.items() if sample_id in queue.places)
-    counts["open"] = len(queue.entries) - sum(counts[verdict] for verdict in get_args(Verdict) if verdict != "open")
-    return {verdict: counts[verdict] for verdict in get_args(Verdict)} | {"all": len(queue.entries)}
+    counts["open"] = len(queue.items) - sum(counts[verdict] for verdict in get_args(Verdict) if verdict != "open")
+    return {verdict: counts[verdict] for verdict in get_args(Verdict)} | {"all": len(queue.items)}
 
 
-def _entry(record: Mapping[str, Any], saliency: Path | None, judged: ImageQuality | None) -> ReviewItem:
-    sample = Sample(record["id"], Path(record["image"]), tuple(record["tags"]), saliency=saliency)
+def _item(row: ImageRow, saliency: Path | None, judged: ImageQuality | None) -> ReviewItem:
+    sample = Sample(row.id, Path(row.image), row.tags, saliency=saliency)
     classes = {class_id: one.score for class_id, one in judged.classes.items()} if judged else {}
-    return ReviewItem(sample, (record["size"][0], record["size"][1]), judged.score if judged else None, classes)
-
-
-def _read_data(run: Run) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads(run.data_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run.data_file}: missing or damaged ({error}); start again with another --out") from error
-    return about
+    return ReviewItem(sample, row.size, judged.score if judged else None, classes)

@@ -1,4 +1,4 @@
-"""What to look at first: the masks that are trusted least, and why."""
+"""The ranking of masks: which to check first, and why."""
 
 import csv
 import io
@@ -12,16 +12,15 @@ from tagseg.review.scores import ImageQuality
 from tagseg.review.suspects import Suspect
 
 DOUBTFUL = 0.5
-"""Shares below this are named as a reason."""
+"""Lower scores and shares are given as a reason."""
 
-FAR = 8.0
-"""A class whose area is so many times smaller or larger than usual is named as a reason."""
+UNUSUAL_SIZE = 8.0
+"""An area this many times smaller or larger than the class's median is given as a reason."""
 
 
 @dataclass(frozen=True)
 class Worst:
-    """An image to look at: its id, score (0..1), those of its classes by name, the lowest first, and what is odd about
-    them."""
+    """An image to check: its id, its score (0..1), the scores of its classes by name, lowest first, and the reason."""
 
     id: str
     score: float
@@ -32,9 +31,9 @@ class Worst:
 def worst_first(
     dataset: Dataset, found: Mapping[str, ImageQuality], settled: Collection[str] = (), count: int | None = None
 ) -> list[Worst]:
-    """Return the training images whose masks are trusted least, the least trusted first, at most `count`.
+    """Return up to `count` training images with the least reliable masks, the least reliable first.
 
-    Ids in `settled` are left out: a person has accepted or rejected their masks.
+    Images in `settled` are left out: a person has accepted or rejected their masks.
     """
     areas: dict[int, list[float]] = {}
     for quality in found.values():
@@ -47,13 +46,13 @@ def worst_first(
 
 
 def to_csv(worst: list[Worst]) -> str:
-    """Return a table with a row an image: image, score, classes with their scores, reason."""
+    """Return a CSV table with one row per image: image, score, classes with their scores, reason."""
     rows = [(one.id, f"{one.score:.3f}", classes_text(one.classes), one.reason) for one in worst]
     return _csv(("image", "score", "classes", "reason"), rows)
 
 
 def suspects_to_csv(suspects: list[Suspect], dataset: Dataset) -> str:
-    """Return a table with a row a tag: image, tag, wrong or missing, doubt."""
+    """Return a CSV table with one row per tag: image, tag, wrong or missing, doubt."""
     rows = [(one.id, dataset.classes[one.class_id - 1], one.kind, f"{one.doubt:.3f}") for one in suspects]
     return _csv(("image", "tag", "suspect", "doubt"), rows)
 
@@ -71,18 +70,18 @@ def _worst(dataset: Dataset, quality: ImageQuality, usual: Mapping[int, float]) 
 
 
 def _reason(name: str, quality: ImageQuality, class_id: int, usual: float) -> str:
-    """What is odd about one class of a mask, the gravest; empty where nothing is."""
+    """Return the main problem of one class of a mask; empty if there is none."""
     one = quality.classes[class_id]
     if not one.area:
-        return f"no pixel is {name}"
+        return f"no pixels of {name}"
     if one.score >= DOUBTFUL:
         return ""
-    if one.area * FAR < usual:
-        return f"{name} is far smaller than in other images"
-    if one.area > usual * FAR:
-        return f"{name} is far larger than in other images"
+    if one.area * UNUSUAL_SIZE < usual:
+        return f"{name} is much smaller than in other images"
+    if one.area > usual * UNUSUAL_SIZE:
+        return f"{name} is much larger than in other images"
     if one.maps < DOUBTFUL:
-        return f"maps and mask differ for {name}"
+        return f"maps and mask disagree about {name}"
     if one.stable < DOUBTFUL:
         return f"{name} changes with scale or mirroring"
     if one.unsure > 1 - DOUBTFUL:

@@ -1,4 +1,4 @@
-"""How far to trust the masks where there is no truth: what was found, image by image and class by class."""
+"""Quality scores of masks without true masks, per image and class, and the file that stores them."""
 
 import dataclasses
 import hashlib
@@ -13,16 +13,16 @@ from tagseg.system.files import write_atomically
 from tagseg.system.untrusted import check_shape, is_file, parse_json
 
 _MAX_LINE = 1 << 20
-"""Bytes that a line may have; one of a thousand classes has a tenth of it."""
+"""Most bytes in a line; a line with a thousand classes has a tenth of that."""
 
 
 @dataclass(frozen=True)
 class ClassQuality:
-    """How far to trust one class of an image's mask; every share is from 0 to 1.
+    """The quality of one class of an image's mask; all values are from 0 to 1.
 
-    score: the IoU to expect, see `expected_iou`. maps: the same by the maps alone, before the dense CRF. stable: how
-    far the network's looks agree with one another. unsure: share of the class's pixels that are marked unsure. area:
-    share of the image that is the class's.
+    score: the expected IoU (see `expected_iou`). maps: the same by the maps alone, before the dense CRF. stable: how
+    far the network's predictions agree across views. unsure: the share of the class's pixels that are marked unsure.
+    area: the class's share of the image.
     """
 
     score: float
@@ -34,10 +34,11 @@ class ClassQuality:
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """How far to trust an image's mask: `score` (0..1) over all its classes together, and each of them by class id.
+    """The quality of an image's mask.
 
-    present: how likely each class of the data set is in the image, by the classification and the segmentation network;
-    faint likelihoods are left out.
+    score: the expected IoU (0..1) over all its classes together. classes: the quality of each, by class id. present:
+    the probability that a class is in the image, by the classification and the segmentation network; small
+    probabilities are left out.
     """
 
     id: str
@@ -47,13 +48,14 @@ class ImageQuality:
 
 
 def write_quality(run: Run, found: Iterable[ImageQuality]) -> None:
-    """Write what was found of the masks of a run; more lines may be appended (see `quality_line`)."""
+    """Write the quality of a run's masks; more lines may be appended (see `quality_line`)."""
     write_atomically(run.quality_file, "".join([json.dumps(_header(run)) + "\n", *map(quality_line, found)]))
 
 
 def read_quality(run: Run) -> dict[str, ImageQuality]:
-    """Return what was found of the masks of a run, by sample id; nothing where that was with another segmentation
-    network, or not at all. Half a line at the end, as a killed process leaves it, is left out.
+    """Return the quality of a run's masks by sample id; empty if it was not computed with this segmentation network.
+
+    An incomplete line at the end, which a killed process may leave, is ignored.
 
     Raises:
         RunError: when a line is damaged.
@@ -76,7 +78,7 @@ def read_quality(run: Run) -> dict[str, ImageQuality]:
 
 
 def quality_line(quality: ImageQuality) -> str:
-    """Return what was found of an image as a line of JSON."""
+    """Return the quality of an image's mask as a line of JSON."""
     return json.dumps(_rounded(dataclasses.asdict(quality)), ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The review page's server: the page, its list, its pictures, and what is decided, stored at once."""
+"""The review page's server: serves the page, its list and its pictures, and stores decisions immediately."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ from starlette.types import ASGIApp
 from tagseg._version import __version__
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.render import css, render_page
-from tagseg.review.access import guarded, new_token, read_json
-from tagseg.review.images import Shown, draw_overlay, show_queue
+from tagseg.review.access import guarded, new_token, read_body
+from tagseg.review.images import QueuePictures, draw_overlay, queue_pictures
 from tagseg.review.queue import WANTED, Queue, ReviewItem, choose_page, count_verdicts, read_queue
 from tagseg.run.decisions import (
     NEUTRAL,
@@ -36,55 +36,55 @@ from tagseg.run.decisions import (
     record_decision,
 )
 from tagseg.run.folder import Run
+from tagseg.settings.bounds import Port, check_value
 
 PAGE = 60
-"""So many images of a list come at a time, at most."""
+"""Most images of a list in one response."""
 
 _POLICY = "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-"""What of the page's policy can be said in a header only, and what can be said twice; see base.html.j2."""
+"""The parts of the page's policy that need a header, and those that may be repeated in one; see base.html.j2."""
 
 
 @dataclass(frozen=True)
 class Review:
-    """What is served: the queue, its pictures, and everything that was decided about it, as in the database."""
+    """The state of the server: the queue, its pictures, and the decisions, as in the database."""
 
     queue: Queue
-    shown: Shown
+    pictures: QueuePictures
     decided: dict[str, Decision]
     writing: Lock = field(default_factory=Lock)
 
 
 def review(run: str | Path, port: int = 0, ready: Callable[[str], None] = lambda address: None) -> None:
-    """Serve the review page of a run on this machine alone, until interrupted.
+    """Serve the review page of a run, to this machine only, until interrupted.
 
     Args:
-        run: a run folder whose masks are made.
-        port: where to listen; 0: any port that is free.
-        ready: is told the page's address, which holds a secret token, as soon as it can be opened.
+        run: a run folder with masks.
+        port: the port to listen on; 0: any free port.
+        ready: called with the page's address, which contains a secret token, as soon as the page can be opened.
 
     Raises:
         RunError: when the run has no masks to review.
-        ValueError: when nobody may listen at the port.
+        ValueError: when the port cannot be used.
     """
     queue = read_queue(Run(Path(run)))
     token = new_token()
     app = make_app(queue, token)
     with listen(port) as listener:
         ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/")
-        # It ends itself when interrupted, and then passes the interruption on.
+        # When interrupted, uvicorn shuts down and then raises the interruption again.
         with contextlib.suppress(KeyboardInterrupt):
             make_server(app).run(sockets=[listener])
 
 
 def listen(port: int) -> socket.socket:
-    """Return a socket that listens to this machine alone.
+    """Return a socket that listens to connections from this machine only.
 
     Raises:
-        ValueError: when the port is none, or is taken.
+        ValueError: when the port is out of range or cannot be used.
     """
-    if not 0 <= port <= 65_535:
-        raise ValueError(f"--port {port}: expected a number from 0 (any that is free) to 65535")
-    # Only where the protocol is named will asyncio send small answers at once: otherwise each takes 40 ms more.
+    check_value("--port", port, Port)
+    # asyncio sends small responses immediately only if the protocol is named; otherwise each takes 40 ms longer.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
@@ -94,11 +94,13 @@ def listen(port: int) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        raise ValueError(f"--port {port}: cannot be used ({error.strerror}); choose another, or 0 for any") from error
+        raise ValueError(
+            f"--port {port}: cannot be used ({error.strerror}); choose another, or 0 for any free port"
+        ) from error
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """Return a server that writes no log: addresses hold the token."""
+    """Return a server without a log, because addresses contain the token."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="off",
         timeout_graceful_shutdown=2,
@@ -107,7 +109,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 def make_app(queue: Queue, token: str) -> ASGIApp:
-    """Return the app that serves a queue to those who know the token."""
+    """Return the app that serves a queue to clients that know the token."""
     routes = [
         Route("/", show_page),
         Route("/list", show_list),
@@ -117,16 +119,16 @@ def make_app(queue: Queue, token: str) -> ASGIApp:
         Route("/decide", store_decision, methods=["POST"]),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse, ValueError: _explain})
-    app.state.review = Review(queue, show_queue(queue), decisions(queue.run))
+    app.state.review = Review(queue, queue_pictures(queue), decisions(queue.run))
     return guarded(app, token)
 
 
 def show_page(request: Request) -> Response:
-    """Answer with the page."""
-    held = _review(request)
-    queue = held.queue
-    # Whoever opens the page anew also sees what others have decided meanwhile.
-    held.decided.update(decisions(queue.run))
+    """Respond with the page."""
+    state = _review(request)
+    queue = state.queue
+    # Opening the page also shows decisions that others have made in the meantime.
+    state.decided.update(decisions(queue.run))
     colours = [css(colour) for colour in class_colours(len(queue.classes))]
     html = render_page(
         "review.html.j2",
@@ -135,7 +137,7 @@ def show_page(request: Request) -> Response:
         title="Review",
         version=__version__,
         run=str(queue.run.root),
-        scored=any(entry.score is not None for entry in queue.entries[:1]),
+        scored=any(item.score is not None for item in queue.items[:1]),
         about={
             "names": ["background", *queue.classes],
             "colours": colours,
@@ -148,59 +150,62 @@ def show_page(request: Request) -> Response:
 
 
 def show_list(request: Request) -> Response:
-    """Answer with a page of the list: `verdict` (or all), `class` (0: any), `from` a place on or `until` one."""
-    held = _review(request)
+    """Respond with a page of the list.
+
+    Query: `verdict` (or all), `class` (0: any), and either the first place (`from`) or the end (`until`).
+    """
+    state = _review(request)
     verdict = request.query_params.get("verdict", "open")
     if verdict not in WANTED:
         raise HTTPException(400, f"verdict: got {verdict!r:.200}, expected {', '.join(WANTED)}")
     until = _number(request, "until", -1)
     page = choose_page(
-        held.queue, dict(held.decided), verdict, _number(request, "class", 0),
+        state.queue, dict(state.decided), verdict, _number(request, "class", 0),
         min(max(_number(request, "count", PAGE), 1), PAGE), _number(request, "from", 0), until if until >= 0 else None,
     )  # fmt: skip
-    items = [_item(held, place) for place in page.places]
-    counts = count_verdicts(held.queue, dict(held.decided))
+    items = [_as_json(state, place) for place in page.places]
+    counts = count_verdicts(state.queue, dict(state.decided))
     return JSONResponse({"total": page.total, "first": page.first, "items": items, "counts": counts})
 
 
 def show_thumb(request: Request) -> Response:
-    """Answer with the thumbnail of the image `id`."""
-    place, _ = _asked(request)
-    return Response(_review(request).shown.thumb(place), media_type="image/jpeg")
+    """Respond with the thumbnail of image `id`."""
+    place, _ = _requested(request)
+    return Response(_review(request).pictures.thumb(place), media_type="image/jpeg")
 
 
 def show_photo(request: Request) -> Response:
-    """Answer with the photo `id`."""
-    place, _ = _asked(request)
-    return Response(_review(request).shown.photo(place), media_type="image/jpeg")
+    """Respond with photo `id`."""
+    place, _ = _requested(request)
+    return Response(_review(request).pictures.photo(place), media_type="image/jpeg")
 
 
 def show_mask(request: Request) -> Response:
-    """Answer with the mask of the image `id`, without the classes that are `off`, by the `threshold`."""
-    place, entry = _asked(request)
+    """Respond with the mask of image `id`, without the classes that are `off` and by the `threshold`."""
+    place, item = _requested(request)
     values = request.query_params
     try:
         off = sorted({int(class_id) for class_id in values.get("off", "").split(",") if class_id})
         wanted = Decision("open", tuple(off), float(values.get("threshold", NEUTRAL)))
     except ValueError as error:
         raise HTTPException(400, f"off, threshold: expected class ids and a number ({error})") from error
-    return Response(draw_overlay(_masks(_review(request), place, entry, wanted)), media_type="image/png")
+    return Response(draw_overlay(_masks(_review(request), place, item, wanted)), media_type="image/png")
 
 
 async def store_decision(request: Request) -> Response:
-    """Store a decision, `{"id", "verdict", "off", "threshold"}`, and answer with the counts when it is on disk."""
-    held = _review(request)
-    values = await read_json(request)
-    place, entry = _entry(held, values.get("id"))
-    decision = read_decision(values, len(held.queue.classes))
-    return JSONResponse(await run_in_threadpool(_store, held, place, entry, decision))
+    """Store a decision, `{"id", "verdict", "off", "threshold"}`, and respond with the counts once it is on disk."""
+    state = _review(request)
+    values = await read_body(request)
+    place, item = _find_item(state, values.get("id"))
+    decision = read_decision(values, len(state.queue.classes))
+    return JSONResponse(await run_in_threadpool(_store, state, place, item, decision))
 
 
 def read_decision(values: Mapping[str, Any], classes: int) -> Decision:
-    """Return the decision in a request's JSON, for a data set of so many classes.
+    """Return the decision in a request's JSON, for a data set with `classes` classes.
 
     Raises:
-        HTTPException: 400, saying what came and what was expected.
+        HTTPException: 400 when it is not a decision; says what was found and what was expected.
     """
     expected = {"id", "verdict", "off", "threshold"}
     if set(values) != expected:
@@ -215,53 +220,53 @@ def read_decision(values: Mapping[str, Any], classes: int) -> Decision:
     return Decision(verdict, tuple(sorted(set(off))), float(threshold))
 
 
-def _store(held: Review, place: int, entry: ReviewItem, decision: Decision) -> dict[str, Any]:
-    with held.writing:
-        masks = _masks(held, place, entry, decision) if decision.verdict == "accepted" else None
-        record_decision(held.queue.run, entry.sample.id, decision, masks)
-        held.decided[entry.sample.id] = decision
-    return {"item": _item(held, place), "counts": count_verdicts(held.queue, dict(held.decided))}
+def _store(state: Review, place: int, item: ReviewItem, decision: Decision) -> dict[str, Any]:
+    with state.writing:
+        masks = _masks(state, place, item, decision) if decision.verdict == "accepted" else None
+        record_decision(state.queue.run, item.sample.id, decision, masks)
+        state.decided[item.sample.id] = decision
+    return {"item": _as_json(state, place), "counts": count_verdicts(state.queue, dict(state.decided))}
 
 
-def _masks(held: Review, place: int, entry: ReviewItem, wanted: Decision) -> MaskPair:
-    """Return the masks to be seen, or accepted: those that were accepted, as long as nothing else is asked for."""
-    before = held.decided.get(entry.sample.id)
+def _masks(state: Review, place: int, item: ReviewItem, wanted: Decision) -> MaskPair:
+    """Return the masks to show or accept: accepted ones as they were, unless other classes or thresholds are wanted."""
+    before = state.decided.get(item.sample.id)
     if before and before.verdict == "accepted" and (before.off, before.threshold) == (wanted.off, wanted.threshold):
-        kept = accepted_masks(held.queue.run, entry.sample.id, entry.size)
+        kept = accepted_masks(state.queue.run, item.sample.id, item.size)
         if kept:
             return kept
-    # The run's own masks are made with what was decided; of undecided images alone they are known to be as they came.
+    # Decisions may have changed the run's own masks; only those of undecided images are known to be original.
     fresh = before is not None or (wanted.off, wanted.threshold) != (OPEN.off, OPEN.threshold)
-    return held.shown.masks(place, wanted.off, wanted.threshold, fresh)
+    return state.pictures.masks(place, wanted.off, wanted.threshold, fresh)
 
 
-def _item(held: Review, place: int) -> dict[str, Any]:
-    entry = held.queue.entries[place]
-    decision = held.decided.get(entry.sample.id, OPEN)
+def _as_json(state: Review, place: int) -> dict[str, Any]:
+    item = state.queue.items[place]
+    decision = state.decided.get(item.sample.id, OPEN)
     return {
         "place": place,
-        "id": entry.sample.id,
-        "height": entry.size[0],
-        "width": entry.size[1],
-        "tags": entry.sample.tags,
-        "score": entry.score,
-        "scores": {str(class_id): score for class_id, score in entry.classes.items()},
+        "id": item.sample.id,
+        "height": item.size[0],
+        "width": item.size[1],
+        "tags": item.sample.tags,
+        "score": item.score,
+        "scores": {str(class_id): score for class_id, score in item.classes.items()},
         "verdict": decision.verdict,
         "off": decision.off,
         "threshold": decision.threshold,
     }
 
 
-def _asked(request: Request) -> tuple[int, ReviewItem]:
-    return _entry(_review(request), request.query_params.get("id"))
+def _requested(request: Request) -> tuple[int, ReviewItem]:
+    return _find_item(_review(request), request.query_params.get("id"))
 
 
-def _entry(held: Review, sample_id: Any) -> tuple[int, ReviewItem]:
-    """Look an id up: what is asked for never becomes part of a path."""
-    place = held.queue.places.get(sample_id) if isinstance(sample_id, str) else None
+def _find_item(state: Review, sample_id: Any) -> tuple[int, ReviewItem]:
+    """Look up an id, so that a request never becomes part of a path."""
+    place = state.queue.places.get(sample_id) if isinstance(sample_id, str) else None
     if place is None:
         raise HTTPException(404, "id: no such image in this run")
-    return place, held.queue.entries[place]
+    return place, state.queue.items[place]
 
 
 def _number(request: Request, name: str, default: int) -> int:
@@ -272,8 +277,8 @@ def _number(request: Request, name: str, default: int) -> int:
 
 
 def _review(request: Request) -> Review:
-    held: Review = request.app.state.review
-    return held
+    state: Review = request.app.state.review
+    return state
 
 
 def _refuse(request: Request, error: Exception) -> Response:
@@ -282,5 +287,5 @@ def _refuse(request: Request, error: Exception) -> Response:
 
 
 def _explain(request: Request, error: Exception) -> Response:
-    """Answer with what is wrong with the run or the data: the user can mend it, the server goes on."""
+    """Respond with the error in the run or the data, which the user can fix while the server keeps running."""
     return JSONResponse({"error": str(error)}, 409)

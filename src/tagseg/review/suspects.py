@@ -1,4 +1,4 @@
-"""Tags that are likely wrong or missing, by what the trained networks see in the images."""
+"""Tags that are probably wrong or missing, according to the trained networks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ from jaxtyping import Bool, Float64
 from tagseg.data.records import Dataset
 from tagseg.review.scores import ImageQuality
 
-Kind = Literal["wrong", "missing"]
+SuspectKind = Literal["wrong", "missing"]
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A tag that is likely `wrong` (the image has it, and does not show it) or `missing` (the other way round).
+    """A tag that is probably `wrong` (tagged but not in the image) or `missing` (in the image but not tagged).
 
-    present: how likely (0..1) the class is in the image, by the networks. usual: how likely it is on average in images
-    that are tagged the way this one should be. doubt: how sure (0..1) it is that something is the matter.
+    present: the networks' probability (0..1) that the class is in the image. usual: its mean over the images that are
+    tagged as this one probably should be. doubt: the probability (0..1) that the tag is wrong or missing.
     """
 
     id: str
     class_id: int
-    kind: Kind
+    kind: SuspectKind
     present: float
     usual: float
     doubt: float
 
 
 def find_suspects(dataset: Dataset, found: Mapping[str, ImageQuality]) -> list[Suspect]:
-    """Return the training tags that are likely wrong or missing, the surest first.
+    """Return the training tags that are probably wrong or missing, the most certain first.
 
-    Confident learning (Northcutt, Jiang and Chuang 2021, section 3.1): a class is taken to be in an image from the mean
-    likelihood that it has in the images tagged with it; and not to be there up to the mean in those that are not. Where
-    that contradicts the tags, they are suspects. Nothing needs to be set, and a class that the networks are never sure
-    of is judged by its own measure.
+    This is confident learning (Northcutt, Jiang and Chuang 2021, section 3.1). A class counts as present if its
+    probability is at least the mean over the images tagged with it, and as absent if it is at most the mean over the
+    other images. A tag that contradicts this is a suspect. There is nothing to tune, and the thresholds adapt to
+    classes that the networks are never confident about.
     """
     samples = [sample for sample in dataset.split("train") if sample.id in found]
     present = np.zeros((len(samples), len(dataset.classes)))
@@ -46,7 +46,7 @@ def find_suspects(dataset: Dataset, found: Mapping[str, ImageQuality]) -> list[S
             present[row, class_id - 1] = value
     with_tag, without = _means(present, tagged, np.inf), _means(present, ~tagged, -np.inf)
     suspects: list[Suspect] = []
-    kind: Kind
+    kind: SuspectKind
     for row, column in np.argwhere(np.where(tagged, present <= without, present >= with_tag)):
         likely = float(present[row, column])
         if tagged[row, column]:
@@ -60,7 +60,7 @@ def find_suspects(dataset: Dataset, found: Mapping[str, ImageQuality]) -> list[S
 def _means(
     values: Float64[np.ndarray, "n c"], chosen: Bool[np.ndarray, "n c"], none: float
 ) -> Float64[np.ndarray, " c"]:
-    """The mean of each column's chosen values; `none` where none is, so that nothing gets past it."""
+    """Return the mean of each column's chosen values; `none`, which no value passes, if none is chosen."""
     counts = chosen.sum(0)
     sums = np.where(chosen, values, 0).sum(0)
     means: Float64[np.ndarray, " c"] = np.where(counts > 0, sums / np.maximum(counts, 1), none)

@@ -1,4 +1,5 @@
-"""At which resolution images are predicted. Nothing here needs PyTorch: reading processes start without it."""
+"""The resolution at which images are predicted. This module imports no PyTorch, so that reading processes start
+quickly."""
 
 from dataclasses import dataclass
 
@@ -6,26 +7,25 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tagseg.data.images import reduction
+from tagseg.data.images import reduced_size
 
 CELL = 4
-"""Side in pixels of the cells that probabilities found in windows are kept for: a quarter of the resolution, as fine as
-networks see, with a sixteenth of the memory."""
+"""Side in pixels of the cells that probabilities found in windows are stored for: a quarter of the resolution, as fine
+as networks resolve, with a sixteenth of the memory."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """At which resolution images are predicted: larger ones are reduced to a long side of `max_side` (0: never); what
-    still exceeds `window` is predicted in windows."""
+    """The resolution at which images are predicted: larger images are reduced to a long side of `max_side` pixels (0:
+    never); if that exceeds `window` pixels, they are predicted in windows."""
 
     max_side: int
     window: int
 
 
-def picture(image: Image.Image, resolution: Resolution) -> UInt8[np.ndarray, "h w 3"]:
-    """Return an RGB image at the resolution of the prediction."""
-    reduce = reduction(image, resolution.max_side) if resolution.max_side else 1.0
-    w, h = (max(round(side * reduce), 1) for side in image.size)
+def resize_to_picture(image: Image.Image, resolution: Resolution) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an RGB image as a picture: its pixels at the resolution of the prediction."""
+    w, h = reduced_size(image.size, resolution.max_side) if resolution.max_side else image.size
     if max(h, w) > resolution.window:
         h, w = (max(round(side / CELL), 1) * CELL for side in (h, w))
     return np.array(image.resize((w, h), Image.Resampling.BICUBIC, reducing_gap=2.0))

@@ -36,6 +36,9 @@ class OrZero:
 AtLeastOne = Annotated[int, Ge(1)]
 """The type of a count, as of processes or seeds."""
 
+Port = Annotated[int, Ge(0), Le(65_535)]
+"""The type of a port to listen on; 0 takes any free one."""
+
 Scales = Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)]
 """The type of a list of image scales."""
 

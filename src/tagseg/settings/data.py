@@ -23,11 +23,11 @@ class DataSettings:
     """VOC: name of the list of validation images. Empty: val, if it exists."""
 
     masks: str = ""
-    """Folder of true masks, named like the images; used for evaluation only. Empty: the data folder's own folder masks,
-    if it exists."""
+    """Folder of true masks, named like the images; used for evaluation only. Empty: masks in the data folder, if it
+    exists."""
 
     saliency: str = ""
-    """Folder of saliency maps, named like the images. Empty: the data folder's own folder saliency, if it exists."""
+    """Folder of saliency maps, named like the images. Empty: saliency in the data folder, if it exists."""
 
     coco_protocol: bool = False
     """COCO: count as published results do: a crowd is an object like any other, in tags and in masks, and validation

@@ -32,7 +32,7 @@ class PredictOptions:
     crf: Annotated[bool, Parameter(negative=())] = False
     """Align the masks with the edges of the image by the dense CRF (at up to 640 pixels)."""
 
-    scales: Annotated[Scales | None, Parameter(converter=_numbers, n_tokens=1)] = None
+    scales: Annotated[Scales | None, Parameter(converter=_numbers, n_tokens=1, metavar="NUMBERS")] = None
     """Image scales whose probabilities are averaged, separated by commas: 0.75,1,1.25. By default the network's own."""
 
     flip: bool | None = None

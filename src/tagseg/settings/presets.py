@@ -1,15 +1,15 @@
-"""Presets: settings under a name. They stand below a TOML file and flags, and above the defaults.
+"""Presets: settings under a name. They override the defaults; a TOML file and flags override them.
 
-`paper-voc` and `paper-coco` are RCA's own settings (Zhou et al., CVPR 2022) on top of OAA, the textbook version of the
-method that is kept beside the default. What is not in them keeps its default. They differ from the paper where tagseg
-does: one shared head instead of one per class; free slots are written whole, and the bank holds nothing that no region
-gave it; attention compares by cosine with a temperature, where the paper takes plain inner products; background is cut
-from the maps, not from a saliency map (masks.saliency takes it from there, if you have one).
-Region rule and bank follow the authors' table, with the paper's backbone (VGG16 dilated by stages). The segmenter is
-DeepLab-v2 with the schedule of its own paper (Chen et al., TPAMI 2018): poly, 20,000 steps of 10 crops of 321 pixels.
+`paper-voc` and `paper-coco` are RCA's own settings (Zhou et al., CVPR 2022) on top of OAA: the method as published.
+Settings they do not name keep their defaults. They differ from the paper where tagseg itself does: one shared head
+instead of one per class; a free slot of the bank takes a region unblended, and the bank holds only regions; attention
+uses the cosine with a temperature, the paper plain inner products; background is cut from the maps, not from a saliency
+map (masks.saliency does that, given one). Region rule and bank follow the authors' table, with the paper's backbone
+(VGG16 dilated by stages). The segmentation network is DeepLab-v2 with the schedule of its own paper (Chen et al., TPAMI
+2018): poly, 20,000 steps of 10 crops of 321 pixels.
 
-`dinov2`, `dinov3` and `clip` put the bank, the contrast and the aggregation on vision transformers of timm that learned
-from hundreds of millions of images. They are reasoned, not measured: docs/backbones.md says why they are as they are.
+`dinov2`, `dinov3` and `clip` run bank, contrast and aggregation on timm's vision transformers that were pretrained on
+hundreds of millions of images. They are reasoned, not measured: docs/backbones.md gives the reasons.
 """
 
 from typing import Any, Literal
@@ -24,7 +24,7 @@ _PAPER: dict[str, Any] = {
         "backbone": "vgg16",
         "stride": 8,
         "freeze_stride": 0,
-        "neck": 0,  # the bank works on the backbone's own 512 channels
+        "neck": 0,  # the bank stores the backbone's own 512 channels
         "head_convs": 3,
         "epochs": 30,
         "batch": 8,
@@ -76,10 +76,10 @@ _PAPER: dict[str, Any] = {
 
 
 def _transformer(backbone: str, patch: Literal[14, 16], layer: str, frozen: bool) -> dict[str, Any]:
-    """Settings of a vision transformer: AdamW with a rate that its weights survive, crops of whole patches of 14 and 16
-    pixels, and maps of at most some 2,600 cells, for attention grows with their square."""
+    """Settings of a vision transformer: AdamW with a learning rate that its weights survive, crops of whole patches of
+    14 and 16 pixels, and maps of at most about 2,600 cells, because attention grows with their square."""
     learning = {"optimiser": "adamw", "lr": 1e-5, "head_lr": 100.0, "weight_decay": 0.01, "crop": 336}
-    # All blocks have one stride: that of a patch freezes all of them, 0 none.
+    # All blocks have the stride of a patch: this value freezes all of them, 0 none.
     learning["freeze_stride"] = patch if frozen else 0
     return {
         "train": {"backbone": backbone, "stride": patch, **learning},
@@ -89,31 +89,31 @@ def _transformer(backbone: str, patch: Literal[14, 16], layer: str, frozen: bool
     }
 
 
-# The text we work from gives no schedule of its own for COCO 2014 (80 classes): it keeps VOC's.
+# The paper gives no schedule for COCO 2014 (80 classes): it keeps VOC's.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper-voc": {"data": {"layout": "voc"}, **_PAPER},
     "paper-coco": {"data": {"layout": "coco"}, **_PAPER},
-    # The last norm's tokens find the prototypes: what these networks make of an image knows no classes of ours.
+    # Cells match prototypes by the tokens of the last norm: general features, which know nothing of our classes.
     "dinov2": _transformer("vit_small_patch14_reg4_dinov2.lvd142m", patch=14, layer="norm", frozen=True),
     "dinov3": _transformer("vit_small_patch16_dinov3.lvd1689m", patch=16, layer="norm", frozen=True),
-    # CLIP's last block gathers the whole image for its one text; the block before it, normed, still says where.
+    # CLIP's last block gathers the whole image for its text; the input of that block, normalised, is still local.
     "clip": _transformer("vit_base_patch16_clip_quickgelu_224.openai", patch=16, layer="blocks.11.norm1", frozen=False),
 }
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """Return what a preset sets, as nested plain values.
+    """Return the settings of a preset as nested plain values.
 
     Raises:
         ValueError: when there is no such preset.
     """
     if name not in _PRESETS:
-        raise ValueError(f"--preset {name}: no such preset, expected one of {', '.join(_PRESETS)}")
+        raise ValueError(f"--preset must be one of {', '.join(_PRESETS)}, got {name}")
     return _PRESETS[name]
 
 
 def preset(name: str) -> Settings:
-    """Return the settings of a preset, for `tagseg.fit(data, out, preset("paper-voc"))`.
+    """Return the settings of a preset, as in `tagseg.fit(data, out, preset("paper-voc"))`.
 
     >>> preset("dinov2").train.stride
     14

@@ -60,14 +60,14 @@ class Settings:
     epochs of training (OAA, ICCV 2019); eps: a network that also learns from saliency maps (EPS, CVPR 2021; needs
     data.saliency)."""
 
-    data: Annotated[DataSettings, _panel("Data", 1)] = field(default_factory=DataSettings)
-    train: Annotated[TrainSettings, _panel("Classification network", 2)] = field(default_factory=TrainSettings)
-    rca: Annotated[RcaSettings, _panel("Memory bank, contrast, aggregation", 3)] = field(default_factory=RcaSettings)
-    localise: Annotated[LocaliseSettings, _panel("Maps", 4)] = field(default_factory=LocaliseSettings)
-    masks: Annotated[MaskSettings, _panel("Masks", 5)] = field(default_factory=MaskSettings)
-    crf: Annotated[CrfSettings, _panel("Dense CRF", 6)] = field(default_factory=CrfSettings)
-    segment: Annotated[SegmentSettings, _panel("Segmentation network", 7)] = field(default_factory=SegmentSettings)
-    report: Annotated[ReportSettings, _panel("Report", 8)] = field(default_factory=ReportSettings)
+    data: Annotated[DataSettings, _panel("Data", 2)] = field(default_factory=DataSettings)
+    train: Annotated[TrainSettings, _panel("Classification network", 3)] = field(default_factory=TrainSettings)
+    rca: Annotated[RcaSettings, _panel("Memory bank, contrast, aggregation", 4)] = field(default_factory=RcaSettings)
+    localise: Annotated[LocaliseSettings, _panel("Maps", 5)] = field(default_factory=LocaliseSettings)
+    masks: Annotated[MaskSettings, _panel("Masks", 6)] = field(default_factory=MaskSettings)
+    crf: Annotated[CrfSettings, _panel("Dense CRF", 7)] = field(default_factory=CrfSettings)
+    segment: Annotated[SegmentSettings, _panel("Segmentation network", 8)] = field(default_factory=SegmentSettings)
+    report: Annotated[ReportSettings, _panel("Report", 9)] = field(default_factory=ReportSettings)
 
     def __post_init__(self) -> None:
         check_fields(self, "setting ")

@@ -15,8 +15,7 @@ class TrainSettings:
     """The classification network, whose class activation maps become masks, and its training."""
 
     backbone: str = "mobilenetv2_100"
-    """Any timm model that returns feature maps: resnet50, convnext_tiny, vgg16, ... vgg16 is dilated as in the
-    paper."""
+    """A timm model that returns feature maps, such as resnet50, convnext_tiny or vgg16 (dilated as in the paper)."""
 
     weights: Annotated[str, MinLen(1)] = "timm"
     """Initial weights. timm: pretrained, downloaded once; random: train from scratch; or the path of a .safetensors

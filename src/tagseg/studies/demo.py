@@ -1,4 +1,4 @@
-"""The demo: everything on drawn images, with small networks trained from scratch on a CPU."""
+"""The demo: all stages on drawn images, with small networks trained from scratch on a CPU."""
 
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from tagseg.system.progress import Track, silent
 
 
 def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
-    """Return the demo's settings: a tiny ResNet from scratch on 128-pixel pictures, for more epochs.
+    """Return the demo's settings: a tiny ResNet trained from scratch on 128-pixel images, for more epochs.
 
-    A network that knows nothing but the demo's pictures has prototypes less sure than a pretrained one's: regions are
-    mined from the coarse map to the end, and attention is softer (chosen on the drawing of another seed).
+    The prototypes of a network that has only seen the demo's images are less reliable than those of a pretrained one:
+    regions are mined from the coarse map throughout, and attention is softer (chosen on images drawn with another
+    seed).
     """
     return Settings(
         seed=seed,
@@ -38,7 +39,7 @@ def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
 
 
 def run_demo(out: Path, seed: int = 0, device: str = "auto", track: Track = silent) -> Fitted:
-    """Draw the demo's images into `out/data` and run all stages in `out/run`; continues like `fit`."""
+    """Draw the demo's images into `out/data` and run all stages in `out/run`, continuing as `fit` does."""
     data = draw_demo(out / "data", seed=seed, track=track)
     fitted = fit(data, out / "run", demo_settings(seed, device), track=track)
     assert fitted is not None

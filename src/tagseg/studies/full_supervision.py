@@ -1,13 +1,12 @@
 """The upper bound: the same network trained on full masks, so that a run can say how far tags alone have come."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from tagseg.data.prepare import prepare
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import Scores, bound_settings, read_bound, read_figures, score_segmenter, scored_samples
+from tagseg.evaluate.evaluate import bound_settings, read_bound, score_segmenter, scored_samples
+from tagseg.evaluate.scores import Scores, read_evaluation, write_bound_scores
 from tagseg.pipeline import repeat_stage
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
@@ -61,11 +60,9 @@ def train_upper_bound(
         with open_trainer(run, own.device, processes) as trainer, hold_lock(run.root):
             _train_again(run, own, force, track, trainer)
     scores = read_bound(run)
-    assert scores is not None, "it has been trained, now or before"
-    weak = None
-    if run.done("evaluate"):
-        weak = read_figures(run).get("segmenter")
-    return UpperBound(run.full_supervision.segmenter, scores, weak and weak["miou"] / scores.miou)
+    assert scores is not None, "it was there, or has been trained"
+    share = read_evaluation(run).share() if run.done("evaluate") else None
+    return UpperBound(run.full_supervision.segmenter, scores, share)
 
 
 def _train_again(run: Run, settings: Settings, force: bool, track: Track, trainer: Trainer) -> None:
@@ -101,5 +98,5 @@ def _train(run: Run, bound: Run, settings: Settings, track: Track, trainer: Trai
         trainer.train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
     scores = score_segmenter(prepared, bound, settings, track)
     assert scores is not None, "there are validation images to score"
-    write_atomically(bound.evaluation_file, json.dumps(dataclasses.asdict(scores), indent=1))
+    write_bound_scores(bound, scores)
     run.note("full_supervision")

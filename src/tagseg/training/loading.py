@@ -176,7 +176,7 @@ class MaskImages(Dataset[tuple[Tensor, Tensor]]):
         image, mask = read_image(image_file, self.max_megapixels), Image.fromarray(read_mask_file(mask_file))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + index)
-            factor = torch.empty(1).uniform_(*self.scale).item() * reduction(image, self.max_side)
+            factor = torch.empty(1).uniform_(*self.scale).item() * reduction(image.size, self.max_side)
             size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
             picture = tv_tensors.Image(to_bytes(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)))
             labels = tv_tensors.Mask(torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))))

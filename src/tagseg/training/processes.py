@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from tagseg.errors import DataError, RunError, WriteError
+from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.system.process import cores, launched
 from tagseg.system.progress import Track, silent
 from tagseg.system.signals import Terminated, delay_signals, exit_status, raised
@@ -108,8 +109,7 @@ def require_devices(count: int, device: str) -> None:
     Raises:
         ValueError: when it has too few GPUs, or `device` is a single one.
     """
-    if count < 1:
-        raise ValueError(f"--processes: must be at least 1, got {count}")
+    check_value("--processes", count, AtLeastOne)
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"--processes {count}: each process needs a device of its own, got --device {device}; use auto"

@@ -80,5 +80,5 @@ def test_values_that_are_not_classes_are_named(
 
 def test_wrong_sizes_are_named(file: Path, tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: mask of another size, 3 x 2 pixels, expected the image's 2 x 3"):
+    with pytest.raises(DataError, match=r"a\.png: the mask has 3 x 2 pixels, expected 2 x 3 as in its image"):
         coloured_mask(tmp_path / "a.png", read_label_map(file, CLASSES), (3, 2))

@@ -15,25 +15,26 @@ from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.ablate import ablate
-from tagseg.studies.ablation.arms import SCORE_FILE
-from tagseg.studies.ablation.table import ARMS, Ablation
+from tagseg.studies.ablation.arms import ARMS
+from tagseg.studies.ablation.scores import SCORE_FILE
+from tagseg.studies.ablation.table import Ablation
 
 T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """Stands for a process that ends."""
+    """Stands for a process that is killed."""
 
 
 @pytest.fixture(scope="module")
 def original(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ablation:
-    """Return the ablation of two arms with the seeds 0 and 1."""
+    """Return the ablation of two arms with seeds 0 and 1."""
     return ablate(discs, tmp_path_factory.mktemp("ablate") / "out", tiny, seeds=2, arms=("both", "cam"))
 
 
 @pytest.fixture
 def out(original: Ablation, tmp_path: Path) -> Path:
-    """Return a copy of the finished ablation's folder, to be spoiled."""
+    """Return a copy of the finished ablation's folder that a test may change."""
     return shutil.copytree(original.folder, tmp_path / "out")
 
 
@@ -45,7 +46,7 @@ def table(folder: Path) -> str:
     return (folder / "ablation.md").read_text(encoding="utf-8")
 
 
-def test_every_arm_and_seed_is_a_run_and_the_table_is_of_all(original: Ablation) -> None:
+def test_each_arm_and_seed_is_a_run_and_the_table_holds_them_all(original: Ablation) -> None:
     names = {path.name for path in original.folder.iterdir()}
     tables = {"ablation.json", "ablation.md", "ablation.svg", "settings.toml"}
     assert names == {"cam_0", "cam_1", "both_0", "both_1"} | tables
@@ -57,7 +58,7 @@ def test_every_arm_and_seed_is_a_run_and_the_table_is_of_all(original: Ablation)
     assert kept["arms"]["both"]["gain"]["values"] == [round(value, 2) for value in gain]
 
 
-def test_runs_differ_in_switches_and_seed_alone(original: Ablation, tiny: Settings) -> None:
+def test_runs_differ_only_in_switches_and_seed(original: Ablation, tiny: Settings) -> None:
     for name in ("cam_0", "cam_1", "both_0", "both_1"):
         found, on = Run(original.folder / name).settings(), name.startswith("both")
         assert (found.rca.contrast, found.rca.aggregation, found.seed) == (on, on, int(name[-1]))
@@ -65,7 +66,7 @@ def test_runs_differ_in_switches_and_seed_alone(original: Ablation, tiny: Settin
         assert dataclasses.replace(found, seed=tiny.seed, rca=rca) == tiny
 
 
-def test_a_run_of_the_ablation_is_that_of_fit(original: Ablation, discs: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_ablation_equals_one_of_fit(original: Ablation, discs: Path, tmp_path: Path) -> None:
     fit_until(discs, tmp_path / "run", "train", Run(original.folder / "both_1").settings())
     alone, within = (
         folder / "network" / "network.safetensors" for folder in (tmp_path / "run", original.folder / "both_1")
@@ -73,14 +74,14 @@ def test_a_run_of_the_ablation_is_that_of_fit(original: Ablation, discs: Path, t
     assert alone.read_bytes() == within.read_bytes()
 
 
-def test_again_trains_nothing_and_gives_the_same(out: Path, original: Ablation, discs: Path) -> None:
+def test_a_second_call_trains_nothing_and_returns_the_same(out: Path, original: Ablation, discs: Path) -> None:
     before = times(out, "*_*/**/*.safetensors") | times(out, f"*_*/{SCORE_FILE}") | times(out, "*_*/maps/*")
     again = ablate(discs, out, None, seeds=2, arms=("cam", "both"))
     assert dataclasses.replace(again, folder=original.folder) == original
     assert before == times(out, "*_*/**/*.safetensors") | times(out, f"*_*/{SCORE_FILE}") | times(out, "*_*/maps/*")
 
 
-def test_interrupted_it_shows_what_is_there_and_continues(
+def test_an_interrupted_ablation_shows_finished_runs_and_continues(
     original: Ablation, discs: Path, tiny: Settings, tmp_path: Path
 ) -> None:
     titles: list[str] = []
@@ -94,7 +95,7 @@ def test_interrupted_it_shows_what_is_there_and_continues(
 
     with pytest.raises(Stopped):
         ablate(discs, tmp_path / "out", tiny, 2, stopping, ("cam", "both"))
-    # All arms of a seed come before the next, so that two finished runs already compare.
+    # All arms of a seed come before the next seed, so that two finished runs already compare.
     partial = table(tmp_path / "out")
     assert "**Partial table:** 2 runs are finished, missing: cam_1, both_1." in partial
     assert "| both | " in partial and json.loads((tmp_path / "out/ablation.json").read_text())["partial"]
@@ -151,7 +152,7 @@ def test_more_seeds_join_the_table(out: Path, discs: Path, original: Ablation) -
     assert found.of("cam")[:2] == original.of("cam")
 
 
-def test_other_settings_need_force_and_make_the_scores_anew(out: Path, discs: Path, original: Ablation) -> None:
+def test_other_settings_need_force_and_are_scored_again(out: Path, discs: Path, original: Ablation) -> None:
     settings = Settings.from_toml(out / "settings.toml")
     networks, before = times(out, "*_*/network/*"), table(out)
     other = dataclasses.replace(settings, localise=LocaliseSettings(scales=(0.75,), max_side=64))
@@ -162,35 +163,35 @@ def test_other_settings_need_force_and_make_the_scores_anew(out: Path, discs: Pa
     assert table(out) == before
     found = ablate(discs, out, other, 2, arms=("cam", "both"), force=True)
     assert found.missing == () and found.scores != original.scores and times(out, "*_*/network/*") == networks
-    # No output depends on the mask rule here: it may change, and is another table.
+    # No output in the run folder depends on the mask rule: it may change without force, and gives another table.
     rule = dataclasses.replace(other, masks=MaskSettings(background="power"))
     assert {score.rule for score in ablate(discs, out, rule, 2, arms=("cam", "both")).scores} == {
         "coarse map, background power 2, dense CRF", "posterior map, background power 2, dense CRF",
     }  # fmt: skip
 
 
-def test_without_truth_nothing_is_begun(discs: Path, tiny: Settings, tmp_path: Path) -> None:
+def test_without_true_masks_nothing_starts(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     data = shutil.copytree(discs, tmp_path / "data")
     shutil.rmtree(data / "masks")
-    with pytest.raises(DataError, match=r"data: no training image has a true mask to score with .*--data\.masks"):
+    with pytest.raises(DataError, match=r"data: no training image has a true mask \(read as layout .*--data\.masks"):
         ablate(data, tmp_path / "out", tiny)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_truth_is_found_before_the_training(discs: Path, tiny: Settings, tmp_path: Path) -> None:
+def test_a_wrong_true_mask_is_found_before_the_training(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     data = shutil.copytree(discs, tmp_path / "data")
     Image.new("L", (64, 47)).save(data / "masks" / "3.png")
-    with pytest.raises(DataError, match=r"3\.png: mask of another size"):
+    with pytest.raises(DataError, match=r"3\.png: the mask has"):
         ablate(data, tmp_path / "out", tiny)
     assert not list((tmp_path / "out").glob("*/network"))
 
 
-def test_what_is_asked_for_wrongly_is_said(discs: Path, tiny: Settings, tmp_path: Path) -> None:
+def test_wrong_arguments_are_named(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="--seeds: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="--seeds must be 1 or more, got 0"):
         ablate(discs, out, tiny, seeds=0)
     for arms, got in (((), "none"), (("cam", "none"), "cam,none"), (("",), "none")):
-        with pytest.raises(ValueError, match=f"--arms: got {got}, expected some of {','.join(ARMS)}"):
+        with pytest.raises(ValueError, match=f"--arms must be some of {','.join(ARMS)}, got {got}"):
             ablate(discs, out, tiny, arms=arms)
     posterior = dataclasses.replace(tiny, localise=LocaliseSettings(kind="posterior"))
     with pytest.raises(ValueError, match=r"arm cam: setting localise\.kind"):
@@ -200,7 +201,7 @@ def test_what_is_asked_for_wrongly_is_said(discs: Path, tiny: Settings, tmp_path
     assert not out.exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(out: Path, discs: Path, tiny: Settings, tmp_path: Path) -> None:
+def test_a_foreign_folder_is_left_alone(out: Path, discs: Path, tiny: Settings, tmp_path: Path) -> None:
     before = (discs / "tags.csv").read_bytes(), sorted(path.name for path in discs.iterdir())
     for folder in (discs, out / "cam_0"):
         with pytest.raises(RunError, match="exists and is not an ablation's folder; choose another --out"):
@@ -211,7 +212,7 @@ def test_a_folder_of_something_else_is_left_alone(out: Path, discs: Path, tiny: 
         ablate(discs, tmp_path / "file", tiny)
 
 
-def test_a_folder_of_runs_alone_becomes_an_ablation(out: Path, discs: Path, original: Ablation) -> None:
+def test_a_folder_that_holds_only_runs_becomes_an_ablation(out: Path, discs: Path, original: Ablation) -> None:
     for path in out.glob("ablation.*"):
         path.unlink()
     found = ablate(discs, out, None, 2, arms=("cam", "both"))

@@ -3,13 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from tagseg.studies.ablation.table import ARMS, BACKGROUND_CUTS, Ablation, Arm, ArmScore, Spread
+from tagseg.studies.ablation.arms import ARMS, Arm
+from tagseg.studies.ablation.scores import BACKGROUND_CUTS, ArmScore
+from tagseg.studies.ablation.table import Ablation, Spread
 
 RULES: dict[Arm, str] = {"cam": "coarse map, Otsu's cut", "both": "posterior map, cut at 0.5"}
 
 
 def score(arm: Arm, seed: int, *iou: float | None, cut: float = 0.5) -> ArmScore:
-    """Return figures whose mIoU is the mean of the classes given, as it is in a real run."""
+    """Return a score whose mIoU is the mean of the given classes, as in a real run."""
     present = [value for value in iou if value is not None]
     rule = RULES.get(arm, RULES["cam"])
     return ArmScore(arm, seed, rule, sum(present) / len(present), iou, tuple(cut + tenth / 100 for tenth in range(9)))
@@ -35,7 +37,7 @@ def test_mean_and_sample_deviation_by_hand() -> None:
     assert spread.to_dict() == {"mean": 43.0, "std": 3.61, "seeds": [0, 1, 5], "values": [40.0, 42.0, 47.0]}
 
 
-def test_one_seed_has_no_deviation_and_none_no_mean() -> None:
+def test_one_seed_has_no_deviation_and_no_seed_no_mean() -> None:
     assert Spread({3: 41.25}).text() == "41.2 ± -" and Spread({3: 41.25}).std is None
     assert Spread({3: 41.256}).to_dict() == {"mean": 41.26, "std": None, "seeds": [3], "values": [41.26]}
     assert Spread({}).text("+") == "-" and Spread({}).to_dict() == {
@@ -50,20 +52,20 @@ def test_one_seed_has_no_deviation_and_none_no_mean() -> None:
 def test_gains_are_paired_by_seed() -> None:
     gain = PAIRED.gain("both")
     assert gain.values == pytest.approx({0: 5.0, 1: 3.0})
-    # The deviation is that of the differences (2 ** 0.5), not of the arms' own figures (7.1 and 5.7).
+    # The deviation of the differences (2 ** 0.5), not of the arms' own scores (7.1 and 5.7).
     assert gain.mean == pytest.approx(4) and gain.std == pytest.approx(2**0.5)
     assert PAIRED.miou("both").std == pytest.approx(8 / 2**0.5)
     assert PAIRED.gain("cam").values == pytest.approx({0: 0.0, 1: 0.0})
 
 
-def test_only_seeds_of_both_arms_count_for_the_gain() -> None:
+def test_only_seeds_that_both_arms_have_count_for_the_gain() -> None:
     found = ablation(score("cam", 0, 0.4, 0.2), score("both", 0, 0.6, 0.4), score("both", 7, 1.0, 1.0))
     assert found.gain("both").values == pytest.approx({0: 20.0})
     assert found.miou("both").mean == pytest.approx(75)
     assert ablation(score("both", 0, 0.6)).gain("both").values == {}
 
 
-def test_the_change_of_a_class_leaves_out_seeds_that_lack_it() -> None:
+def test_the_change_of_a_class_leaves_out_seeds_without_it() -> None:
     assert PAIRED.gain("both", 1).values == pytest.approx({0: 15.0, 1: 0.0})
     found = ablation(
         score("cam", 0, 0.5, None, 0.2), score("cam", 1, 0.5, 0.3, 0.2),
@@ -74,7 +76,7 @@ def test_the_change_of_a_class_leaves_out_seeds_that_lack_it() -> None:
     assert found.gain("both", 2).values == pytest.approx({0: 0.0})
 
 
-def test_sensitivity_is_the_mean_over_seeds_at_every_cut() -> None:
+def test_sensitivity_is_the_mean_over_seeds_at_each_cut() -> None:
     assert PAIRED.sensitivity("cam") == pytest.approx([25 + tenth for tenth in range(9)])
     assert list(BACKGROUND_CUTS) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
@@ -103,14 +105,14 @@ def test_the_table_by_hand() -> None:
     ]
 
 
-def test_a_partial_table_says_so_and_names_the_runs() -> None:
+def test_a_partial_table_names_the_missing_runs() -> None:
     found = ablation(score("cam", 0, 0.5, 0.5, 0.5), missing=("both_0", "both_1"))
     assert found.table().startswith("**Partial table:** 1 run is finished, missing: both_0, both_1.\n\nPseudo-masks")
     assert "| cam | 50.0 ± - |  | 0 |" in found.table()
     assert ablation(missing=("cam_0",)).table() == "**Partial table:** 0 runs are finished, missing: cam_0.\n"
 
 
-def test_figures_as_json_in_per_cent_with_two_decimals(tmp_path: Path) -> None:
+def test_scores_as_json_in_per_cent_with_two_decimals(tmp_path: Path) -> None:
     found = ablation(*PAIRED.scores, missing=("both_2",), folder=tmp_path)
     assert found.save() == tmp_path / "ablation.md"
     values = json.loads((tmp_path / "ablation.json").read_text())
@@ -127,7 +129,7 @@ def test_figures_as_json_in_per_cent_with_two_decimals(tmp_path: Path) -> None:
     assert (tmp_path / "ablation.md").read_text() == "# Ablation\n\n" + found.table()
 
 
-def test_arms_stand_in_their_order() -> None:
+def test_arms_keep_their_order() -> None:
     assert ARMS == ("cam", "contrast", "aggregation", "both")
     assert ablation(score("both", 0, 0.5), score("contrast", 2, 0.5), score("cam", 1, 0.5)).arms == (
         "cam", "contrast", "both",

@@ -1,4 +1,4 @@
-"""Stand-ins for VOC 2012 and COCO 2014: the true layout, a few drawn images, protocols with their counts."""
+"""Stand-ins for VOC 2012 and COCO 2014: the same layout, a few drawn images, protocols with their counts."""
 
 import dataclasses
 import json
@@ -97,7 +97,7 @@ def small_coco() -> Protocol:
 
 @pytest.fixture(scope="session")
 def quick(tiny: Settings) -> Settings:
-    """Return settings that take seconds, with what the protocols ask for."""
+    """Return settings that take seconds and satisfy the protocols."""
     segment = dataclasses.replace(tiny.segment, epochs=1, batch=4, crop=32, max_side=64, predict_scales=(1.0,))
     report = dataclasses.replace(tiny.report, examples=2)
     rca = dataclasses.replace(tiny.rca, warmup=1)

@@ -10,36 +10,36 @@ from tagseg.studies.bench.check import check_data, fingerprint
 from tagseg.studies.bench.protocols import PROTOCOLS, Protocol
 
 HELLO = "b1946ac92492d2347c6235b4d2611184"
-"""What md5sum says of the line hello."""
+"""md5sum of the line hello."""
 
 
 @pytest.fixture
 def broken(voc: Path, tmp_path: Path) -> Path:
-    """Return a copy of the stand-in for VOC, to be spoiled."""
+    """Return a copy of the stand-in for VOC that a test may change."""
     return shutil.copytree(voc, tmp_path / "VOC2012")
 
 
-def test_fingerprints_are_of_names_not_of_files() -> None:
+def test_a_fingerprint_depends_on_names_not_on_the_file() -> None:
     assert fingerprint(["hello"]) == HELLO == fingerprint([" hello\r\n"])
     assert fingerprint(["b", "a"]) == fingerprint(["a\r", "b "]) != fingerprint(["a"])
 
 
-def test_whole_data_passes(voc: Path, small_voc: Protocol, quick: Settings) -> None:
+def test_complete_data_passes(voc: Path, small_voc: Protocol, quick: Settings) -> None:
     found = check_data(voc, small_voc, quick)
     found.require()
     assert [(one.name, one.images) for one in found.lists] == [("train_aug", 15), ("train", 5), ("val", 3), ("test", 2)]
     assert found.test == ("2008_000018", "2008_000019")
     assert found.notes == (
-        "background is cut from the maps; the paper takes it from saliency maps, which would lie in "
-        f"{voc / 'saliency'} (masks.saliency)",
+        "background is cut from the maps; the paper takes it from saliency maps in "
+        f"{voc / 'saliency'} (setting masks.saliency)",
     )
     val = fingerprint(f"2008_0000{i}" for i in (17, 16, 15))
     assert f"| val | 3 | 3 | `{val}` |" in found.table() and found.to_dict()["val"] == {"images": 3, "md5": val}
-    # The devkit may be given by any of its folders.
+    # A folder above the devkit will do as well.
     assert check_data(voc.parents[1], small_voc, quick).lists == found.lists
 
 
-def test_lists_agree_whatever_their_line_ends(broken: Path, small_voc: Protocol, quick: Settings) -> None:
+def test_lists_are_equal_whatever_their_line_ends(broken: Path, small_voc: Protocol, quick: Settings) -> None:
     before = check_data(broken, small_voc, quick).lists
     for file in (broken / "ImageSets/Segmentation").iterdir():
         lines = sorted(file.read_text().split(), reverse=True)
@@ -57,7 +57,9 @@ def test_other_counts_than_the_published_ones(voc: Path, quick: Settings) -> Non
         "list test: 2 images, expected 1,456",
         "3 classes are tagged, expected 20",
     )
-    with pytest.raises(DataError, match=r"(?s)not the data of voc2012:.*list val: 3 images.*VOCtrainval_11-May-2012"):
+    with pytest.raises(
+        DataError, match=r"(?s)this is not the data of voc2012:.*list val: 3 images.*VOCtrainval_11-May-2012"
+    ):
         found.require()
 
 
@@ -86,7 +88,9 @@ def test_lists_that_overlap(broken: Path, small_voc: Protocol, quick: Settings) 
     )
 
 
-def test_a_list_of_ones_own_is_the_one_that_is_checked(broken: Path, small_voc: Protocol, quick: Settings) -> None:
+def test_a_list_given_by_the_settings_is_the_one_that_is_checked(
+    broken: Path, small_voc: Protocol, quick: Settings
+) -> None:
     lists = broken / "ImageSets/Segmentation"
     (lists / "few.txt").write_text((lists / "train_aug.txt").read_text().split("2008_000009")[0])
     few = dataclasses.replace(quick, data=dataclasses.replace(quick.data, train_list="few"))
@@ -96,7 +100,7 @@ def test_a_list_of_ones_own_is_the_one_that_is_checked(broken: Path, small_voc: 
         check_data(broken, small_voc, gone)
 
 
-def test_tags_that_are_missing(broken: Path, small_voc: Protocol, quick: Settings) -> None:
+def test_missing_tags(broken: Path, small_voc: Protocol, quick: Settings) -> None:
     (broken / "Annotations/2008_000003.xml").unlink()
     [fault] = check_data(broken, small_voc, quick).faults
     assert "2008_000003 has no tags in Annotations" in fault
@@ -112,15 +116,18 @@ def test_eps_needs_every_saliency_map(broken: Path, small_voc: Protocol, quick: 
 
 
 @pytest.mark.parametrize("name", ["voc2012", "coco2014"])
-def test_data_that_is_not_there(name: str, tmp_path: Path, quick: Settings) -> None:
+def test_missing_data(name: str, tmp_path: Path, quick: Settings) -> None:
     protocol = PROTOCOLS[name]  # type: ignore[index]
-    for root, message in ((tmp_path / "gone", "no such folder"), (tmp_path, "no VOC devkit|train2014.json: missing")):
+    for root, message in (
+        (tmp_path / "gone", "no such folder"),
+        (tmp_path, "not a VOC devkit|train2014.json: missing"),
+    ):
         with pytest.raises(DataError, match=message) as caught:
             check_data(root, protocol, quick)
         assert protocol.get in str(caught.value) and "saliency/NAME.png" in str(caught.value)
 
 
-def test_a_list_that_is_missing(broken: Path, small_voc: Protocol, quick: Settings) -> None:
+def test_a_missing_list(broken: Path, small_voc: Protocol, quick: Settings) -> None:
     (broken / "ImageSets/Segmentation/train_aug.txt").unlink()
     with pytest.raises(DataError, match=r"(?s)no list train_aug or trainaug\.txt.*SBD"):
         check_data(broken, small_voc, quick)
@@ -134,7 +141,7 @@ def test_coco_counts_images_that_have_annotations(coco: Path, small_coco: Protoc
     assert "1 training images without annotations are left out" in found.notes
 
 
-def test_coco_images_that_are_missing(coco: Path, small_coco: Protocol, quick: Settings, tmp_path: Path) -> None:
+def test_missing_coco_images(coco: Path, small_coco: Protocol, quick: Settings, tmp_path: Path) -> None:
     root = shutil.copytree(coco, tmp_path / "COCO")
     (root / "val2014/COCO_val2014_000000000001.jpg").unlink()
     faults = check_data(root, small_coco, quick).faults

@@ -16,7 +16,7 @@ TAKEN = {
     "report": ("examples",),
     "data": ("min_images",),
 }
-"""What the command gets of the quick settings; all else is the paper's."""
+"""The quick settings that the command is given; all others are the paper's."""
 
 
 def small_toml(quick: Settings) -> str:
@@ -59,13 +59,13 @@ def test_the_command(
     assert call(*given) == 0
     assert "| segmenter, validation images |" in capsys.readouterr().out
     settings = Run(tmp_path / "runs/voc2012_oaa_vgg16/seed_0").settings()
-    assert settings.masks.saliency  # the maps are there
+    assert settings.masks.saliency  # the data has the maps
     assert (settings.maps, settings.rca.update, settings.data.layout) == ("oaa", "blend", "voc")  # the paper's
     assert (settings.train.lr, settings.train.crop) == (0.01, 33)  # the flag's and the file's
-    assert call(*given) == 0  # goes on, and finds all done
+    assert call(*given) == 0  # continues, and everything is done
 
 
-def test_the_commands_of_the_page_are_understood(
+def test_the_commands_of_the_page_work(
     voc: Path,
     coco: Path,
     small_voc: Protocol,
@@ -73,7 +73,7 @@ def test_the_commands_of_the_page_are_understood(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those of docs/reproduce.md, on the stand-ins, as far as --check goes."""
+    """The commands of docs/reproduce.md, on the stand-ins, with --check."""
     monkeypatch.setitem(PROTOCOLS, "voc2012", small_voc)
     monkeypatch.setitem(PROTOCOLS, "coco2014", small_coco)
     page = (Path(__file__).resolve().parents[3] / "docs/reproduce.md").read_text(encoding="utf-8")

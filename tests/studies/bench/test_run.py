@@ -18,14 +18,14 @@ from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench import run as module
 from tagseg.studies.bench.protocols import PROTOCOLS, Protocol
-from tagseg.studies.bench.result import Bench
+from tagseg.studies.bench.result import BenchResult
 from tagseg.studies.bench.run import bench
 
 T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
-def followed(voc: Path, small_voc: Protocol, quick: Settings, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def followed(voc: Path, small_voc: Protocol, quick: Settings, tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
     """Return the whole protocol on the stand-in for VOC, with one seed."""
     return bench(voc, tmp_path_factory.mktemp("bench") / "out", small_voc, quick, command="tagseg bench voc2012")
 
@@ -36,7 +36,7 @@ def values(path: Path) -> np.ndarray:
 
 
 def miou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], ids: Iterable[int]) -> float:
-    """Pooled mIoU in per cent, from the definition, over the ids that truth or masks have."""
+    """Pooled mIoU in per cent by definition, over the ids in truth or masks."""
     pairs = [(truth, mask) for truth, mask in pairs]
     found = []
     for one in ids:
@@ -46,7 +46,7 @@ def miou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], ids: Iterable[int]) -> 
     return 100 * float(np.mean(found))
 
 
-def test_the_whole_protocol_on_vocs_layout(followed: Bench, voc: Path) -> None:
+def test_the_whole_protocol_on_vocs_layout(followed: BenchResult, voc: Path) -> None:
     run = Run(followed.folder / "seed_0")
     assert run.done("report") and run.settings().maps == "oaa"
     train = [f"2008_{i:06}" for i in range(5)]
@@ -84,7 +84,7 @@ def test_several_processes_follow_together(
     assert about["seeds"] == [0, 1] and not about["missing"]
 
 
-def test_the_submission_is_of_the_test_images(followed: Bench) -> None:
+def test_the_submission_is_of_the_test_images(followed: BenchResult) -> None:
     [archive] = followed.submissions.values()
     assert archive == followed.folder / "seed_0/bench/submission/results.tar.gz"
     with tarfile.open(archive) as tar:
@@ -96,15 +96,15 @@ def test_the_submission_is_of_the_test_images(followed: Bench) -> None:
         assert sent.shape == (48, 64) and (sent == np.array([0, 8, 12, 15])[own]).all()
 
 
-def test_the_table_stands_beside_the_published_figures(followed: Bench) -> None:
+def test_the_table_compares_with_the_published_figures(followed: BenchResult) -> None:
     about = json.loads((followed.folder / "bench.json").read_text())
     text = (followed.folder / "bench.md").read_text()
     mine = followed.figures[0]["segmenter_crf"]
     source = "Zhou et al., CVPR 2022 (arXiv 2203.09653)"
     assert f"| segmenter and dense CRF, validation images | {mine:.1f} ± - | 71.1 | {source} |" in text
-    assert f"| segmenter and dense CRF, test images | at the test server | 71.6 | {source} |" in text
-    assert "72.2" not in text  # those of EPS are none of OAA's
-    assert "Settings that are not the paper's: " in text and "train.epochs 2, not 30" in text
+    assert f"| segmenter and dense CRF, test images | by the test server | 71.6 | {source} |" in text
+    assert "72.2" not in text  # EPS's figures are not OAA's
+    assert "Settings that differ from the paper's: " in text and "train.epochs 2, not 30" in text
     assert about["figures"]["segmenter_crf"] == {"mean": round(mine, 2), "std": None, "seeds": [0],
                                                  "values": [round(mine, 2)]}  # fmt: skip
     assert (about["seeds"], about["missing"], about["command"]) == ([0], [], "tagseg bench voc2012")
@@ -116,28 +116,28 @@ def test_the_table_stands_beside_the_published_figures(followed: Bench) -> None:
     assert {(one["method"], one["miou"]) for one in about["published"]} >= {("oaa", 71.1), ("eps", 72.2)}
 
 
-def test_it_goes_on_with_another_seed(
-    followed: Bench, voc: Path, small_voc: Protocol, quick: Settings, tmp_path: Path
+def test_it_continues_with_another_seed(
+    followed: BenchResult, voc: Path, small_voc: Protocol, quick: Settings, tmp_path: Path
 ) -> None:
     out = shutil.copytree(followed.folder, tmp_path / "out")
     titles: list[str] = []
 
     def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         titles.append(title)
-        # Of the first seed nothing is done again.
+        # Nothing of the first seed is redone.
         assert title.startswith("segment") or "train" not in title or (out / "seed_1").exists()
         yield from items
 
     again = bench(voc, out, small_voc, quick, track=track)
     assert again.figures == followed.figures and titles == []
-    # The second seed is stopped behind its training: the table says so, and the same command goes on.
+    # The second seed is stopped after its training: the table says so, and the same command continues.
     stopped = pytest.MonkeyPatch()
     stopped.setattr(module, "predict", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bench(voc, out, small_voc, quick, seeds=2)
     stopped.undo()
     assert json.loads((out / "bench.json").read_text())["missing"] == [1]
-    assert "**Partial table:** seeds 1 are missing." in (out / "bench.md").read_text()
+    assert "**Partial table:** missing seeds: 1." in (out / "bench.md").read_text()
     titles.clear()
     both = bench(voc, out, small_voc, quick, seeds=2, track=track)
     assert titles == ["predict", "score val", "predict", "submission"]
@@ -148,7 +148,7 @@ def test_it_goes_on_with_another_seed(
 
 
 def test_other_settings_and_other_networks_are_noticed(
-    followed: Bench, voc: Path, small_voc: Protocol, quick: Settings, tmp_path: Path
+    followed: BenchResult, voc: Path, small_voc: Protocol, quick: Settings, tmp_path: Path
 ) -> None:
     out = shutil.copytree(followed.folder, tmp_path / "out")
     longer = dataclasses.replace(quick, segment=dataclasses.replace(quick.segment, lr=0.5))
@@ -156,7 +156,7 @@ def test_other_settings_and_other_networks_are_noticed(
         bench(voc, out, small_voc, longer)
     run = Run(out / "seed_0")
     run_stage(run.root, "segment", longer, force=True)
-    # What the earlier network predicted is gone with it.
+    # The predictions of the earlier network are deleted with it.
     assert not (run.root / "bench").exists() and "bench" not in run.manifest().others
     found = bench(voc, out, small_voc, longer, crf=False)
     assert "segmenter_crf" not in found.figures[0] and found.submissions
@@ -168,13 +168,13 @@ def test_other_settings_and_other_networks_are_noticed(
     assert bench(voc, out, small_voc, longer, crf=False).submissions[0].read_bytes() == plain
 
 
-def test_a_folder_of_something_else(voc: Path, small_voc: Protocol, quick: Settings, tmp_path: Path) -> None:
+def test_a_foreign_folder(voc: Path, small_voc: Protocol, quick: Settings, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not a benchmark's folder"):
         bench(voc, tmp_path, small_voc, quick)
-    with pytest.raises(ValueError, match="--seeds: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="--seeds must be 1 or more, got 0"):
         bench(voc, tmp_path / "out", small_voc, quick, seeds=0)
-    with pytest.raises(DataError, match="not the data of voc2012"):
+    with pytest.raises(DataError, match="this is not the data of voc2012"):
         bench(voc, tmp_path / "out", PROTOCOLS["voc2012"], quick)
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +193,7 @@ def test_the_whole_protocol_on_cocos_layout(coco: Path, small_coco: Protocol, qu
     assert "| 36.8 |" in found.table() and "RCA+EPS" in found.table() and "35.7" not in found.table()
 
 
-def check_and_follow(data: Path, out: Path, name: str, settings: Settings, changes: dict[str, Any]) -> Bench:
+def check_and_follow(data: Path, out: Path, name: str, settings: Settings, changes: dict[str, Any]) -> BenchResult:
     protocol = dataclasses.replace(PROTOCOLS[name], **changes)  # type: ignore[index]
     found = bench(data, out, protocol, settings)
     assert set(found.figures[0]) >= {"pseudo_masks", "segmenter", "segmenter_crf"}
@@ -205,7 +205,7 @@ def test_a_part_of_voc_animals(shared_data: Path, quick: Settings, tmp_path: Pat
     lists = {name: (source / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val")}
     official, val = lists["train"][::62][:6], lists["val"][::67]
     rows = [line.split(",") for line in (source / "tags.csv").read_text().splitlines()[1:]]
-    # Every class at least twice, or the reader would refuse the part.
+    # Every class at least twice, or the reader would reject the part.
     tagged = {tag: [Path(image).stem for image, tags in rows if tag in tags.split()] for tag in VOC_CLASSES}
     known = {*(source / "ImageSets/Segmentation/train_aug.txt").read_text().split()} - {*lists["train"]}
     more = [name for names in tagged.values() for name in [one for one in names if one in known][:2]]

@@ -18,7 +18,7 @@ def predicted(tmp_path: Path) -> Path:
     return tmp_path / "predicted"
 
 
-def test_masks_have_vocs_ids_and_place(predicted: Path, tmp_path: Path) -> None:
+def test_masks_have_vocs_ids_and_paths(predicted: Path, tmp_path: Path) -> None:
     archive = write_submission(predicted, ["2008_000011", "2008_000006"], {8: 1, 12: 2}, tmp_path / "sent", silent)
     assert archive == tmp_path / "sent" / ARCHIVE
     with tarfile.open(archive) as tar:

@@ -3,12 +3,12 @@
   const find = (id) => document.getElementById(id);
   const about = JSON.parse(find("review").dataset.about);
   const layers = find("layers");
-  const WAIT = 150; // so long, in ms, a threshold must stand still before its mask is asked for
+  const WAIT = 150; // ms without a change of the threshold before its mask is requested
 
   let filter = { verdict: "open", class: 0 };
   let items = []; // the part of the list that is shown
   let current = null;
-  const undone = []; // what images were before, the last change last
+  const changes = []; // earlier states of images, the last change last
 
   find("review").style.setProperty("--void", about.void);
 
@@ -73,7 +73,7 @@
       find("name").textContent = item.id;
       find("verdict").textContent = item.verdict;
       find("verdict").className = "verdict " + item.verdict;
-      find("score").textContent = item.score === null ? "" : "trust " + draw.trust(item.score);
+      find("score").textContent = item.score === null ? "" : "expected IoU " + draw.expectedIou(item.score);
       find("where").textContent = item.where || "";
       for (const button of document.querySelectorAll("[data-set]")) {
         button.setAttribute("aria-pressed", String(button.dataset.set === item.verdict));
@@ -82,7 +82,7 @@
       find("threshold-text").textContent = item.threshold.toFixed(2);
       drawClasses(item);
     }
-    find("undo").disabled = !undone.length;
+    find("undo").disabled = !changes.length;
     markStrip();
   }
   function drawClasses(item) {
@@ -94,7 +94,7 @@
     if (focused >= 0) find("classes").querySelectorAll("button")[focused]?.focus();
   }
 
-  let drawn = 0; // only the pictures that were asked for last are shown
+  let drawn = 0; // only the pictures requested last are shown
   async function drawPictures() {
     const [mine, item] = [++drawn, current];
     busy(true);
@@ -111,7 +111,7 @@
       const mask = await picture(maskOf(item));
       if (mine !== drawn) return;
       mask.className = "mask";
-      mask.alt = "Its mask: " + classNames({ tags: item.tags.filter((tag) => !item.off.includes(tag)) });
+      mask.alt = "Mask: " + classNames({ tags: item.tags.filter((tag) => !item.off.includes(tag)) });
       layers.replaceChildren(photo, mask);
       layers.dataset.shown = maskOf(item);
     } catch (error) {
@@ -121,19 +121,20 @@
     }
     busy(false);
   }
-  function busy(is) {
-    layers.setAttribute("aria-busy", String(is));
-    find("busy").hidden = !is;
+  function busy(on) {
+    layers.setAttribute("aria-busy", String(on));
+    find("busy").hidden = !on;
   }
 
-  // --- going from image to image
+  // --- moving between images
 
   function show(item) {
     settle();
     if (!current || item.id !== current.id) layers.classList.add("old");
     current = item;
     drawItem(item);
-    find("current").textContent = [item.id, item.where, classNames(item), draw.trust(item.score) && "trust " + draw.trust(item.score), item.verdict].filter(Boolean).join(", ");
+    const score = draw.expectedIou(item.score);
+    find("current").textContent = [item.id, item.where, classNames(item), score && "expected IoU " + score, item.verdict].filter(Boolean).join(", ");
     drawPictures().then(preload);
   }
   function showNothing(text) {
@@ -146,11 +147,11 @@
     find("classes").replaceChildren();
     drawItem(null);
   }
-  const sought = () => (filter.verdict === "all" ? "open" : filter.verdict);
-  const inList = () => items.findIndex((item) => current && item.id === current.id); // -1 after an undo of something elsewhere
-  const behind = () => (inList() < 0 ? [] : items.slice(inList() + 1));
+  const wanted = () => (filter.verdict === "all" ? "open" : filter.verdict);
+  const inList = () => items.findIndex((item) => current && item.id === current.id); // -1 after undoing a change elsewhere
+  const following = () => (inList() < 0 ? [] : items.slice(inList() + 1));
   function preload() {
-    const next = behind().find((item) => item.verdict === sought()) || behind()[0];
+    const next = following().find((item) => item.verdict === wanted()) || following()[0];
     if (next) Promise.all([picture(photoOf(next)), picture(maskOf(next))]).catch(() => {});
   }
   let moving = false;
@@ -170,38 +171,38 @@
     const near = items[inList() + (forward ? 1 : -1)];
     if (inList() >= 0 && near) return show(near);
     const found = await list(forward ? { from: current.place + 1 } : { until: current.place });
-    if (!found.items.length) return tell(forward ? "This is the last one." : "This is the first one.");
+    if (!found.items.length) return tell(forward ? "This is the last image." : "This is the first image.");
     drawStrip(found);
     show(items.at(forward ? 0 : -1));
   });
   const goOn = () => move(async () => {
-    const near = behind().find((item) => item.verdict === sought());
+    const near = following().find((item) => item.verdict === wanted());
     if (near) return show(near);
     await server.sent();
     for (const from of [current.place + 1, 0]) {
-      const next = (await list({ verdict: sought(), from, count: 1 })).items[0];
+      const next = (await list({ verdict: wanted(), from, count: 1 })).items[0];
       if (next) {
         drawStrip(await list({ from: next.place }));
         return show(items[0]);
       }
     }
-    if (filter.verdict === "all") return tell("Nothing is open any more.");
+    if (filter.verdict === "all") return tell("No open images are left.");
     drawStrip(await list({}));
-    showNothing("No image is " + sought() + (filter.class ? " in this class" : "") + " any more.");
+    showNothing("No " + wanted() + " images" + (filter.class ? " of this class" : "") + " are left.");
   });
   const open = (values) => move(async () => {
     settle();
     const found = await list(values);
     drawStrip(found);
     if (items.length) show(items[0]);
-    else showNothing("No image is " + filter.verdict + (filter.class ? " in this class" : "") + ".");
+    else showNothing("No " + (filter.verdict === "all" ? "" : filter.verdict + " ") + "images" + (filter.class ? " of this class" : "") + ".");
   });
 
   // --- deciding
 
   function change(item, values) {
-    undone.push({ item, before: { verdict: item.verdict, off: item.off, threshold: item.threshold } });
-    if (undone.length > 200) undone.shift();
+    changes.push({ item, before: { verdict: item.verdict, off: item.off, threshold: item.threshold } });
+    if (changes.length > 200) changes.shift();
     Object.assign(item, values);
     drawItem(item);
   }
@@ -215,7 +216,7 @@
     if (again) drawPictures();
     else goOn();
   }
-  const opened = (item) => (item.verdict === "flagged" ? "flagged" : "open"); // what was decided holds for the mask as it was
+  const opened = (item) => (item.verdict === "flagged" ? "flagged" : "open"); // other verdicts hold only for the old mask
   function switchClass(tag) {
     if (!current || tag === undefined) return;
     settle(false);
@@ -224,7 +225,7 @@
     save(current);
     drawPictures();
   }
-  let moved = null; // the image whose threshold is being moved, and the timer
+  let moved = null; // the image whose threshold is moving, and the timer
   function moveThreshold(percent) {
     if (!current || !(percent >= 5 && percent <= 95)) return;
     const values = { threshold: percent / 100, verdict: opened(current) };
@@ -244,7 +245,7 @@
   }
   const undo = () => move(async () => {
     settle();
-    const last = undone.pop();
+    const last = changes.pop();
     if (!last) return;
     const item = items.find((one) => one.id === last.item.id) || last.item;
     Object.assign(item, last.before);
@@ -285,7 +286,7 @@
   find("class").addEventListener("keydown", () => { byMouse = false; });
   find("class").addEventListener("change", (event) => {
     filter = { ...filter, class: Number(event.target.value) };
-    if (byMouse) event.target.blur(); // or the next key would choose a class, not decide
+    if (byMouse) event.target.blur(); // otherwise the next key would choose a class instead of deciding
     open({});
   });
   open({});

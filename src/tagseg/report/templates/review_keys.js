@@ -1,13 +1,13 @@
 "use strict";
-/* Call an action by its key, unless something is typed; `digit` is told 1 to 9, and keys in `mayRepeat` work while they
-   are held down. */
+/* Call the action of a key, unless the user is typing; `digit` gets 1 to 9, and keys in `mayRepeat` repeat while held
+   down. */
 function listenToKeys(actions, digit, mayRepeat) {
   document.addEventListener("keydown", (event) => {
     const slides = event.target.matches("input[type=range]");
     const types = !slides && event.target.matches("input, select, textarea, [contenteditable]");
     if (event.isComposing || types || document.querySelector("dialog[open]")) return;
     let key = event.key.toLowerCase();
-    // On some keyboards the brackets are typed with AltGr, which counts as Ctrl and Alt.
+    // Some keyboards need AltGr for the brackets, and AltGr counts as Ctrl and Alt.
     const typed = event.getModifierState("AltGraph") && "[]".includes(key);
     if ((event.ctrlKey || event.metaKey || event.altKey) && !typed) return;
     if (slides && key.startsWith("arrow")) return;

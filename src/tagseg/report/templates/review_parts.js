@@ -1,5 +1,5 @@
 "use strict";
-/* The parts that the review page is drawn from; names are text, whatever they hold. */
+/* The parts of the review page; names are always inserted as text. */
 function reviewParts() {
   const find = (id) => document.getElementById(id);
   function make(tag, className, text = "") {
@@ -8,7 +8,7 @@ function reviewParts() {
     element.textContent = text;
     return element;
   }
-  const trust = (score) => score === null || score === undefined ? "" : score.toFixed(2);
+  const expectedIou = (score) => score === null || score === undefined ? "" : score.toFixed(2);
   function entry(button, action) {
     const line = make("li", "");
     button.type = "button";
@@ -30,7 +30,9 @@ function reviewParts() {
     swatch.style.setProperty("--c", colour);
     if (number < 10) key.append(make("kbd", "", String(number)));
     button.setAttribute("aria-pressed", String(on));
-    button.append(key, swatch, make("span", "label", name), make("span", "value", trust(score)));
+    const value = make("span", "value", expectedIou(score));
+    value.title = "expected IoU";
+    button.append(key, swatch, make("span", "label", name), value);
     return entry(button, action);
   }
   function counts(of) {
@@ -42,5 +44,5 @@ function reviewParts() {
     find("done").value = reviewed;
     find("done-text").textContent = reviewed.toLocaleString("en") + " of " + of.all.toLocaleString("en") + " reviewed";
   }
-  return { trust, thumbnail, classSwitch, counts };
+  return { expectedIou, thumbnail, classSwitch, counts };
 }

@@ -1,21 +1,21 @@
 "use strict";
-/* What the review page asks its server, and how decisions get there: at once, one after the other, again and again until
-   the server has them. `tell` is told what becomes of them, `counts` how many images are decided now, `refused` which
-   decision the server did not take. */
+/* The review page's requests to its server. Decisions are sent immediately, one at a time, and retried until the server
+   has stored them. `tell` gets messages about this, `counts` the new numbers of images per verdict, `refused` the id of
+   an image whose decision the server refused. */
 function reviewServer(tell, counts, refused) {
   async function answer(path, options) {
     let response;
     try {
       response = await fetch(path, options);
     } catch {
-      throw new Error("The server does not answer: is tagseg review still running?");
+      throw new Error("The server does not answer. Is tagseg review still running?");
     }
     if (response.ok) return response;
     const told = await response.json().catch(() => ({}));
     throw Object.assign(new Error(told.error || "The server failed (" + response.status + ")."), { status: response.status });
   }
 
-  const pictures = new Map(); // of the images looked at last, and of the next one
+  const pictures = new Map(); // of recent images and of the next one
   function picture(url) {
     const made = pictures.get(url) || load(url);
     pictures.delete(url);
@@ -60,14 +60,14 @@ function reviewServer(tell, counts, refused) {
         counts((await response.json()).counts);
         if (!unsaved.size) tell("Saved: " + id + " " + decision.verdict);
       } catch (error) {
-        // Another address, or a broken server, may come back; what it does not take it never will.
+        // A wrong address or a broken server may recover; a decision that was refused always will be.
         if (error.status < 500 && error.status !== 403) {
           done();
           tell("Not saved: " + id + ". " + error.message, true);
           await refused(id);
           continue;
         }
-        tell("Not saved yet (" + unsaved.size + "), trying again. " + error.message, true);
+        tell("Not saved yet (" + unsaved.size + " decision" + (unsaved.size > 1 ? "s" : "") + "), retrying. " + error.message, true);
         await new Promise((resume) => setTimeout(resume, wait));
         wait = Math.min(2 * wait, 8000);
       }

@@ -1,24 +1,26 @@
-"""The ablation's picture: gains, changes per class and the cut's influence, laid out for an SVG."""
+"""The picture of an ablation as an SVG file: gains, changes per class, and the influence of the cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tagseg.report.charts import Tick, nice_ticks
 from tagseg.report.render import templates
-from tagseg.studies.ablation.table import ARMS, BACKGROUND_CUTS, SENSITIVITY, Ablation, Arm, Spread
+from tagseg.studies.ablation.arms import ARMS, Arm
+from tagseg.studies.ablation.scores import BACKGROUND_CUTS
+from tagseg.studies.ablation.table import SENSITIVITY, Ablation, Spread
 
 WIDTH, LEFT, RIGHT = 760, 160, 90
-"""The picture's width and the margins beside the plots, in the SVG's units."""
+"""Width of the picture, and the margins left and right of the plots, in the SVG's units."""
 
 CURVES_HEIGHT = 190
 
 NAME_LENGTH = 18
-"""Longer class names are cut: they share the margin with the plot."""
+"""Longer class names are cut, so that they fit the left margin."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """An arm's mean as a bar from the zero line, its seeds as dots; x and y in the SVG's units."""
+    """An arm's mean as a bar from the zero line, and its seeds as dots; x and y in the SVG's units."""
 
     arm: Arm
     y: float
@@ -30,7 +32,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars on a common axis, in labelled groups (label, y of its middle)."""
+    """Bars on a common axis, in groups with a label and the y of its middle."""
 
     title: str
     top: float
@@ -44,7 +46,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Curves:
-    """The arms' mIoU over constant cuts: points in the SVG's units."""
+    """Each arm's mIoU over constant cuts, as points in the SVG's units."""
 
     title: str
     top: float
@@ -55,7 +57,7 @@ class Curves:
 
 
 def draw_ablation(ablation: Ablation) -> str:
-    """Return the picture as an SVG file's text; panels that nothing is known for yet are left out."""
+    """Return the picture as the text of an SVG file; panels without values are left out."""
     arms = tuple(arm for arm in ablation.arms if arm != "cam" and ablation.gain(arm).values)
     top, panels = 124.0, []
     gains = [(arm, [(arm, ablation.gain(arm))]) for arm in arms]
@@ -137,6 +139,6 @@ def _curves(ablation: Ablation, top: float) -> Curves:
 
 
 def _shown(name: str) -> str:
-    # XML has no place for control characters, not even escaped.
+    # XML allows no control characters, not even escaped.
     name = "".join(letter if letter.isprintable() else "?" for letter in name)
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

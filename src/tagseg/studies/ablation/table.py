@@ -1,39 +1,22 @@
-"""The figures of an ablation: mean and spread over seeds, the gain over plain CAM, the table."""
+"""The result of an ablation: mean and deviation over seeds, the gain over plain CAM, the table."""
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from tagseg.studies.ablation.arms import ARMS, Arm
+from tagseg.studies.ablation.scores import BACKGROUND_CUTS, ArmScore
 from tagseg.system.files import write_atomically
-
-Arm = Literal["cam", "contrast", "aggregation", "both"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
-
-BACKGROUND_CUTS = tuple(tenth / 10 for tenth in range(1, 10))
-"""Constant cuts at which every arm is scored beside its own rule, to show how much the cut matters."""
 
 SENSITIVITY = "Sensitivity, chosen with truth: not for claims"
 
 
 @dataclass(frozen=True)
-class ArmScore:
-    """One run's pseudo-masks: pooled mIoU and IoU (0..1; of class id i, None as in `Scores`) with the run's own mask
-    rule, and the mIoU at each constant cut of `BACKGROUND_CUTS`."""
-
-    arm: Arm
-    seed: int
-    rule: str
-    miou: float
-    iou: tuple[float | None, ...]
-    cuts: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1) of values that belong to seeds; no deviation with one seed."""
+    """Values by seed, with their mean and sample standard deviation (n - 1; None for one seed)."""
 
     values: Mapping[int, float]
 
@@ -46,14 +29,14 @@ class Spread:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     def text(self, sign: str = "") -> str:
-        """Return the spread with one decimal, `-` for what is not known; `sign` "+" shows a gain's sign."""
+        """Return mean ± deviation with one decimal, `-` for what is unknown; `sign` "+" shows the sign of a gain."""
         if not self.values:
             return "-"
         # Adding 0.0 turns -0.0 into 0.0.
         return f"{round(self.mean, 1) + 0.0:{sign}.1f} ± " + ("-" if self.std is None else f"{self.std:.1f}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values with two decimals: mean, std, and the seeds with their values."""
+        """Return mean, std, seeds and their values as plain values with two decimals."""
         return {
             "mean": round(self.mean, 2) if self.values else None,
             "std": None if self.std is None else round(self.std, 2),
@@ -64,10 +47,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The finished runs of an ablation, in the order of `ARMS` and seeds; `missing` names the runs still to come.
+    """The scores of an ablation's finished runs, in the order of `ARMS` and seeds. Its methods return per cent.
 
-    `classes[i]` is class id i (0 background), `images` the number of training images scored, `settings` what all arms
-    share. Figures are in per cent.
+    classes: name of each class id (0 is background). images: number of scored training images. missing: names of the
+    unfinished runs. settings: what all arms share.
     """
 
     folder: Path
@@ -83,7 +66,7 @@ class Ablation:
         return tuple(arm for arm in ARMS if self.of(arm))
 
     def of(self, arm: Arm) -> list[ArmScore]:
-        """Return an arm's scores, one a seed."""
+        """Return an arm's scores, one per seed."""
         return [score for score in self.scores if score.arm == arm]
 
     def miou(self, arm: Arm) -> Spread:
@@ -91,20 +74,20 @@ class Ablation:
         return Spread({score.seed: 100 * score.miou for score in self.of(arm)})
 
     def iou(self, arm: Arm, class_id: int) -> Spread:
-        """Return an arm's IoU of a class over the seeds that have one."""
+        """Return an arm's IoU of a class over the seeds that have it."""
         return Spread({s.seed: 100 * value for s in self.of(arm) if (value := s.iou[class_id]) is not None})
 
     def gain(self, arm: Arm, class_id: int | None = None) -> Spread:
-        """Return an arm's mIoU (or IoU of a class) less that of `cam` with the same seed, for the seeds of both."""
+        """Return an arm's mIoU, or IoU of a class, minus that of `cam` with the same seed, over the seeds of both."""
         pair = [self.miou(a) if class_id is None else self.iou(a, class_id) for a in (arm, "cam")]
         return Spread({seed: v - pair[1].values[seed] for seed, v in pair[0].values.items() if seed in pair[1].values})
 
     def sensitivity(self, arm: Arm) -> list[float]:
-        """Return an arm's mIoU at each of `BACKGROUND_CUTS`, mean over seeds."""
+        """Return an arm's mIoU at each of `BACKGROUND_CUTS`, averaged over seeds."""
         return [100 * statistics.fmean(at) for at in zip(*(score.cuts for score in self.of(arm)), strict=True)]
 
     def table(self) -> str:
-        """Return the figures as Markdown: mIoU and gain of every arm, the change per class, and the appendix."""
+        """Return the result as Markdown: mIoU and gain of each arm, the change per class, and the sensitivity."""
         lines = [self.note, ""] if self.note else []
         if not self.arms:
             return self.note + "\n"
@@ -137,12 +120,12 @@ class Ablation:
 
     @property
     def note(self) -> str:
-        """What is still to come, or nothing."""
+        """A sentence that names the unfinished runs; empty if there are none."""
         runs = f"{len(self.scores)} runs are finished" if len(self.scores) != 1 else "1 run is finished"
         return f"**Partial table:** {runs}, missing: {', '.join(self.missing)}." if self.missing else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values, in per cent with two decimals."""
+        """Return the result as plain values, in per cent with two decimals."""
         return {
             "partial": bool(self.missing),
             "missing": list(self.missing),
@@ -153,7 +136,7 @@ class Ablation:
         }
 
     def save(self) -> Path:
-        """Write ablation.json and ablation.md into the folder; returns the table's path."""
+        """Write ablation.json and ablation.md into the folder, and return the table's path."""
         write_atomically(self.folder / "ablation.json", json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
         write_atomically(self.folder / "ablation.md", f"# Ablation\n\n{self.table()}")
         return self.folder / "ablation.md"

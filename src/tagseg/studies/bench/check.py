@@ -1,4 +1,4 @@
-"""Is the data what a protocol asks for? Counts, missing files and fingerprints, before anything is trained."""
+"""Check a data folder against a protocol before training: counts, missing files, fingerprints."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ from tagseg.settings.settings import Settings
 from tagseg.studies.bench.protocols import Protocol
 
 _NAMED = 5
-"""So many missing files are named."""
+"""Number of missing files that are named; the others are counted."""
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """A list of images that was found: how many there are, how many there should be, and the list's fingerprint."""
+    """A list of images in the data: the number of its images, the expected number, and the list's fingerprint."""
 
     name: str
     images: int
@@ -31,10 +31,10 @@ class ImageList:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data folder holds of what a protocol asks for.
+    """The comparison of a data folder with a protocol.
 
-    faults: what is wrong, a line each. notes: what is worth knowing. test: names of the test images, where they are
-    there.
+    faults: what is wrong, one line each. notes: what else is worth knowing. test: names of the test images, if the data
+    has them.
     """
 
     root: Path
@@ -53,35 +53,35 @@ class DataCheck:
         return "\n".join(rows).rstrip() + "\n"
 
     def require(self) -> None:
-        """Raise DataError unless the data is what the protocol asks for."""
+        """Raise DataError unless the data matches the protocol."""
         if self.faults:
             raise DataError(
-                f"{self.root}: not the data of {self.protocol.name}:\n"
+                f"{self.root}: this is not the data of {self.protocol.name}:\n"
                 + "".join(f"- {fault}\n" for fault in self.faults)
-                + f"How it is had:\n{self.protocol.get}"
+                + f"How to get it:\n{self.protocol.get}"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: of every list its name, number of images and fingerprint."""
+        """Return the number of images and the fingerprint of each list as plain values, by name."""
         return {one.name: {"images": one.images, "md5": one.md5} for one in self.lists}
 
 
 def check_data(data: str | Path, protocol: Protocol, settings: Settings) -> DataCheck:
-    """Hold a data folder against a protocol: lists and counts, images and masks, tags, classes, saliency maps.
+    """Compare a data folder with a protocol: lists and counts, images and masks, tags, classes, saliency maps.
 
-    Nothing is decoded: `tagseg fit` does that once, and names what it cannot read.
+    No image is decoded; `tagseg fit` does that once and names those it cannot read.
 
     Raises:
-        DataError: when the folder is not there, or is not of the protocol's layout at all; it says how data is had.
+        DataError: when the folder does not exist or has another layout; the message says how to get the data.
     """
     root = Path(data).resolve()
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder, expected the data of {protocol.name}. How it is had:\n{protocol.get}")
+        raise DataError(f"{root}: no such folder, expected the data of {protocol.name}. How to get it:\n{protocol.get}")
     check = _check_voc if protocol.layout == "voc" else _check_coco
     try:
         lists, faults, notes, test = check(root, protocol, settings)
     except DataError as error:
-        raise DataError(f"{error}\nHow the data of {protocol.name} is had:\n{protocol.get}") from error
+        raise DataError(f"{error}\nHow to get the data of {protocol.name}:\n{protocol.get}") from error
     expected = {**protocol.lists, **protocol.optional}
     counts = [
         f"list {one.name}: {one.images:,} images, expected {expected[one.name]:,}"
@@ -89,14 +89,14 @@ def check_data(data: str | Path, protocol: Protocol, settings: Settings) -> Data
         if one.images != one.expected
     ]
     if not faults:
-        # What is missing would stop the reader at its first file.
+        # Missing files would stop the reader at the first of them.
         more, said = _as_read(root, protocol, settings)
         faults, notes = faults + more, notes + said
     return DataCheck(root, protocol, tuple(lists), (*counts, *faults), tuple(notes), tuple(test))
 
 
 def fingerprint(names: Iterable[str]) -> str:
-    """Return the MD5 of names, sorted and a line each: equal for lists that differ in order, spaces or line ends."""
+    """Return the MD5 of the sorted names, one per line; order, spaces and line ends do not change it."""
     lines = sorted(name.strip() for name in names)
     return hashlib.md5("".join(f"{line}\n" for line in lines).encode(), usedforsecurity=False).hexdigest()
 
@@ -107,7 +107,7 @@ def _check_voc(
     devkit = voc_root(root)
     if devkit is None:
         raise DataError(
-            f"{root}: no VOC devkit, expected folders JPEGImages and ImageSets in it or in VOC2012 below it"
+            f"{root}: not a VOC devkit; it needs the folders JPEGImages and ImageSets, directly or in VOC2012"
         )
     given = {"train_aug": settings.data.train_list, "val": settings.data.val_list}
     flags = {"train_aug": "data.train-list", "val": "data.val-list"}
@@ -159,7 +159,7 @@ def _found(lists: dict[str, list[str]], protocol: Protocol) -> list[ImageList]:
 
 
 def _as_read(root: Path, protocol: Protocol, settings: Settings) -> tuple[list[str], list[str]]:
-    """What is wrong with the data, and worth knowing of it, once it is read as a run reads it."""
+    """Faults and notes that appear when the data is read as a run reads it."""
     try:
         dataset = read_dataset(root, settings.data, settings.cache)
     except DataError as error:
@@ -171,8 +171,8 @@ def _as_read(root: Path, protocol: Protocol, settings: Settings) -> tuple[list[s
     notes = list(dataset.notes)
     if settings.maps == "oaa" and not settings.masks.saliency:
         notes.append(
-            "background is cut from the maps; the paper takes it from saliency maps, which would lie in "
-            f"{dataset.root / 'saliency'} (masks.saliency)"
+            "background is cut from the maps; the paper takes it from saliency maps in "
+            f"{dataset.root / 'saliency'} (setting masks.saliency)"
         )
     return faults, notes
 

@@ -1,7 +1,7 @@
-"""The protocols that results are published by: which images, which settings, which figures there are to compare with.
+"""Protocols of published results: which images, which settings, and the published scores.
 
-`tagseg bench` follows one of them from start to end. A protocol is a record, so that tests can follow the same steps on
-a stand-in with the true layout and counts of its own; the command line knows the published ones alone.
+`tagseg bench` follows a protocol from start to end. A protocol is a record, so that tests can follow one on a stand-in
+with the same layout and its own counts; the command line offers only the published ones.
 """
 
 import copy
@@ -17,14 +17,15 @@ Method = Literal["oaa", "eps"]
 BackboneName = Literal["vgg16", "resnet38", "resnet50", "resnet101"]
 
 PublishedFigure = Literal["pseudo_masks", "segmenter", "segmenter_crf", "test"]
-"""mIoU of the pseudo-masks on training images, of the segmenter on val without and with the dense CRF, and on test."""
+"""What an mIoU is of: the pseudo-masks of training images; the segmentation network on val, without and with the dense
+CRF; the network on test."""
 
 RCA = "Zhou et al., CVPR 2022 (arXiv 2203.09653)"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published mIoU in per cent of a method (RCA on top of it), and where it stands."""
+    """A published mIoU in per cent of RCA on top of a method, and its source."""
 
     figure: PublishedFigure
     method: Method
@@ -34,12 +35,12 @@ class Published:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol asks of the data, which preset it starts from, and which figures there are to compare with.
+    """The data that a protocol requires, the preset it starts from, and published scores to compare with.
 
-    lists: images of every list by its name, which is a list in ImageSets/Segmentation (VOC) or the part of an instance
-    file's name behind instances_ (COCO, images with annotations alone). They are the training images, for VOC those of
-    them that have official masks, and the validation images. optional: the same, of lists that may be absent.
-    classes: how many, background left out. get: how the data is had and what its folder looks like.
+    lists: number of images of each list by its name: a list in ImageSets/Segmentation (VOC), or the part of an instance
+    file's name after instances_ (COCO; only images with annotations count). In order: the training images, for VOC also
+    those with official masks, and the validation images. optional: the same for lists that may be absent. classes:
+    number of classes without background. get: how to get the data, and what its folder must look like.
     """
 
     name: str
@@ -58,23 +59,23 @@ class Protocol:
 
 
 _GET_VOC = """\
-VOC 2012: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar, unpacked, gives the folder
-  VOCdevkit/VOC2012 with JPEGImages, Annotations (the tags come from there), SegmentationClass, and the lists train.txt
-  and val.txt in ImageSets/Segmentation
-the list of 10,582 training images: ImageSets/Segmentation/train_aug.txt, a name a line; they are those of VOC's train
-  and of SBD (http://home.bharathh.info/pubs/codes/SBD/download.html) that are not in VOC's val
-the test images (to be had after registration at http://host.robots.ox.ac.uk:8080) belong into the same folders, and
-  their list into ImageSets/Segmentation/test.txt; without them there is no submission
-saliency maps, which EPS needs: saliency/NAME.png or .jpg beside JPEGImages, one for every image of train_aug, white
-  where something stands out; any detector's (the authors of EPS offer theirs at https://github.com/halbielee/EPS)
+VOC 2012: unpack http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar. It contains the folder
+  VOCdevkit/VOC2012 with JPEGImages, Annotations (from which the tags come), SegmentationClass, and the lists train.txt
+  and val.txt in ImageSets/Segmentation.
+List of the 10,582 training images: write ImageSets/Segmentation/train_aug.txt with one name per line: the images of
+  VOC's train and of SBD (http://home.bharathh.info/pubs/codes/SBD/download.html) that are not in VOC's val.
+Test images: register at http://host.robots.ox.ac.uk:8080, put the images into the same folders and their list into
+  ImageSets/Segmentation/test.txt. Without them no submission is written.
+Saliency maps, which EPS requires: saliency/NAME.png or .jpg next to JPEGImages, one per image of train_aug, white
+  where something stands out, by any detector (the authors of EPS offer theirs at https://github.com/halbielee/EPS).
 Then: tagseg bench voc2012 --data VOCdevkit/VOC2012"""
 
 _GET_COCO = """\
-COCO 2014: http://images.cocodataset.org/zips/train2014.zip, http://images.cocodataset.org/zips/val2014.zip and
-  http://images.cocodataset.org/annotations/annotations_trainval2014.zip, unpacked into one folder, give train2014/ and
-  val2014/ with images, annotations/instances_train2014.json and annotations/instances_val2014.json
-saliency maps, which EPS needs: saliency/NAME.png or .jpg beside them, one for every training image, white where
-  something stands out; any detector's (the authors of EPS offer theirs at https://github.com/halbielee/EPS)
+COCO 2014: unpack http://images.cocodataset.org/zips/train2014.zip, http://images.cocodataset.org/zips/val2014.zip and
+  http://images.cocodataset.org/annotations/annotations_trainval2014.zip into one folder. It then contains the images
+  in train2014/ and val2014/, annotations/instances_train2014.json and annotations/instances_val2014.json.
+Saliency maps, which EPS requires: saliency/NAME.png or .jpg next to them, one per training image, white where
+  something stands out, by any detector (the authors of EPS offer theirs at https://github.com/halbielee/EPS).
 Then: tagseg bench coco2014 --data COCO"""
 
 PROTOCOLS: dict[Name, Protocol] = {
@@ -105,8 +106,8 @@ PROTOCOLS: dict[Name, Protocol] = {
 }
 
 
-# torchvision's weights, which were the usual ones then; what timm takes by itself is younger. VGG16 and ResNet-38 have
-# but one set. The paper's text says nothing of the bank's channels around ResNets: they get VGG16's 512.
+# torchvision's weights, which were usual when the paper appeared; timm's own defaults are newer. VGG16 and ResNet-38
+# have only one set. The paper does not give the bank's channels for ResNets; they get VGG16's 512.
 _BACKBONES: dict[BackboneName, dict[str, Any]] = {
     "vgg16": {},
     "resnet38": {"backbone": "resnet38", "neck": 512},
@@ -116,10 +117,10 @@ _BACKBONES: dict[BackboneName, dict[str, Any]] = {
 
 
 def paper_values(protocol: str, method: str = "oaa", backbone: str = "vgg16", saliency: bool = True) -> dict[str, Any]:
-    """Return what the paper's settings are for a protocol, as nested plain values.
+    """Return the paper's settings for a protocol as nested plain values.
 
-    They are those of its preset, with RCA on top of OAA or EPS and another backbone. With `saliency` the background of
-    masks comes from saliency maps, as in the paper; EPS always takes it from there.
+    They are the protocol's preset with the given method under RCA and the given backbone. With `saliency`, background
+    comes from saliency maps, as in the paper; with EPS it always does.
 
     Raises:
         ValueError: when there is no such protocol, method or backbone.
@@ -130,20 +131,22 @@ def paper_values(protocol: str, method: str = "oaa", backbone: str = "vgg16", sa
         ("--backbone", backbone, get_args(BackboneName)),
     ):
         if got not in known:
-            raise ValueError(f"{flag} {got}: not known, expected one of {', '.join(known)}")
+            raise ValueError(f"{flag} must be one of {', '.join(known)}, got {got}")
     return _values(PROTOCOLS[protocol], method, _BACKBONES[backbone], saliency)  # type: ignore[index]
 
 
 def paper_settings(
     protocol: Name, method: Method = "oaa", backbone: BackboneName = "vgg16", saliency: bool = True
 ) -> Settings:
-    """Return the paper's settings for a protocol, for `tagseg.studies.bench.run.bench`: see `paper_values`."""
+    """Return the paper's settings for a protocol, to be given to `tagseg.studies.bench.run.bench`."""
     return Settings.from_dict(paper_values(protocol, method, backbone, saliency), f"bench {protocol}")
 
 
-def own_settings(settings: Settings, protocol: Protocol) -> list[str]:
-    """Return what of `settings` is not the paper's, a line each: the backbone is one's own choice, and so are seed,
-    number format and what is known of the machine and the data's place."""
+def changed_settings(settings: Settings, protocol: Protocol) -> list[str]:
+    """Return one line per setting that differs from the paper's.
+
+    The choice of backbone, the seed, and settings of the machine, of the data's place and of the report do not count.
+    """
     values = _values(protocol, settings.maps, {}, settings.maps == "eps" or settings.masks.saliency)
     paper, own = _flat(Settings.from_dict(values).to_dict()), _flat(settings.to_dict())
     free = {"seed", "device", "workers", "cache", "data.saliency", "train.backbone", "train.weights", "train.neck"}

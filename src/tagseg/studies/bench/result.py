@@ -1,4 +1,4 @@
-"""A benchmark's figures beside the published ones, as JSON and as a table."""
+"""The result of a followed protocol next to published figures, as JSON and as a table."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from tagseg._version import __version__
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.table import Spread
 from tagseg.studies.bench.check import DataCheck
-from tagseg.studies.bench.protocols import PublishedFigure, own_settings
+from tagseg.studies.bench.protocols import PublishedFigure, changed_settings
 from tagseg.system.files import write_atomically
 from tagseg.system.process import machine, versions
 
@@ -23,10 +23,11 @@ _TITLES: dict[PublishedFigure, str] = {
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What following a protocol came to: per seed every figure's mIoU in per cent, and submissions for the test server.
+class BenchResult:
+    """The result of following a protocol.
 
-    `missing` are the seeds still to come. `command` is how it was called. `settings` are those of the first seed.
+    figures: each figure's mIoU in per cent, by seed. submissions: archives for the test server, by seed. missing: the
+    unfinished seeds. settings: those of the first seed. command: the command line.
     """
 
     folder: Path
@@ -38,17 +39,17 @@ class Bench:
     command: str
 
     def miou(self, figure: PublishedFigure) -> Spread:
-        """Return a figure's mIoU in per cent over the seeds."""
+        """Return a figure's mIoU in per cent over the seeds that have it."""
         return Spread({seed: found[figure] for seed, found in self.figures.items() if figure in found})
 
     def table(self) -> str:
-        """Return the figures as Markdown, beside the published ones with their sources."""
+        """Return a Markdown table of own and published figures, with sources."""
         published = [one for one in self.check.protocol.published if one.method == self.settings.maps]
-        lines = [f"**Partial table:** seeds {_list(self.missing)} are missing.", ""] if self.missing else []
+        lines = [f"**Partial table:** missing seeds: {_list(self.missing)}.", ""] if self.missing else []
         lines += ["| mIoU, % | tagseg | published | source |", "|---|---:|---:|---|"]
         for figure in get_args(PublishedFigure):
             known = [one for one in published if one.figure == figure]
-            own = self.miou(figure).text() if figure != "test" else "at the test server"
+            own = self.miou(figure).text() if figure != "test" else "by the test server"
             if figure == "test" and not self.submissions:
                 own = "-"
             if own != "-" or known:
@@ -62,7 +63,7 @@ class Bench:
         return "\n".join([*lines, *self._remarks()]) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all there is to know as plain values."""
+        """Return everything as plain values."""
         return {
             "protocol": self.check.protocol.name,
             "tagseg": __version__,
@@ -81,12 +82,12 @@ class Bench:
                 for one in self.check.protocol.published
             ],
             "submissions": {str(seed): str(path.relative_to(self.folder)) for seed, path in self.submissions.items()},
-            "not_the_papers": own_settings(self.settings, self.check.protocol),
+            "not_the_papers": changed_settings(self.settings, self.check.protocol),
             "settings": self.settings.to_dict(),
         }
 
     def save(self) -> Path:
-        """Write bench.json and bench.md into the folder; returns the table's path."""
+        """Write bench.json and bench.md into the folder, and return the table's path."""
         about = self.to_dict()
         write_atomically(self.folder / "bench.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         numbers = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
@@ -104,8 +105,8 @@ class Bench:
 
     def _remarks(self) -> list[str]:
         lines = [f"Note: {note}." for note in self.check.notes]
-        if changed := own_settings(self.settings, self.check.protocol):
-            lines.append(f"Settings that are not the paper's: {'; '.join(changed)}.")
+        if changed := changed_settings(self.settings, self.check.protocol):
+            lines.append(f"Settings that differ from the paper's: {'; '.join(changed)}.")
         lines += [f"Submission of seed {seed}: {path}" for seed, path in self.submissions.items()]
         return ["", *lines] if lines else []
 

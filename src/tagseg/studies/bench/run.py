@@ -1,4 +1,4 @@
-"""A published protocol from start to end: data checked, seeds trained, figures beside the published ones."""
+"""Follow a published protocol from start to end: check the data, train each seed, compare with published scores."""
 
 import dataclasses
 import json
@@ -13,18 +13,20 @@ from tagseg.data.images import find_image, read_mask_file
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import read_evaluation, score, scored_samples
+from tagseg.evaluate.evaluate import score, scored_samples
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit
-from tagseg.predict.predict import predict
+from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.stages import OTHERS
+from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.check import DataCheck, check_data
 from tagseg.studies.bench.protocols import Protocol, PublishedFigure
-from tagseg.studies.bench.result import Bench
+from tagseg.studies.bench.result import BenchResult
 from tagseg.studies.bench.submission import ARCHIVE, write_submission
 from tagseg.system.files import remove_temporary, write_atomically
 from tagseg.system.process import launched
@@ -47,32 +49,32 @@ def bench(
     track: Track = silent,
     command: str = "",
     processes: int = 1,
-) -> Bench:
-    """Follow a protocol: check the data, train with every seed, score, and write a table beside the published figures.
+) -> BenchResult:
+    """Follow a protocol: check the data, train and score each seed, and write a table of own and published figures.
 
-    Every seed is a run folder `out/seed_N` as `fit` makes it. What is finished is kept, and a training continues behind
-    its last finished epoch. After every seed bench.json and bench.md are written anew. Processes that were launched
-    together train together; what is returned has figures in the main one alone.
+    Each seed is a run folder `out/seed_N` as `fit` makes it. Finished stages are kept, and an interrupted training
+    resumes after its last finished epoch. After each seed, bench.json and bench.md are rewritten. Processes that were
+    launched together train together; only the main one's result has figures.
 
     Args:
         data, out: the data folder; the folder of runs and table.
-        protocol: one of `PROTOCOLS`, or a stand-in's own.
-        settings: those of all seeds (see `paper_settings`); the first seed is theirs.
-        crf: also score the segmenter with the dense CRF behind it, as the paper does, and make the submission so.
-        force: allow other settings than existing runs'; what depends on them is done again.
-        command: how this was called, to be noted.
+        protocol: one of `PROTOCOLS`, or that of a stand-in.
+        settings: shared by all seeds (see `paper_settings`); the first seed is theirs.
+        crf: also score the segmentation network with the dense CRF after it, as the paper does, and write the
+            submission with the CRF.
+        force: allow settings that differ from those of existing runs; what depends on them is redone.
+        command: the command line, to be recorded.
         processes: how many processes train the networks, as in `fit`.
 
     Raises:
-        DataError: when the data is not there, or is not what the protocol asks for.
+        DataError: when the data is missing or does not match the protocol.
         ValueError: when settings or run folders are wrong.
     """
-    if seeds < 1:
-        raise ValueError(f"--seeds: got {seeds}, expected at least 1")
+    check_value("--seeds", seeds, AtLeastOne)
     found = check_data(data, protocol, settings)
     found.require()
     out, numbers = Path(out), range(settings.seed, settings.seed + seeds)
-    result = Bench(out, found, settings, {}, {}, tuple(numbers), command)
+    result = BenchResult(out, found, settings, {}, {}, tuple(numbers), command)
     is_main = launched()[0] == 0
     if is_main:
         _begin(result)
@@ -88,7 +90,7 @@ def bench(
     return result
 
 
-def _begin(result: Bench) -> None:
+def _begin(result: BenchResult) -> None:
     out = result.folder
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "bench.json").exists())):
         raise RunError(f"{out}: exists and is not a benchmark's folder; choose another --out")
@@ -96,7 +98,9 @@ def _begin(result: Bench) -> None:
         result.save()
 
 
-def _with_seed(result: Bench, seed: int, figures: dict[PublishedFigure, float], submission: Path | None) -> Bench:
+def _with_seed(
+    result: BenchResult, seed: int, figures: dict[PublishedFigure, float], submission: Path | None
+) -> BenchResult:
     return dataclasses.replace(
         result,
         figures={**result.figures, seed: figures},
@@ -106,7 +110,7 @@ def _with_seed(result: Bench, seed: int, figures: dict[PublishedFigure, float], 
 
 
 def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[PublishedFigure, float], Path | None]:
-    """The figures of a finished run in per cent, and its submission, if there is one."""
+    """The figures of a finished run in per cent, and its submission, if any."""
     evaluation, folder = read_evaluation(run), run.root / OTHERS["bench"][0]
     kept = _kept(run, folder / "figures.json")
     if kept is None or (kept["crf"], kept["test_images"]) != (crf, len(check.test)):
@@ -119,7 +123,7 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
         write_atomically(folder / "figures.json", json.dumps(kept, indent=1) + "\n")
         run.note("bench")
     figures: dict[PublishedFigure, float] = {}
-    # The last masks that the segmenter learned from count.
+    # The masks that count are the last ones that the network learned from.
     masks = evaluation.self_trained or evaluation.pseudo_masks
     if masks is not None:
         figures["pseudo_masks"] = 100 * masks.miou
@@ -131,14 +135,14 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
 
 
 def _kept(run: Run, file: Path) -> dict[str, Any] | None:
-    """What was found before, where it was finished with the network that the run has now."""
+    """The earlier result, if it was finished with the run's present network."""
     if "bench" not in run.manifest().others:
         return None
     try:
         values: dict[str, Any] = read_json(file)
         check_shape(values, _KEPT)
     except (OSError, ValueError) as error:
-        log.warning("%s: missing or damaged (%s), made anew", file, error)
+        log.warning("%s: missing or damaged (%s); computing it again", file, error)
         return None
     return values
 
@@ -159,7 +163,7 @@ def _score_refined(prepared: Prepared, run: Run, folder: Path, track: Track) -> 
 def _submit(prepared: Prepared, run: Run, folder: Path, names: tuple[str, ...], crf: bool, track: Track) -> None:
     root = prepared.dataset.root
     images = [find_image(root, (root / "JPEGImages",), name, "test image") for name in names]
-    # Apart, or one would go on with the other's masks.
+    # Separate folders, or one prediction would resume with the other's masks.
     predicted = folder / ("test" if crf else "test_without_crf")
     predict(run.root, images, predicted, _options(run, crf), track)
     write_submission(predicted, names, prepared.dataset.mask_ids, folder / "submission", track)

@@ -1,4 +1,4 @@
-"""Predictions of VOC's test images as the test server takes them."""
+"""Predictions of VOC's test images in the form that the test server accepts."""
 
 import gzip
 import tarfile
@@ -14,8 +14,8 @@ from tagseg.system.files import atomic_path
 from tagseg.system.progress import Track
 
 INNER = Path("results/VOC2012/Segmentation/comp6_test_cls")
-"""Where the server looks for the masks: competition 6 is that of networks that have learned from more than VOC (here
-ImageNet's weights), as the development kit says."""
+"""Where the server looks for masks. According to the development kit, competition 6 is for networks that learned from
+more than VOC (here: ImageNet's weights)."""
 
 ARCHIVE = "results.tar.gz"
 
@@ -23,16 +23,16 @@ ARCHIVE = "results.tar.gz"
 def write_submission(
     predicted: Path, names: Sequence[str], mask_ids: Mapping[int, int] | None, folder: Path, track: Track
 ) -> Path:
-    """Write a test server's submission into `folder`: results/VOC2012/.../NAME.png and all of it as results.tar.gz.
+    """Write a submission for the test server into `folder`: results/VOC2012/.../NAME.png, and results.tar.gz of these.
 
     Args:
-        predicted: folder of masks in class ids, named like the images.
+        predicted: folder of masks of class ids, named like the images.
         names: the test images.
-        mask_ids: class ids by the values that they have in VOC's masks; None where the two are the same.
-        folder: made anew where it is there.
+        mask_ids: class id of each value in VOC's masks; None if they are equal.
+        folder: replaced if it exists.
 
     Returns:
-        The archive. The same masks give the same bytes.
+        The archive. Equal masks give equal bytes.
     """
     values = np.arange(256, dtype=np.uint8)
     for value, class_id in (mask_ids or {}).items():
@@ -45,7 +45,7 @@ def write_submission(
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """Write a .tar.gz of the PNGs below a folder, named as they lie there, without dates or owners."""
+    """Write a .tar.gz of the PNGs below a folder, by relative path, without dates or owners."""
     files = sorted(folder.rglob("*.png"))
     with (
         atomic_path(archive) as temporary,

@@ -1,0 +1,129 @@
+"""Masks for images without tags, from a trained segmentation network.
+
+The way of an image: it is found (`find_images`), read at the resolution of the prediction (`read`), goes through the
+network together with others (`chunks`, `batches`), its probabilities become a mask (`finish`), and its files and its
+line are written here. An engine (`local_engine`, `ray_engine`) runs the steps between finding and writing.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tagseg.errors import DataError, RunError
+from tagseg.masks.mask_files import write_classes
+from tagseg.prediction.find_images import Location, find_images
+from tagseg.prediction.lines import LINES, PredictionLine, append_line, read_lines, write_lines
+from tagseg.prediction.local_engine import THREADS, local_outcomes
+from tagseg.prediction.outputs import Outcome, pending_images, write_files
+from tagseg.prediction.parquet import pending_rows, write_parts
+from tagseg.prediction.plan import Plan
+from tagseg.prediction.ray_engine import ray_outcomes
+from tagseg.segment.predictor import Predictor, configure, load
+from tagseg.settings.predict import PredictOptions
+from tagseg.system.files import remove_temporary
+from tagseg.system.process import ran_out
+from tagseg.system.progress import Track, map_ahead, silent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` wrote: the folder, the ids of the images in it, the unreadable images with the reasons, and how
+    many of the images already had their masks (resume)."""
+
+    folder: Path
+    ids: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    kept: int = 0
+
+
+def predict(
+    run: str | Path,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
+    options: PredictOptions | None = None,
+    track: Track = silent,
+) -> Predictions:
+    """Write a palette mask for every image, named like the image, with classes.json and predictions.jsonl, into `out`.
+
+    predictions.jsonl has one line per image in the order of the images (see `image_line`; for an image that cannot be
+    read, its location and the error). A line is appended once all files of its image are written. Lines of other images
+    stay, in front.
+
+    Args:
+        run: a run folder with a trained segmenter, or any other folder that `load` accepts.
+        images: image files, folders (searched with their subfolders) or glob patterns, or URLs of these (fsspec).
+        out: the folder for the masks.
+        options: how to predict, and what to write.
+        track: how to report progress.
+
+    Raises:
+        DataError: if there are no images, none can be read, an image would be overwritten, or a mask exists and neither
+            `force` nor `resume` is set.
+        RunError: as `load`; if memory runs out; if the Ray engine is not available or stops.
+        WriteError: if a file cannot be written, for example because the disk is full.
+    """
+    options, out = options or PredictOptions(), Path(out)
+    # Workers of a cluster load their own networks: here one is loaded only to check it, and for its classes.
+    predictor = configure(load(run, options.device if options.engine == "local" else "cpu"), options)
+    found = find_images([images] if isinstance(images, str | Path) else images, out)
+    todo, lines = (pending_images if options.format == "png" else pending_rows)(found, out, options)
+    written = _write_outcomes(_outcomes(predictor, run, found, todo, options), out, found, todo, options)
+    if options.resume:
+        remove_temporary(out)
+    write_classes(out, predictor.classes[1:])
+    write_lines(out / LINES, lines)
+    order = {str(location): place for place, location in enumerate(found.values())}
+    skipped = {line["image"]: line["error"] for line in lines if "error" in line and line["image"] in order}
+    for line in track(_within_memory(written), "predict", len(todo)):
+        append_line(out / LINES, line)
+        if "error" in line:
+            log.warning("skipped: %s", line["error"])
+            skipped[line["image"]] = line["error"]
+    if lines and options.format == "png":
+        write_lines(out / LINES, sorted(read_lines(out / LINES), key=lambda line: order.get(line["image"], -1)))
+    if len(skipped) == len(found):
+        raise DataError(f"none of the {len(found)} images could be read; first: {next(iter(skipped.values()))}")
+    ids = tuple(name for name, location in found.items() if str(location) not in skipped)
+    return Predictions(out, ids, tuple(skipped.items()), len(found) - len(todo))
+
+
+def _outcomes(
+    predictor: Predictor, run: str | Path, found: dict[str, Location], todo: Sequence[str], options: PredictOptions
+) -> Iterator[Outcome]:
+    """Return the outcomes of the images in `todo`; computation begins when the first is asked for."""
+    plan = Plan(
+        classes=predictor.classes,
+        resolution=predictor.resolution,
+        max_megapixels=options.max_megapixels,
+        crf=predictor.crf,
+        overlays=options.overlays,
+        probabilities=options.probabilities,
+    )
+    if options.engine == "local":
+        return local_outcomes(predictor, found, todo, plan)
+    return ray_outcomes(run, found, todo, plan, options)
+
+
+def _write_outcomes(
+    outcomes: Iterator[Outcome], out: Path, found: dict[str, Location], todo: Sequence[str], options: PredictOptions
+) -> Iterator[PredictionLine]:
+    """Write outcomes, and yield each image's line once its files are written."""
+    if options.format == "png":
+        return map_ahead(outcomes, lambda outcome: write_files(outcome, out), THREADS)
+    return write_parts(outcomes, out, len(found) - len(todo), len(todo), options.rows)
+
+
+def _within_memory(lines: Iterator[PredictionLine]) -> Iterator[PredictionLine]:
+    """Yield the lines; if memory runs out, raise an error that names the options to lower."""
+    try:
+        yield from lines
+    except (MemoryError, RuntimeError) as error:
+        cause = ran_out(error)
+        if not cause:
+            raise
+        raise RunError(
+            f"memory ran out ({cause}); lower --batch, --window or --max-side, and run again with --resume"
+        ) from error
