@@ -73,8 +73,8 @@ def record(result: str, seeds: list[int], figures: dict[str, Any], table: str) -
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     numbers = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
-    seeds_text = ", ".join(map(str, seeds))
-    foot = f"\n`{about['command']}` on {about['machine']}; seed {seeds_text}; {numbers}.\n"
+    seed = f"seed {', '.join(map(str, seeds))}; " if seeds else ""
+    foot = f"\n`{about['command']}` on {about['machine']}; {seed}{numbers}.\n"
     path = RESULTS / f"{result}.md"
     path.write_text(f"# {result}\n\n{table.rstrip()}\n{foot}", encoding="utf-8")
     return path

@@ -2,8 +2,8 @@
 
     make docs
 
-Sphinx and MyST are kept up (MkDocs 1 and Material for MkDocs are at their end, and what follows them is not at 1.0),
-their pages need no web server, and the theme asks no other site for fonts or scripts.
+Sphinx and MyST are maintained (MkDocs 1 and Material for MkDocs are not, and their successor has not reached 1.0). The
+pages need no web server, and the theme loads no fonts or scripts from other sites.
 """
 
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 project = "tagseg"
 author = "tagseg contributors"
 copyright = author
-version = release = re.findall(r'__version__ = "(.+)"', (ROOT / "src/tagseg/__init__.py").read_text("utf-8"))[0]
+version = release = re.findall(r'__version__ = "(.+)"', (ROOT / "src/tagseg/_version.py").read_text("utf-8"))[0]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "literal"  # docstrings put names of Python between single backticks
@@ -42,8 +42,8 @@ RESULTS = re.compile(r"benchmarks/results/(\w+)\.(?:md|json)")
 
 
 def keep_links_inside(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Turn links to files of the repository, which the site does not hold: figures are on the page Benchmarks, of
-    others the path remains. On a code host both are links."""
+    """Replace links to files of the repository, which are not part of the site: results become links to the page
+    Benchmarks, other links become paths. On a code host both are links."""
 
     def inside(link: re.Match[str]) -> str:
         words, path = link[1], os.path.normpath(link[2])
@@ -56,5 +56,5 @@ def keep_links_inside(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Register what turns links."""
+    """Register the function that replaces links."""
     app.connect("source-read", keep_links_inside)

@@ -1,8 +1,8 @@
-"""Write the pages that are made from other files: Benchmarks from benchmarks/results, the notebook from its cells.
+"""Write the pages that are generated: Benchmarks from benchmarks/results, the notebook from its cells.
 
     python docs/pages.py
 
-A result that is not in SECTIONS yet has its place in the last one. `make docs` runs this; a test compares.
+A result that is not in SECTIONS goes into the last section. `make docs` runs this; a test compares.
 """
 
 import json
@@ -17,21 +17,24 @@ NOTEBOOK = ROOT / "examples" / "notebook.py"
 SECTIONS = {
     "Accuracy": ("voc_animals", "segmenter", "quality", "demo"),
     "Ablations": ("ablation_voc_animals", "ablation_voc_animals_crf", "masks"),
-    "Cost of a step, memory, and how both grow with classes": ("step_cost",),
+    "Cost of a step, memory, and their growth with classes": ("step_cost",),
     "Throughput and memory": ("predict", "crf", "mass_labelling"),
-    "Growing with images": ("scale", "review"),
+    "Scaling with images": ("scale", "review"),
     "Reliability": ("faults", "fuzz", "release"),
+    "Code": ("architecture",),
 }
-REST = "Others"
+REST = "Other results"
 
 LEAD = """\
 # Benchmarks
 
-Every figure that tagseg gives, with the command that measures it, the machine, the seeds and the versions. They are
-read from `benchmarks/results`; this page is made from there by `python docs/pages.py` and not written by hand.
+Every figure that tagseg reports, with the command that measured it, the machine, the seeds and the versions.
+`python docs/pages.py` generates this page from `benchmarks/results`.
 
-Seconds are those of a machine with two cores on which other work often ran; ratios were taken in turns, and bear that.
-What was chosen how, and on which images, stands in [Results](results.md).
+Seconds are from a machine with two cores on which other work often ran. For ratios the two sides took turns, which
+hardly affects them. Commands are quoted as they were given: those of version 0.1 name `benchmarks/NAME.py`, which now
+is a module in one of the folders of `benchmarks`. [Results](results.md) says how settings were chosen, and on which
+images.
 """
 
 
@@ -54,7 +57,7 @@ def result(name: str) -> str:
     table = (RESULTS / f"{name}.md").read_text("utf-8")
     body = table.removeprefix(f"# {name}\n").strip()
     paragraphs = body.split("\n\n")
-    if paragraphs[-1].startswith(f"`{about['command']}` on "):  # the foot says what the JSON says
+    if paragraphs[-1].startswith(f"`{about['command']}` on "):  # the foot repeats the JSON
         paragraphs.pop()
     body = re.sub(r"^#", "###", "\n\n".join(paragraphs), flags=re.MULTILINE)
     body = re.sub(r"(!\[[^\]]*\]\()(?![./a-z]*:)", r"\1../benchmarks/results/", body)
@@ -63,8 +66,8 @@ def result(name: str) -> str:
 
 def _foot(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
-    seeds = ", ".join(map(str, about["seeds"]))
-    rows = {"command": f"`{about['command']}`", "machine": about["machine"], "seeds": seeds, "versions": versions}
+    seeds = {"seeds": ", ".join(map(str, about["seeds"]))} if about["seeds"] else {}
+    rows = {"command": f"`{about['command']}`", "machine": about["machine"], **seeds, "versions": versions}
     return "\n".join(["| measured by | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
@@ -80,7 +83,7 @@ def notebook_page() -> str:
 
 
 def cells(text: str) -> list[tuple[str, str]]:
-    """Return (what stands behind `# %%`, the lines below) of every cell of a script in percent format."""
+    """Return (the text after `# %%`, the lines below it) of every cell of a script in percent format."""
     found = re.split(r"^# %%(.*)\n", text, flags=re.MULTILINE)[1:]
     return [(head.strip(), body.strip("\n")) for head, body in zip(found[::2], found[1::2], strict=True)]
 

@@ -1,4 +1,4 @@
-"""Maps of pytorch-grad-cam become masks: a file an image, then `tagseg masks`.
+"""Maps of pytorch-grad-cam become masks: one file per image, then `tagseg masks`.
 
 pip install 'tagseg[examples]'
 python examples/grad_cam.py photos/ cams/ runs/grad_cam
@@ -21,7 +21,7 @@ from timm.data.transforms_factory import create_transform
 import tagseg
 
 OUTPUTS = {"cat": 281, "dog": 207, "horse": 339, "sheep": 348}
-"""Which output of the classifier stands for each tag; these are ImageNet's."""
+"""Which output of the classifier belongs to each tag; these are ImageNet's."""
 
 
 def write_maps(
@@ -32,7 +32,7 @@ def write_maps(
     outputs: Mapping[str, int],
     transform: Callable[[Image.Image], torch.Tensor],
 ) -> None:
-    """Write the Grad-CAM of every training image's tags to `cams`, an .npz an image."""
+    """Write the Grad-CAM of every training image's tags to `cams`, one .npz per image."""
     dataset = tagseg.read_dataset(data)
     with GradCAM(model, [layer]) as cam:
         for sample in dataset.split("train"):

@@ -1,4 +1,4 @@
-"""A Hugging Face image classifier says what each of its patches shows: maps, masks, a segmentation network.
+"""The patch scores of a Hugging Face image classifier become maps, masks and a segmentation network.
 
 pip install 'tagseg[examples]'
 python examples/hugging_face.py photos/ maps/ runs/hugging_face my/vit-that-knows-my-tags
@@ -17,7 +17,7 @@ import tagseg
 
 @torch.inference_mode()
 def write_maps(data: Path, maps: Path, model: ViTForImageClassification, processor: ViTImageProcessor) -> None:
-    """Write the score of every label at every patch, an .npz an image with an array a label."""
+    """Write the score of every label at every patch, one .npz per image with one array per label."""
     side = model.config.image_size // model.config.patch_size
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     for sample in tagseg.read_dataset(data).split("train"):
@@ -27,7 +27,7 @@ def write_maps(data: Path, maps: Path, model: ViTForImageClassification, process
         scores = model.classifier(tokens)[0].T.reshape(-1, side, side)
         file = maps / f"{sample.id}.npz"
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Labels that are no tag of the image are left out when the file is read.
+        # Labels that are not tags of the image are ignored when the file is read.
         np.savez_compressed(file, **dict(zip(labels, scores.numpy(), strict=True)))
 
 

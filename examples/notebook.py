@@ -3,12 +3,14 @@
 # %% [markdown]
 # # A notebook: from tags to masks
 #
-# Everything tagseg does, step by step, on drawn pictures: five to ten minutes on two cores of a CPU, without data or
-# network. `examples/notebook.py` is a script with cells: open it in Jupyter (with jupytext), VS Code, PyCharm or Spyder
-# and run it cell by cell, or as a whole with `python examples/notebook.py`. The pictures are those of such a run.
+# Everything tagseg does, step by step, on drawn images. It takes five to ten minutes on two CPU cores and needs neither
+# data nor network. `examples/notebook.py` is a script with cells: open it in Jupyter (with jupytext), VS Code, PyCharm
+# or Spyder and run it cell by cell, or run it as a whole with `python examples/notebook.py`. The pictures come from
+# such a run.
 
 # %%
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from tagseg.settings.localise import LocaliseSettings
 from tagseg.studies.demo import demo_settings
 
 # %% [markdown]
-# What may be changed. With fewer images or epochs it is faster, and the masks are worse.
+# You can change these values. Fewer images or epochs are faster and give worse masks.
 
 # %% parameters
 OUT = Path("runs/notebook")
@@ -38,10 +40,10 @@ TRAIN, VAL = 320, 60
 SETTINGS = demo_settings(seed=0)
 
 # %% [markdown]
-# ## Pictures and their tags
+# ## Images and their tags
 #
-# Each picture has one to three tags, and that is all that will be learned from. The true masks that are drawn with them
-# serve to score, at the end.
+# Each image has one to three tags, and training uses nothing else. The true masks that are drawn with the images are
+# used only for the scores at the end.
 
 # %%
 data = draw_demo(OUT / "data", TRAIN, VAL)
@@ -53,7 +55,7 @@ for sample in shown:
 
 
 def row(name: str, pictures: list[Image.Image]) -> Image.Image:
-    """Put pictures beside one another, and keep them as a file."""
+    """Put pictures next to each other, and save them as a file."""
     sheet = Image.new("RGB", (sum(one.width + 4 for one in pictures) - 4, max(one.height for one in pictures)), "white")
     left = 0
     for one in pictures:
@@ -68,9 +70,9 @@ images = [read_image(sample.image) for sample in shown]
 row("images", images)
 
 # %% [markdown]
-# ![Five drawn pictures](pictures/notebook_images.jpg)
+# ![Five drawn images](pictures/notebook_images.jpg)
 #
-# Is the data as it should be? `inspect` counts, and finds classes that never appear apart, broken and double files.
+# `inspect` checks the data: it counts images and finds classes that never appear apart, broken and duplicate files.
 
 # %%
 found = tagseg.inspect(dataset, SETTINGS.data)
@@ -79,8 +81,8 @@ print(found.per_class["train"], found.never_apart, found.broken)
 # %% [markdown]
 # ## The classification network and its memory bank
 #
-# It learns the tags, and fills a bank with the regions of every class. `until` stops behind a stage; called again,
-# `fit` goes on where it stopped.
+# It learns the tags and fills a bank with regions of every class. `until` stops after a stage; when called again, `fit`
+# resumes where it stopped.
 
 # %%
 tagseg.fit_until(data, OUT / "run", "train", SETTINGS)
@@ -89,21 +91,21 @@ network, classes = load_network(run.network, torch.device("cpu"))
 print("prototypes of background and of each class:", network.exists.sum(1).tolist())
 
 # %% [markdown]
-# ## Maps: coarse, and by the bank
+# ## Maps: coarse, and from the bank
 #
-# The coarse map is the plain class activation map: what of the picture speaks for the tag. It lights up what tells
-# classes apart, not whole things. The posterior asks the bank instead: which share of a cell's attention goes to the
-# prototypes of the class, and not to those of background? Below, each picture's first tag.
+# The coarse map is the plain class activation map: which cells of the image vote for the tag. It lights up what
+# distinguishes the classes, not whole objects. The posterior uses the bank instead: which share of a cell's attention
+# goes to the prototypes of the class rather than to those of background? Below is the first tag of each image.
 
 
 # %%
-def heat(image: Image.Image, tag: int, kind: str) -> Image.Image:
-    """Lay the map of one tag over its picture."""
+def heat(image: Image.Image, tag: int, kind: Literal["coarse", "posterior"]) -> Image.Image:
+    """Lay the map of one tag over its image."""
     settings = LocaliseSettings(max_side=SETTINGS.localise.max_side, kind=kind)
     strength = Image.fromarray(localise_image(network, image, (tag,), settings)[0].numpy()).resize(image.size)
     share = np.asarray(strength)[..., None] * 0.85
     colour = np.array(class_colours(len(classes))[tag], np.float32)
-    grey = np.asarray(image.convert("L"))[..., None]  # so that the class's colour is seen
+    grey = np.asarray(image.convert("L"))[..., None]  # so that the colour of the class is visible
     return Image.fromarray((grey * (1 - share) + colour * share).astype(np.uint8))
 
 
@@ -120,15 +122,15 @@ row("posterior", [heat(image, sample.tags[0], "posterior") for image, sample in 
 #
 # ## Masks
 #
-# Background has what the tags leave over, the dense CRF moves borders to the edges of the picture, and what the two do
-# not agree on is unsure (255, light here).
+# Background gets what the tags leave over, the dense CRF moves borders to the edges of the image, and pixels where the
+# two disagree are unsure (255, light here).
 
 # %%
 tagseg.fit_until(data, OUT / "run", "masks", SETTINGS)
 
 
 def masked(sample: Sample, folder: Path) -> Image.Image:
-    """Lay a mask over its picture."""
+    """Lay a mask over its image."""
     return overlay(read_image(sample.image).convert("L").convert("RGB"), read_mask_file(mask_file(folder, sample.id)))
 
 
@@ -137,10 +139,10 @@ row("masks", [masked(sample, run.masks) for sample in shown])
 # %% [markdown]
 # ![Masks](pictures/notebook_masks.jpg)
 #
-# ## A segmentation network, figures, a report
+# ## A segmentation network, scores, a report
 #
-# It learns from these masks and needs no tags any more. The figures compare with the true masks; the report is
-# `runs/notebook/run/report.html`.
+# The network learns from these masks and needs no tags to predict. The scores compare with the true masks; the report
+# is `runs/notebook/run/report.html`.
 
 # %%
 fitted = tagseg.fit(data, OUT / "run", SETTINGS)
@@ -152,11 +154,11 @@ new = [read_image(sample.image) for sample in dataset.split("val")[:5]]
 row("new", [overlay(image, predictor(image)) for image in new])
 
 # %% [markdown]
-# ![New pictures, segmented without tags](pictures/notebook_new.jpg)
+# ![New images, segmented without tags](pictures/notebook_new.jpg)
 #
 # ## Which masks to look at first
 #
-# Without any truth: how far do mask and segmentation network agree?
+# No true masks are needed for this: the score says how well mask and segmentation network agree.
 
 # %%
 quality = assess(run)

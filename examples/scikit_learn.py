@@ -20,17 +20,17 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
 import tagseg
 
 Truth = tuple[Sequence[str], Path | None]
-"""An image's tags, by which is learned, and its true mask, by which is scored."""
+"""The tags of an image, for training, and its true mask, for scoring."""
 
 
 class TagSegmenter(BaseEstimator):  # type: ignore[misc]
-    """Learns masks from tags; every fit has a run folder of its own below `folder`."""
+    """Learns masks from tags; every fit makes its own run folder in `folder`."""
 
     def __init__(self, folder: str | Path, settings: tagseg.Settings | None = None) -> None:
         self.folder, self.settings = folder, settings
 
     def fit(self, images: Sequence[Path], truth: Sequence[Truth]) -> "TagSegmenter":
-        """Train on images and their tags; true masks are not looked at."""
+        """Train on images and their tags; true masks are not used."""
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         self.run_ = Path(tempfile.mkdtemp(dir=self.folder))
         data = self.run_ / "data"
@@ -46,7 +46,7 @@ class TagSegmenter(BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict(self, images: Sequence[Path]) -> list[UInt8[np.ndarray, "h w"]]:
-        """Return the images' masks; `predictor_.classes` says what their values are."""
+        """Return the images' masks; `predictor_.classes` names their values."""
         return [self.predictor_(Image.open(image).convert("RGB")) for image in images]
 
     def score(self, images: Sequence[Path], truth: Sequence[Truth]) -> float:
@@ -57,7 +57,7 @@ class TagSegmenter(BaseEstimator):  # type: ignore[misc]
 
 
 def main(data: Path, out: Path, settings: tagseg.Settings | None = None) -> Any:
-    """Return the scores of a cross-validation that leaves one folder of images out at a time."""
+    """Return the scores of a cross-validation that leaves out one folder of images at a time."""
     dataset = tagseg.read_dataset(data, (settings or tagseg.Settings()).data)
     samples = [sample for sample in dataset.split("train") if isinstance(sample.mask, Path)]
     truth = [([dataset.classes[tag - 1] for tag in sample.tags], sample.mask) for sample in samples]

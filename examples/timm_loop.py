@@ -1,4 +1,4 @@
-"""A plain timm classifier, trained in one's own loop with tagseg's memory bank and contrast; masks by its prototypes.
+"""A plain timm classifier, trained in your own loop with tagseg's memory bank and contrast; prototypes give masks.
 
 python examples/timm_loop.py photos/ masks/
 """
@@ -24,7 +24,7 @@ SEE = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Re
 
 
 def train(model: Any, head: nn.Conv2d, batches: Iterable[Batch], epochs: int, lr: float = 0.01) -> tagseg.Bank:
-    """Train on pictures and their tags; regions of the maps are contrasted with all that the bank has seen."""
+    """Train on images and their tags, contrasting regions of the maps with everything in the bank."""
     bank = tagseg.Bank(head.out_channels + 1, slots=200, channels=head.in_channels)  # entry 0 is background
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr, momentum=0.9, nesterov=True)
     for epoch in range(epochs):
@@ -46,7 +46,7 @@ def train(model: Any, head: nn.Conv2d, batches: Iterable[Batch], epochs: int, lr
 
 @torch.inference_mode()
 def find_mask(model: Any, bank: tagseg.Bank, image: Image.Image, tags: tuple[int, ...]) -> Image.Image:
-    """Return the mask of an image: each cell is its class's by the share of attention to the class's prototypes."""
+    """Return the mask of an image: each cell belongs to a class by the attention to its prototypes."""
     prototypes, exists = tagseg.kmeans(bank.slots, bank.written, k=5)
     features = model.eval().forward_features(SEE(image)[None])
     of = torch.zeros(len(tags), dtype=torch.long)

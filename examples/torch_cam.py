@@ -23,7 +23,7 @@ TABBY, GOLDEN_RETRIEVER = 281, 207
 def find_mask(
     image: Image.Image, model: torch.nn.Module, layer: str, outputs: Mapping[int, int]
 ) -> UInt8[np.ndarray, "h w"]:
-    """Return the mask of an image that shows the classes of `outputs`: id in the mask -> output of the classifier."""
+    """Return the mask of an image that shows the classes of `outputs`: class id -> output of the classifier."""
     see = v2.Compose(
         [
             v2.PILToTensor(),

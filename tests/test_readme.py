@@ -273,14 +273,21 @@ def test_every_command_exists() -> None:
     assert named <= known
 
 
-def test_the_package_tree_is_the_package() -> None:
+def test_the_package_tree_names_every_folder_with_one_line() -> None:
     tree = package_tree((ROOT / "README.md").read_text(encoding="utf-8"))
-    modules = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py") if path.name != "__init__.py"
-    }
-    assert {path for path in tree if path.endswith(".py") and not path.endswith("__init__.py")} == modules
+    folders = {f"{path.relative_to(ROOT).as_posix()}/" for path in (ROOT / PACKAGE).rglob("*") if path.is_dir()}
+    folders = {path for path in folders if "__pycache__" not in path}
+    assert {path for path in tree if path.endswith("/")} == folders
     assert [path for path in tree if not (ROOT / path).exists()] == []
-    assert [path for path, description in tree.items() if path.endswith(".py") and not description] == []
+    assert [path for path, description in tree.items() if not description] == []
+    assert len(tree) <= 30, "a newcomer needs few files"
+
+
+def test_the_readme_is_short_and_begins_with_a_picture() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert re.match(r"# tagseg\n\n!\[", text)
+    assert "Not for you if" in "\n".join(text.splitlines()[:10]), "the first lines say for whom it is and for whom not"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

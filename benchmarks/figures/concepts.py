@@ -3,7 +3,8 @@
     tagseg demo --out runs/demo
     python -m benchmarks.figures.concepts runs/demo/run docs/pictures
 
-Images are the first training images with two or three tags, regions the first of each class: nobody picked them.
+The images are the first training images with two or three tags, the regions the first of each class: nobody picked
+them.
 """
 
 import argparse
@@ -39,7 +40,7 @@ Picture = Image.Image
 
 
 def sheet(rows: list[list[Picture]], titles: list[str], names: list[str], out: Path) -> None:
-    """Save rows of pictures as one, titles over the columns, names left of the rows (either may be empty)."""
+    """Save rows of pictures as one, with titles above the columns and names left of the rows (either may be empty)."""
     left = 78 if names else 0
     columns = max(map(len, rows))
     size = left + columns * (SIDE + GAP) - GAP, HEAD * bool(titles) + len(rows) * (SIDE + GAP) - GAP
@@ -57,7 +58,7 @@ def sheet(rows: list[list[Picture]], titles: list[str], names: list[str], out: P
 
 
 def grey(image: Picture) -> Picture:
-    """Return the picture without its colours, so that those of classes are seen."""
+    """Return the image in grey, so that the colours of the classes are visible."""
     return image.convert("L").convert("RGB")
 
 
@@ -70,7 +71,7 @@ def maps_of(network: RcaNetwork, image: Picture, tags: tuple[int, ...], kind: st
 
 
 def draw_maps(run: Run, network: RcaNetwork, samples: list[Sample], out: Path) -> None:
-    """The coarse map, what the bank makes of it, tag by tag."""
+    """Draw the coarse map and the posterior of each tag."""
     rows = []
     for sample in samples[:3]:
         image, first = read_image(sample.image), sample.tags[:1]
@@ -83,7 +84,7 @@ def draw_maps(run: Run, network: RcaNetwork, samples: list[Sample], out: Path) -
 
 
 def draw_masks(run: Run, samples: list[Sample], dataset: Dataset, out: Path) -> None:
-    """From maps to a mask: with and without the CRF, unsure pixels, what the segmenter says, the truth."""
+    """Draw the way from maps to a mask: without and with the CRF, unsure pixels, prediction, truth."""
     settings, rows = run.settings(), []
     for sample in samples[:3]:
         image = read_image(sample.image)
@@ -98,7 +99,7 @@ def draw_masks(run: Run, samples: list[Sample], dataset: Dataset, out: Path) -> 
 
 
 def draw_rounds(run: Run, samples: list[Sample], out: Path) -> None:
-    """What a round of self-training starts from: the masks, and what the network that learned from them sees."""
+    """Draw what a round of self-training starts from: the masks, and the predictions of the network trained on them."""
     seen = [sample for sample in samples if mask_file(run.predictions, sample.id).exists() and sample.mask][:3]
     rows = []
     for sample in seen:
@@ -132,14 +133,14 @@ def find_regions(
 
 
 def cut_out(image: Picture, cells: ndarray) -> Picture:
-    """Return the picture with what is not in the region's cells faded."""
+    """Return the image with everything outside the region's cells faded."""
     inside = np.asarray(Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST), bool)[..., None]
     pixels = np.asarray(image, np.float32)
     return Image.fromarray(np.where(inside, pixels, 0.15 * pixels + 0.85 * 255).astype(np.uint8))
 
 
 def draw_bank(network: RcaNetwork, samples: list[Sample], names: tuple[str, ...], out: Path) -> None:
-    """Regions of every class, and all regions and prototypes in two dimensions (t-SNE)."""
+    """Draw regions of every class, and all regions and prototypes in two dimensions (t-SNE)."""
     crops, features, labels = find_regions(network, samples, len(names))
     sheet(crops, [], ["background", *names], out / "concepts_bank.jpg")
     keys = torch.nn.functional.normalize(network.prototypes[..., : network.keys], dim=2)
@@ -168,7 +169,7 @@ def scatter(points: Float[ndarray, "n 2"], marks: list[tuple[int, bool]], names:
 
 
 def main() -> None:
-    """Draw all of them."""
+    """Draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.figures.pictures RUN OUT.jpg --rows 4
 
-Rows are evenly spaced over the images that the evaluation chose: nobody picked them.
+The rows are evenly spaced over the images that the evaluation chose: nobody picked them.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TITLES = ("image and tags", "map", "pseudo-mask", "segmenter", "truth")
 
 
 def heat(image: Image.Image, maps: np.ndarray, classes: tuple[int, ...]) -> Image.Image:
-    """Return the image with its maps laid over, each in its class's colour."""
+    """Return the image with its maps overlaid, each in the colour of its class."""
     strength = enlarge(maps, (image.height, image.width))
     best = strength.argmax(0)
     colour = np.array(class_colours(255), np.float32)[np.array(classes)[best]]

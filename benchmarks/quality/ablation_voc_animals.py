@@ -1,13 +1,13 @@
-"""What contrast and aggregation are worth on voc_animals: pseudo-masks of each arm, over seeds.
+"""Measure what contrast and aggregation add on voc_animals: pseudo-masks of each arm, over seeds.
 
     python -m benchmarks.quality.ablation_voc_animals                all four arms, seeds 0 to 2; run again to continue
-    python -m benchmarks.quality.ablation_voc_animals --arms cam     one of them (several shells: several at a time)
+    python -m benchmarks.quality.ablation_voc_animals --arms cam     one of them (several shells run several at once)
     python -m benchmarks.quality.ablation_voc_animals --backbone resnet18 --backbone-weights FILE
 
     python -m benchmarks.quality.ablation_voc_animals --crf          the same runs, masks refined by the dense CRF
 
-Settings lie in voc_animals.toml; arms differ in rca.contrast and rca.aggregation alone. Maps are those of three scales
-(0.75, 1, 1.5). Nothing is tuned on the masks that are scored.
+voc_animals.toml has the settings; arms differ only in rca.contrast and rca.aggregation. Maps have three scales (0.75,
+1, 1.5). Nothing is tuned on the scored masks.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from tagseg.system.progress import bars
 def main() -> None:
     """Run the arms asked for, and write the results when all four are finished."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arms", default=",".join(ARMS), help="with commas between")
+    parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--force", action="store_true", help="redo what was made with other settings")
+    parser.add_argument("--force", action="store_true", help="repeat what was made with other settings")
     parser.add_argument("--crf", action="store_true", help="refine masks by the dense CRF")
     options = harness.parse(parser)
     settings, arms = harness.animal_settings(options), options.arms.split(",")

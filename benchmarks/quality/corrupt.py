@@ -1,4 +1,4 @@
-"""Wrong tags on purpose: a copy of a VOC data folder in which a share of the training images' tags is corrupted."""
+"""Copy a VOC data folder and corrupt a share of the training images' tags."""
 
 import csv
 import json
@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 Errors = list[tuple[str, str, str]]
-"""Image id, class, and what is the matter: wrong (tagged, not there) or missing (there, not tagged)."""
+"""Image id, class, and the error: wrong (tagged, not present) or missing (present, not tagged)."""
 
 
 def corrupted(data: Path, out: Path, share: float, seed: int) -> Errors:
-    """Make `out` a data folder like `data`, without its masks, where a share of all training tags is corrupted.
+    """Make `out` a data folder like `data`, without its masks, with a share of all training tags corrupted.
 
-    A corrupted tag is swapped for a class that the image has not, gets such a class beside it, or is dropped, with
-    equal chance; an only tag is swapped instead of dropped, for every training image needs a tag. Returns what was
-    done.
+    A corrupted tag is replaced by a class that the image does not show, gets such a class in addition, or is dropped,
+    with equal probability. The only tag of an image is replaced instead, because every training image needs one.
+    Returns what was changed.
     """
     lists = data / "ImageSets/Segmentation"
     train = set((lists / "train_aug.txt").read_text().split())

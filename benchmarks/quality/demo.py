@@ -1,7 +1,7 @@
-"""The demo: what plain CAM and the full method reach on its drawn pictures, and how long `tagseg demo` takes.
+"""Measure what plain CAM and the full method reach on the demo's drawn images, and how long `tagseg demo` takes.
 
     python -m benchmarks.quality.demo                 both, one after the other; run again to continue
-    python -m benchmarks.quality.demo --only cam      one of them (two shells: both at a time; seconds then overstate)
+    python -m benchmarks.quality.demo --only cam      one of them (in two shells the seconds are too high)
 
 The demo's settings were chosen on the drawing of another seed.
 """
@@ -23,7 +23,7 @@ from tagseg.system.progress import bars
 
 
 def main() -> None:
-    """Run what is asked for, and write the table when both are finished."""
+    """Run what the flags ask for, and write the table when both are finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("cam", "both"))
@@ -32,7 +32,7 @@ def main() -> None:
     if options.only != "cam":
         started = time.monotonic()
         run_demo(full, options.seed, track=bars)
-        print(f"demo: {time.monotonic() - started:.0f} s, what was there before not counted")
+        print(f"demo: {time.monotonic() - started:.0f} s, without what was finished before")
     if options.only != "both":
         settings = arm_settings(demo_settings(options.seed), "cam", options.seed)
         fit_until(

@@ -1,10 +1,10 @@
-"""Classifier and segmenter at full setting on a GPU: resnet50, 321 pixels, 20 epochs, on voc_animals from tags only.
+"""Train classifier and segmenter with full settings on a GPU: resnet50, 321 pixels, 20 epochs, voc_animals, tags only.
 
     python -m benchmarks.quality.gpu_voc_animals --data DIR --weights resnet50.safetensors
     python -m benchmarks.quality.gpu_voc_animals ... --minutes 9      stop in time; run again to continue
 
 Plain CAM, the full method, its segmenter, and the same on full masks; a table with seconds and peak GPU memory of every
-stage, then one step of either training in fp32 and bf16. Needs a CUDA device; settings lie in gpu_voc_animals.toml.
+stage, then one step of each training in fp32 and bf16. Needs a CUDA device; gpu_voc_animals.toml has the settings.
 """
 
 import argparse
@@ -34,14 +34,16 @@ T = TypeVar("T")
 
 
 class OutOfTime(Exception):
-    """The minutes that were given are over; what is finished is kept."""
+    """The time limit is over; finished work is kept."""
 
 
 def main() -> None:
     """Run everything, or as much as fits into the minutes given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="stop after so many (a training continues behind its last epoch)")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after this time (a training continues after its last epoch)"
+    )
     parser.set_defaults(backbone="resnet50")
     options = harness.parse(parser, "gpu_voc_animals")
     if not torch.cuda.is_available():
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def until(deadline: float) -> Any:
-    """Return a way to report progress that raises OutOfTime behind the deadline."""
+    """Return a progress reporter that raises OutOfTime after the deadline."""
 
     def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         for item in bars(items, title, total):

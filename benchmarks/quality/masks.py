@@ -1,10 +1,10 @@
-"""What each step from maps to masks is worth on voc_animals, and how fast masks are made.
+"""Measure what each step from maps to masks adds on voc_animals, and how fast masks are made.
 
     python -m benchmarks.quality.voc_animals && python -m benchmarks.quality.masks
 
-Pseudo-masks of the 370 images whose masks count, tags only, seed 0: plain CAM and the full method at the scales of the
-ablation, then, each on top of the one before, the default scales, the dense CRF, a round of self-training. Nothing is
-tuned on these masks. Images a second: localise and masks together, as in masks_throughput.py.
+Pseudo-masks of the 370 scored images, tags only, seed 0: plain CAM and the full method at the scales of the ablation;
+then, each added to the one before, the default scales, the dense CRF, and a round of self-training. Nothing is tuned on
+these masks. Images per second are for localise and masks together, as in masks_throughput.py.
 """
 
 import argparse
@@ -37,11 +37,11 @@ Mask = UInt8[np.ndarray, "h w"]
 
 
 def main() -> None:
-    """Score every step, measure the pace, and write the table."""
+    """Score every step, measure the throughput, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=200, help="how many small images the pace is measured with")
-    parser.add_argument("--large", type=int, default=10, help="how many of 16 megapixels")
+    parser.add_argument("--images", type=int, default=200, help="number of small images for the throughput")
+    parser.add_argument("--large", type=int, default=10, help="number of 16-megapixel images")
     options = harness.parse(parser, "voc_animals_fit")
     run = Run(run_folder(options.out, "both", options.seed))
     run.require("segment")
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def plain(prepared: Prepared, run: Run) -> Callable[[Sample], Mask]:
-    """Return what makes a mask of a run's maps without looking at the image."""
+    """Return a function that makes a mask from a run's maps alone, without the image."""
     rule = run.settings().mask_rule()
 
     def make(sample: Sample) -> Mask:
@@ -92,7 +92,7 @@ def plain(prepared: Prepared, run: Run) -> Callable[[Sample], Mask]:
 
 
 def self_trained(prepared: Prepared, run: Run, settings: Settings) -> Callable[[Sample], Mask]:
-    """Return what makes a mask as the second round of self-training would learn from."""
+    """Return a function that makes a mask like those that the second round of self-training learns from."""
     predictor, before = read_predictor(run.round(1).segmenter), settings.mask_rule()
     after = dataclasses.replace(before, background="rest")
 

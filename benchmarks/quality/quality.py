@@ -1,11 +1,11 @@
-"""How well masks and tags are judged without truth on voc_animals: the score against the true IoU, and corrupted tags.
+"""Measure how well masks and tags are judged without truth on voc_animals: score against true IoU, and corrupted tags.
 
     python -m benchmarks.quality.quality                 run again to continue
-    python -m benchmarks.quality.quality --only scores   the scores alone, of the run of voc_animals.py (run that first)
-    python -m benchmarks.quality.quality --only tags     a run of its own with 5 % of the tags corrupted: about an hour
+    python -m benchmarks.quality.quality --only scores   only the scores, of the run of voc_animals.py (run that first)
+    python -m benchmarks.quality.quality --only tags     a separate run with 5 % of the tags corrupted: about an hour
 
-The score's formula was chosen on 300 training images that are not scored. Nothing is tuned on the masks that are scored
-or on the tags that were corrupted.
+The formula of the score was chosen on 300 training images that are not scored. Nothing is tuned on the scored masks or
+the corrupted tags.
 """
 
 import argparse
@@ -42,14 +42,14 @@ BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class Judged(NamedTuple):
-    """A scored image: what was found of it without truth, and its pixels by true and given class."""
+    """A scored image: what was found about it without truth, and its pixels by true and predicted class."""
 
     quality: ImageQuality
     confusion: np.ndarray
 
 
 def main() -> None:
-    """Judge masks and tags, and write the results when both are there."""
+    """Judge masks and tags, and write the results when both exist."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("scores", "tags"))
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def judge_scores(run: Run) -> tuple[dict[str, float], list[str]]:
-    """Compare the scores of a run's masks with their true IoU on the images that are scored."""
+    """Compare the scores of a run's masks with their true IoU on the scored images."""
     found, prepared = assess(run, bars), prepare(run)
     judged = [Judged(found[sample.id], pixels) for sample, pixels in _confusions(prepared, run)]
     pairs = np.array([pair for one in judged for pair in _pairs(one)])
@@ -106,7 +106,7 @@ def judge_scores(run: Run) -> tuple[dict[str, float], list[str]]:
 
 
 def judge_tags(options: argparse.Namespace) -> tuple[dict[str, float], list[str]]:
-    """Train on tags of which a share is corrupted, and count how many of those are found."""
+    """Train on partly corrupted tags, and count how many of the errors are found."""
     home = harness.RUNS / harness.name("quality", options.backbone)
     data, kept = home / f"tags_{options.seed}", home / f"tags_{options.seed}" / "errors.json"
     if not kept.exists():
@@ -149,7 +149,7 @@ def _tag_row(name: str, errors: Sequence[tuple[str, str, str]], suspects: Sequen
 
 
 def _confusions(prepared: Prepared, run: Run) -> list[tuple[Sample, np.ndarray]]:
-    """The scored training images with their pixels by true and given class."""
+    """Return the scored training images with their pixels by true and predicted class."""
     folder, dataset = run.final().decided_masks, prepared.dataset
     found = []
     for sample in scored_samples(dataset, "train"):
@@ -160,7 +160,7 @@ def _confusions(prepared: Prepared, run: Run) -> list[tuple[Sample, np.ndarray]]
 
 
 def _pairs(judged: Judged) -> list[tuple[float, float]]:
-    """The score and the true IoU of every tagged class of an image."""
+    """Return the score and the true IoU of every tagged class of an image."""
     shares = iou(judged.confusion).iou
     return [(one.score, shares[class_id] or 0.0) for class_id, one in judged.quality.classes.items()]
 

@@ -1,12 +1,12 @@
-"""How far tags alone bring a segmentation network: the same network trained on pseudo-masks and on full masks.
+"""Measure how far tags alone take a segmentation network: the same network trained on pseudo-masks and on full masks.
 
     python -m benchmarks.quality.segmenter                seeds 0 to 2, one after the other; run again to continue
-    python -m benchmarks.quality.segmenter --only 1       one of them (two shells: two at a time)
+    python -m benchmarks.quality.segmenter --only 1       one of them (use two shells to run two at a time)
 
-Each seed is a run of its own: classifier, maps, masks, segmenter (weak), and the segmenter once more on the true masks
-of the same images (full: SBD's). Both are scored on val.txt, the pseudo-masks that the weak one learned from on
-train.txt. Settings lie in voc_animals.toml; nothing is tuned on the masks that are scored. The runs are those of
-voc_animals.py; a classifier that the ablation has trained with the same settings is taken over.
+Each seed is a separate run: classifier, maps, masks, segmenter (weak), and the segmenter trained again on the true
+masks of the same images (full: SBD's). Both are scored on val.txt; the pseudo-masks that the weak one learned from are
+scored on train.txt. voc_animals.toml has the settings; nothing is tuned on the scored masks. The runs are those of
+voc_animals.py; a classifier that the ablation trained with the same settings is reused.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     """Run the seeds asked for, and write the table of all that are finished."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", type=int, help="this seed alone")
+    parser.add_argument("--only", type=int, help="only this seed")
     options = harness.parse(parser, "voc_animals_fit")
     settings = harness.animal_settings(options)
     seeds = range(options.seeds) if options.only is None else [options.only]
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def take_over(source: Run, target: Run, data: Path, settings: Settings) -> None:
-    """Begin the run `target` with the classifier of `source`, where that was trained with the same settings."""
+    """Start the run `target` with the classifier of `source` if that was trained with the same settings."""
     if target.root.exists() or not source.root.exists() or not source.done("train"):
         return
     trained, wanted = source.settings().to_dict(), settings.to_dict()

@@ -1,11 +1,11 @@
-"""tagseg on a real PASCAL VOC 2012 subset from tags only: plain CAM and the full method, then the segmenter.
+"""Run tagseg on a subset of PASCAL VOC 2012 from tags only: plain CAM and the full method, then the segmenter.
 
     python -m benchmarks.quality.voc_animals                     both runs, one after the other; run again to continue
-    python -m benchmarks.quality.voc_animals --only cam          one of them (two shells: two at a time)
+    python -m benchmarks.quality.voc_animals --only cam          one of them (use two shells to run two at a time)
     python -m benchmarks.quality.voc_animals --data DIR --weights FILE --seed 1
 
-Settings lie in voc_animals.toml; the two runs differ in rca.contrast and rca.aggregation alone. Nothing is tuned on the
-masks that are scored.
+voc_animals.toml has the settings; the two runs differ only in rca.contrast and rca.aggregation. Nothing is tuned on the
+scored masks.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tagseg.system.progress import bars
 
 
 def main() -> None:
-    """Run what is asked for, and write the table when both runs are finished."""
+    """Run what the flags ask for, and write the table when both runs are finished."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("cam", "both"))
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def cam_score(run: Run) -> ArmScore:
-    """Return the scores of plain CAM's pseudo-masks; only the images that are scored get maps."""
+    """Return the scores of plain CAM's pseudo-masks; only the scored images get maps."""
     prepared = prepare(run)
     return read_score(run, run.settings(), prepared) or score_run(prepared, run, "cam", bars)
 

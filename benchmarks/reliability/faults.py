@@ -1,11 +1,11 @@
-"""Kills `tagseg fit` at random moments of every stage, runs it again, and compares the run with an undisturbed one.
+"""Kill `tagseg fit` at random moments of every stage, run it again, and compare the result with an uninterrupted run.
 
-    python -m benchmarks.reliability.faults               36 kills, six a stage; a few seconds each on two idle cores
+    python -m benchmarks.reliability.faults               36 kills, six per stage; a few seconds each on two idle cores
     python -m benchmarks.reliability.faults --seed 1      36 others, also at the same time; the table counts all
 
 Every kill (SIGKILL) hits the command's process, on drawn images, with worker processes and two rounds of self-training,
-and is followed by the same command, undisturbed. What counts as the same: tagseg.run.doctor.result_checksums. It can be
-interrupted and continued.
+and is followed by the same command, uninterrupted. tagseg.run.doctor.result_checksums decides what counts as identical.
+This benchmark can be interrupted and continued.
 """
 
 import argparse
@@ -71,16 +71,16 @@ for line in sys.stdin:
     _, ended = os.waitpid(child, 0)
     print("status", os.waitstatus_to_exitcode(ended), flush=True)
 """
-"""Runs the command for every line, which names a folder, in a process of its own; torch is imported once for all."""
+"""Runs the command for every line, which names a folder, in a separate process; torch is imported only once."""
 
 Start = Callable[[Path], tuple[int, Iterator[str]]]
 
 
 def main() -> None:
-    """Make the undisturbed run, kill, and write the table."""
+    """Make the uninterrupted run, kill others, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=36, help="how many, the stages in turn")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=36, help="number of kills, the stages in turn")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "settings.toml").write_text(SETTINGS.to_toml())
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def draw(data: Path) -> Path:
-    """Draw 12 training and 4 validation images of red and blue discs with their true masks; returns the folder."""
+    """Draw 12 training and 4 validation images of red and blue discs with true masks, and return the folder."""
     rows = ["image,tags,split"]
     for folder in ("images", "masks"):
         (data / folder).mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def fits() -> Iterator[Start]:
 
 
 def kill_and_compare(start: Start, whole: Run, folder: Path, stage: Stage, moment: random.Random) -> dict[str, Any]:
-    """Kill `fit` within a stage, in a copy of the undisturbed run before it, run it again, and say what came of it."""
+    """Kill `fit` within a stage, in a copy of the whole run before that stage, run it again, and return the result."""
     shutil.rmtree(folder, ignore_errors=True)
     run = Run(shutil.copytree(whole.root, folder / "run"))
     if stage == "train":  # from the first moment on, the run folder itself included
@@ -176,7 +176,7 @@ def kill_and_compare(start: Start, whole: Run, folder: Path, stage: Stage, momen
 
 
 def write_results() -> None:
-    """Write the figures of all kills and their table; a run that was quicker than its kill counts for nothing."""
+    """Write the figures of all kills and their table; a run that finished before its kill does not count."""
     files = sorted(FOLDER.glob("kills_*.jsonl"))
     seeds = [int(file.stem.removeprefix("kills_")) for file in files]
     outcomes = [json.loads(line) for file in files for line in file.read_text().splitlines()]

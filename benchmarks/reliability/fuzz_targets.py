@@ -36,7 +36,6 @@ from tagseg.prediction.lines import read_lines
 from tagseg.rca.network import build_network
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.train import load_network
-from tagseg.report.charts import read_history
 from tagseg.review.scores import ClassQuality, ImageQuality, read_quality, write_quality
 from tagseg.run.decisions import (
     Decision,
@@ -52,6 +51,7 @@ from tagseg.segment.labels import class_values
 from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import save_tensors
+from tagseg.training.history import read_history
 from tagseg.training.loop import Steps, epochs
 from tagseg.training.optimizer import build_optimizer
 

@@ -1,11 +1,11 @@
-"""Wheel and sdist in clean environments: with the lowest and the newest allowed versions, on every Python.
+"""Check wheel and sdist in clean environments, with the lowest and the newest allowed versions, on every Python.
 
     python -m benchmarks.reliability.release python3.11 python3.12 python3.13
 
-In each environment the wheel is installed as a user does, and a whole run goes through the command line: fit, predict,
-export, export-model, doctor, and the network loaded from Python; then the sdist takes the wheel's place and predicts
-the same bytes. An environment takes about 6 GB while it is looked at, and is deleted behind it. --keep-going says what
-fails instead of ending there.
+In each environment the wheel is installed as a user does, and a whole run is made on the command line: fit, predict,
+export, export-model, doctor, and the network loaded from Python. Then the sdist replaces the wheel and must predict the
+same bytes. An environment takes about 6 GB while it is checked, and is deleted afterwards. With --keep-going a failure
+is reported and the next environment is checked.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def check(python: str, versions: str, packages: Path, parent: Path, keep_going: bool) -> dict[str, Any]:
-    """Return the versions that an environment has, how long the installation and the run took, and what went wrong."""
+    """Return the versions in an environment, the seconds of installation and run, and what failed."""
     (wheel,), (sdist,) = packages.glob("*.whl"), packages.glob("*.tar.gz")
     row: dict[str, Any] = {"python": said([python, "-c", "import platform; print(platform.python_version())"]).strip()}
     row |= {"versions": versions, "fault": ""}
@@ -168,7 +168,7 @@ def run(own: Path, home: Path) -> None:
 
 
 def said(command: list[Any], cwd: Path | None = None) -> str:
-    """Return what a command prints, run without this checkout's packages in its way.
+    """Return what a command prints when it cannot see the packages of this checkout.
 
     Raises:
         RuntimeError: with the end of what it said, when it fails.

@@ -1,9 +1,9 @@
-"""Writes docs/a_billion_images.md: a plan computed from what benchmarks.scale.mass_labelling measured.
+"""Write docs/a_billion_images.md: a plan computed from the measurements of benchmarks.scale.mass_labelling.
 
     python -m benchmarks.scale.a_billion_images
 
-What was measured and what is assumed stand apart in it; every other number is computed from the two, so that a plan for
-other hardware or prices is a matter of the flags.
+The page separates measurements from assumptions and computes every other number from the two; flags change the
+assumptions, for other hardware or prices.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TARGET = ROOT / "docs/a_billion_images.md"
 
 @dataclass(frozen=True)
 class Assumed:
-    """What was not measured."""
+    """The assumptions, which were not measured."""
 
     images: float
     gpu_pace: float
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def plan(measured: dict[str, Any], assumed: Assumed) -> dict[str, float]:
-    """Return what a labelling of so many images takes."""
+    """Return what labelling that many images takes."""
     figures, images = measured["figures"], assumed.images
     core_s = figures["threads"] / figures["images_per_s_local"]
     gpu_hours = images / assumed.gpu_pace / 3600

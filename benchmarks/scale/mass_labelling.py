@@ -1,17 +1,17 @@
-"""Images a second of `tagseg predict --engine ray` beside the local engine's, and the memory of all its processes.
+"""Compare images per second of `tagseg predict --engine ray` and the local engine, and the memory of all processes.
 
     python -m benchmarks.scale.mass_labelling --images 5000      # needs tagseg[ray]
 
-Takes the segmenter of a run of voc_animals.py (another with --run) and the images of its data, again under other names
-until there are enough. They are cut into rounds; in each the two engines predict the same images, in turn, each in a
-process of its own, and what they write is compared byte for byte. A round's time to the first image (network loaded,
-cluster started) and its pace behind it are taken apart: ray_over_local is that of all images predicted in one go, each
-engine started once. Memory is the proportional set size of the process and all below it, Ray's own among them, sampled
-every half second: its peak up to half of the images, and to the end. Ray's workers have the priority of the process.
-The run folder stays as it is.
+Uses the segmenter of a run of voc_animals.py (--run names another) and the images of its data, repeated under other
+names until there are enough. They are divided into rounds. In each round the two engines predict the same images, in
+turn, each in its own process, and their output is compared byte for byte. The time to the first image (network loaded,
+cluster started) and the throughput after it are measured separately; ray_over_local is for all images predicted at
+once, with each engine started once. Memory is the proportional set size of the process and all its descendants, Ray's
+own included, sampled every half second: its peak up to half of the images, and up to the end. Ray's workers have the
+priority of the process. The run folder is not changed.
 
-What a_billion_images.py computes with is measured, too: images that a core decodes and that a process writes in a
-second, and the memory that a listed image takes.
+It also measures what a_billion_images.py needs: images that a core decodes and that a process writes per second, and
+the memory per listed image.
 """
 
 import argparse
@@ -57,18 +57,19 @@ started = time.time()
 predict(run, images, out, PredictOptions(**json.loads(options)), track)
 print(json.dumps([first[0] - started, time.time() - first[0], len(first), first[len(first) // 2]]))
 """
-"""What a round's process runs: seconds to the first image, from there to the end, images, and when half were done."""
+"""Code of the process of a round; it prints the seconds to the first image and from there to the end, the number of
+images, and when half of them were done."""
 
 
 def main() -> None:
     """Measure both engines in turn and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="run folder with a segmenter; by default the full method's")
-    parser.add_argument("--images", type=int, default=5000, help="how many images in all")
-    parser.add_argument("--rounds", type=int, default=1, help="how many rounds they are cut into")
-    parser.add_argument("--scales", type=float, nargs="+", help="as of tagseg predict; by default the network's own")
-    parser.add_argument("--no-flip", action="store_true", help="as of tagseg predict")
-    parser.add_argument("--crf", action="store_true", help="as of tagseg predict")
+    parser.add_argument("--images", type=int, default=5000, help="total number of images")
+    parser.add_argument("--rounds", type=int, default=1, help="number of rounds that they are divided into")
+    parser.add_argument("--scales", type=float, nargs="+", help="as in tagseg predict; by default the network's own")
+    parser.add_argument("--no-flip", action="store_true", help="as in tagseg predict")
+    parser.add_argument("--crf", action="store_true", help="as in tagseg predict")
     options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
     asked: dict[str, Any] = {"device": "cpu", "crf": options.crf}
@@ -102,7 +103,7 @@ def main() -> None:
 
 
 def summary(rounds: dict[str, list[dict[str, float]]], images: int) -> dict[str, float]:
-    """Return the figures of all rounds: paces, times to the first image, their ratio for all images, memory."""
+    """Return the figures of all rounds: throughput, time to the first image, ratio for all images, memory."""
     pace = {name: statistics.median(one["images_per_s"] for one in found) for name, found in rounds.items()}
     start = {name: statistics.median(one["start_s"] for one in found) for name, found in rounds.items()}
     whole = {name: start[name] + images / pace[name] for name in rounds}
@@ -123,7 +124,7 @@ def summary(rounds: dict[str, list[dict[str, float]]], images: int) -> dict[str,
 
 
 def measured(run: Run, images: Path, out: Path, options: dict[str, Any]) -> dict[str, float]:
-    """Return the figures of one prediction in a process of its own."""
+    """Return the figures of one prediction in its own process."""
     command = [sys.executable, "-c", ONE, *map(str, (run.root, images, out, json.dumps(options)))]
     environment = os.environ | {"RAY_worker_niceness": "0"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -144,7 +145,7 @@ def measured(run: Run, images: Path, out: Path, options: dict[str, Any]) -> dict
 
 
 def memory_mb(root: int) -> float:
-    """Return the proportional set size of a process and all below it, in MB: what they share counts once."""
+    """Return the proportional set size of a process and its descendants in MB; shared memory counts once."""
     parents = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -175,7 +176,7 @@ def proportional_kb(process: int) -> int:
 
 
 def linked(data: Path, images: int, rounds: int, folder: Path) -> list[Path]:
-    """Return a folder a round, with links to the data's images, again under other names until there are enough."""
+    """Return one folder per round with links to the images, repeated under other names until there are enough."""
     found = photos(data)
     parts = [folder / f"images_{number}" for number in range(rounds)]
     for number, file in enumerate(islice(cycle(found), images)):
@@ -186,7 +187,7 @@ def linked(data: Path, images: int, rounds: int, folder: Path) -> list[Path]:
 
 
 def compared(local: Path, ray: Path) -> int:
-    """Return the bytes that the engines wrote, each; they end the benchmark where they differ."""
+    """Return the number of bytes that each engine wrote; exit if their files differ."""
     sizes = 0
     for file in sorted(path for path in local.rglob("*") if path.is_file()):
         content = file.read_bytes()
@@ -203,7 +204,7 @@ def photos(data: Path) -> list[Path]:
 
 
 def reading(run: Run) -> dict[str, float]:
-    """Return how many images there are, their mean size, and how many a core reads in a second."""
+    """Return the number of images, their mean size in bytes, and how many a core reads per second."""
     found, resolution = photos(run.data_root()), load(run.root, "cpu").resolution
     some = found[:: max(len(found) // 300, 1)]
     started = time.perf_counter()
@@ -215,9 +216,9 @@ def reading(run: Run) -> dict[str, float]:
 
 
 def writing(masks: Path) -> dict[str, float]:
-    """Return how many masks of a folder one process writes in a second, as PNG and as Parquet files."""
-    lines = [line for line in read_lines(masks / LINES) if "mask" in line][:1000]
-    outcomes = [Outcome(line["mask"], line, {line["mask"]: (masks / line["mask"]).read_bytes()}) for line in lines]
+    """Return how many masks of a folder one process writes per second, as PNG and as Parquet files."""
+    lines = [line for line in read_lines(masks / LINES) if line.mask][:1000]
+    outcomes = [Outcome(line.mask, line, {line.mask: (masks / line.mask).read_bytes()}) for line in lines if line.mask]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         for outcome in outcomes:
@@ -232,7 +233,7 @@ def writing(masks: Path) -> dict[str, float]:
 
 
 def listing(images: int = 100_000) -> dict[str, float]:
-    """Return the memory that an image takes which a call was given: in the list, the chunks and the order of lines."""
+    """Return the bytes of memory per listed image: in the list, the chunks and the order of lines."""
     tracemalloc.start()
     found: dict[str, Location] = {f"{i:09}": f"s3://bucket/2024/01/01/{i:09}.jpg" for i in range(images)}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""How fast the review page opens and pages, and the memory it takes, with 50,000 images.
+"""Measure how fast the review page opens and turns pages, and its memory, with 50,000 images.
 
     python -m benchmarks.scale.review --images 50000
 
-The images are 200 drawn ones of 500 x 375 pixels under many names. The server is a process of its own; it is asked over
-its socket for what the browser asks when the page is opened, when a page of the list is turned, and for a decision.
+The images are 200 drawn ones of 500 x 375 pixels under many names. The server is a separate process; it gets the
+requests that a browser sends when the page opens, when a page of the list is turned, and for a decision.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def make_run(folder: Path, images: int) -> Run:
-    """Return a run of so many images, with the masks of the first 200."""
+    """Return a run with that many images, and masks for the first 200."""
     run = Run(folder / "run")
     (folder / "data").mkdir()
     for i in range(DRAWN):
@@ -79,7 +79,7 @@ def make_run(folder: Path, images: int) -> Run:
 
 @contextlib.contextmanager
 def serve(run: Run, figures: dict[str, Any]) -> Iterator[Any]:
-    """Start the server and yield a function that asks it; note the seconds it took to start, and its peak memory."""
+    """Start the server and yield a function that sends requests; record its start in seconds and its peak memory."""
     started = time.monotonic()
     command = [sys.executable, "-m", "tagseg", "review", str(run.root), "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
@@ -105,7 +105,7 @@ def serve(run: Run, figures: dict[str, Any]) -> Iterator[Any]:
 
 
 def measure(ask: Any, images: int) -> dict[str, float]:
-    """Return the seconds that each question takes."""
+    """Return the seconds that each request takes."""
 
     def seconds(*paths: str, body: str | None = None) -> float:
         started = time.monotonic()

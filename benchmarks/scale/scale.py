@@ -1,13 +1,13 @@
-"""Seconds and memory that opening a data set of a million images takes, the first time and again.
+"""Measure seconds and memory for opening a data set of a million images, the first time and again.
 
     python -m benchmarks.scale.scale
 
 The data are simulated: a folder of empty files with a tag file (a thousand folders of a thousand), and tar shards of a
 thousand images of 100 bytes each, both in a temporary folder (2.5 GB, in --folder) that is deleted at the end. Nothing
-is decoded: a run does that once, at its beginning. Every opening is a process of its own; the system still has the
-folders in its cache, having written them just before. `_cpu_s` are seconds of the process, the others those that went
-by, which depend on what else the machine does. Memory is what the process takes more than before it opens the data, at
-the end and at the peak. `prepared` is how later stages of a run open their data, with data.json and all sizes.
+is decoded: a run does that once, when it starts. Every opening is a separate process; the folders are still in the
+system's cache, because they were just written. `_cpu_s` are CPU seconds, the others are wall-clock seconds, which
+depend on other work on the machine. Memory is the increase over the process before it opens the data, at the end and at
+the peak. `prepared` is how later stages of a run open their data, with data.json and all sizes.
 """
 
 import argparse
@@ -52,14 +52,14 @@ assert len(dataset.samples) == count, len(dataset.samples)
 gc.collect()
 print(seconds, worked, (resident() - before) / count, (peak - before) / count)
 """
-"""What a process runs whose time and memory are measured."""
+"""Code of the process whose time and memory are measured."""
 
 
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1_000_000, help="how many images, a multiple of 1000")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--images", type=int, default=1_000_000, help="number of images, a multiple of 1000")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
     options = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -113,7 +113,7 @@ def make_shards(data: Path, count: int) -> None:
 
 
 def in_tar(name: str, content: bytes) -> bytes:
-    """Return a small member as a tar holds it: quicker than by tarfile, which would take most of the time."""
+    """Return the bytes of a small member of a tar; tarfile would take most of the time."""
     head = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % len(content)
     head += b"00000000000\0" + b" " * 8 + b"0" + bytes(100) + b"ustar\0" + b"00"
     head = head.ljust(512, b"\0")

@@ -1,10 +1,11 @@
-"""How fast the dense CRF is beside pydensecrf, and whether both give the same labels.
+"""Compare the speed of the dense CRF with pydensecrf's, and the labels of both.
 
     pip install pydensecrf2 && python -m benchmarks.speed.crf --data FOLDER/voc_animals
 
 A photograph enlarged to 500 x 375 (bicubic), as it is and with noise, which fills the lattice with many more vertices;
-ten steps, kernels 3 and 80 pixels, 13 grey levels; whole calls from probabilities to labels, with lattices, in turns.
-The figures by name are the worse of the two, `_noisy` and `_clean` those of each. Without data a picture is drawn.
+ten steps, kernels 3 and 80 pixels, 13 grey levels. Whole calls are timed, from probabilities to labels with lattices,
+in turns. Plain names are the worse figure of the two, `_noisy` and `_clean` those of each. Without data a picture is
+drawn.
 """
 
 import argparse
@@ -71,14 +72,14 @@ def by_tagseg(start: Float32[np.ndarray, "l h w"], image: UInt8[np.ndarray, "h w
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long something takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def compile_seconds() -> float:
-    """Return what the first call takes in a fresh process without any machine code on disk, less the second call."""
+    """Return how many seconds the first call takes longer than the second, in a new process without cached code."""
     program = (
         "import time, numpy as np; from tagseg.crf.dense_crf import dense_crf;"
         "from tagseg.settings.crf import CrfSettings;"

@@ -1,9 +1,9 @@
-"""Images a second and peak memory of the stages localise and masks together, for small images and 16-megapixel ones.
+"""Measure images per second and peak memory of localise and masks together, for small and for 16-megapixel images.
 
     python -m benchmarks.speed.masks_throughput --images 200 --large 20
 
-Takes a trained network of voc_animals.py (another with --run) and images of its data, brought to 320 pixels on the long
-side and enlarged to 16 megapixels, as JPEG files. The run folder itself stays as it is.
+Uses a network trained by voc_animals.py (--run names another) and images of its data, resized to 320 pixels on the long
+side and enlarged to 16 megapixels, as JPEG files. The run folder is not changed.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main() -> None:
     """Measure both sizes and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="run folder with a trained network; by default the full method's")
-    parser.add_argument("--images", type=int, default=200, help="how many small images")
-    parser.add_argument("--large", type=int, default=20, help="how many of 16 megapixels")
+    parser.add_argument("--images", type=int, default=200, help="number of small images")
+    parser.add_argument("--large", type=int, default=20, help="number of 16-megapixel images")
     parser.add_argument("--workers", type=int, default=Settings().workers, help="processes that make masks")
     options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(source: Run, settings: Settings, number: int, large: bool) -> dict[str, Any]:
-    """Return the figures of `number` images that a copy of the run makes maps and masks of."""
+    """Return the figures for maps and masks of `number` images, made by a copy of the run."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()
@@ -80,7 +80,7 @@ def measure(source: Run, settings: Settings, number: int, large: bool) -> dict[s
 
 
 def resized(prepared: Prepared, number: int, folder: Path, large: bool) -> Prepared:
-    """Return evenly spaced training images, written into a folder at the size that is measured."""
+    """Write evenly spaced training images into a folder, at the size to measure, and return them."""
     samples, sizes = [], {}
     for sample in evenly_spaced(list(prepared.dataset.split("train")), number):
         image = read_image(sample.image)

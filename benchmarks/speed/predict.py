@@ -1,12 +1,12 @@
-"""Images a second of `tagseg predict` beside those of the bare network, and its peak memory at 16 megapixels.
+"""Compare images per second of `tagseg predict` with the bare network's, and measure its peak memory at 16 megapixels.
 
     python -m benchmarks.speed.predict
 
-Takes the segmenter of a run of voc_animals.py (another with --run) and the validation images of its data. The bare
-network is the forward passes alone that predict makes of the same images, in the same calls, and the decoding of the
-JPEG files, one image after the other: neither resizing, softmax, averaging nor writing. Both take turns; the ratio is
-the median over the rounds. Memory is that of a process of its own that predicts one image, everything that it imports
-included, and beside it what the process has before it predicts. The run folder stays as it is.
+Uses the segmenter of a run of voc_animals.py (--run names another) and the validation images of its data. The bare
+network means only the forward passes that predict makes for the same images, in the same calls, and decoding the JPEG
+files one after the other: no resizing, softmax, averaging or writing. Both take turns; the ratio is the median over the
+rounds. Memory is that of a separate process that predicts one image, with everything that it imports; the memory before
+it predicts is given too. The run folder is not changed.
 """
 
 import argparse
@@ -44,19 +44,19 @@ idle = peak_memory_mb()
 predict(run, image, out, PredictOptions(device=device, max_side=int(side) if side else None))
 print(idle, peak_memory_mb())
 """
-"""What the process runs whose memory is measured."""
+"""Code of the process whose memory is measured."""
 
 
 def main() -> None:
-    """Measure pace and memory and write the table."""
+    """Measure throughput and memory, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="run folder with a segmenter; by default the full method's")
-    parser.add_argument("--images", type=int, default=199, help="how many validation images")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--batch", type=int, default=0, help="as of tagseg predict")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="as of tagseg predict")
+    parser.add_argument("--images", type=int, default=199, help="number of validation images")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
+    parser.add_argument("--batch", type=int, default=0, help="as in tagseg predict")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="as in tagseg predict")
     parser.add_argument("--full-size", action="store_true", help="also the memory of --max-side 0, which takes minutes")
-    parser.add_argument("--device", default="auto", help="as of tagseg predict")
+    parser.add_argument("--device", default="auto", help="as in tagseg predict")
     options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
     asked = PredictOptions(batch=options.batch, precision=options.precision, device=options.device, force=True)
@@ -99,7 +99,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def bare_seconds(predictor: Predictor, files: list[Path], inputs: dict[torch.Size, list[Tensor]]) -> float:
-    """Return the seconds that decoding the images and the network's forward passes take.
+    """Return the seconds for decoding the images and for the network's forward passes.
 
     The calls are those that `tagseg predict` makes, batches and mirrored images together where it puts them together:
     else it would be held against a network that is slower than need be. They are kept in `inputs` by size of picture.
@@ -117,7 +117,7 @@ def bare_seconds(predictor: Predictor, files: list[Path], inputs: dict[torch.Siz
 
 
 def network_inputs(predictor: Predictor, pictures: list[Tensor]) -> list[Tensor]:
-    """Return what the network is given, call by call, for a batch of pictures."""
+    """Return the inputs of the network's calls for a batch of images."""
     given: list[Tensor] = []
     handle = predictor.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     predictor.look(pictures)

@@ -1,10 +1,10 @@
-"""What contrast and aggregation cost: a training step against plain CAM's, 1,000 classes against 20, and the k-means.
+"""Measure the cost of contrast and aggregation: a step against plain CAM's, 1,000 classes against 20, and k-means.
 
     python -m benchmarks.speed.step_cost                                     on two threads of the CPU, some minutes
     python -m benchmarks.speed.step_cost --device cuda --precision bf16
 
-Default settings, random weights, random pictures, bank full. The ratios are medians over repetitions in which the
-variants take turns, so that whatever else the machine does meets all of them.
+Default settings, random weights, random images, a full bank. Ratios are medians over repetitions in which the variants
+take turns, so that other work on the machine affects all of them alike.
 """
 
 import argparse
@@ -54,7 +54,7 @@ neck alone), contrast, aggregation."""
 
 
 def full_bank(classes: int, slots: int, channels: int, device: torch.device) -> Bank:
-    """Return a bank whose entries are all full of random directions."""
+    """Return a bank whose entries are full of random directions."""
     bank = Bank(classes + 1, slots, channels).to(device)
     bank.slots.normal_().relu_()
     bank.slots.div_(bank.slots.norm(dim=2, keepdim=True))
@@ -63,7 +63,7 @@ def full_bank(classes: int, slots: int, channels: int, device: torch.device) -> 
 
 
 def random_tags(images: int, classes: int) -> torch.Tensor:
-    """Return one or two tags an image."""
+    """Return one or two tags per image."""
     tags = torch.zeros(images, classes)
     for i, row in enumerate(tags):
         row[torch.randperm(classes)[: 1 + i % 2]] = 1
@@ -93,7 +93,7 @@ def build_step(settings: Settings, classes: int, device: torch.device) -> Callab
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return how long `work` takes."""
+    """Return the seconds that `work` takes."""
     _finish(device)
     started = time.perf_counter()
     work()
@@ -107,7 +107,7 @@ def _finish(device: torch.device) -> None:
 
 
 def measure_steps(steps: dict[str, Callable[[], object]], repetitions: int, device: torch.device) -> dict[str, Any]:
-    """Return each variant's seconds, taken in turns."""
+    """Return the seconds of each variant, measured in turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repetition in range(-2, repetitions):
         for name, step in steps.items():
@@ -118,7 +118,7 @@ def measure_steps(steps: dict[str, Callable[[], object]], repetitions: int, devi
 
 
 def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
-    """Return the median over repetitions of how much longer `one` took than `other`."""
+    """Return the median ratio of the seconds of `one` to those of `other`."""
     pairs = zip(times[one], times[other], strict=True)
     return round(statistics.median(long / short for long, short in pairs), 3)
 
@@ -222,7 +222,7 @@ def main() -> None:
 def variant_settings(
     channels: int | None, contrast: bool, aggregation: bool, precision: Literal["fp32", "bf16"]
 ) -> Settings:
-    """Return the default settings but for what a variant changes."""
+    """Return the default settings with the changes of a variant."""
     train, rca = TrainSettings(weights="random"), RcaSettings(contrast=contrast, aggregation=aggregation)
     if channels is not None:
         train, rca = dataclasses.replace(train, neck=channels), dataclasses.replace(rca, layer="last")

@@ -167,7 +167,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
     [
         (["fit", "nowhere", "--out", "new"], r"nowhere: no such data folder"),
         (["inspect", "nowhere"], "nowhere: no such folder, expected the data folder"),
-        (["fit", "empty", "--out", "new"], "empty: no images in a layout that is known"),
+        (["fit", "empty", "--out", "new"], "empty: found no images in a known layout; looked for tags.csv"),
         (["fit", "photos", "--out", "photos"], "photos: exists and is not a run folder; choose another --out"),
         (["fit", "photos"], "--out"),
         (["fit", "photos", "--out", "new", "--until", "lunch"], "--until"),
@@ -189,7 +189,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
         (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class must be 1 or more, got 0"),
         (["calibrate", "run"], "--masks"),
-        (["calibrate", "run", "--masks", "none"], "--masks none: no such folder, expected one of true masks named"),
+        (["calibrate", "run", "--masks", "none"], "--masks none: not a folder; expected a folder of true masks named"),
         (["export", "photos", "--to", "coco", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
         (["export", "run", "--to", "hf", "--images", "none", "--out", "new"],

@@ -10,8 +10,9 @@ import pytest
 import tagseg
 from tagseg.crf.compiled import jit
 from tagseg.crf.dense_crf import cores, threaded_runner
+from tagseg.crf.kernels import FEW, MANY, add_slice, exponential
 from tagseg.crf.lattice import Lattice, build_lattices, embedding, run_here
-from tagseg.crf.mean_field import FEW, MANY, add_slice, exponential, filtered, normalised
+from tagseg.crf.mean_field import filtered, normalised
 
 
 def build(features: np.ndarray) -> Lattice:

@@ -88,7 +88,7 @@ def test_finished_demo_is_kept(tmp_path: Path) -> None:
 def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
     folder = draw_demo(tmp_path / "set", 6, 0, side=SIDE)
     before = contents(folder)
-    with pytest.raises(DataError, match=r"'seed': 0.*expected.*'seed': 1"):
+    with pytest.raises(DataError, match=r"drawn with .*seed 0.*, not .*seed 1"):
         draw_demo(folder, 6, 0, seed=1, side=SIDE)
     assert contents(folder) == before
     (tmp_path / "letters").mkdir()

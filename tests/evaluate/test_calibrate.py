@@ -29,12 +29,12 @@ from tagseg.system.progress import silent
 
 H, W, IMAGES = 24, 40, 9
 CHANCE = (0.6, 0.3, 0.65, 0.6, 0.4, 0.7, 0.6, 0.35, 0.65)
-"""Values at which true masks end that no one cut fits: 0.6 is better than 0.5, but for some images alone."""
+"""Map values at the borders of true masks that no single cut fits: 0.6 is better than 0.5 only for some images."""
 PLAIN = Settings.from_dict({"workers": 0, "data": {"min_images": 1}, "crf": {"steps": 0}})
 
 
 def ramps(i: int) -> np.ndarray:
-    """Return image i's map of 0..1, which rises from left to right (even i) or right to left, with some noise."""
+    """Return the map of image i (0..1), which rises from left to right (even i) or right to left, with some noise."""
     ramp = np.linspace(0.02, 0.98, W)[None].repeat(H, 0) ** (1 + i / 20)
     noise = np.random.default_rng(i).normal(0, 0.01, (H, W))
     return (ramp[:, :: 1 - 2 * (i % 2)] + noise).clip(0, 1)
@@ -42,8 +42,8 @@ def ramps(i: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `data`, nine photos of a and b in grey noise, and true masks that end where the map is 0.7
-    (`cut`), or at the values of `CHANCE` (`chance`)."""
+    """Return a folder with `data`, nine noise images of the classes a and b, and true masks that end where the map is
+    0.7 (`cut`), or at the values of `CHANCE` (`chance`)."""
     home = tmp_path_factory.mktemp("calibrate")
     (home / "data").mkdir()
     rows = ["image,tags"]
@@ -65,7 +65,7 @@ def run(made: Path, tmp_path: Path) -> Run:
 
 
 def localised(made: Path, root: Path, settings: Settings) -> Run:
-    """Return a run that has maps, and nothing trained."""
+    """Return a run that has maps but no trained network."""
     run = open_run(root, made / "data", settings)
     prepare(run)
     with run.stage("train"), run.stage("localise"):
@@ -82,22 +82,22 @@ def test_the_cut_of_the_true_masks_is_found_and_its_gain_certain(made: Path, run
     found = calibrate(run.root, made / "cut")
     best = found.candidates[found.best]
     assert (best.name, best.flags) == ("cut 0.7, no CRF", "--masks.background threshold --masks.threshold 0.7")
-    # All folds agree, so that left-out images score as the choice does; what is left over is 0.5 of this map.
+    # All folds agree, so the left-out images score like the choice. The present rule, the remainder, cuts at 0.5.
     assert best.folds == IMAGES and found.gain.chosen == pytest.approx(best.miou) and best.miou > 0.9
     assert found.certain and 0.1 < found.gain.low < found.gain.points < found.gain.high
     assert found.gain.present == pytest.approx(found.candidates[0].miou)
     assert found.advice().startswith("Change the settings: --masks.background threshold --masks.threshold 0.7 gains +")
     assert found.recommended == with_rule(PLAIN, background="threshold", threshold=0.7)
     assert found.images == tuple(f"photo {i}" for i in range(IMAGES))
-    # 12 rules, and for the only favourite four CRFs.
+    # 12 rules, and four more CRFs for the only favourite.
     assert len(found.candidates) == 16 and found.candidates[0].flags == ""
-    # Nothing but the advice: settings, maps and stages are as before.
+    # Only the advice is new: settings, maps and stages have not changed.
     assert run.settings() == PLAIN and tuple(run.manifest().stages) == ("localise", "train")
     assert json.loads(run.calibration_file.read_text()) == found.to_dict()
     assert found.table() in (run.root / "calibration.md").read_text()
 
 
-def test_candidates_score_as_written_masks_do(made: Path, run: Run) -> None:
+def test_candidates_score_like_written_masks(made: Path, run: Run) -> None:
     settings = dataclasses.replace(with_rule(PLAIN, background="power", power=4.0), crf=CrfSettings(steps=2))
     shutil.copytree(made / "cut", run.data_root() / "masks")
     try:
@@ -112,7 +112,7 @@ def test_candidates_score_as_written_masks_do(made: Path, run: Run) -> None:
         shutil.rmtree(run.data_root() / "masks")
 
 
-def test_what_looks_better_by_chance_changes_nothing(made: Path, run: Run) -> None:
+def test_settings_that_look_better_by_chance_change_nothing(made: Path, run: Run) -> None:
     found = calibrate(run.root, made / "chance", apply=True)
     assert found.candidates[found.best].miou > found.candidates[0].miou + 0.01
     assert not found.certain and found.recommended == PLAIN == run.settings()
@@ -126,7 +126,7 @@ def test_good_settings_are_kept(made: Path, tmp_path: Path) -> None:
     assert found.advice() == "Keep the present settings: none of 16 candidates is better on these images."
 
 
-def test_the_same_again(made: Path, run: Run) -> None:
+def test_a_repeated_calibration_gives_the_same_result(made: Path, run: Run) -> None:
     first = calibrate(run.root, made / "cut")
     assert calibrate(run.root, made / "cut") == first
 
@@ -146,17 +146,17 @@ def test_apply_changes_the_settings_and_discards_masks_and_later(
         main([*command, "--apply"])
     text = capsys.readouterr().out
     assert not leaving.value.code and "| cut 0.7, no CRF | `--masks.background threshold" in text
-    assert f"Settings changed, masks and later stages discarded; go on with tagseg fit DATA --out {run.root}" in text
+    assert f"Settings changed; masks and later stages discarded. Continue: tagseg fit DATA --out {run.root}" in text
     assert run.settings() == with_rule(PLAIN, background="threshold", threshold=0.7)
     assert run.done("localise") and not run.done("masks") and not run.masks.exists() and not run.segmenter.exists()
     assert run.calibration_file.exists() and calibration_images(run) == {f"photo {i}" for i in range(IMAGES)}
-    # What was applied is the present now.
+    # The applied settings are now the present ones.
     with pytest.raises(SystemExit):
         main([*command, "--apply"])
     assert "Nothing changed." in capsys.readouterr().out
 
 
-def test_images_used_are_noted_for_good(made: Path, run: Run, tmp_path: Path) -> None:
+def test_calibration_images_are_recorded_permanently(made: Path, run: Run, tmp_path: Path) -> None:
     for numbers in (range(5), range(4, IMAGES)):
         some = tmp_path / f"from {numbers[0]}"
         some.mkdir()
@@ -171,7 +171,7 @@ def test_images_used_are_noted_for_good(made: Path, run: Run, tmp_path: Path) ->
 def test_fewer_than_five_masks(made: Path, run: Run, tmp_path: Path) -> None:
     for name in ("photo 0", "photo 1", "photo 2", "photo 3", "other"):
         write_mask(tmp_path / "few" / f"{name}.png", np.zeros((H, W), np.uint8))
-    message = r"few: 4 of its 5 PNG files are named like a training image, expected at least 5, such as photo 0\.png"
+    message = r"few: expected at least 5 PNG files named like .* such as photo 0\.png; found 4 among 5 PNG files"
     with pytest.raises(DataError, match=message):
         calibrate(run.root, tmp_path / "few")
     assert not run.calibration_file.exists() and not calibration_images(run)
@@ -197,15 +197,15 @@ def test_a_wrong_mask_is_named_before_anything_is_tried(
         calibrate(run.root, tmp_path / "wrong")
 
 
-def test_folders_that_are_no_truth(made: Path, run: Run) -> None:
+def test_folders_without_true_masks_are_named(made: Path, run: Run) -> None:
     shutil.copytree(made / "cut", run.masks)
-    with pytest.raises(DataError, match="inside the run folder, whose masks are tagseg's own; expected true masks"):
+    with pytest.raises(DataError, match="expected true masks, but masks inside the run folder are tagseg's own"):
         calibrate(run.root, run.masks)
-    with pytest.raises(DataError, match="nowhere: no such folder"):
+    with pytest.raises(DataError, match="nowhere: not a folder; expected a folder of true masks"):
         calibrate(run.root, made / "nowhere")
 
 
-def test_maps_are_needed(made: Path, tmp_path: Path) -> None:
+def test_calibration_requires_maps(made: Path, tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", made / "data", PLAIN)
     with pytest.raises(RunError, match="stage localise has not finished; run `tagseg localise"):
         calibrate(run.root, made / "cut")
@@ -221,18 +221,21 @@ def test_a_relative_folder_is_not_looked_for_in_the_data(made: Path, run: Run, m
     assert [sample.mask for sample in samples] == [made / "cut" / f"photo {i}.png" for i in range(IMAGES)]
 
 
-def test_many_masks_and_strange_ones_are_told(
+def test_too_many_masks_and_unknown_names_cause_warnings(
     made: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(calibrating, "MOST", 8)
     masks = shutil.copytree(made / "cut", tmp_path / "masks")
     shutil.copy(masks / "photo 0.png", masks / "stranger.png")
     assert len(calibration_samples(prepare(run), run, masks)) == IMAGES
-    assert "1 of its 10 PNG files are named like no training image" in caplog.text
-    assert "9 calibration images: 8 do, more take longer; none is scored any more" in caplog.text
+    assert "1 of its 10 PNG files match no training image" in caplog.text
+    assert (
+        "9 calibration images: 8 are enough; more take longer, and calibration images are never scored again"
+        in caplog.text
+    )
 
 
-def test_values_in_the_masks_are_those_of_the_data_sets_own(made: Path, run: Run, tmp_path: Path) -> None:
+def test_calibration_masks_use_the_values_of_the_data_set(made: Path, run: Run, tmp_path: Path) -> None:
     prepared = prepare(run)
     dataset = dataclasses.replace(prepared.dataset, mask_ids={8: 1, 12: 2})
     for i in range(5):
@@ -261,7 +264,7 @@ def test_background_rules_tried(settings: Settings, rules: int) -> None:
     assert tried[0] is settings and len(set(tried)) == len(tried) == rules
     whats = [one.mask_rule().background for one in tried]
     assert ("rest" in whats) == (rules > 11) and {"otsu", "threshold", "power"} <= set(whats)
-    # Nothing else changes, and no two make the same masks.
+    # Nothing else changes, and no two candidates make the same masks.
     assert all(dataclasses.replace(one, masks=settings.masks) == settings for one in tried)
     same = {(r.background, r.threshold if r.background == "threshold" else r.power if r.background == "power" else 0)
             for r in (one.mask_rule() for one in tried)}  # fmt: skip
@@ -277,7 +280,7 @@ def test_crfs_tried() -> None:
     assert [one.crf.steps for one in with_crfs(own)] == [5, 0, 5, 5, 5, 5] and with_crfs(own)[0] is own
 
 
-def test_flags_make_the_settings(made: Path, run: Run) -> None:
+def test_flags_reproduce_the_settings(made: Path, run: Run) -> None:
     new = with_rule(PLAIN, background="threshold", threshold=0.6)
     new = dataclasses.replace(new, crf=CrfSettings(bilateral_srgb=8.0))
     text = flags(PLAIN, new)

@@ -44,7 +44,7 @@ def prepared(root: Path, *samples: Sample) -> Prepared:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Return a run with a segmentation network that has learned nothing."""
+    """Return a run with an untrained segmentation network."""
     (tmp_path / "data").mkdir()
     run = open_run(tmp_path / "run", tmp_path / "data", Settings(device="cpu", report=ReportSettings(examples=2)))
     about = {"classes": ["background", "cat", "a|b"], "encoder": "test_resnet", "stride": 16}
@@ -59,7 +59,7 @@ def pseudo(run: Run, name: str, decided: np.ndarray, unsure: np.ndarray | None =
     write_mask(mask_file(run.masks, name), decided if unsure is None else unsure)
 
 
-def test_figures_by_hand(run: Run, tmp_path: Path) -> None:
+def test_scores_by_hand(run: Run, tmp_path: Path) -> None:
     data = prepared(
         tmp_path,
         sample(tmp_path, "t1", truth=painted(0, 1)),
@@ -77,7 +77,7 @@ def test_figures_by_hand(run: Run, tmp_path: Path) -> None:
     assert result.classes == ("background", "cat", "a|b")
 
 
-def test_figures_are_kept_as_json_and_as_a_table(run: Run, tmp_path: Path) -> None:
+def test_scores_are_written_as_json_and_as_a_table(run: Run, tmp_path: Path) -> None:
     data = prepared(
         tmp_path, sample(tmp_path, "t", truth=painted(0, 2)), sample(tmp_path, "v", "val", truth=painted(0, 2))
     )
@@ -102,7 +102,7 @@ def test_figures_are_kept_as_json_and_as_a_table(run: Run, tmp_path: Path) -> No
     )
 
 
-def test_masks_that_are_not_official_are_not_scored(run: Run, tmp_path: Path) -> None:
+def test_masks_that_do_not_count_are_not_scored(run: Run, tmp_path: Path) -> None:
     data = prepared(
         tmp_path,
         sample(tmp_path, "in", truth=painted(0, 1)),
@@ -135,19 +135,19 @@ def test_images_of_a_calibration_are_not_scored_and_counted(run: Run, tmp_path: 
     assert result.calibrated == 2 and read_evaluation(run) == result
     said = "Not scored: 2 training images whose true masks `tagseg calibrate` has seen."
     assert result.table().splitlines()[-2:] == ["", said]
-    # The settings chosen with them may be in force whatever is trained anew.
+    # Settings chosen with them may still apply when the network is trained again.
     run.discard("train")
     Calibration(("a", "b"), (Candidate("now", "", 0.5, 1),), 0, gain, run.settings()).save(run)
     assert score_pseudo_masks(data, run) is None
     assert Evaluation(result.classes, None, None, 4).table() == said.replace("2", "4") + "\n"
 
 
-def test_without_masks_there_is_nothing_to_score_but_pictures(run: Run, tmp_path: Path) -> None:
+def test_without_true_masks_there_are_predictions_but_no_scores(run: Run, tmp_path: Path) -> None:
     data = prepared(tmp_path, *(sample(tmp_path, f"t{i}") for i in range(3)), sample(tmp_path, "v", "val"))
     result = evaluate(data, run)
     assert result.pseudo_masks is None and result.segmenter is None
     assert result.table() == "No true masks in the data set: nothing to score.\n"
-    # Two examples for the report, at the images' size; the class list beside them.
+    # Two examples for the report, at the size of the images, and the list of classes.
     assert sorted(path.name for path in run.predictions.iterdir()) == ["classes.json", "t0.png", "t2.png"]
     with Image.open(run.predictions / "t0.png") as picture:
         assert picture.mode == "P" and picture.size == (W, H)
@@ -169,7 +169,7 @@ def test_wrong_truth_is_named(split: str, truth: np.ndarray, message: str, run: 
     assert not run.evaluation_file.exists()
 
 
-def test_figures_of_a_run_that_has_none(run: Run) -> None:
+def test_reading_the_scores_of_a_run_without_scores(run: Run) -> None:
     with pytest.raises(RunError, match="stage evaluate has not finished"):
         read_evaluation(run)
 
@@ -196,7 +196,7 @@ def test_items_are_spaced_evenly(length: int, count: int, chosen: list[int]) -> 
     assert evenly_spaced(range(length), count) == chosen
 
 
-def test_examples_have_a_scored_mask_where_some_do() -> None:
+def test_examples_have_a_scored_mask_if_any_image_does() -> None:
     with_mask = [Sample(f"m{i}", Path("x"), (1,), mask=Path("m")) for i in range(3)]
     without = [Sample(f"n{i}", Path("x"), (1,)) for i in range(3)]
     unofficial = Sample("u", Path("x"), (1,), mask=Path("m"), scored=False)

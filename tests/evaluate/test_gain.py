@@ -10,7 +10,7 @@ from tagseg.settings.settings import Settings
 
 
 def noisy(candidates: int, images: int, seed: int, gain: float = 0.0) -> np.ndarray:
-    """Return counts of candidates that are equally good but for chance, and the second better by `gain`."""
+    """Return counts of candidates that differ only by chance, except that the second is better by `gain`."""
     rng = np.random.default_rng(seed)
     union = rng.integers(500, 5000, (images, 4)) * (rng.random((images, 4)) < 0.6)
     union[:, 0] = 5000
@@ -36,13 +36,13 @@ def test_pooled_miou_is_that_of_the_summed_confusion() -> None:
 
 
 def test_pooled_miou_by_hand() -> None:
-    # Class 0: 3 of 4 pixels; class 1: 0 of 2; class 2 is nowhere.
+    # Class 0: 3 of 4 pixels; class 1: 0 of 2; class 2 is absent.
     assert pooled_miou(np.array([[3, 0, 0], [4, 2, 0]])) == pytest.approx(0.375)
     assert pooled_miou(np.zeros((2, 3), int)) == 0
 
 
-def test_choices_are_made_without_the_image_they_are_judged_on() -> None:
-    # The second candidate is better on image 0 alone, but so much that it wins wherever image 0 takes part.
+def test_choices_are_made_without_the_image_that_judges_them() -> None:
+    # The second candidate is better only on image 0, but by so much that it wins whenever image 0 is included.
     hits = np.array([[0, 6, 6], [10, 5, 5]])
     counts = np.stack([hits, np.full_like(hits, 10)], axis=2)[..., None]
     assert choices(counts) == [0, 1, 1, 1]
@@ -50,7 +50,7 @@ def test_choices_are_made_without_the_image_they_are_judged_on() -> None:
 
 
 def test_a_gain_by_hand() -> None:
-    # Every image alike: whatever is drawn, the gain is 0.9 - 0.6, and nothing is left to chance.
+    # All images are the same: every resample has the gain 0.9 - 0.6, and nothing is left to chance.
     counts = np.array([[[6], [10]], [[9], [10]]])[:, None].repeat(5, 1)
     gain = measure_gain(left_out(counts), counts, 0)
     assert (gain.present, gain.chosen, gain.better) == pytest.approx((0.6, 0.9, 1.0))
@@ -64,7 +64,7 @@ def test_the_interval_of_a_mean_is_students() -> None:
     counts = np.stack([hits, np.full_like(hits, 10_000)], axis=2)[..., None]
     gain = measure_gain(counts[1], counts, 0)
     student = 2.201 * differences.std(ddof=1) / np.sqrt(12) / 10_000  # 0.975 quantile of t with 11 degrees of freedom
-    # Half a width may differ: the studentised maximum of one candidate is the bootstrap's own quantile.
+    # The half width may differ slightly: with one candidate, the studentised maximum is the bootstrap's own quantile.
     assert gain.points == pytest.approx(differences.mean() / 10_000)
     assert (gain.high - gain.low) / 2 == pytest.approx(student, rel=0.08)
     assert gain.low + gain.high == pytest.approx(2 * gain.points)
@@ -76,18 +76,18 @@ def test_intervals_of_few_images_are_wider(images: int, student: float) -> None:
 
 
 @pytest.mark.parametrize("images", [5, 40])
-def test_the_best_of_many_equals_is_seldom_called_certain(images: int) -> None:
+def test_the_best_of_many_equal_candidates_is_rarely_called_certain(images: int) -> None:
     certain, looks_better = 0, 0
     for seed in range(60):
         counts = noisy(15, images, seed)
         gain = measure_gain(left_out(counts), counts, seed)
         certain += choices(counts)[-1] != 0 and gain.low > 0
         looks_better += choices(counts)[-1] != 0
-    # Of equals, one in forty is to pass; nearly always another than the first looks best.
+    # One in forty equal candidates should pass; nearly always a candidate other than the first looks best.
     assert certain <= 5 and looks_better > 45
 
 
-def test_a_large_gain_is_certain_and_the_interval_holds_it() -> None:
+def test_a_large_gain_is_certain_and_within_the_interval() -> None:
     found = 0
     for seed in range(10):
         counts = noisy(15, 12, seed, gain=0.1)
@@ -97,7 +97,7 @@ def test_a_large_gain_is_certain_and_the_interval_holds_it() -> None:
     assert found >= 9
 
 
-def test_more_candidates_ask_for_a_surer_gain() -> None:
+def test_more_candidates_widen_the_interval() -> None:
     counts = noisy(30, 10, 3, gain=0.05)
     few, many = (measure_gain(counts[1], counts[:n], 0) for n in (2, 30))
     assert many.points == few.points and many.high - many.low > 1.2 * (few.high - few.low)
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_gain() -> None:
         (1, 0.012, "Change the settings: --crf.steps 0 gains +3.0 (+1.2 to +5.0)."),
     ],
 )
-def test_advice_is_to_keep_what_is_not_surely_worse(best: int, low: float, advice: str) -> None:
+def test_the_advice_is_to_keep_settings_that_are_not_certainly_worse(best: int, low: float, advice: str) -> None:
     candidates = (Candidate("cut 0.5, CRF", "", 0.5, 1), Candidate("cut 0.5, no CRF", "--crf.steps 0", 0.54, 5))
     found = Calibration(tuple("abcdef"), candidates, best, Gain(0.5, 0.53, low, 0.05, 0.9), Settings())
     assert found.advice() == advice and found.certain == advice.startswith("Change")

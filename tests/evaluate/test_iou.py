@@ -14,7 +14,8 @@ from tagseg.evaluate.iou import confusion, iou
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
-    """Draw a number of ids, and pairs of truth (some void) and prediction of different sizes; often ids are absent."""
+    """Draw a number of ids and pairs of truth (with some void) and prediction, of different sizes, often without some
+    of the ids."""
     ids = draw(st.integers(2, 6))
     pairs = []
     for _ in range(draw(st.integers(1, 3))):
@@ -36,7 +37,7 @@ def test_equal_to_torchmetrics(case: tuple[int, list[tuple[np.ndarray, np.ndarra
     assert [score or 0.0 for score in result.iou] == pytest.approx(each.compute().tolist(), abs=1e-6)
     seen = {int(i) for truth, predicted in pairs for i in np.union1d(truth, predicted[truth != VOID])} - {VOID}
     assert {i for i, score in enumerate(result.iou) if score is not None} == seen
-    # torchmetrics, too, leaves ids out of the mean that are nowhere; where all is void it has no number.
+    # torchmetrics also leaves absent ids out of the mean; if all pixels are void, its mean is NaN.
     expected = float(mean.compute())
     assert result.miou == pytest.approx(0.0 if math.isnan(expected) else expected, abs=1e-6)
 
@@ -50,7 +51,7 @@ def test_counts_by_hand() -> None:
     assert result.miou == 0.5
 
 
-def test_void_pixels_of_the_truth_count_for_nothing() -> None:
+def test_void_pixels_of_the_truth_are_not_counted() -> None:
     truth, predicted = np.full((2, 2), VOID, np.uint8), np.array([[0, 1], [2, 250]], np.uint8)
     assert not confusion(truth, predicted, 3).any()
     truth[0, 1] = 1
@@ -59,17 +60,17 @@ def test_void_pixels_of_the_truth_count_for_nothing() -> None:
 
 
 def test_pixels_are_pooled_not_images_averaged() -> None:
-    # A large image that is all wrong for class 1 and a tiny one that is all right.
+    # Class 1 is completely wrong in a large image and completely right in a tiny one.
     pairs = [(np.ones((10, 10), np.uint8), np.zeros((10, 10), np.uint8)), (np.ones((1, 1), np.uint8),) * 2]
     result = iou(sum((confusion(*pair, 2) for pair in pairs), start=np.zeros((2, 2), np.int64)))
     assert result.iou == (0.0, 1 / 101)
 
 
-def test_a_class_predicted_but_not_there_counts_as_zero() -> None:
+def test_a_class_that_is_predicted_but_absent_scores_zero() -> None:
     assert iou(np.array([[3, 1], [0, 0]])).iou == (3 / 4, 0.0)
 
 
-def test_nothing_counted() -> None:
+def test_without_counted_pixels_all_scores_are_none() -> None:
     result = iou(np.zeros((3, 3), np.int64))
     assert result.miou == 0.0 and result.iou == (None, None, None)
 
@@ -80,13 +81,17 @@ def test_nothing_counted() -> None:
         (
             np.zeros((2, 3), np.uint8),
             np.zeros((3, 2), np.uint8),
-            r"truth is \(2, 3\), prediction \(3, 2\): expected the",
+            r"truth and prediction must have the same size, got \(2, 3\) and \(3, 2\)",
         ),
-        (np.array([[3]], np.uint8), np.array([[0]], np.uint8), r"ids up to 3 in truth or prediction, expected 0 to 2"),
-        (np.array([[0]], np.uint8), np.array([[VOID]], np.uint8), r"ids up to 255 in .*, expected 0 to 2"),
+        (np.array([[3]], np.uint8), np.array([[0]], np.uint8), r"ids must be 0 to 2, got 3 in truth or prediction"),
+        (
+            np.array([[0]], np.uint8),
+            np.array([[VOID]], np.uint8),
+            r"ids must be 0 to 2, got 255 in truth or prediction",
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused(truth: np.ndarray, predicted: np.ndarray, message: str) -> None:
+def test_sizes_and_ids_that_do_not_match_are_rejected(truth: np.ndarray, predicted: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         confusion(truth, predicted, 3)
 

@@ -50,7 +50,7 @@ def make_run(root: Path, classes: tuple[str, ...] = ("cat", "dog"), settings: Se
     with run.stage("segment"):
         save_tensors(run.segmenter / "network.safetensors", network.state_dict(), about)
         (run.segmenter / "network.json").write_text(json.dumps(about))
-        (run.segmenter / "history.jsonl").write_text('{"loss": 1.0}\n{"loss": 0.5}\n')
+        (run.segmenter / "history.jsonl").write_text('{"epoch": 1, "loss": 1.0}\n{"epoch": 2, "loss": 0.5}\n')
     return run
 
 

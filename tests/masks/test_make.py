@@ -17,9 +17,8 @@ from tagseg.masks import make, resize
 from tagseg.masks.make import make_masks, mask_image
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.masks.mask_files import mask_file, write_mask
-from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.masks.probabilities import agreement, decide_labels, label_probabilities
-from tagseg.masks.resize import at_size, enlarge, refined_size
+from tagseg.masks.resize import enlarge, refined_size
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.settings.crf import CrfSettings
@@ -27,36 +26,6 @@ from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 
 CLASSES = ("cat", "dog|wolf", "größer")
-
-
-def test_masks_are_palette_pngs_that_read_back(tmp_path: Path) -> None:
-    mask = np.array([[0, 1, 2], [3, 254, VOID]], np.uint8)
-    write_mask(tmp_path / "sub" / "a.png", mask)
-    with Image.open(tmp_path / "sub" / "a.png") as picture:
-        assert picture.format == "PNG" and picture.mode == "P" and picture.size == (3, 2)
-        assert np.array(picture).tolist() == mask.tolist()
-        shown = [tuple(pixel) for pixel in np.array(picture.convert("RGB")).reshape(-1, 3).tolist()]
-    assert shown == [class_colours(254)[i] for i in (0, 1, 2, 3, 254)] + [VOID_COLOUR]
-    assert read_mask_file(tmp_path / "sub" / "a.png", (2, 3)).tolist() == mask.tolist()
-    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.png"]
-
-
-@pytest.mark.parametrize("ids", [[0], [VOID], [0, VOID], [7], list(range(256))])
-def test_any_set_of_ids_reads_back(ids: list[int], tmp_path: Path) -> None:
-    # An optimised PNG may have fewer colours, or fewer bits per pixel: the ids must not change.
-    mask = np.array([ids * 3], np.uint8)
-    write_mask(tmp_path / "a.png", mask)
-    assert (read_mask_file(tmp_path / "a.png") == mask).all()
-
-
-def test_maps_are_enlarged_to_the_size_of_the_image() -> None:
-    maps = np.zeros((2, 3, 4), np.uint8)
-    maps[0, :, 2:] = 255
-    large = enlarge(maps, (12, 16))
-    assert large.shape == (2, 12, 16) and large[1].max() == 0
-    assert large[0, 5, 0] == 0 and large[0, 5, 15] == 1 and 0 < large[0, 5, 7] < large[0, 5, 8] < 1
-    assert enlarge(maps, (1, 7)).shape == (2, 1, 7)
-    assert enlarge(np.zeros((0, 3, 4), np.uint8), (5, 6)).shape == (0, 5, 6)
 
 
 def test_a_map_with_a_bright_half_becomes_that_half() -> None:
@@ -120,13 +89,6 @@ def test_the_crf_moves_borders_to_the_edges_of_the_image() -> None:
     assert (refined[:, :28] == 0).all() and (refined[:, 28:] == 3).all()
     # Pixels where map and image disagree are unsure.
     assert (sure[:, 22:28] == VOID).all() and (sure[:, 32:] == 3).all() and (sure[:, :12] == 0).all()
-
-
-def test_the_reach_of_the_kernels_grows_with_the_image() -> None:
-    options = CrfSettings(gaussian_sxy=3.0, bilateral_sxy=80.0, bilateral_srgb=13.0)
-    assert at_size(options, (500, 375)) == options
-    half = at_size(options, (100, 250))
-    assert (half.gaussian_sxy, half.bilateral_sxy, half.bilateral_srgb) == (1.5, 40, 13)
 
 
 def test_background_is_taken_from_saliency_maps(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_numbers_in_braces(tmp_path: Path) -> None:
 def test_damaged_and_compressed_shards(tmp_path: Path) -> None:
     files(tmp_path, "a.tar", "b.tar.gz")
     (tmp_path / "a.tar").write_bytes(b"no tar")
-    with pytest.raises(DataError, match=r"a\.tar: damaged, or no tar"):
+    with pytest.raises(DataError, match=r"a\.tar: damaged or not a tar"):
         find_images([tmp_path / "a.tar"])
     with pytest.raises(DataError, match=r"b\.tar\.gz: a compressed tar"):
         find_images([tmp_path / "b.tar.gz"])

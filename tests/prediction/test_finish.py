@@ -9,7 +9,7 @@ from PIL import Image
 
 from tagseg.data.images import read_mask_file
 from tagseg.prediction.finish import finish_image, needed_candidates
-from tagseg.prediction.lines import image_line
+from tagseg.prediction.lines import PredictionLine, image_line
 from tagseg.prediction.outputs import Outcome, write_files
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.read import InputImage
@@ -67,9 +67,9 @@ def test_all_files_of_an_image(probabilities: np.ndarray, photo: Path, tmp_path:
 
 
 def test_an_unreadable_image_has_a_line_and_no_files(tmp_path: Path, probabilities: np.ndarray) -> None:
-    error = {"image": "a.jpg", "error": "damaged"}
+    error = PredictionLine("a.jpg", error="damaged")
     assert finish_image(InputImage("a", Path("a.jpg"), error="damaged"), None, PLAN) == Outcome("a", error)
     # The same holds for an image that is gone when it is read again for its overlay.
     image = InputImage("a", tmp_path / "a.jpg", (12, 16))
     gone = finish_image(image, needed_candidates(probabilities, PLAN), dataclasses.replace(PLAN, overlays=True))
-    assert gone.files == {} and gone.line["error"] == f"{tmp_path / 'a.jpg'}: no such file"
+    assert gone.files == {} and gone.line.error == f"{tmp_path / 'a.jpg'}: no such file"

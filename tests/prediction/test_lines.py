@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 
 from tagseg.errors import DataError
-from tagseg.prediction.lines import append_line, image_line, read_lines, write_lines
+from tagseg.prediction.lines import (
+    PredictedClass,
+    PredictionLine,
+    append_line,
+    encoded,
+    image_line,
+    read_lines,
+    write_lines,
+)
 from tagseg.segment.label_pixels import Decided
 
 
 def test_a_line_lists_the_classes_found() -> None:
     decided = Decided(np.zeros((2, 3), np.uint8), (0.5, 0.123456, 0.0, 0.376544), (0.9, 0.87654321, 0.0, 0.5))
     line = image_line(Path("in/a.jpg"), "a.png", decided, ("background", "cat", "dog", "Bär"))
-    assert line == {
+    assert line == PredictionLine(
+        "in/a.jpg", "a.png", 3, 2, (PredictedClass(3, "Bär", 0.3765, 0.5), PredictedClass(1, "cat", 0.1235, 0.8765))
+    )
+    assert json.loads(encoded(line)) == {
         "image": "in/a.jpg", "mask": "a.png", "width": 3, "height": 2,
         "classes": [
             {"id": 3, "name": "Bär", "area": 0.3765, "confidence": 0.5},
@@ -22,8 +33,10 @@ def test_a_line_lists_the_classes_found() -> None:
     }  # fmt: skip
 
 
-LINE = {"image": "Größe \udcff\n.jpg", "error": "damaged"}
+LINE = PredictionLine("Größe \udcff\n.jpg", error="damaged")
 """A file name may contain line ends, and bytes that are not valid Unicode."""
+
+OTHER = PredictionLine("b.jpg", "b.png", 4, 3, ())
 
 
 def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -31,10 +44,13 @@ def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_lines(file) == []
     write_lines(file, [])
     append_line(file, LINE)
-    append_line(file, {"image": "b.jpg", "classes": []})
-    assert read_lines(file) == [LINE, {"image": "b.jpg", "classes": []}]
+    append_line(file, OTHER)
+    assert read_lines(file) == [LINE, OTHER]
     assert file.read_bytes().count(b"\n") == 2 and "Größe".encode() in file.read_bytes()
-    assert [json.loads(text) for text in file.read_text("utf-8").split("\n")[:-1]] == read_lines(file)
+    assert [json.loads(text) for text in file.read_text("utf-8").split("\n")[:-1]] == [
+        {"image": LINE.image, "error": "damaged"},
+        {"image": "b.jpg", "mask": "b.png", "width": 4, "height": 3, "classes": []},
+    ]
 
 
 def test_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
@@ -71,7 +87,7 @@ def test_a_line_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Path, "open", lambda path, mode: Full(path))
     with pytest.raises(OSError, match="no space left"):
-        append_line(file, {"image": "b.jpg", "classes": []})
+        append_line(file, OTHER)
     monkeypatch.undo()
     assert read_lines(file) == [LINE] and file.read_bytes().endswith(b"}\n")
 
@@ -79,9 +95,9 @@ def test_a_line_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{}\n", r"predictions\.jsonl, line 1: names no image; move the file away"),
-        (b'{"image": "a"}\nmine\n', r"predictions\.jsonl, line 2: not JSON .*; move the file away"),
-        (b"[1]\n", "line 1: names no image"),
+        (b"{}\n", r"predictions\.jsonl, line 1: damaged \(image is missing\); move the file away"),
+        (b'{"image": "a"}\nmine\n', r"predictions\.jsonl, line 2: damaged \(it is not JSON: .*; move the file away"),
+        (b"[1]\n", r"line 1: damaged \(expected an object, found a list\); move the file away"),
     ],
 )
 def test_a_file_that_tagseg_did_not_write_is_named(content: bytes, message: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from tagseg.errors import DataError
 from tagseg.masks.palette import class_colours
 from tagseg.prediction import outputs
-from tagseg.prediction.lines import write_lines
+from tagseg.prediction.lines import PredictionLine, write_lines
 from tagseg.prediction.outputs import overlay, pending_images, probabilities_npy
 from tagseg.settings.predict import PredictOptions
 
@@ -44,9 +44,9 @@ def test_existing_files_and_lines_decide_which_images_are_pending(tmp_path: Path
         (out / f"{name}.png").write_bytes(b"")
     for name in ("done", "no line", "no mask", "other"):
         (out / f"{name}.overlay.jpg").write_bytes(b"")
-    lines = [{"image": str(found[name]), "mask": f"{name}.png"} for name in ("done", "no mask", "no overlay")]
-    lines.append({"image": "elsewhere/other.jpg", "mask": "other.png"})
-    older = {"image": "earlier.jpg", "mask": "earlier.png"}
+    lines = [PredictionLine(str(found[name]), f"{name}.png") for name in ("done", "no mask", "no overlay")]
+    lines.append(PredictionLine("elsewhere/other.jpg", "other.png"))
+    older = PredictionLine("earlier.jpg", "earlier.png")
     write_lines(out / "predictions.jsonl", [older, *lines])
     todo, kept = pending_images(found, out, PredictOptions(resume=True, overlays=True))
     assert set(todo) == {"no line", "no mask", "no overlay", "other"} and kept == [older, lines[0]]

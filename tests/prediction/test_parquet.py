@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_png
 from tagseg.prediction import parquet
 from tagseg.prediction.find_images import Location
-from tagseg.prediction.lines import append_line, write_lines
+from tagseg.prediction.lines import PredictedClass, PredictionLine, append_line, write_lines
 from tagseg.prediction.outputs import Outcome, pending_images
 from tagseg.prediction.parquet import part_file, pending_rows, write_parts
 from tagseg.settings.predict import PredictOptions
@@ -23,9 +24,9 @@ def outcome(number: int) -> Outcome:
     """Return the outcome of an image; every fifth image could not be read."""
     name, image = f"a/{number}", f"in/a/{number}.jpg"
     if number % 5 == 4:
-        return Outcome(name, {"image": image, "error": "damaged"})
-    found = [{"id": 2, "name": "Bär", "area": 0.25, "confidence": 0.5}] * (number % 2)
-    line = {"image": image, "mask": f"{name}.png", "width": 4, "height": 3, "classes": found}
+        return Outcome(name, PredictionLine(image, error="damaged"))
+    found = (PredictedClass(2, "Bär", 0.25, 0.5),) * (number % 2)
+    line = PredictionLine(image, f"{name}.png", 4, 3, found)
     return Outcome(name, line, {f"{name}.png": mask_png(np.full((3, 4), number % 3, np.uint8))})
 
 
@@ -112,7 +113,7 @@ def test_existing_files_are_overwritten_only_with_force(tmp_path: Path) -> None:
 
 
 def test_parquet_files_are_not_mixed_with_png_files(tmp_path: Path) -> None:
-    line = {"image": "in/a/0.jpg", "mask": "a/0.png"}
+    line = PredictionLine("in/a/0.jpg", "a/0.png")
     write_lines(tmp_path / "predictions.jsonl", [line])
     with pytest.raises(DataError, match=r"line 1: has in/a/0\.jpg in a/0\.png, expected in/a/0\.jpg in masks-000000"):
         pending_rows(images(2), tmp_path, RESUME)
@@ -138,6 +139,6 @@ def test_files_of_an_earlier_prediction_are_deleted_before_new_ones_are_written(
 def test_names_that_are_not_valid_unicode(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    odd = Outcome("\udcff", {**outcome(0).line, "image": "in/\udcff.jpg"}, outcome(0).files)
+    odd = Outcome("\udcff", replace(outcome(0).line, image="in/\udcff.jpg"), outcome(0).files)
     assert len(list(write_parts(iter([odd]), tmp_path, 0, 1, 5))) == 1
     assert pq.read_table(tmp_path / part_file(0)).to_pylist()[0]["image"] == "in/\\udcff.jpg"

@@ -112,7 +112,7 @@ def test_a_killed_prediction_resumes(
         process.send_signal(by)
         _, said = process.communicate(timeout=120)
     if by == signal.SIGTERM:
-        assert process.returncode == 128 + by and b"Go on with the same command and --resume" in said, said
+        assert process.returncode == 128 + by and b"Run the same command again with --resume to continue." in said, said
     assert 0 < len(lines.read_bytes().splitlines()) < 43
     done = predict(run.root, given, "ray", dataclasses.replace(RAY, flip=False, resume=True))
     assert done.kept > 0 and len(done.ids) == 42

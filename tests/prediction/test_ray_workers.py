@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 
 from tagseg.prediction.chunks import Chunk
+from tagseg.prediction.lines import PredictedClass, PredictionLine
 from tagseg.prediction.outputs import Outcome
 from tagseg.prediction.ray_workers import chunk_json, from_row, read_chunk, to_row
 from tagseg.segment.resolution import Resolution
 
 
 def test_rows_carry_any_name_and_any_content() -> None:
-    outcome = Outcome("a/\udcff", {"image": "in/a/\udcff.jpg", "classes": []}, {"a/\udcff.png": b"\x00\xff"})
+    outcome = Outcome(
+        "a/\udcff",
+        PredictionLine("in/a/\udcff.jpg", "a/\udcff.png", 4, 3, (PredictedClass(2, "Bär", 0.25, 0.5),)),
+        {"a/\udcff.png": b"\x00\xff"},
+    )
     assert from_row(to_row(outcome)) == outcome
-    error = Outcome("b", {"image": "s3://b.jpg", "error": "damaged"})
+    error = Outcome("b", PredictionLine("s3://b.jpg", error="damaged"))
     assert from_row(to_row(error)) == error
     chunk = Chunk({"a/\udcff": Path("in/a\n\udcff.jpg"), "b": "s3://bucket/b.jpg"}, frozenset("b"))
     assert json.loads(chunk_json(chunk))["wanted"] == ["b"] and chunk_json(chunk).isascii()

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagseg.errors import RunError
-from tagseg.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_chart, nice_ticks, read_history, values
+from tagseg.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_chart, nice_ticks, values
+from tagseg.training.history import read_history
 
 
 @pytest.mark.parametrize(

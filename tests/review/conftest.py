@@ -1,7 +1,6 @@
 """Runs to review, their server over a real socket, and the page in a real browser."""
 
 import contextlib
-import dataclasses
 import http.client
 import json
 import shutil
@@ -9,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,7 +66,7 @@ def judge(run, scores):
         run,
         (
             ImageQuality(
-                one, score, {key: dataclasses.replace(fine, score=value) for key, value in classes.items()}, {}
+                one, score, {key: msgspec.structs.replace(fine, score=value) for key, value in classes.items()}, {}
             )
             for one, score, classes in judged
         ),

@@ -1,7 +1,7 @@
-import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -128,7 +128,7 @@ def test_every_training_image_is_judged_and_the_results_are_saved(
 
 def _as_saved(one: ImageQuality) -> ImageQuality:
     classes = {
-        key: dataclasses.replace(value, **{k: round(v, 4) for k, v in dataclasses.asdict(value).items()})
+        key: msgspec.structs.replace(value, **{k: round(v, 4) for k, v in msgspec.structs.asdict(value).items()})
         for key, value in one.classes.items()
     }
     return ImageQuality(one.id, round(one.score, 4), classes, {key: round(v, 4) for key, v in one.present.items()})

@@ -35,7 +35,7 @@ def test_without_scores_images_are_in_data_order_and_validation_images_are_left_
 def test_damaged_scores_are_refused_with_their_line(run):
     lines = run.quality_file.read_text().splitlines(keepends=True)
     run.quality_file.write_text("".join([*lines[:2], '{"id": "img1", "score": "x"}\n', *lines[2:]]))
-    with pytest.raises(RunError, match=r"quality\.jsonl: line 3 is damaged"):
+    with pytest.raises(RunError, match=r"quality\.jsonl, line 3: damaged \("):
         read_queue(run)
 
 

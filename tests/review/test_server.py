@@ -214,4 +214,4 @@ def test_decisions_survive_a_killed_server_and_ctrl_c_stops_it_cleanly(run, star
     page.wait_for_function("() => document.getElementById('name').textContent === 'img2'")
     second.send_signal(signal.SIGINT)
     said, complained = second.communicate(timeout=60)
-    assert (second.returncode, complained) == (0, "") and said.endswith("Ended.\n")
+    assert (second.returncode, complained) == (0, "") and said.endswith("Stopped.\n")

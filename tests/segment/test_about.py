@@ -33,13 +33,13 @@ def weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def folder(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
-    """Return a good folder, to be spoiled."""
+    """Return an intact folder for a test to damage."""
     save_tensors(tmp_path / "model/network.safetensors", weights, ABOUT)
     (tmp_path / "model/network.json").write_text(json.dumps(ABOUT))
     return tmp_path / "model"
 
 
-def test_a_good_description_passes_and_may_say_more() -> None:
+def test_a_good_description_passes_and_may_have_more_keys() -> None:
     check_about(ABOUT | {"licence": {"id": "mit"}, "predict_scales": [0.5, 1, 2.0], "max_side": 4096}, Path("x"))
     check_about(ABOUT | {"classes": ["background", *(f"class {i}" for i in range(254))]}, Path("x"))
 
@@ -78,20 +78,20 @@ def test_a_good_description_passes_and_may_say_more() -> None:
         ("max_side", "512"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(name: str, value: object) -> None:
+def test_a_wrong_value_is_named(name: str, value: object) -> None:
     with pytest.raises(RunError, match=rf"^network\.safetensors: {name} is .*, expected "):
         check_about(ABOUT | {name: value}, Path("network.safetensors"))
 
 
 @pytest.mark.parametrize("name", list(ABOUT))
-def test_what_is_missing_is_named(name: str) -> None:
+def test_a_missing_value_is_named(name: str) -> None:
     with pytest.raises(RunError, match=rf"not a segmentation network of tagseg: {name} is missing, expected"):
         check_about({key: value for key, value in ABOUT.items() if key != name}, Path("x"))
 
 
 @pytest.mark.parametrize("about", [[], {}, "x", None, 3])
-def test_what_is_no_description_is_named(about: object) -> None:
-    with pytest.raises(RunError, match="x: holds no description of a segmentation network of tagseg"):
+def test_anything_but_a_description_is_refused(about: object) -> None:
+    with pytest.raises(RunError, match="x: has no description of a segmentation network of tagseg"):
         check_about(about, Path("x"))
 
 
@@ -100,11 +100,13 @@ def test_a_folder_is_loaded_as_it_was_saved(folder: Path, weights: dict[str, tor
         predictor = tagseg.load(folder, "cpu")
         assert predictor.classes == ("background", "cat")
         assert all(torch.equal(value, weights[name]) for name, value in predictor.network.state_dict().items())
-        (folder / "network.json").unlink(missing_ok=True)  # the weights know all there is to know
+        (folder / "network.json").unlink(missing_ok=True)  # the weights contain the whole description
 
 
 @pytest.mark.parametrize("metadata", ["[" * 100_000, "9" * 5000, "{", "[1]", "null"])
-def test_absurd_metadata_is_an_error_of_its_file(metadata: str, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+def test_absurd_metadata_is_an_error_that_names_the_file(
+    metadata: str, folder: Path, weights: dict[str, torch.Tensor]
+) -> None:
     save_file(weights, folder / "network.safetensors", metadata={"tagseg": metadata})
     with pytest.raises(RunError, match=r"model/network\.safetensors: .*Copy the folder again, or recreate it"):
         tagseg.load(folder, "cpu")
@@ -112,12 +114,12 @@ def test_absurd_metadata_is_an_error_of_its_file(metadata: str, folder: Path, we
 
 def test_weights_of_other_programs_are_refused(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     save_file(weights, folder / "network.safetensors")
-    with pytest.raises(RunError, match=r"network\.safetensors: holds no description of a segmentation network"):
+    with pytest.raises(RunError, match=r"network\.safetensors: has no description of a segmentation network"):
         tagseg.load(folder, "cpu")
 
 
 def test_pickled_weights_are_never_unpickled(folder: Path, tmp_path: Path) -> None:
-    # By hand: what a pickle of an object whose __reduce__ creates a file looks like.
+    # Written by hand: a pickle of an object whose __reduce__ creates a file.
     file = tmp_path / "executed"
     pickled = f"cbuiltins\nopen\n(V{file}\nVw\ntR.".encode()
     for content in (pickled, (len(pickled)).to_bytes(8, "little") + pickled):
@@ -127,7 +129,7 @@ def test_pickled_weights_are_never_unpickled(folder: Path, tmp_path: Path) -> No
     assert not file.exists()
 
 
-def test_a_cut_file_is_damaged(folder: Path) -> None:
+def test_a_truncated_file_is_damaged(folder: Path) -> None:
     file = folder / "network.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(RunError, match=r"network\.safetensors: missing or damaged .*Copy the folder again"):
@@ -144,7 +146,7 @@ def test_a_cut_file_is_damaged(folder: Path) -> None:
         ({"classes": ["background", "cat", "dog"]}, "does not fit the network"),
     ],
 )
-def test_a_description_that_is_not_the_weights_is_refused(
+def test_a_description_that_does_not_fit_the_weights_is_refused(
     change: dict[str, Any], message: str, folder: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     (folder / "network.json").unlink()
@@ -158,18 +160,18 @@ def test_a_description_that_is_not_the_weights_is_refused(
     [
         ("{", r"network\.json: damaged"),
         ("[" * 100_000, r"network\.json: damaged"),
-        ("[]", r"network\.json: damaged \(holds no object\)"),
-        ("{}", r"network\.json: classes is missing, the network\.safetensors beside it says"),
-        (json.dumps(ABOUT | {"max_side": "huge"}), r"network\.json: max_side is 'huge', .* says 64, which counts"),
+        ("[]", r"network\.json: damaged \(not a JSON object\)"),
+        ("{}", r"network\.json: classes is missing, but network\.safetensors in the same folder has"),
+        (json.dumps(ABOUT | {"max_side": "huge"}), r"network\.json: max_side is 'huge', .* has 64, which is used"),
     ],
 )
-def test_a_network_json_that_says_otherwise_is_refused(content: str, message: str, folder: Path) -> None:
+def test_a_network_json_that_differs_from_the_weights_is_refused(content: str, message: str, folder: Path) -> None:
     (folder / "network.json").write_text(content)
     with pytest.raises(RunError, match=message):
         tagseg.load(folder, "cpu")
 
 
-def test_folders_without_a_network(tmp_path: Path) -> None:
+def test_folders_without_a_network_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match=r"not a run folder .*no network\.safetensors .*`tagseg export-model RUN"):
             tagseg.load(path, "cpu")
@@ -178,7 +180,7 @@ def test_folders_without_a_network(tmp_path: Path) -> None:
         tagseg.load(run.root)
 
 
-def test_a_device_that_is_not_there_is_no_fault_of_the_folder(folder: Path) -> None:
+def test_an_unavailable_device_is_not_blamed_on_the_folder(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"--device tpu: not available here") as caught:
         tagseg.load(folder, "tpu")
     assert "Copy the folder" not in str(caught.value)
@@ -190,7 +192,7 @@ def test_sides_that_would_fill_the_memory_are_refused(side: int, scales: list[fl
         check_about(ABOUT | {"max_side": side, "predict_scales": scales}, Path("x"))
 
 
-def test_an_enormous_network_is_refused_before_it_takes_memory(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+def test_an_enormous_network_is_refused_before_it_uses_memory(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     (folder / "network.json").unlink()
     enormous = {"encoder": "vit_giant_patch14_224", "network": "deeplabv2"}  # 4 GB of weights
     save_tensors(folder / "network.safetensors", weights, ABOUT | enormous)
@@ -201,7 +203,7 @@ def test_an_enormous_network_is_refused_before_it_takes_memory(folder: Path, wei
     assert peak_memory_mb() - before < 300
 
 
-def test_a_segmenter_that_is_not_the_runs_own_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_segmenter_from_outside_the_run_is_refused(folder: Path, tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tmp_path, Settings())
     with run.stage("segment"):
         folder.rename(run.segmenter)

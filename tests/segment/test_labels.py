@@ -21,7 +21,7 @@ def prepared(discs: Path, tiny: Settings, tmp_path: Path) -> Prepared:
 
 @pytest.fixture
 def drawn(discs: Path, tmp_path: Path) -> Path:
-    """Return a copy of the discs' masks as another tool might leave them: three images, values 7 and 9."""
+    """Return the discs' masks as another tool might write them: for three images, with values 7 and 9."""
     folder = tmp_path / "drawn"
     folder.mkdir()
     for i in range(3):
@@ -41,7 +41,7 @@ def test_true_masks_are_written_in_class_ids(prepared: Prepared, tmp_path: Path)
     assert names == {"0": "background", "1": "blue", "2": "red", "255": "void"}
 
 
-def test_without_true_masks_there_is_no_upper_bound(discs: Path, tiny: Settings, tmp_path: Path) -> None:
+def test_true_labels_need_true_masks(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     data = shutil.copytree(discs, tmp_path / "data")
     shutil.rmtree(data / "masks")
     found = prepare(open_run(tmp_path / "run", data, tiny))
@@ -49,18 +49,18 @@ def test_without_true_masks_there_is_no_upper_bound(discs: Path, tiny: Settings,
         true_labels(found, tmp_path / "labels")
 
 
-def test_values_mean_what_classes_json_says(
+def test_classes_json_says_what_values_mean(
     prepared: Prepared, drawn: Path, discs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = foreign_labels(prepared, drawn, tmp_path / "labels")
     assert [sample.id for sample in dataset.split("train")] == ["0", "1", "2"]
-    assert "6 training images have no mask there" in caplog.text
+    assert "6 training images have no mask here" in caplog.text
     for i in range(3):
         truth = read_mask_file(discs / "masks" / f"{i}.png")
         assert np.array_equal(read_mask_file(tmp_path / "labels" / f"{i}.png"), truth) and truth.any()
 
 
-def test_without_classes_json_values_are_those_of_the_data(prepared: Prepared, drawn: Path, tmp_path: Path) -> None:
+def test_without_classes_json_values_are_those_of_the_data_set(prepared: Prepared, drawn: Path, tmp_path: Path) -> None:
     (drawn / "classes.json").unlink()
     with pytest.raises(DataError, match=r"0\.png: unknown ids 7 in the mask, expected 0, 255 or 1 \(blue\), 2 \(red\)"):
         foreign_labels(prepared, drawn, tmp_path / "labels")
@@ -70,7 +70,7 @@ def test_without_classes_json_values_are_those_of_the_data(prepared: Prepared, d
     ("names", "message"),
     [
         ({"7": "zebra", "9": "blue"}, "classes zebra; the data set has blue, red"),
-        ({"700": "red"}, "ids out of 1..254"),
+        ({"700": "red"}, "expected a whole number <= 255"),
         ({"x": "red"}, "expected an object like"),
         ([1, 2], "expected an object like"),
     ],
@@ -87,7 +87,7 @@ def test_wrong_folders_and_masks_are_named(prepared: Prepared, drawn: Path, tmp_
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         foreign_labels(prepared, tmp_path / "nowhere", tmp_path / "labels")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no mask of a training image, expected 0\.png"):
+    with pytest.raises(DataError, match=r"empty: has no mask of a training image; expected files such as 0\.png"):
         foreign_labels(prepared, tmp_path / "empty", tmp_path / "labels")
     Image.new("L", (10, 12)).save(drawn / "1.png")
     with pytest.raises(DataError, match=r"1\.png: .*10 x 12"):

@@ -1,4 +1,4 @@
-"""The dense CRF in PyTorch, for GPUs: the same computation as in lattice.py and mean_field.py."""
+"""The dense CRF in PyTorch, for GPUs: the same computation as in lattice.py, mean_field.py and kernels.py."""
 
 from typing import NamedTuple
 

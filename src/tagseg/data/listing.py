@@ -10,20 +10,20 @@ map is overwritten in place (reading a data folder opens none of them), or when 
 import gzip
 import hashlib
 import itertools
-import json
 import logging
 import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tagseg.data.folder import companion
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import Dataset, Sample
 from tagseg.settings.data import DataSettings
 from tagseg.system.files import write_atomically
+from tagseg.system.records import ClassId, Count, Record, json_text, parse_record, record_line
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +34,36 @@ SETTLED_S = 2.0
 """A folder that changed less than this many seconds ago is not cached: the next change might leave the same times."""
 
 _EDITION = 1
-_LAYOUTS = ("folder", "shards")
 _CHUNK = 10_000
 
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
-State = dict[str, list[int]]
+State = dict[str, tuple[int, int, int]]
 """Times of change of content and of inode, in ns, and size in bytes, of folders and files by path."""
+
+
+class ListingHead(Record, frozen=True):
+    """The first line of a listing: the data folder, its state, and all about it but the images."""
+
+    edition: Count
+    root: str
+    layout: Literal["folder", "shards"]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    count: Count
+    state: State
+
+
+class ListingColumns(Record, frozen=True):
+    """The other lines of a listing: images as columns, which store each key once instead of a million times. Paths in
+    the data folder are relative to it."""
+
+    id: tuple[str, ...]
+    image: tuple[str, ...]
+    tags: tuple[tuple[ClassId, ...], ...]
+    val: tuple[bool, ...]
+    mask: tuple[str | None, ...]
+    saliency: tuple[str | None, ...]
 
 
 def listing_file(root: Path, settings: DataSettings) -> Path:
@@ -48,7 +71,7 @@ def listing_file(root: Path, settings: DataSettings) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     companions = [given and os.path.abspath(given) for given in (settings.masks, settings.saliency)]
     key = [_EDITION, str(root), settings.layout, settings.masks, settings.saliency, *companions]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json_text(key).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return cache / "tagseg" / "listings" / f"{name}.json.gz"
 
 
@@ -74,17 +97,16 @@ def state_of(root: Path, settings: DataSettings) -> State | None:
 def read_listing(root: Path, settings: DataSettings) -> Dataset | None:
     """Return the data set from the cached listing of a data folder, or None if there is no valid listing."""
     try:
-        with gzip.open(listing_file(root, settings), "rt", encoding="utf-8") as file:
-            head = json.loads(file.readline())
-            if [head["edition"], head["root"]] != [_EDITION, str(root)] or not _is_current(
-                head["state"], {root, *_companions(root, settings)}
-            ):
+        with gzip.open(listing_file(root, settings), "rb") as file:
+            head = parse_record(file.readline(), ListingHead, lenient=True)
+            tops = {root, *_companions(root, settings)}
+            if (head.edition, head.root) != (_EDITION, str(root)) or not _is_current(head.state, tops):
                 return None
             tag_sets: dict[tuple[int, ...], tuple[int, ...]] = {}
-            samples = tuple(itertools.chain.from_iterable(_samples(root, json.loads(line), tag_sets) for line in file))
-            if len(samples) != head["count"]:
+            samples = tuple(itertools.chain.from_iterable(_samples(root, line, tag_sets) for line in file))
+            if len(samples) != head.count:
                 return None
-            return Dataset(root, head["layout"], tuple(head["classes"]), samples, notes=tuple(head["notes"]))
+            return Dataset(root, head.layout, head.classes, samples, notes=head.notes)
     except FileNotFoundError:
         return None
     except _DAMAGE as error:
@@ -98,15 +120,16 @@ def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None
     Small data sets are not cached, nor are VOC and COCO, whose tags and masks may come from elsewhere. If the cache
     folder cannot be written to, nothing happens.
     """
-    if len(dataset.samples) < WORTHWHILE or dataset.layout not in _LAYOUTS:
+    layout, count = dataset.layout, len(dataset.samples)
+    if count < WORTHWHILE or (layout != "folder" and layout != "shards"):
         return
-    head = {"edition": _EDITION, "root": str(dataset.root), "layout": dataset.layout, "classes": dataset.classes}
-    head |= {"notes": dataset.notes, "count": len(dataset.samples), "state": state}
+    head = ListingHead(_EDITION, str(dataset.root), layout, dataset.classes, dataset.notes, count, state)
     starts = range(0, len(dataset.samples), _CHUNK)
     chunks = (_columns(dataset.root, dataset.samples[start : start + _CHUNK]) for start in starts)
     packed = bytearray()
     for part in itertools.chain([head], chunks):
-        packed += gzip.compress((json.dumps(part) + "\n").encode("ascii"), 1)
+        # JSON escapes the parts of a file name that are not Unicode, which UTF-8 cannot hold.
+        packed += gzip.compress(record_line(part).encode("utf-8", "backslashreplace"), 1)
     try:
         file = listing_file(dataset.root, settings)
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -140,9 +163,9 @@ def _watched(top: Path, tops: Iterable[Path]) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in files if not name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def _stamp(path: str) -> list[int]:
+def _stamp(path: str) -> tuple[int, int, int]:
     status = os.stat(path)
-    return [status.st_mtime_ns, status.st_ctime_ns, status.st_size]
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _is_current(state: State, tops: Iterable[Path]) -> bool:
@@ -154,28 +177,30 @@ def _is_current(state: State, tops: Iterable[Path]) -> bool:
         return False
 
 
-def _columns(root: Path, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Return samples as columns, which store each key once instead of a million times."""
+def _columns(root: Path, samples: Sequence[Sample]) -> ListingColumns:
     base = f"{root}{os.sep}"
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "image", "tags", "val", "mask", "saliency")}
-    for sample in samples:
-        files = (sample.image, sample.mask, sample.saliency)
-        paths = [file and os.path.abspath(str(file)).removeprefix(base) for file in files]
-        row = (sample.id, paths[0], sample.tags, sample.split == "val", *paths[1:])
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-    return columns
+
+    def path(file: object) -> str | None:
+        return None if file is None else os.path.abspath(str(file)).removeprefix(base)
+
+    return ListingColumns(
+        tuple(sample.id for sample in samples),
+        tuple(path(sample.image) or "" for sample in samples),
+        tuple(sample.tags for sample in samples),
+        tuple(sample.split == "val" for sample in samples),
+        tuple(path(sample.mask) for sample in samples),
+        tuple(path(sample.saliency) for sample in samples),
+    )
 
 
-def _samples(
-    root: Path, columns: dict[str, list[Any]], tag_sets: dict[tuple[int, ...], tuple[int, ...]]
-) -> Iterator[Sample]:
-    """Yield the samples of columns; `tag_sets` keeps each set of tags in memory once."""
+def _samples(root: Path, line: bytes, tag_sets: dict[tuple[int, ...], tuple[int, ...]]) -> Iterator[Sample]:
+    """Yield the samples of a line of columns; `tag_sets` keeps each set of tags in memory once."""
+    columns = parse_record(line, ListingColumns, lenient=True)
 
     def path(name: str | None) -> Path | None:
         return None if name is None else root / name
 
-    for name, image, tags, val, mask, saliency in zip(*columns.values(), strict=True):
-        tags = tuple(tags)
+    rows = zip(*(getattr(columns, name) for name in columns.__struct_fields__), strict=True)
+    for name, image, tags, val, mask, saliency in rows:
         split: Literal["train", "val"] = "val" if val else "train"
         yield Sample(name, root / image, tag_sets.setdefault(tags, tags), split, path(mask), path(saliency))

@@ -1,7 +1,6 @@
 """Draw the demo data set: a few hundred pictures with tags and exact masks, in tagseg's folder layout."""
 
 import csv
-import json
 import tempfile
 from dataclasses import dataclass
 from itertools import count
@@ -17,7 +16,7 @@ from tagseg.demo.paint import Random, paint
 from tagseg.demo.shapes import CLASSES
 from tagseg.errors import DataError
 from tagseg.system.progress import Track, silent
-from tagseg.system.untrusted import read_json, shown
+from tagseg.system.records import Count, Positive, Record, read_record, write_record
 
 EDITION = 1
 """Increased whenever the same parameters would give other pictures."""
@@ -68,6 +67,16 @@ class Thing:
     mirror: bool
 
 
+class DemoParameters(Record, frozen=True):
+    """demo.json of a finished demo: what it was drawn with (see `draw_demo`)."""
+
+    edition: Count
+    train: Positive
+    val: Count
+    seed: Count
+    side: Positive
+
+
 def draw_demo(
     folder: Path, train: int = 320, val: int = 60, seed: int = 0, side: int = 128, track: Track = silent
 ) -> Path:
@@ -85,7 +94,7 @@ def draw_demo(
         )
     if seed < 0 or side < 64:
         raise DataError(f"demo: got seed {seed} and a side of {side} pixels, expected at least 0 and 64")
-    parameters = {"edition": EDITION, "train": train, "val": val, "seed": seed, "side": side}
+    parameters = DemoParameters(EDITION, train, val, seed, side)
     if _is_finished(folder, parameters):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -107,24 +116,22 @@ def draw_demo(
         with (work / "tags.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "tags", "split"), *rows])
         (work / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8", newline="\n")
-        (work / "demo.json").write_text(json.dumps(parameters, indent=1), encoding="utf-8", newline="\n")
+        write_record(work / "demo.json", parameters)
         if folder.exists():
             folder.rmdir()
         work.rename(folder)
     return folder
 
 
-def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
+def _is_finished(folder: Path, parameters: DemoParameters) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = read_json(folder / "demo.json")
-    except (OSError, ValueError) as error:
+        found = read_record(folder / "demo.json", DemoParameters, "choose another folder", DataError)
+    except DataError as error:
         raise DataError(f"{folder}: exists and is not a finished demo; choose another folder") from error
     if found != parameters:
-        raise DataError(
-            f"{folder}: contains a demo drawn with {shown(found)}, expected {parameters}; choose another folder"
-        )
+        raise DataError(f"{folder}: was drawn with {_named(found)}, not {_named(parameters)}; choose another folder")
     return True
 
 
@@ -224,3 +231,7 @@ def majority(fine: UInt8[ndarray, "size size"], side: int) -> UInt8[ndarray, "h 
     votes = [(fine == i).reshape(side, factor, side, factor).sum(axis=(1, 3)) for i in ids]
     coarse: ndarray = ids[np.argmax(votes, axis=0)]
     return coarse
+
+
+def _named(parameters: DemoParameters) -> str:
+    return ", ".join(f"{name} {getattr(parameters, name)}" for name in parameters.__struct_fields__)

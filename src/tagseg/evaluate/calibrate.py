@@ -1,4 +1,4 @@
-"""Choosing mask settings with a handful of true masks: the images, the candidates, the pixels counted."""
+"""Choose mask settings with a small number of true masks: calibration images, candidates and pixel counts."""
 
 import dataclasses
 import logging
@@ -28,38 +28,38 @@ from tagseg.system.progress import Track, silent
 log = logging.getLogger(__name__)
 
 FEWEST, MOST = 5, 50
-"""Calibration images: with fewer nothing can be told, more take long."""
+"""Number of calibration images: fewer are not enough to decide, more take longer without much benefit."""
 
 TRIED_CUTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-"""Values of masks.threshold that are tried."""
+"""Values of masks.threshold to try."""
 
 POWERS = (1.0, 2.0, 4.0)
-"""Values of masks.power that are tried."""
+"""Values of masks.power to try."""
 
 COMPATS, COLOURS = (5.0, 10.0), (8.0, 13.0)
-"""Values of crf.bilateral_compat and crf.bilateral_srgb that are tried, each with each."""
+"""Values of crf.bilateral_compat and crf.bilateral_srgb to try, in all combinations."""
 
 Counts = dict[Settings, Int[np.ndarray, "images 2 ids"]]
-"""Of each candidate the pixels in intersection and union, by image and class id."""
+"""For each candidate, the number of pixels in intersection (0) and union (1), by image and class id."""
 
 
 def calibrate(root: str | Path, masks: str | Path, apply: bool = False, track: Track = silent) -> Calibration:
-    """Choose a run's mask settings with true masks of some of its training images, and say how sure the choice is.
+    """Choose a run's mask settings with true masks of some of its training images, and estimate how much they gain.
 
-    In two rounds: the best background rule with the run's own dense CRF (see `backgrounds`), then the best CRF for it
-    (`with_crfs`). Both are done anew without each image, which then is a judge that took no part. The candidates, what
-    the choice gains, the interval of the gain and the advice are written to calibration.json and .md in the run; the
-    images are never scored again.
+    There are two rounds: the first finds the best background rule with the run's own dense CRF (see `backgrounds`), the
+    second the best CRF for this rule (see `with_crfs`). Both are repeated without each image in turn, which then gives
+    an independent judgement of the choice. The candidates, the gain of the choice with its interval, and the advice are
+    written to calibration.json and calibration.md in the run. The images are never scored again.
 
     Args:
         root: a run folder whose stage localise has finished.
-        masks: folder of PNGs named like training images, with values as in the data set's own masks (255: void).
-        apply: store the settings in the run where the gain is certain; its masks and later stages are discarded.
+        masks: folder of PNG files named like training images, with the values of the data set's own masks (255: void).
+        apply: if the gain is certain, store the settings in the run and discard its masks and later stages.
         track: how to report progress.
 
     Raises:
-        RunError: when the stage localise has not finished, or another process is at work on the run.
-        DataError: when there are fewer than 5 such masks, or one has another size than its image or unknown ids.
+        RunError: when the stage localise has not finished, or another process is working on the run.
+        DataError: when there are fewer than 5 such masks, or a mask has a different size from its image or unknown ids.
     """
     run = Run(Path(root))
     run.require("localise")
@@ -88,19 +88,19 @@ def _calibrate(run: Run, masks: Path, apply: bool, track: Track) -> Calibration:
 
 
 def calibration_samples(prepared: Prepared, run: Run, masks: Path) -> list[Sample]:
-    """Return the training images that have a mask in the folder `masks`, with it as their mask.
+    """Return the training images that have a true mask in the folder `masks`, each with that mask.
 
     Raises:
-        DataError: when the folder is none or the run's own, has fewer than 5 such masks, or one has another size than
-            its image or unknown ids.
+        DataError: when `masks` is not a folder or is inside the run, has fewer than 5 such masks, or a mask has a
+            different size from its image or unknown ids.
     """
     if not masks.is_dir():
-        raise DataError(f"--masks {masks}: no such folder, expected one of true masks named like training images")
+        raise DataError(f"--masks {masks}: not a folder; expected a folder of true masks named like training images")
     if masks.resolve().is_relative_to(run.root.resolve()):
-        raise DataError(f"--masks {masks}: inside the run folder, whose masks are tagseg's own; expected true masks")
+        raise DataError(f"--masks {masks}: expected true masks, but masks inside the run folder are tagseg's own")
     dataset = prepared.dataset
     bare = [dataclasses.replace(sample, mask=None) for sample in dataset.samples]
-    # Absolute, or a folder of that name in the data folder would come first.
+    # An absolute path, because a folder of the same name in the data folder would take precedence.
     folder = dataclasses.replace(run.settings().data, masks=str(masks.resolve()))
     named = attach(bare, dataset.root, folder)
     samples = [sample for sample in named if sample.split == "train" and sample.mask is not None]
@@ -108,20 +108,23 @@ def calibration_samples(prepared: Prepared, run: Run, masks: Path) -> list[Sampl
     if len(samples) < FEWEST:
         example = dataset.split("train")[0].id
         raise DataError(
-            f"--masks {masks}: {len(samples)} of its {files} PNG files are named like a training image, expected at "
-            f"least {FEWEST}, such as {example}.png"
+            f"--masks {masks}: expected at least {FEWEST} PNG files named like training images, such as {example}.png; "
+            f"found {len(samples)} among {files} PNG files"
         )
     for sample in samples:
         load_mask(sample, dataset, prepared.sizes[sample.id])
     if files > len(samples):
-        log.warning("%s: %d of its %d PNG files are named like no training image", masks, files - len(samples), files)
+        log.warning("%s: %d of its %d PNG files match no training image", masks, files - len(samples), files)
     if len(samples) > MOST:
-        log.warning("%d calibration images: %d do, more take longer; none is scored any more", len(samples), MOST)
+        log.warning(
+            "%d calibration images: %d are enough; more take longer, and calibration images are never scored again",
+            len(samples), MOST,
+        )  # fmt: skip
     return samples
 
 
 def backgrounds(settings: Settings) -> list[Settings]:
-    """Return the run's settings and, with each other background rule in turn, what they would be.
+    """Return the run's settings, then the same settings with each of the other background rules.
 
     | rule | values |
     |---|---|
@@ -140,8 +143,8 @@ def backgrounds(settings: Settings) -> list[Settings]:
 
 
 def with_crfs(settings: Settings) -> list[Settings]:
-    """Return settings and, with each other dense CRF in turn, what they would be: none, or a bilateral weight of
-    `COMPATS` with a standard deviation of `COLOURS` levels."""
+    """Return the settings, then the same settings with each of the other dense CRFs: none, or a bilateral weight from
+    `COMPATS` with a standard deviation from `COLOURS` in grey levels."""
     own = settings.crf
     steps = own.steps or CrfSettings().steps
     crfs = [dataclasses.replace(own, steps=0)]
@@ -157,9 +160,10 @@ def with_crfs(settings: Settings) -> list[Settings]:
 def count_pixels(
     prepared: Prepared, run: Run, samples: Sequence[Sample], candidates: Sequence[Settings], track: Track, title: str
 ) -> Counts:
-    """Make every image's mask with every candidate and count the pixels in intersection and union with the true one.
+    """Make the mask of every image with every candidate, and count its pixels in intersection and union with the true
+    mask.
 
-    As in `evaluate`, unsure pixels count by their likelier label. Masks are not kept.
+    As in `evaluate`, unsure pixels count by their likelier label. The masks are not kept.
     """
     ids = len(prepared.dataset.classes) + 1
     counts = {candidate: np.zeros((len(samples), 2, ids), np.int64) for candidate in candidates}
@@ -180,7 +184,7 @@ def count_pixels(
 
 
 def flags(old: Settings, new: Settings) -> str:
-    """Return the flags that turn the mask settings of `old` into those of `new`."""
+    """Return the command-line flags that change the mask settings of `old` into those of `new`."""
     pairs = [(section, getattr(old, section), getattr(new, section)) for section in ("masks", "crf")]
     return " ".join(
         f"--{section}.{field.name.replace('_', '-')} {_plain(getattr(after, field.name))}"
@@ -193,7 +197,7 @@ def flags(old: Settings, new: Settings) -> str:
 def _judge(
     settings: Settings, samples: Sequence[Sample], counts: Mapping[Settings, np.ndarray], chosen: Sequence[Settings]
 ) -> Calibration:
-    """Compare what was chosen without each image, and last with all, to the present settings."""
+    """Compare the present settings with those chosen without each image in turn and, last in `chosen`, with all."""
     *folds, best = chosen
     left_out = np.stack([counts[one][image] for image, one in enumerate(folds)])
     gain = measure_gain(left_out, np.stack(list(counts.values())), settings.seed)
@@ -212,7 +216,7 @@ def _judge(
 
 
 def _rule_words(rule: MaskSettings) -> str:
-    words = {"rest": "what is left", "otsu": "Otsu's cut"}
+    words = {"rest": "remainder", "otsu": "Otsu's cut"}
     words |= {"threshold": f"cut {rule.threshold:g}", "power": f"power {rule.power:g}"}
     return words[rule.background]
 

@@ -1,4 +1,4 @@
-"""Scoring a run where true masks exist: pseudo-masks on training images, the segmenter on validation images."""
+"""Score a run against true masks: pseudo-masks on training images, the segmenter on validation images."""
 
 import dataclasses
 import logging
@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
-    """Score pseudo-masks and segmenter, and predict the validation images and some training images for the report.
+    """Score the pseudo-masks and the segmenter, and predict masks of some training images for the report.
 
     Writes predictions/, evaluation.json and evaluation.md.
 
     Raises:
-        DataError: when a true mask has another size than its image, or unknown ids.
+        DataError: when a true mask has a different size from its image, or unknown ids.
         RunError: when the run has no segmenter.
     """
     run.require("segment")
@@ -44,7 +44,7 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
     settings, classes = run.settings(), ("background", *dataset.classes)
     shown = examples(dataset.split("train"), settings.report.examples)
     segmenter = score_segmenter(prepared, run, settings, track, shown)
-    # With masks of another tool there are none of the run's own.
+    # A segmenter trained on another tool's masks: the run has no pseudo-masks of its own.
     pseudo = None if settings.segment.labels else score_pseudo_masks(prepared, run, track)
     rounds = settings.segment.rounds
     improved = score_pseudo_masks(prepared, run, track, run.round(rounds - 1)) if rounds > 1 else None
@@ -58,11 +58,11 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
 def score_segmenter(
     prepared: Prepared, run: Run, settings: Settings, track: Track = silent, also: Iterable[Sample] = ()
 ) -> Scores | None:
-    """Predict the validation images whose true masks count, and `also` others, into the run's `predictions`, and score
-    the former; None where there are none. Predictions that are there are kept.
+    """Predict the scored validation images, and the images `also`, into the run's `predictions`; return the scores of
+    the former, None if there are none. Existing predictions are kept.
 
     Raises:
-        DataError: when an image cannot be read, or a true mask has another size than its image, or unknown ids.
+        DataError: when an image cannot be read, or a true mask has a different size from its image or unknown ids.
     """
     validation = scored_samples(prepared.dataset, "val")
     predictor = read_predictor(run.segmenter, settings.device)
@@ -80,7 +80,7 @@ def score_segmenter(
 
 
 def bound_settings(settings: Settings) -> Settings:
-    """Return the settings that count for the network trained on true masks; all others are at their defaults."""
+    """Return the settings that affect the network trained on true masks; all others have their defaults."""
     train = TrainSettings(backbone=settings.train.backbone, weights=settings.train.weights)
     segment = dataclasses.replace(settings.segment, rounds=1, labels="")
     return Settings(settings.seed, precision=settings.precision, workers=0, data=settings.data, train=train,
@@ -88,12 +88,12 @@ def bound_settings(settings: Settings) -> Settings:
 
 
 def read_bound(run: Run) -> Scores | None:
-    """Return the scores of the run's network trained on true masks; None where it was not, or with other settings."""
+    """Return the scores of the run's network trained on true masks; None if there is none, or the settings differ."""
     bound = run.full_supervision
     if not bound.evaluation_file.exists():
         return None
     if bound.settings_file.read_text(encoding="utf-8") != bound_settings(run.settings()).to_toml():
-        log.warning("%s: trained with other settings than the run's now, left out", bound.root)
+        log.warning("%s: left out, because it was trained with settings that differ from the run's", bound.root)
         return None
     return read_bound_scores(bound)
 
@@ -101,15 +101,14 @@ def read_bound(run: Run) -> Scores | None:
 def score_pseudo_masks(
     prepared: Prepared, run: Run, track: Track = silent, made_in: Run | None = None
 ) -> Scores | None:
-    """Score the pseudo-masks of the training images whose true masks count for it; None where there are none.
+    """Score the pseudo-masks of the scored training images, of the run or of a round of its self-training (`made_in`);
+    return None if there are no such images.
 
-    They are those of the run, or of a round of its self-training (`made_in`).
-
-    Unsure pixels are scored by their likelier label, masks that a person decided about as they were before, and images
-    that the mask settings were calibrated with are left out: anything else would flatter.
+    So that the scores are not too high, unsure pixels are scored by their likelier label, masks that a person has
+    reviewed are scored as they were before the review, and images used to calibrate the mask settings are left out.
 
     Raises:
-        DataError: when a true mask has another size than its image, or unknown ids.
+        DataError: when a true mask has a different size from its image, or unknown ids.
     """
     scored = scored_samples(prepared.dataset, "train", calibration_images(run))
     source = made_in or run
@@ -128,19 +127,19 @@ def score_pseudo_masks(
 
 
 def scored_samples(dataset: Dataset, split: Literal["train", "val"], left_out: Container[str] = ()) -> list[Sample]:
-    """Return the samples of a split that are scored: those whose true mask counts, but for the ids `left_out`."""
+    """Return the scored samples of a split: those with a true mask that counts, except the ids `left_out`."""
     scored = (sample for sample in dataset.split(split) if sample.mask is not None and sample.scored)
     return [sample for sample in scored if sample.id not in left_out]
 
 
 def examples(samples: tuple[Sample, ...], count: int) -> list[Sample]:
-    """Choose up to `count` samples, evenly spaced over those with a scored mask (over all if there are none)."""
+    """Return up to `count` samples, evenly spaced over those with a scored mask (over all if there are none)."""
     pool = [sample for sample in samples if sample.mask is not None and sample.scored] or list(samples)
     return evenly_spaced(pool, count)
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """Return up to `count` items, evenly spaced over the list, first and last included, in order."""
+    """Return up to `count` items in order, evenly spaced over the list and including the first and the last."""
     if count >= len(items):
         return list(items)
     if count <= 1:
@@ -155,10 +154,10 @@ def score(
     predicted: Callable[[Sample], UInt8[np.ndarray, "h w"]],
     track: Track,
 ) -> Scores | None:
-    """Score masks of a split's samples against their true ones; `predicted` returns an image's. None without samples.
+    """Score the masks that `predicted` returns for samples of a split against their true masks; None without samples.
 
     Raises:
-        DataError: when a true mask has another size than its image, or unknown ids.
+        DataError: when a true mask has a different size from its image, or unknown ids.
     """
     if not samples:
         return None

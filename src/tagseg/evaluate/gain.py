@@ -1,6 +1,5 @@
-"""What a handful of true masks says about mask settings: a choice, cross-validated, and how sure it is."""
+"""Estimate what a choice of mask settings gains, from a small number of true masks, by cross-validation."""
 
-import json
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,18 +12,19 @@ from jaxtyping import Float, Int, Num
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
+from tagseg.system.records import json_text
 
 CONFIDENCE = 0.95
-"""Probability with which the interval of a gain is to hold the true one."""
+"""Probability that the interval of a gain contains the true gain."""
 
 RESAMPLES = 2_000
-"""Bootstrap resamples of the images."""
+"""Number of bootstrap resamples of the images."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Mask settings that were tried: in words, the flags that turn the run's settings into them, their pooled mIoU on
-    all calibration images, and how many folds chose them."""
+    """Mask settings that were tried: their name, the flags that change the run's settings into them, their pooled mIoU
+    on all calibration images, and the number of folds that chose them."""
 
     name: str
     flags: str
@@ -34,11 +34,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Gain:
-    """What the choice gains over the present settings, in pooled mIoU (0..1), on images that took no part in choosing.
+    """The gain of the choice over the present settings in pooled mIoU (0..1), on images not used for the choice.
 
-    `present` and `chosen` are the two mIoU; `low` to `high` is the interval of their difference, of `CONFIDENCE`;
-    `better` is the share of the bootstrap's resamples in which a choice made anew is better on the images that are not
-    in the resample.
+    present, chosen: the mIoU of the present and of the chosen settings. low, high: the interval of their difference,
+    with confidence `CONFIDENCE`. better: the share of bootstrap resamples in which a choice made with the resample is
+    better on the images outside it.
     """
 
     present: float
@@ -59,9 +59,12 @@ class Gain:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Candidates tried on `images` (their ids); the first is the run's present settings, `best` the index of the one
-    chosen with all images. `recommended` are the run's settings as they should be: the present ones unless the gain is
-    certain."""
+    """The result of a calibration.
+
+    images: ids of the calibration images. candidates: the mask settings tried, the run's present settings first. best:
+    index of the candidate chosen with all images. gain: of the choice. recommended: the settings that the run should
+    have, which are the present ones unless the gain is certain.
+    """
 
     images: tuple[str, ...]
     candidates: tuple[Candidate, ...]
@@ -71,11 +74,11 @@ class Calibration:
 
     @property
     def certain(self) -> bool:
-        """Whether other settings than the present ones are best, and the interval of the gain is above 0."""
+        """Whether the best settings are not the present ones, and the interval of the gain is above 0."""
         return self.best != 0 and self.gain.low > 0
 
     def advice(self) -> str:
-        """Return in a sentence what to do."""
+        """Return one sentence of advice."""
         best = self.candidates[self.best]
         if self.best == 0:
             return f"Keep the present settings: none of {len(self.candidates)} candidates is better on these images."
@@ -87,7 +90,7 @@ class Calibration:
         """Return candidates, cross-validation and advice as Markdown, mIoU in per cent."""
         lines = [
             f"Masks of {len(self.images)} training images against their true masks: pooled mIoU in per cent, "
-            "background included. Folds: how often the candidate was chosen with one image left out.",
+            "including background. Folds: how often the candidate was chosen with one image left out.",
             "",
             "| mask settings | flags | mIoU | folds |",
             "|---|---|---:|---:|",
@@ -98,25 +101,26 @@ class Calibration:
         gain = self.gain
         lines += [
             "",
-            "The best of many flatters itself on the images it was chosen with. On images left out of choosing: "
-            f"{100 * gain.chosen:.1f}, with the present settings {100 * gain.present:.1f}; gain {gain.text()} with "
-            f"{CONFIDENCE:.0%} confidence. Chosen anew in {RESAMPLES:,} resamples of the images, it was better on "
-            f"those not in the resample {gain.better:.0%} of the time.",
+            "The best of many candidates looks too good on the images it was chosen with. On images left out of the "
+            f"choice, the chosen settings score {100 * gain.chosen:.1f} and the present settings "
+            f"{100 * gain.present:.1f}: a gain of {gain.text()} with {CONFIDENCE:.0%} confidence. When the choice was "
+            f"repeated in {RESAMPLES:,} resamples of the images, it was better on the images outside the resample "
+            f"{gain.better:.0%} of the time.",
             "",
             self.advice(),
         ]
         return "\n".join(lines) + "\n"
 
     def save(self, run: Run) -> None:
-        """Write calibration.json and calibration.md into the run, and note the images, which are never scored again."""
+        """Write calibration.json and calibration.md to the run, and record the images, which are never scored again."""
         used = sorted(calibration_images(run) | set(self.images))
         run.store(msgspec.structs.replace(run.manifest(), calibration_images=tuple(used)))
-        write_atomically(run.calibration_file, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(run.calibration_file, json_text(self.to_dict(), 1) + "\n")
         write_atomically(run.calibration_file.with_suffix(".md"), f"# Calibration of the masks\n\n{self.table()}")
         run.note("calibration")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values, mIoU in per cent with two decimals."""
+        """Return the result as plain values, with mIoU in per cent rounded to two decimals."""
         rows = [
             {"name": one.name, "flags": one.flags, "miou": round(100 * one.miou, 2), "folds": one.folds}
             for one in self.candidates
@@ -136,24 +140,24 @@ class Calibration:
 
 
 def calibration_images(run: Run) -> frozenset[str]:
-    """Return the ids of all images whose true masks a calibration of this run has seen.
+    """Return the ids of all images whose true masks were used to calibrate this run.
 
-    They stand in the manifest, where they outlast the figures: settings chosen with them may still be in force.
+    They are kept in the manifest, even after calibration.json is discarded: settings chosen with them may still apply.
     """
     return frozenset(run.manifest().calibration_images)
 
 
 def pooled_miou(counts: Num[np.ndarray, "*sets 2 ids"]) -> Float[np.ndarray, "*sets"]:
-    """Return the mean IoU of sets of images from pixels in intersection (0) and union (1) by class id, summed over each
-    set; ids that are nowhere in a set do not count, and a set without any has 0."""
+    """Return the mean IoU of sets of images, from the numbers of pixels in intersection (0) and union (1) by class id,
+    summed over each set. Ids that do not occur in a set are left out of its mean; a set without any id has 0."""
     hit, union = counts[..., 0, :], counts[..., 1, :]
     shares = np.divide(hit, union, out=np.zeros(union.shape), where=union > 0)
     return np.asarray(shares.sum(-1) / np.maximum((union > 0).sum(-1), 1))
 
 
 def choices(counts: Int[np.ndarray, "candidates images 2 ids"]) -> list[int]:
-    """Return which candidate is best without image 0, without image 1, ..., and last with all images; of equals the
-    first."""
+    """Return the index of the best candidate without image 0, without image 1, ..., and last with all images. The first
+    of several equal candidates is the best."""
     total = counts.sum(1, keepdims=True)
     return [int(best) for best in pooled_miou(np.concatenate([total - counts, total], axis=1)).argmax(0)]
 
@@ -161,16 +165,16 @@ def choices(counts: Int[np.ndarray, "candidates images 2 ids"]) -> list[int]:
 def measure_gain(
     left_out: Int[np.ndarray, "images 2 ids"], counts: Int[np.ndarray, "candidates images 2 ids"], seed: int
 ) -> Gain:
-    """Return what a choice gains, from counts as `pooled_miou` takes them: `left_out` each image with the candidate
-    that was chosen without it, `counts` with all candidates, the first of which is the present one.
+    """Return the gain of a choice, from counts as in `pooled_miou`: `left_out` of each image with the candidate chosen
+    without it, `counts` with all candidates, the first of which are the present settings.
 
-    The interval reaches so far that the gains of *all* candidates are within theirs at once in `CONFIDENCE` of the
-    bootstrap's resamples of the images (White 2000, A reality check for data snooping; studentised as in Romano and
-    Wolf 2005): of many candidates that are no better one looks better by chance, left-out images or not. It is
-    wider by `widening` where images are few.
+    The interval is simultaneous: in a share `CONFIDENCE` of the bootstrap resamples of the images, the gains of *all*
+    candidates are within their intervals (White 2000, A reality check for data snooping; studentised as in Romano and
+    Wolf 2005). This is necessary because among many equal candidates one looks better by chance, even on left-out
+    images. With few images the interval is wider by `widening`.
     """
     images = len(left_out)
-    # As floats: only those are multiplied by BLAS.
+    # Floats, because BLAS multiplies only floats.
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), RESAMPLES).astype(float)
     absent = (weights == 0).astype(float)
     inside, outside = _resample(counts, weights), _resample(counts, absent)
@@ -182,13 +186,13 @@ def measure_gain(
     error = float((_resample(left_out[None], weights)[0] - inside[0]).std())
     reach = float(np.quantile(furthest, CONFIDENCE)) * widening(images) * error
     present, chosen = float(observed[0]), float(pooled_miou(left_out.sum(0)))
-    anew = np.take_along_axis(outside, inside.argmax(0)[None], 0)[0]
-    better = float((anew > outside[0])[absent.any(1)].mean())
+    rechosen = np.take_along_axis(outside, inside.argmax(0)[None], 0)[0]
+    better = float((rechosen > outside[0])[absent.any(1)].mean())
     return Gain(present, chosen, chosen - present - reach, chosen - present + reach, better)
 
 
 def widening(images: int) -> float:
-    """Return how much wider than the bootstrap's an interval must be for the mean over few images to be as wide as
+    """Return the factor by which to widen a bootstrap interval of the mean over few images so that it is as wide as
     Student's (Hesterberg 2015, What teachers should know about the bootstrap)."""
     free = images - 1
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -201,7 +205,7 @@ def widening(images: int) -> float:
 def _resample(
     counts: Int[np.ndarray, "candidates images 2 ids"], weights: Float[np.ndarray, "resamples images"]
 ) -> Float[np.ndarray, "candidates resamples"]:
-    """Pooled mIoU of every candidate on every resample, in which an image counts as often as its weight says."""
+    """Return the pooled mIoU of every candidate on every resample, where `weights` says how often each image counts."""
     return np.stack([pooled_miou(np.tensordot(weights, one, 1)) for one in counts])
 
 

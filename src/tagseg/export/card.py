@@ -14,6 +14,7 @@ from tagseg.evaluate.scores import read_evaluation
 from tagseg.networks.backbones import RANDOM, TIMM
 from tagseg.run.folder import Run
 from tagseg.settings.toml import to_toml
+from tagseg.training.history import read_history
 
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")
 """Licences whose ids in timm are ids of the Hugging Face Hub too; any other is `other` with a `license_name`."""
@@ -157,8 +158,7 @@ def _by_onnx(max_side: int, difference: float | None) -> str:
 
 
 def _settings(run: Run, about: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    history = run.segmenter / "history.jsonl"
-    epochs = len(history.read_text(encoding="utf-8").splitlines()) if history.exists() else 0
+    epochs = len(read_history(run.segmenter / "history.jsonl"))
     trained = f"The segmentation network was trained for {_counted(epochs, 'epoch')}. " if epochs else ""
     shown = {"seed": settings["seed"], "segment": settings["segment"], "train": settings["train"]}
     version = as_text(run.manifest().tagseg or "(unknown)")

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from tagseg.data.records import VOID
-from tagseg.export.folder import as_json, write_json_list
+from tagseg.export.folder import write_json_list
 from tagseg.export.masks import MaskedImage, MaskSet, read_mask
 from tagseg.export.outlines import polygon
 from tagseg.export.regions import Region, regions
 from tagseg.settings.export import ExportSettings
 from tagseg.system.files import atomic_path
 from tagseg.system.progress import Track
+from tagseg.system.records import json_text
 
 
 def write_coco(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
@@ -42,7 +43,7 @@ def write_coco_file(path: Path, masks: MaskSet, settings: ExportSettings, track:
     categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(masks.classes, 1)]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write('{"info": {"description": "masks by tagseg"}, "licenses": [],\n"categories": ')
-        file.write(as_json(categories) + ',\n"images": ')
+        file.write(json_text(categories) + ',\n"images": ')
         write_json_list(file, images)
         file.write(',\n"annotations": ')
         write_json_list(file, _annotations(masks, settings, track))

@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 from tagseg.data.records import VOID
 from tagseg.errors import DataError
 from tagseg.export.coco import write_coco_file
-from tagseg.export.folder import as_json
 from tagseg.export.masks import MaskSet, read_mask
 from tagseg.export.regions import regions
 from tagseg.export.voc import image_list, label_map
@@ -19,6 +18,7 @@ from tagseg.masks.palette import class_colours
 from tagseg.settings.export import ExportSettings
 from tagseg.system.files import atomic_path, write_atomically
 from tagseg.system.progress import Track
+from tagseg.system.records import json_text
 
 _MOST_OBJECTS = 254
 """How many objects SegmentationObject can tell apart: the 256 colours of a palette without background and void."""
@@ -42,7 +42,7 @@ def write_cvat(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tr
         {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colours[i]), "type": "mask", "attributes": []}
         for i, name in enumerate(masks.classes, 1)
     ]
-    write_atomically(folder / "labels.json", as_json(label_definitions, indent=1) + "\n")
+    write_atomically(folder / "labels.json", json_text(label_definitions, 1) + "\n")
     with atomic_path(folder / "segmentation_mask_1.1.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
         _store(archive, "labelmap.txt", labels.encode())
         _store(archive, "ImageSets/Segmentation/default.txt", names.encode())

@@ -1,7 +1,6 @@
 """Export folders: written completely or not at all, with images next to the masks, and JSON for other tools."""
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -14,6 +13,7 @@ from tagseg.data.tars import is_member, open_file
 from tagseg.errors import DataError
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track
+from tagseg.system.records import json_text
 
 Images = Literal["none", "copy", "link"]
 """Whether an export contains the images: no, as copies, or as links to the originals."""
@@ -38,7 +38,7 @@ def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path
             raise DataError(f"{out}: exists; choose another --out or --force")
     with replacing(out) as temporary:
         yield temporary
-        write_atomically(temporary / _MARKER, as_json({"tagseg": __version__, **about}, indent=1))
+        write_atomically(temporary / _MARKER, json_text({"tagseg": __version__, **about}, 1))
 
 
 @contextlib.contextmanager
@@ -78,15 +78,10 @@ def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, tr
                 shutil.copyfileobj(file, copy)
 
 
-def as_json(value: Any, indent: int | None = None) -> str:
-    """Return a value as JSON text for another tool, with names in their own script."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
 def write_json_list(file: TextIO, items: Iterable[Any]) -> None:
     """Write a JSON list with one item per line, without holding the whole list in memory."""
     before = "[\n"
     for item in items:
-        file.write(before + as_json(item))
+        file.write(before + json_text(item))
         before = ",\n"
     file.write("]" if before != "[\n" else "[]")

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from tagseg.export.folder import as_json
 from tagseg.export.masks import MaskSet, read_mask
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.settings.export import ExportSettings
 from tagseg.system.files import atomic_path, write_atomically
 from tagseg.system.progress import Track
+from tagseg.system.records import json_text
 
 _SPLITS = {"train": "train", "val": "validation", "default": "train"}
 
@@ -45,7 +45,7 @@ def write_huggingface(masks: MaskSet, folder: Path, settings: ExportSettings, tr
                 "mask_file_name": mask.as_posix(),
                 "tags": [masks.classes[class_id - 1] for class_id in image.tags],
             }
-            file.write(as_json(row) + "\n")
+            file.write(json_text(row) + "\n")
 
 
 def huggingface_folder(masks: MaskSet) -> Path:

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tagseg.networks.segmenters import Segmenter
+from tagseg.system.records import json_text
 
 TOLERANCE = 1e-3
 """How much the probabilities of ONNX Runtime and PyTorch may differ; the two round in a different order."""
@@ -171,7 +171,7 @@ def _save(program: Any, about: Mapping[str, Any], path: Path) -> None:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.functions):
         del part.metadata_props[:]
         part.doc_string = ""
-    onnx.helper.set_model_props(model, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
+    onnx.helper.set_model_props(model, {key: json_text(value) for key, value in about.items()})
     onnx.save(model, path)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float32
 
 from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_file, mask_png
-from tagseg.prediction.lines import image_line
+from tagseg.prediction.lines import PredictionLine, image_line
 from tagseg.prediction.outputs import Outcome, overlay_file, overlay_jpeg, probabilities_file, probabilities_npy
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.read import InputImage, open_image
@@ -29,12 +29,12 @@ def finish_image(image: InputImage, candidates: Candidates | None, plan: Plan) -
     `candidates` comes from `needed_candidates`; it is None if the image could not be read.
     """
     if candidates is None:
-        return Outcome(image.name, {"image": str(image.location), "error": image.error})
+        return Outcome(image.name, PredictionLine(str(image.location), error=image.error))
     try:
         # Read again if it is needed: whole images would fill the memory while they wait for the network.
         rgb = open_image(image.location, plan.max_megapixels) if plan.overlays or plan.crf else None
     except DataError as error:
-        return Outcome(image.name, {"image": str(image.location), "error": str(error)})
+        return Outcome(image.name, PredictionLine(str(image.location), error=str(error)))
     probabilities = candidates.probabilities
     if plan.crf:
         assert rgb is not None, "the dense CRF needs the image"

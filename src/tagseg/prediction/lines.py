@@ -1,42 +1,55 @@
 """predictions.jsonl: one line per image, next to the masks."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from tagseg.errors import DataError
 from tagseg.prediction.find_images import Location
 from tagseg.segment.label_pixels import Decided
+from tagseg.system import records
 from tagseg.system.files import write_atomically, writing
-from tagseg.system.untrusted import parse_json, read_bytes
+from tagseg.system.records import ClassId, Positive, Record, Share
 
 LINES = "predictions.jsonl"
 """Name of the file."""
 
-PredictionLine = dict[str, Any]
+
+class PredictedClass(msgspec.Struct, frozen=True):
+    """A class in a predicted mask, with its share of the image and its mean probability there."""
+
+    id: ClassId
+    name: str
+    area: Share
+    confidence: Share
+
+
+class PredictionLine(Record, frozen=True, omit_defaults=True):
+    """A line of predictions.jsonl.
+
+    image: path or address of the image. mask: the mask's file below the folder of the masks. width, height: in pixels.
+    classes: those in the mask, largest area first. error: why the image cannot be read; the others are None then.
+    """
+
+    image: str
+    mask: str | None = None
+    width: Positive | None = None
+    height: Positive | None = None
+    classes: tuple[PredictedClass, ...] | None = None
+    error: str | None = None
 
 
 def image_line(location: Location, mask: str, decided: Decided, classes: Sequence[str]) -> PredictionLine:
     """Return an image's line: its location, mask file and size, and the classes found in it, largest area first."""
     height, width = decided.mask.shape
     found = [i for i in range(1, len(classes)) if decided.area[i] > 0]
-    return {
-        "image": str(location),
-        "mask": mask,
-        "width": width,
-        "height": height,
-        "classes": [
-            {
-                "id": i,
-                "name": classes[i],
-                "area": round(decided.area[i], 4),
-                "confidence": round(decided.confidence[i], 4),
-            }
-            for i in sorted(found, key=lambda i: -decided.area[i])
-        ],
-    }
+    areas = tuple(
+        PredictedClass(i, classes[i], round(decided.area[i], 4), round(decided.confidence[i], 4))
+        for i in sorted(found, key=lambda i: -decided.area[i])
+    )
+    return PredictionLine(str(location), mask, width, height, areas)
 
 
 def read_lines(file: Path) -> list[PredictionLine]:
@@ -47,25 +60,12 @@ def read_lines(file: Path) -> list[PredictionLine]:
     """
     if not file.exists():
         return []
-    try:
-        whole, _, _ = read_bytes(file).rpartition(b"\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error}); move it away") from error
-    lines = []
-    for number, text in enumerate(whole.splitlines(), 1):
-        try:
-            line = parse_json(text)
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error}); move the file away") from error
-        if not isinstance(line, dict) or not isinstance(line.get("image"), str):
-            raise DataError(f"{file}, line {number}: names no image; move the file away")
-        lines.append(line)
-    return lines
+    return list(records.read_lines(file, PredictionLine, "move the file away", DataError, lenient=True))
 
 
 def write_lines(file: Path, lines: Iterable[PredictionLine]) -> None:
     """Write a whole predictions.jsonl."""
-    write_atomically(file, b"".join(map(_encoded, lines)))
+    write_atomically(file, b"".join(map(encoded, lines)))
 
 
 def append_line(file: Path, line: PredictionLine) -> None:
@@ -73,12 +73,13 @@ def append_line(file: Path, line: PredictionLine) -> None:
     before = file.stat().st_size
     try:
         with writing(file), file.open("ab") as opened:
-            opened.write(_encoded(line))
+            opened.write(encoded(line))
     except BaseException:
         os.truncate(file, before)
         raise
 
 
-def _encoded(line: PredictionLine) -> bytes:
+def encoded(line: PredictionLine) -> bytes:
+    """Return a line of predictions.jsonl as it is written."""
     # A file name that is not valid Unicode contains lone surrogates, which JSON can escape and UTF-8 cannot encode.
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return records.record_line(line).encode("utf-8", "backslashreplace")

@@ -53,14 +53,14 @@ def pending_images(
         )
     lines = read_lines(out / LINES)
     masks = {name: files[0].relative_to(out).as_posix() for name, files in targets.items()}
-    known = {line.get("mask"): canonical_location(line["image"]) for line in lines} if options.resume else {}
+    known = {line.mask: canonical_location(line.image) for line in lines} if options.resume else {}
     todo = [
         name
         for name, location in found.items()
         if known.get(masks[name]) != canonical_location(location) or not all(file.exists() for file in targets[name])
     ]
     outdated = {masks[name] for name in todo} | {str(found[name]) for name in todo}
-    return todo, [line for line in lines if outdated.isdisjoint((line.get("mask"), line["image"]))]
+    return todo, [line for line in lines if outdated.isdisjoint((line.mask, line.image))]
 
 
 def _check_targets(files: list[Path], found: Mapping[str, Location], out: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tagseg.errors import DataError
 from tagseg.prediction.find_images import Location
 from tagseg.prediction.lines import LINES, PredictionLine, read_lines
@@ -50,9 +52,9 @@ def pending_rows(
     names = list(found)
     for place, line in enumerate(lines):
         expected = (str(found[names[place]]), part_file(place // options.rows)) if place < len(names) else ("none", "")
-        if (line["image"], line.get("mask", expected[1])) != expected:
+        if (line.image, line.mask or expected[1]) != expected:
             raise DataError(
-                f"{out / LINES}, line {place + 1}: has {line['image']} in {line.get('mask', 'no file')}, expected "
+                f"{out / LINES}, line {place + 1}: has {line.image} in {line.mask or 'no file'}, expected "
                 f"{expected[0]} in {expected[1] or 'no file'}: it was written for other images or with another --rows; "
                 "choose another --out, or add --force to predict all images again"
             )
@@ -92,7 +94,10 @@ def _write_part(outcomes: Iterator[Outcome], file: Path, count: int) -> list[Pre
         while group := list(itertools.islice(outcomes, ROWS_PER_GROUP)):
             rows = [_row(outcome) for outcome in group if outcome.files]
             writer.write_table(arrow.Table.from_pylist(rows, schema))
-            lines += [outcome.line | {"mask": file.name} if outcome.files else outcome.line for outcome in group]
+            lines += [
+                msgspec.structs.replace(outcome.line, mask=file.name) if outcome.files else outcome.line
+                for outcome in group
+            ]
     assert len(lines) == count, f"{file}: got {len(lines)} images, expected {count}"
     return lines
 
@@ -102,11 +107,11 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     columns = {"classes": "id", "names": "name", "areas": "area", "confidences": "confidence"}
     return {
         "id": _text(outcome.name),
-        "image": _text(line["image"]),
-        "width": line["width"],
-        "height": line["height"],
+        "image": _text(line.image),
+        "width": line.width,
+        "height": line.height,
         "mask": mask,
-        **{column: [one[key] for one in line["classes"]] for column, key in columns.items()},
+        **{column: [getattr(one, key) for one in line.classes or ()] for column, key in columns.items()},
     }
 
 

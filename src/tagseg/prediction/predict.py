@@ -76,14 +76,14 @@ def predict(
     write_classes(out, predictor.classes[1:])
     write_lines(out / LINES, lines)
     order = {str(location): place for place, location in enumerate(found.values())}
-    skipped = {line["image"]: line["error"] for line in lines if "error" in line and line["image"] in order}
+    skipped = {line.image: line.error for line in lines if line.error is not None and line.image in order}
     for line in track(_within_memory(written), "predict", len(todo)):
         append_line(out / LINES, line)
-        if "error" in line:
-            log.warning("skipped: %s", line["error"])
-            skipped[line["image"]] = line["error"]
+        if line.error is not None:
+            log.warning("skipped: %s", line.error)
+            skipped[line.image] = line.error
     if lines and options.format == "png":
-        write_lines(out / LINES, sorted(read_lines(out / LINES), key=lambda line: order.get(line["image"], -1)))
+        write_lines(out / LINES, sorted(read_lines(out / LINES), key=lambda line: order.get(line.image, -1)))
     if len(skipped) == len(found):
         raise DataError(f"none of the {len(found)} images could be read; first: {next(iter(skipped.values()))}")
     ids = tuple(name for name, location in found.items() if str(location) not in skipped)

@@ -16,6 +16,7 @@ import numpy as np
 
 from tagseg.prediction.chunks import Chunk
 from tagseg.prediction.finish import finish_image, needed_candidates
+from tagseg.prediction.lines import PredictionLine, encoded
 from tagseg.prediction.outputs import Outcome
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.read import InputImage, read_input
@@ -23,6 +24,7 @@ from tagseg.prediction.remote import is_url
 from tagseg.segment.label_pixels import Candidates
 from tagseg.segment.resolution import Resolution
 from tagseg.settings.predict import PredictOptions
+from tagseg.system.records import parse_record
 
 RayRow = dict[str, Any]
 """A row of a Ray data set: strings, and arrays as bytes. None of our objects is pickled in a row."""
@@ -92,14 +94,15 @@ def finish_row(row: RayRow, plan: Plan, folder: str) -> RayRow:
 
 def to_row(outcome: Outcome) -> RayRow:
     """Return an outcome as a row."""
-    about = json.dumps([outcome.name, outcome.line, list(outcome.files)])
+    about = json.dumps([outcome.name, encoded(outcome.line).decode(), list(outcome.files)])
     return {"about": about, "files": list(outcome.files.values())}
 
 
 def from_row(row: RayRow) -> Outcome:
     """Return the outcome in a row."""
     name, line, files = json.loads(row["about"])
-    return Outcome(name, line, dict(zip(files, map(bytes, row["files"]), strict=True)))
+    parsed = parse_record(line.encode(), PredictionLine, lenient=True)
+    return Outcome(name, parsed, dict(zip(files, map(bytes, row["files"]), strict=True)))
 
 
 def _enter(folder: str) -> None:

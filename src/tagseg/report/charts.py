@@ -3,11 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from tagseg.errors import RunError
-from tagseg.system.untrusted import parse_json, read_bytes
+from tagseg.training.history import EpochRow
 
 WIDTH, HEIGHT = 380, 236
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 42
@@ -47,34 +44,9 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the epochs recorded in a history.jsonl, in order; none if there is no such file.
-
-    Raises:
-        RunError: when a line is not a JSON object with an epoch; names the line.
-    """
-    if not path.exists():
-        return []
-    try:
-        lines = read_bytes(path).decode("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error})") from error
-    epochs = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            epoch = parse_json(line)
-        except ValueError as error:
-            raise RunError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
-            raise RunError(f'{path}, line {number}: got {line[:80]!r}, expected an object with a whole number "epoch"')
-        epochs.append(epoch)
-    return epochs
-
-
-def values(history: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
-    """Return one value per epoch; None if it is missing or not a finite number."""
-    found = [epoch.get(key) for epoch in history]
-    return [float(v) if isinstance(v, (int, float)) and math.isfinite(v) else None for v in found]
+def values(history: Sequence[EpochRow], key: str) -> list[float | None]:
+    """Return one value per epoch; None where the training had no such figure."""
+    return [getattr(epoch, key) for epoch in history]
 
 
 def draw_chart(title: str, epochs: Sequence[int], series: Mapping[str, Sequence[float | None]]) -> Chart | None:

@@ -10,7 +10,7 @@ from tagseg.data.data_file import DataFile, read_data_file
 from tagseg.errors import RunError
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.masks.palette import VOID_COLOUR, class_colours
-from tagseg.report.charts import Chart, draw_chart, read_history, values
+from tagseg.report.charts import Chart, draw_chart, values
 from tagseg.report.pictures import draw_galleries
 from tagseg.report.render import css, render_page
 from tagseg.run.folder import Run
@@ -19,6 +19,7 @@ from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
+from tagseg.training.history import read_history
 
 DUTIES: dict[Stage, str] = {
     "train": "Trains the classifier on the tags, with the memory bank of regions",
@@ -239,7 +240,7 @@ def _charts(run: Run) -> list[tuple[Chart, list[dict[str, Any]]]]:
     ]
     charts = []
     for title, history, series in plans:
-        epochs = [epoch["epoch"] for epoch in history]
+        epochs = [epoch.epoch for epoch in history]
         chart = draw_chart(title, epochs, series)
         if chart:
             shown = [line.label for line in chart.lines]

@@ -4,11 +4,10 @@ import contextlib
 import functools
 import hashlib
 import io
-import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,7 +15,8 @@ from PIL import Image
 
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
-from tagseg.system.untrusted import check_shape, parse_json, require_regular, shown
+from tagseg.system.records import ClassId, Record, parse_record, record_line
+from tagseg.system.untrusted import require_regular, shown
 
 Verdict = Literal["open", "accepted", "rejected", "flagged"]
 
@@ -59,6 +59,13 @@ class Decision:
         return self.verdict in ("accepted", "rejected") or bool(self.off) or self.threshold != NEUTRAL
 
 
+class OffClasses(Record, frozen=True):
+    """The column `off` of the database: a list of class ids."""
+
+    bare: ClassVar[bool] = True
+    ids: tuple[ClassId, ...]
+
+
 OPEN = Decision()
 """Nothing was decided."""
 
@@ -75,7 +82,7 @@ def record_decision(run: Run, sample_id: str, decision: Decision, masks: MaskPai
     assert (decision.verdict == "accepted") == (masks is not None), "accepted masks are kept, no others"
     kept = [_packed(mask) for mask in masks] if masks is not None else [None, None]
     run.review.mkdir(parents=True, exist_ok=True)
-    row = (sample_id, decision.verdict, json.dumps(decision.off), decision.threshold, *kept)
+    row = (sample_id, decision.verdict, record_line(OffClasses(decision.off)).rstrip(), decision.threshold, *kept)
     with _open(run) as database, database:
         database.execute(_TABLE)
         columns = "id, verdict, off, threshold, decided, sure"
@@ -132,14 +139,25 @@ def check_database(run: Run) -> None:
 
 def _decision(run: Run, sample_id: Any, verdict: Any, off: Any, threshold: Any) -> Decision:
     try:
-        about = {"id": sample_id, "verdict": verdict, "off": off, "threshold": threshold}
-        check_shape(about, {"id": str, "verdict": str, "off": str, "threshold": float})
+        for column, value, kinds in (
+            ("id", sample_id, str),
+            ("verdict", verdict, str),
+            ("off", off, str),
+            ("threshold", threshold, (int, float)),
+        ):
+            if not isinstance(value, kinds):
+                raise ValueError(f"{column} is {shown(value)}, expected {'text' if kinds is str else 'a number'}")
         _require_verdict(verdict)
-        ids = parse_json(off)
-        check_shape(ids, [int], "off")
-        return Decision(verdict, tuple(ids), threshold)
+        return Decision(verdict, _class_ids(off), float(threshold))
     except ValueError as error:
         raise _damaged(run, error) from error
+
+
+def _class_ids(off: str) -> tuple[int, ...]:
+    try:
+        return parse_record(off.encode(), OffClasses).ids
+    except ValueError as error:
+        raise ValueError(f"off{error}") from error
 
 
 def _packed(mask: UInt8[np.ndarray, "H W"]) -> bytes:

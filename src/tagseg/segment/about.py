@@ -1,4 +1,4 @@
-"""What a saved segmentation network says about itself, checked before anything is built from it."""
+"""Check the description in a saved segmentation network before anything is built from it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from tagseg.networks.segmenters import NetworkName
 from tagseg.system.untrusted import read_json, shown
 
 _MAX_SCALE, _MAX_SIDE = 32, 8192
-"""Image scales, and pixels that a scaled image's side has, beyond these would only fill the memory."""
+"""Largest image scale and largest side of a scaled image in pixels: with more, a file could fill the memory."""
 
 
 def _are_classes(value: Any) -> bool:
@@ -42,14 +42,15 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check_about(about: object, source: Path) -> None:
-    """Check a network's own description, which may come from a stranger. Its `network` may be missing: those older than
-    the choice are DeepLabV3+.
+    """Check a network's description, which may come from an untrusted source.
+
+    Its `network` may be missing: networks saved before there was a choice are DeepLabV3+.
 
     Raises:
-        RunError: naming `source`, what came and what was expected.
+        RunError: naming `source`, what was found and what was expected.
     """
     if not isinstance(about, dict) or not about:
-        raise RunError(f"{source}: holds no description of a segmentation network of tagseg")
+        raise RunError(f"{source}: has no description of a segmentation network of tagseg")
     for name, (expected, holds) in _EXPECTED.items():
         if name not in about and name == "network":
             continue
@@ -66,9 +67,10 @@ def check_about(about: object, source: Path) -> None:
 
 
 def check_twin(file: Path, about: dict[str, Any]) -> None:
-    """Check that network.json, where there is one, says what the weights beside it say of themselves.
+    """Check that network.json, if it exists, agrees with the description inside network.safetensors.
 
-    The weights' own description counts. A file that says otherwise was edited in vain, or belongs to other weights.
+    The description inside the weights is used. A file that differs was edited without effect, or belongs to other
+    weights.
 
     Raises:
         RunError: naming the file and what differs.
@@ -80,10 +82,11 @@ def check_twin(file: Path, about: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: damaged ({error})") from error
     if not isinstance(twin, dict):
-        raise RunError(f"{file}: damaged (holds no object)")
+        raise RunError(f"{file}: damaged (not a JSON object)")
     for name, value in about.items():
         if name not in twin or twin[name] != value:
             found = shown(twin[name]) if name in twin else "missing"
             raise RunError(
-                f"{file}: {name} is {found}, the network.safetensors beside it says {shown(value)}, which counts"
+                f"{file}: {name} is {found}, but network.safetensors in the same folder has {shown(value)}, "
+                "which is used"
             )

@@ -1,4 +1,4 @@
-"""Masks to learn from that tagseg did not make: true ones, or a folder of any other tool's."""
+"""Masks to learn from that tagseg did not make: the true masks, or a folder of masks from another tool."""
 
 import dataclasses
 import logging
@@ -8,9 +8,8 @@ from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.masks.mask_files import mask_file, write_classes, write_mask
+from tagseg.masks.mask_files import mask_file, read_classes, write_classes, write_mask
 from tagseg.system.progress import Track, silent
-from tagseg.system.untrusted import check_shape, read_json
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +47,9 @@ def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track 
     missing = len(prepared.dataset.split("train")) - len(found)
     if not found:
         example = prepared.dataset.split("train")[0].id
-        raise DataError(f"--labels {source}: holds no mask of a training image, expected {example}.png and so on")
+        raise DataError(f"--labels {source}: has no mask of a training image; expected files such as {example}.png")
     if missing:
-        log.warning("%s: %d training images have no mask there and are left out", source, missing)
+        log.warning("%s: %d training images have no mask here and are left out", source, missing)
     meaning = class_values(source / "classes.json", prepared.dataset)
     return _collect(
         prepared,
@@ -78,24 +77,20 @@ def _write(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, fo
         labelled = labelled or bool((mask != VOID).any())
         write_mask(mask_file(folder, sample.id), mask)
     if not labelled:
-        raise DataError(f"{samples[0].mask} and the {len(samples) - 1} others: every pixel is void (255)")
+        raise DataError(f"{samples[0].mask} and the {len(samples) - 1} other masks: every pixel is void (255)")
 
 
 def class_values(file: Path, dataset: Dataset) -> dict[int, int] | None:
-    """Return which class id each value of a folder's masks stands for, by its classes.json; without one, those of the
-    data set's own masks.
+    """Return the class id that each value in a folder's masks stands for, according to its classes.json.
+
+    Without that file, values mean what they mean in the data set's own masks.
 
     Raises:
-        DataError: when the file is no such object, or names a class that the data set does not have.
+        DataError: if the file is not such an object, or names a class that the data set does not have.
     """
     if not file.exists():
         return None if dataset.mask_ids is None else dict(dataset.mask_ids)
-    try:
-        found = read_json(file)
-        check_shape(found, dict.fromkeys(found, str) if isinstance(found, dict) else dict)
-        names = {int(value): name for value, name in found.items()}
-    except (OSError, ValueError) as error:
-        raise DataError(f'{file}: expected an object like {{"0": "background", "1": "cat"}} ({error})') from error
+    names = read_classes(file)
     ids = {name: i for i, name in enumerate(dataset.classes, 1)}
     meant = {value: name for value, name in names.items() if value not in (0, VOID)}
     strange = sorted(set(meant.values()) - ids.keys())

@@ -1,4 +1,4 @@
-"""Self-training: a segmentation network finds maps of the training images' tags, and the next one learns from them."""
+"""Self-training: a segmentation network improves the maps of the training images, and the next one learns from them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -68,11 +68,12 @@ def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Trac
 
 
 def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor, track: Track = silent) -> None:
-    """Write maps of every training image's tags to `target`, from the network's probabilities and the maps in `source`;
-    maps that are there already are kept.
+    """Write maps of every training image's tags to `target`, from the network's probabilities and the maps in `source`.
+
+    Maps that exist already are kept.
 
     Raises:
-        DataError: naming the image, when one cannot be read.
+        DataError: naming the image that cannot be read.
     """
     settings, samples = source.settings(), prepared.dataset.split("train")
     rule = settings.mask_rule()
@@ -91,8 +92,10 @@ def improved_maps(
     maps: UInt8[np.ndarray, "k y x"],
     rule: MaskSettings,
 ) -> Float32[np.ndarray, "k h w"]:
-    """Return an image's maps (probabilities, a quarter of the predicted resolution) by the network and by `maps`, which
-    are read by `rule`."""
+    """Return maps of an image's tags, from the network and from the maps so far, which `rule` turns into probabilities.
+
+    They are probabilities, at a quarter of the resolution of the prediction.
+    """
     joined = torch.from_numpy(join_evidence(predict_tags(predictor, image, tags), maps, rule))
     size = -(-joined.shape[1] // MAP_STRIDE), -(-joined.shape[2] // MAP_STRIDE)
     pooled: Float32[np.ndarray, "k h w"] = F.adaptive_avg_pool2d(joined, size).numpy()
@@ -100,8 +103,10 @@ def improved_maps(
 
 
 def predict_tags(predictor: Predictor, image: Image.Image, tags: tuple[int, ...]) -> Float32[np.ndarray, "l h w"]:
-    """Return the network's probabilities of background and an image's tags, given that it shows nothing else; at the
-    size at which the network predicts."""
+    """Return the network's probabilities of background and an image's tags, given that the image shows nothing else.
+
+    They have the resolution of the prediction, see `Predictor.probabilities`.
+    """
     seen = predictor.probabilities(image)[[0, *tags]]
     shares: Float32[np.ndarray, "l h w"] = seen / np.maximum(seen.sum(0), 1e-6)
     return shares
@@ -110,10 +115,10 @@ def predict_tags(predictor: Predictor, image: Image.Image, tags: tuple[int, ...]
 def join_evidence(
     seen: Float32[np.ndarray, "l h w"], maps: UInt8[np.ndarray, "k y x"], rule: MaskSettings
 ) -> Float32[np.ndarray, "k h w"]:
-    """Return the tags' probabilities by both the segmentation network and the maps (0..255, `k y x`) read by `rule`.
+    """Return the tags' probabilities from those of the network and from maps (0..255, `k y x`) interpreted by `rule`.
 
-    Their geometric mean, normalised over background and tags: the distribution that lies closest to both (it minimises
-    the sum of the Kullback-Leibler divergences from itself to each).
+    The result is the geometric mean of both, normalised over background and tags. It is the distribution closest to
+    both: it minimises the sum of the Kullback-Leibler divergences from itself to each.
     """
     known = label_probabilities(
         enlarge(maps, seen.shape[1:]), rule, tuple(background_cut(values, rule) for values in maps)

@@ -9,13 +9,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 
 from tagseg.errors import RunError
 from tagseg.system.files import write_atomically
-from tagseg.system.untrusted import read_bytes
+from tagseg.system.untrusted import read_bytes, require_regular
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """How many there are of something; without a bound JSON's numbers may have thousands of digits."""
@@ -28,6 +28,9 @@ ClassId = Annotated[int, msgspec.Meta(ge=1, le=254)]
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 """A share or probability, 0 to 1."""
+
+Number = Annotated[float, msgspec.Meta(ge=-1e100, le=1e100)]
+"""A number that can be drawn: sums and differences of two stay finite."""
 
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 """Seconds, megabytes and the like."""
@@ -42,31 +45,44 @@ _KINDS = {
 }
 """What msgspec calls kinds of values, and what a message calls them."""
 
+_LONGEST_LINE = 1 << 22
+"""Bytes of a line of JSON lines, more than any of ours has."""
+
 _LONGEST = 300
 """Characters of a message that may stem from the file."""
+
+_NOT_JSON = re.compile(rb"\\u[dD][89a-fA-F]|NaN|Infinity")
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A JSON document of ours: the base of its kinds. What is only part of a document is a plain `msgspec.Struct`."""
+    """A JSON document of ours: the base of its kinds. What is only part of a document is a plain `msgspec.Struct`.
+
+    bare: true where the document is the value of the record's only field, such as a list, instead of an object.
+    """
+
+    bare: ClassVar[bool] = False
 
 
 R = TypeVar("R", bound=Record)
 
 
-def parse_record(content: bytes, kind: type[R], any_text: bool = False) -> R:
+def parse_record(content: bytes, kind: type[R], lenient: bool = False) -> R:
     """Return the record that a JSON document in UTF-8 (with or without a byte order mark) holds.
 
-    `any_text` allows text that is not Unicode, as file names may be: JSON escapes it as unpaired surrogates.
+    `lenient` also accepts two things that Python's writer produces and JSON does not have: text that is not Unicode, as
+    file names may be, escaped as unpaired surrogates; and NaN and Infinity, which are read as null.
 
     Raises:
         ValueError: naming the place in the document and what was expected there.
     """
     content = content.removeprefix(b"\xef\xbb\xbf")
     try:
-        if any_text and _SURROGATE.search(content):
-            return msgspec.convert(json.loads(content, parse_constant=_refuse_constant), kind, str_keys=True)
+        if lenient and _NOT_JSON.search(content):
+            return msgspec.convert(json.loads(content, parse_constant=_null), kind, str_keys=True)
+        if kind.bare:
+            return kind(msgspec.json.decode(content, type=msgspec.structs.fields(kind)[0].type))
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
         raise ValueError(_in_words(str(error))) from error
@@ -105,28 +121,44 @@ def read_record(path: Path, kind: type[R], remedy: str, error: type[ValueError] 
 
 
 def read_lines(
-    path: Path, kind: type[R], remedy: str, error: type[ValueError] = RunError, any_text: bool = False
+    path: Path,
+    kind: type[R],
+    remedy: str,
+    error: type[ValueError] = RunError,
+    lenient: bool = False,
+    skip: int = 0,
 ) -> Iterator[R]:
-    """Yield the records of a file of JSON lines. A last line without an end, as a killed process leaves it, is dropped.
+    """Yield the records of a file of JSON lines; an incomplete last line, which a killed process may leave, is dropped.
 
     Args:
         path, kind, remedy, error: as for `read_record`.
-        any_text: as for `parse_record`.
+        lenient: as for `parse_record`.
+        skip: lines at the beginning that are not records of this kind.
 
     Raises:
         RunError: (or `error`) when the file is missing or a line of it is damaged; the message has the line's number.
     """
     try:
-        whole = read_bytes(path).rpartition(b"\n")[0]
+        require_regular(path)
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
+                if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+                    return
+                if number > skip:
+                    yield _parse_line(path, number, line, kind, remedy, error, lenient)
     except FileNotFoundError as cause:
         raise error(f"{path}: missing; {remedy}") from cause
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause}); {remedy}") from cause
-    for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
-        try:
-            yield parse_record(line, kind, any_text)
-        except ValueError as cause:
-            raise error(f"{path}, line {number}: damaged ({cause}); {remedy}") from cause
+
+
+def _parse_line(
+    path: Path, number: int, line: bytes, kind: type[R], remedy: str, error: type[ValueError], lenient: bool
+) -> R:
+    try:
+        return parse_record(line, kind, lenient)
+    except ValueError as cause:
+        raise error(f"{path}, line {number}: damaged ({cause}); {remedy}") from cause
 
 
 def record_text(record: Record) -> str:
@@ -135,6 +167,8 @@ def record_text(record: Record) -> str:
     Raises:
         ValueError: when a number is not finite, which JSON cannot say.
     """
+    if record.bare:
+        return json_text(_only_value(record), 1) + "\n"
     return "{" + ",".join(_members(record)) + "\n}\n"
 
 
@@ -144,7 +178,7 @@ def record_line(record: Record) -> str:
     Raises:
         ValueError: when a number is not finite, which JSON cannot say.
     """
-    return json_text(msgspec.to_builtins(record, str_keys=True)) + "\n"
+    return json_text(_only_value(record) if record.bare else msgspec.to_builtins(record, str_keys=True)) + "\n"
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -191,18 +225,22 @@ def _members(record: Record) -> Iterator[str]:
             yield json_text({field.encode_name: msgspec.to_builtins(value, str_keys=True)}, 1)[1:-2]
 
 
+def _only_value(record: Record) -> object:
+    return msgspec.to_builtins(getattr(record, record.__struct_fields__[0]), str_keys=True)
+
+
 def _in_words(message: str) -> str:
     """What msgspec says of a value that does not fit, with the place first and in the words of our messages."""
     said, _, place = message.rpartition(" - at ")
     said, place = (said, place.replace("`", "")) if said else (message, "")
-    place = place.replace("$.", "").replace("$", "the whole").replace("key in", "a key of")
+    place = place.replace("$.", "").replace("$[", "[").replace("$", "the document").replace("key in", "a key of")
     said = re.sub(r"`(\w+)`", lambda found: _KINDS.get(found[1], found[1]), said)
     said = said.replace("Expected", "expected").replace(", got", ", found").replace("Invalid enum", "unknown")
     missing = re.fullmatch(r"Object missing required field (\w+)", said)
     if missing:
-        return f"{place}.{missing[1]} is missing".removeprefix("the whole").removeprefix(".")
+        return f"{place}.{missing[1]} is missing".removeprefix("the document").removeprefix(".")
     return f"{place}: {said}"[:_LONGEST] if place else said[:_LONGEST]
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+def _null(name: str) -> None:
+    return None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tagseg.errors import RunError
 from tagseg.system.files import write_atomically
 from tagseg.system.untrusted import parse_json, require_regular, shown
+from tagseg.training.history import write_history
 
 About = dict[str, Any]
 
@@ -52,7 +53,7 @@ def save_trained(folder: Path, network: nn.Module, about: dict[str, Any], histor
     saved state goes last (see `is_trained`)."""
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
-    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    write_history(folder / "history.jsonl", history)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 

@@ -1,14 +1,14 @@
 """The score of an arm's pseudo-masks: computed once, then kept in the run folder."""
 
 import dataclasses
-import json
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
+from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.masks.localise import localise
@@ -18,9 +18,8 @@ from tagseg.run.folder import Run
 from tagseg.run.open import SECTIONS
 from tagseg.settings.settings import Settings, map_kind
 from tagseg.studies.ablation.arms import Arm
-from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
-from tagseg.system.untrusted import check_shape, read_json
+from tagseg.system.records import Record, Share, read_record, write_record
 
 BACKGROUND_CUTS = tuple(tenth / 10 for tenth in range(1, 10))
 """Constant cuts at which each arm is scored besides its own rule, to show how much the cut matters."""
@@ -28,11 +27,8 @@ BACKGROUND_CUTS = tuple(tenth / 10 for tenth in range(1, 10))
 SCORE_FILE = "ablation_score.json"
 """The file in a run folder that holds the score of its pseudo-masks."""
 
-_SCORE = {"arm": str, "seed": int, "rule": str, "miou": float, "iou": [(float, None)], "cuts": [float]}
 
-
-@dataclass(frozen=True)
-class ArmScore:
+class ArmScore(msgspec.Struct, frozen=True):
     """The score of one run's pseudo-masks, 0 to 1.
 
     miou, iou: pooled mIoU and the IoU of each class id (None as in `Scores`), with the run's own mask rule. cuts: the
@@ -42,9 +38,28 @@ class ArmScore:
     arm: Arm
     seed: int
     rule: str
-    miou: float
-    iou: tuple[float | None, ...]
-    cuts: tuple[float, ...]
+    miou: Share
+    iou: tuple[Share | None, ...]
+    cuts: tuple[Share, ...]
+
+
+class MadeWith(msgspec.Struct, frozen=True):
+    """What a score depends on: settings (of the stages up to the masks), mask rule in words, data folder, classes, ids
+    of the scored images, and the network's checksum."""
+
+    settings: dict[str, Any]
+    rule: str
+    data: str
+    classes: tuple[str, ...]
+    images: tuple[str, ...]
+    network: str
+
+
+class RunScore(Record, frozen=True):
+    """ablation_score.json of a run: its score, and what it was made with."""
+
+    made_with: MadeWith
+    score: ArmScore
 
 
 def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> ArmScore:
@@ -75,8 +90,7 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
     own, *others = (iou(matrix) for matrix in matrices)
     cuts = tuple(found.miou for found in others)
     score = ArmScore(arm, settings.seed, mask_rule_text(settings), own.miou, own.iou, cuts)
-    about = {"made_with": _made_with(run, settings, prepared), "score": dataclasses.asdict(score)}
-    write_atomically(run.root / SCORE_FILE, json.dumps(about, indent=1, ensure_ascii=False))
+    write_record(run.root / SCORE_FILE, RunScore(_made_with(run, settings, prepared), score))
     run.note("ablation")
     return score
 
@@ -84,14 +98,12 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
 def read_score(run: Run, settings: Settings, prepared: Prepared) -> ArmScore | None:
     """Return a run's score, or None unless it belongs to `settings` and the run's present network and images."""
     try:
-        about = read_json(run.root / SCORE_FILE)
-        check_shape(about, {"made_with": dict, "score": _SCORE})
-    except (OSError, ValueError):
+        kept = read_record(run.root / SCORE_FILE, RunScore, "score the run again")
+    except RunError:
         return None
-    if not run.done("train") or about["made_with"] != _made_with(run, settings, prepared):
+    if not run.done("train") or kept.made_with != _made_with(run, settings, prepared):
         return None
-    score = {name: about["score"][name] for name in _SCORE}
-    return ArmScore(**{**score, "iou": tuple(score["iou"]), "cuts": tuple(score["cuts"])})
+    return kept.score
 
 
 def mask_rule_text(settings: Settings) -> str:
@@ -109,15 +121,15 @@ def mask_rule_text(settings: Settings) -> str:
     return f"{kind} map, {cut[rule.background]}{', saliency' if rule.saliency else ''}{crf}"
 
 
-def _made_with(run: Run, settings: Settings, prepared: Prepared) -> dict[str, Any]:
-    return {
-        "settings": settings_of_masks(settings),
-        "rule": mask_rule_text(settings),
-        "data": str(prepared.dataset.root),
-        "classes": list(prepared.dataset.classes),
-        "images": [sample.id for sample in scored_samples(prepared.dataset, "train")],
-        "network": run.manifest().stages["train"].files["network/network.safetensors"],
-    }
+def _made_with(run: Run, settings: Settings, prepared: Prepared) -> MadeWith:
+    return MadeWith(
+        settings_of_masks(settings),
+        mask_rule_text(settings),
+        str(prepared.dataset.root),
+        prepared.dataset.classes,
+        tuple(sample.id for sample in scored_samples(prepared.dataset, "train")),
+        run.manifest().stages["train"].files.get("network/network.safetensors", ""),
+    )
 
 
 def settings_of_masks(settings: Settings) -> dict[str, Any]:

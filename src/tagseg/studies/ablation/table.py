@@ -1,6 +1,5 @@
 """The result of an ablation: mean and deviation over seeds, the gain over plain CAM, the table."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from tagseg.studies.ablation.arms import ARMS, Arm
 from tagseg.studies.ablation.scores import BACKGROUND_CUTS, ArmScore
 from tagseg.system.files import write_atomically
+from tagseg.system.records import json_text
 
 SENSITIVITY = "Sensitivity, chosen with truth: not for claims"
 
@@ -137,7 +137,7 @@ class Ablation:
 
     def save(self) -> Path:
         """Write ablation.json and ablation.md into the folder, and return the table's path."""
-        write_atomically(self.folder / "ablation.json", json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / "ablation.json", json_text(self.to_dict(), 1) + "\n")
         write_atomically(self.folder / "ablation.md", f"# Ablation\n\n{self.table()}")
         return self.folder / "ablation.md"
 

@@ -1,6 +1,5 @@
 """The result of a followed protocol next to published figures, as JSON and as a table."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tagseg.studies.bench.check import DataCheck
 from tagseg.studies.bench.protocols import PublishedFigure, changed_settings
 from tagseg.system.files import write_atomically
 from tagseg.system.process import machine, versions
+from tagseg.system.records import json_text
 
 _TITLES: dict[PublishedFigure, str] = {
     "pseudo_masks": "pseudo-masks, training images with masks",
@@ -89,7 +89,7 @@ class BenchResult:
     def save(self) -> Path:
         """Write bench.json and bench.md into the folder, and return the table's path."""
         about = self.to_dict()
-        write_atomically(self.folder / "bench.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / "bench.json", json_text(about, 1) + "\n")
         numbers = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         text = (
             f"# {self.check.protocol.name}\n\n{self.table()}\n## Data\n\n{self.check.table()}\n"

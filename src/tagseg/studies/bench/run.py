@@ -1,10 +1,8 @@
 """Follow a published protocol from start to end: check the data, train each seed, compare with published scores."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,14 +26,21 @@ from tagseg.studies.bench.check import DataCheck, check_data
 from tagseg.studies.bench.protocols import Protocol, PublishedFigure
 from tagseg.studies.bench.result import BenchResult
 from tagseg.studies.bench.submission import ARCHIVE, write_submission
-from tagseg.system.files import remove_temporary, write_atomically
+from tagseg.system.files import remove_temporary
 from tagseg.system.process import launched
 from tagseg.system.progress import Track, silent
-from tagseg.system.untrusted import check_shape, read_json
+from tagseg.system.records import Count, Record, Share, read_record, write_record
 
 log = logging.getLogger(__name__)
 
-_KEPT = {"crf": bool, "segmenter_crf": (float, None), "test_images": int}
+
+class RefinedFigures(Record, frozen=True):
+    """bench/figures.json of a run: with or without the dense CRF, the mIoU of the segmenter with it (None where it was
+    not scored), and the number of test images that were predicted."""
+
+    crf: bool
+    segmenter_crf: Share | None
+    test_images: Count
 
 
 def bench(
@@ -113,14 +118,14 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
     """The figures of a finished run in per cent, and its submission, if any."""
     evaluation, folder = read_evaluation(run), run.root / OTHERS["bench"][0]
     kept = _kept(run, folder / "figures.json")
-    if kept is None or (kept["crf"], kept["test_images"]) != (crf, len(check.test)):
+    if kept is None or (kept.crf, kept.test_images) != (crf, len(check.test)):
         prepared = prepare(run, track)
         remove_temporary(folder)
         refined = _score_refined(prepared, run, folder / "val", track) if crf else None
         if check.test:
             _submit(prepared, run, folder, check.test, crf, track)
-        kept = {"crf": crf, "segmenter_crf": refined, "test_images": len(check.test)}
-        write_atomically(folder / "figures.json", json.dumps(kept, indent=1) + "\n")
+        kept = RefinedFigures(crf, refined, len(check.test))
+        write_record(folder / "figures.json", kept)
         run.note("bench")
     figures: dict[PublishedFigure, float] = {}
     # The masks that count are the last ones that the network learned from.
@@ -129,22 +134,20 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
         figures["pseudo_masks"] = 100 * masks.miou
     if evaluation.segmenter is not None:
         figures["segmenter"] = 100 * evaluation.segmenter.miou
-    if kept["segmenter_crf"] is not None:
-        figures["segmenter_crf"] = 100 * kept["segmenter_crf"]
+    if kept.segmenter_crf is not None:
+        figures["segmenter_crf"] = 100 * kept.segmenter_crf
     return figures, folder / "submission" / ARCHIVE if check.test else None
 
 
-def _kept(run: Run, file: Path) -> dict[str, Any] | None:
+def _kept(run: Run, file: Path) -> RefinedFigures | None:
     """The earlier result, if it was finished with the run's present network."""
     if "bench" not in run.manifest().others:
         return None
     try:
-        values: dict[str, Any] = read_json(file)
-        check_shape(values, _KEPT)
-    except (OSError, ValueError) as error:
-        log.warning("%s: missing or damaged (%s); computing it again", file, error)
+        return read_record(file, RefinedFigures, "computing it again")
+    except RunError as error:
+        log.warning("%s", error)
         return None
-    return values
 
 
 def _score_refined(prepared: Prepared, run: Run, folder: Path, track: Track) -> float | None:

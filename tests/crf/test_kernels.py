@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tagseg.crf.compiled import jit
+from tagseg.crf.kernels import add_scaled, add_slice, blur, four, join, store
 from tagseg.crf.lattice import Lattice, run_here
-from tagseg.crf.mean_field import add_scaled, add_slice, blur, filtered, four, join, store
+from tagseg.crf.mean_field import filtered
 
 
 @jit
