@@ -30,7 +30,7 @@ from tagseg.rca.network import RcaNetwork
 from tagseg.rca.regions import pool_regions
 from tagseg.rca.train import load_network
 from tagseg.run.folder import Run
-from tagseg.settings.stages import LocaliseSettings
+from tagseg.settings.localise import LocaliseSettings
 from tagseg.training.loading import to_tensor
 
 SIDE, GAP, HEAD = 128, 5, 18

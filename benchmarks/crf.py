@@ -24,7 +24,7 @@ from PIL import Image
 from record import record
 
 from tagseg.crf.dense_crf import dense_crf, dense_crfs
-from tagseg.settings.stages import CrfSettings
+from tagseg.settings.crf import CrfSettings
 from tagseg.system.process import cores
 
 SIZE = 500, 375
@@ -81,7 +81,7 @@ def compile_seconds() -> float:
     """Return what the first call takes in a fresh process without any machine code on disk, less the second call."""
     program = (
         "import time, numpy as np; from tagseg.crf.dense_crf import dense_crf;"
-        "from tagseg.settings.stages import CrfSettings;"
+        "from tagseg.settings.crf import CrfSettings;"
         "call = lambda n: dense_crf(np.ones((n, 50, 60), np.float32), np.zeros((50, 60, 3), np.uint8), CrfSettings());"
         "a = time.perf_counter(); call(2); call(9); b = time.perf_counter(); call(2); call(9);"
         "print(b - a - (time.perf_counter() - b))"

@@ -15,7 +15,7 @@ from record import iou_rows, record
 from tagseg.data.prepare import prepare
 from tagseg.demo.draw import draw_demo
 from tagseg.evaluate.evaluate import Scores, read_evaluation
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
 from tagseg.studies.ablation.arms import arm_settings, read_score, score_run
 from tagseg.studies.ablation.table import ArmScore
@@ -38,12 +38,8 @@ def main() -> None:
         print(f"demo: {time.monotonic() - started:.0f} s, what was there before not counted")
     if options.only != "both":
         settings = arm_settings(demo_settings(options.seed), "cam", options.seed)
-        fit(
-            draw_demo(RUNS / f"cam_{options.seed}_data", seed=options.seed),
-            cam.root,
-            settings,
-            track=bars,
-            until="train",
+        fit_until(
+            draw_demo(RUNS / f"cam_{options.seed}_data", seed=options.seed), cam.root, "train", settings, track=bars
         )
     finished = Run(full / "run")
     if cam.manifest_file.exists() and cam.done("train") and finished.evaluation_file.exists():
@@ -56,12 +52,12 @@ def write_results(cam: Run, full: Run, seed: int) -> None:
     plain = read_score(cam, cam.settings(), prepared) or score_run(prepared, cam, "cam", bars)
     masks, segmenter = evaluation.pseudo_masks, evaluation.segmenter
     assert masks is not None and segmenter is not None, "the demo has masks"
-    stages = full.manifest()["stages"]
+    stages = full.manifest().stages
     figures = {
         "pseudo_miou_cam": round(100 * plain.miou, 2),
         "pseudo_miou_full": round(100 * masks.miou, 2),
         "segmenter_miou_val": round(100 * segmenter.miou, 2),
-        "seconds": round(sum(values["seconds"] for values in stages.values()), 1),
+        "seconds": round(sum(note.seconds or 0.0 for note in stages.values()), 1),
     }
     columns: dict[str, ArmScore | Scores] = {
         "plain CAM, pseudo-masks": plain,

@@ -27,7 +27,8 @@ from PIL import Image, ImageDraw
 from record import record
 
 from tagseg.run.doctor import examine, result_checksums
-from tagseg.run.folder import STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 
 FOLDER = Path(__file__).resolve().parent / "runs" / "faults"
@@ -155,7 +156,7 @@ def kill_and_compare(start: Start, whole: Run, folder: Path, stage: Stage, momen
     else:
         run.discard(stage)
     child, lines = start(folder)
-    seconds = moment.uniform(0, whole.manifest()["stages"][stage]["seconds"])
+    seconds = moment.uniform(0, whole.manifest().stages[stage].seconds or 0.0)
     next(line for line in lines if f"stage {stage}" in line)
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):  # it was quicker

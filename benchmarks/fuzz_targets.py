@@ -48,8 +48,8 @@ from tagseg.run.decisions import (
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
+from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings
 from tagseg.training.checkpoint import save_tensors
 from tagseg.training.loop import Steps, epochs
 from tagseg.training.optimizer import build_optimizer

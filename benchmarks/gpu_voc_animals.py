@@ -20,8 +20,9 @@ from record import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import Scores, read_evaluation
-from tagseg.pipeline import fit
-from tagseg.run.folder import STAGES, Run
+from tagseg.pipeline import fit_until
+from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES
 from tagseg.segment.train import build_segmenter, mask_loss
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import arm_settings, read_score, run_folder, score_run
@@ -73,10 +74,10 @@ def until(deadline: float) -> Any:
 def run_all(data: Path, runs: dict[str, Run], base: Settings, track: Any) -> dict[str, int]:
     """Run all stages of both runs and the upper bound; returns the peak GPU memory in MB of those run now."""
     memory = {}
-    fit(data, runs["cam"].root, arm_settings(base, "cam", base.seed), track=track, until="train")
+    fit_until(data, runs["cam"].root, "train", arm_settings(base, "cam", base.seed), track=track)
     for stage in STAGES:
         torch.cuda.reset_peak_memory_stats()
-        fit(data, runs["both"].root, arm_settings(base, "both", base.seed), track=track, until=stage)
+        fit_until(data, runs["both"].root, stage, arm_settings(base, "both", base.seed), track=track)
         memory[stage] = round(torch.cuda.max_memory_allocated() / 2**20)
     train_upper_bound(runs["both"].root, track=track)
     return memory
@@ -108,7 +109,7 @@ def write_results(runs: dict[str, Run], settings: Settings, memory: dict[str, in
     cam = read_score(runs["cam"], runs["cam"].settings(), prepared) or score_run(prepared, runs["cam"], "cam", bars)
     pseudo, weak, full = evaluation.pseudo_masks, evaluation.segmenter, evaluation.full_supervision
     assert pseudo and weak and full, "the data set has masks"
-    stages = runs["both"].manifest()["stages"]
+    stages = runs["both"].manifest().stages
     steps = {precision: step_ms(settings, precision) for precision in ("fp32", "bf16")}
     figures: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
@@ -117,7 +118,7 @@ def write_results(runs: dict[str, Run], settings: Settings, memory: dict[str, in
         "weak_miou": round(100 * weak.miou, 2),
         "full_miou": round(100 * full.miou, 2),
         "ratio": round(100 * weak.miou / full.miou, 2),
-        "seconds": {stage: values["seconds"] for stage, values in stages.items()},
+        "seconds": {stage: note.seconds for stage, note in stages.items()},
         "peak_gpu_mb": memory,
         "segmenter_step_ms": {precision: round(value, 2) for precision, value in steps.items()},
     }

@@ -66,16 +66,16 @@ def measure(source: Run, settings: Settings, number: int, large: bool) -> dict[s
         run = open_run(Path(folder) / "run", data, settings)
         shutil.copytree(source.network, run.network)
         localise_and_mask(prepared, run, bars)
-        stages = run.manifest()["stages"]
+        stages = run.manifest().stages
     maps, masks = stages["localise"], stages["masks"]
     return {
         "images": number,
         # From the first second to the last: loading the network and starting the workers included.
-        "images_per_s": round(number / max(maps["seconds"] + masks["seconds"], 0.1), 2),
-        "localise_per_s": maps["images_per_s"],
-        "masks_per_s": masks["images_per_s"],
-        "peak_mb": max(maps["peak_mb"], masks["peak_mb"]),
-        "worker_peak_mb": masks["worker_peak_mb"],
+        "images_per_s": round(number / max(maps.seconds + masks.seconds, 0.1), 2),
+        "localise_per_s": maps.images_per_s,
+        "masks_per_s": masks.images_per_s,
+        "peak_mb": max(maps.peak_mb, masks.peak_mb),
+        "worker_peak_mb": masks.worker_peak_mb,
     }
 
 

@@ -33,7 +33,7 @@ from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
 from tagseg.system.process import peak_memory_mb, reset_peak_memory
 from tagseg.run.folder import Run
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

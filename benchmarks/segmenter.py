@@ -10,7 +10,6 @@ voc_animals.py; a classifier that the ablation has trained with the same setting
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import arm_settings, run_folder
 from tagseg.studies.ablation.table import Spread
 from tagseg.studies.full_supervision import train_upper_bound
-from tagseg.system.files import write_atomically
 from tagseg.system.progress import bars
 
 
@@ -67,8 +65,7 @@ def take_over(source: Run, target: Run, data: Path, settings: Settings) -> None:
     open_run(target.root, data, settings)
     shutil.copytree(source.network, target.network)
     shutil.copy(source.data_file, target.data_file)
-    manifest = target.manifest() | {"stages": {"train": source.manifest()["stages"]["train"]}}
-    write_atomically(target.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+    target.store(target.manifest().with_stage("train", source.manifest().stages["train"]))
 
 
 def crf_miou(run: Run) -> float:

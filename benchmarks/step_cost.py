@@ -24,8 +24,9 @@ from tagseg.rca.kmeans import kmeans
 from tagseg.rca.network import Maps, build_network
 from tagseg.rca.regions import mine_regions
 from tagseg.rca.step import contrast_loss, training_step
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.process import peak_memory_mb
 from tagseg.training.device import choose_device
 from tagseg.training.loading import Crop

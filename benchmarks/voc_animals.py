@@ -17,8 +17,9 @@ from record import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import Scores, read_evaluation
-from tagseg.pipeline import fit
-from tagseg.run.folder import Run, Stage
+from tagseg.pipeline import fit, fit_until
+from tagseg.run.folder import Run
+from tagseg.run.stages import Stage
 from tagseg.studies.ablation.arms import arm_settings, read_score, run_folder, score_run
 from tagseg.studies.ablation.table import ArmScore
 from tagseg.system.progress import bars
@@ -33,7 +34,7 @@ def main() -> None:
     settings = animals.settings(options)
     runs = {arm: Run(run_folder(options.out, arm, options.seed)) for arm in ("cam", "both")}
     if options.only in (None, "cam"):
-        fit(options.data, runs["cam"].root, arm_settings(settings, "cam", options.seed), track=bars, until="train")
+        fit_until(options.data, runs["cam"].root, "train", arm_settings(settings, "cam", options.seed), track=bars)
     if options.only in (None, "both"):
         fit(options.data, runs["both"].root, arm_settings(settings, "both", options.seed), track=bars)
     needed: dict[str, Stage] = {"cam": "train", "both": "report"}
@@ -53,15 +54,15 @@ def write_results(runs: dict[str, Run], seed: int, results: str) -> Path:
     cam, full, segmenter = cam_score(runs["cam"]), evaluation.pseudo_masks, evaluation.segmenter
     improved = evaluation.self_trained
     assert full and segmenter and improved, "the data set has masks, and there are two rounds"
-    stages = runs["both"].manifest()["stages"]
+    stages = runs["both"].manifest().stages
     figures: dict[str, Any] = {
         "pseudo_miou_cam": round(100 * cam.miou, 2),
         "pseudo_miou_full": round(100 * full.miou, 2),
         "pseudo_miou_self_trained": round(100 * improved.miou, 2),
         "segmenter_miou_val": round(100 * segmenter.miou, 2),
-        **{f"seconds_{stage}": values["seconds"] for stage, values in stages.items()},
-        **{f"peak_mb_{stage}": values["peak_mb"] for stage, values in stages.items()},
-        "seconds_train_cam": runs["cam"].manifest()["stages"]["train"]["seconds"],
+        **{f"seconds_{stage}": note.seconds for stage, note in stages.items()},
+        **{f"peak_mb_{stage}": note.peak_mb for stage, note in stages.items()},
+        "seconds_train_cam": runs["cam"].manifest().stages["train"].seconds,
     }
     columns: dict[str, ArmScore | Scores] = {
         f"plain CAM, pseudo-masks ({full.images} train)": cam,
@@ -71,7 +72,7 @@ def write_results(runs: dict[str, Run], seed: int, results: str) -> Path:
     }
     rows = iou_rows(evaluation.classes, columns)
     rows += ["", "| stage of the full run | seconds | peak MB |", "|---|---:|---:|"]
-    rows += [f"| {stage} | {values['seconds']:.0f} | {values['peak_mb']} |" for stage, values in stages.items()]
+    rows += [f"| {stage} | {note.seconds:.0f} | {note.peak_mb} |" for stage, note in stages.items()]
     return record(results, [seed], figures, "\n".join(rows))
 
 

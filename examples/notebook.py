@@ -26,7 +26,7 @@ from tagseg.rca.train import load_network
 from tagseg.review.judge import assess
 from tagseg.review.ranking import worst_first
 from tagseg.run.folder import Run
-from tagseg.settings.stages import LocaliseSettings
+from tagseg.settings.localise import LocaliseSettings
 from tagseg.studies.demo import demo_settings
 
 # %% [markdown]
@@ -83,7 +83,7 @@ print(found.per_class["train"], found.never_apart, found.broken)
 # `fit` goes on where it stopped.
 
 # %%
-tagseg.fit(data, OUT / "run", SETTINGS, until="train")
+tagseg.fit_until(data, OUT / "run", "train", SETTINGS)
 run = Run(OUT / "run")
 network, classes = load_network(run.network, torch.device("cpu"))
 print("prototypes of background and of each class:", network.exists.sum(1).tolist())
@@ -124,7 +124,7 @@ row("posterior", [heat(image, sample.tags[0], "posterior") for image, sample in 
 # not agree on is unsure (255, light here).
 
 # %%
-tagseg.fit(data, OUT / "run", SETTINGS, until="masks")
+tagseg.fit_until(data, OUT / "run", "masks", SETTINGS)
 
 
 def masked(sample: Sample, folder: Path) -> Image.Image:

@@ -16,8 +16,11 @@ import torch
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from PIL import Image
+
+    from tagseg.data.records import Dataset
     from tagseg.networks.segmenters import Segmenter
     from tagseg.settings.settings import Settings
 
@@ -52,28 +55,82 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of nine training images of red and blue discs; the first four have true masks."""
+def draw_discs() -> "Callable[..., tuple[Image.Image, Image.Image]]":
+    """Return a function that draws discs on 64 x 48 pixels of grey noise, from left to right, and their mask.
+
+    `discs` maps the colour of each disc to its class id; `top` and `diameter` are in pixels.
+    """
     from PIL import Image, ImageDraw
 
-    data = tmp_path_factory.mktemp("discs") / "data"
-    for folder in ("images", "masks"):
-        (data / folder).mkdir(parents=True)
-    rows = ["image,tags"]
-    for i in range(9):
-        grey = np.random.default_rng(i).integers(90, 160, (48, 64, 3), np.uint8)
-        image, mask = Image.fromarray(grey), Image.new("L", (64, 48))
-        tags = (("red",), ("blue",), ("red", "blue"))[i % 3]
-        for number, name in enumerate(tags):
-            disc = (4 + 28 * number, 8 + i, 28 + 28 * number, 32 + i)
-            ImageDraw.Draw(image).ellipse(disc, fill=name)
-            ImageDraw.Draw(mask).ellipse(disc, fill={"blue": 1, "red": 2}[name])
-        image.save(data / "images" / f"{i}.png")
-        if i < 4:
-            mask.save(data / "masks" / f"{i}.png")
-        rows.append(f"{i}.png,{' '.join(tags)}")
-    (data / "tags.csv").write_text("\n".join(rows) + "\n")
-    return data
+    def draw(seed: int, discs: "Mapping[str, int]", top: int, diameter: int) -> tuple[Image.Image, Image.Image]:
+        noise = np.random.default_rng(seed).integers(90, 160, (48, 64, 3), np.uint8)
+        image, mask = Image.fromarray(noise), Image.new("L", (64, 48))
+        for number, (colour, class_id) in enumerate(discs.items()):
+            left = 4 + 28 * number
+            box = (left, top, left + diameter, top + diameter)
+            ImageDraw.Draw(image).ellipse(box, fill=colour)
+            ImageDraw.Draw(mask).ellipse(box, fill=class_id)
+        return image, mask
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def draw_folder(draw_discs: "Callable[..., tuple[Image.Image, Image.Image]]") -> "Callable[..., Path]":
+    """Return a function that draws a data folder: one image of red and blue discs per name, and tags.csv.
+
+    The first `masked` images get a true mask (1 blue, 2 red); the last `val` images are for validation.
+    """
+
+    def draw(data: Path, names: "Sequence[str]", masked: int, val: int = 0) -> Path:
+        for folder in ("images", "masks"):
+            (data / folder).mkdir(parents=True)
+        rows = ["image,tags,split" if val else "image,tags"]
+        for i, name in enumerate(names):
+            discs = ({"red": 2}, {"blue": 1}, {"red": 2, "blue": 1})[i % 3]
+            image, mask = draw_discs(i, discs, top=8 + i, diameter=24)
+            image.save(data / "images" / f"{name}.png")
+            if i < masked:
+                mask.save(data / "masks" / f"{name}.png")
+            split = "val" if i >= len(names) - val else "train"
+            rows.append(f"{name}.png,{' '.join(discs)}" + (f",{split}" if val else ""))
+        (data / "tags.csv").write_text("\n".join(rows) + "\n")
+        return data
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def discs(draw_folder: "Callable[..., Path]", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of nine training images of red and blue discs; the first four have true masks."""
+    return draw_folder(tmp_path_factory.mktemp("discs") / "data", [str(i) for i in range(9)], masked=4)
+
+
+@pytest.fixture(scope="session")
+def draw_squares() -> "Callable[..., Dataset]":
+    """Return a function that draws a data set: `count` noisy images, 64 pixels wide, each with a red or a green
+    rectangle, the last with both; on request with saliency maps of half the size."""
+    from PIL import Image
+
+    from tagseg.data.records import Dataset, Sample
+
+    def draw(folder: Path, count: int, height: int, saliency: bool = False) -> Dataset:
+        generator = torch.Generator().manual_seed(0)
+        samples = []
+        for i in range(count):
+            tags = (1, 2) if i == count - 1 else (1 + i % 2,)
+            picture, salient = torch.rand(height, 64, 3, generator=generator) * 0.5, torch.zeros(height, 64)
+            for tag in tags:
+                picture[10:40, 20 * tag : 20 * tag + 20, tag - 1] += 0.5
+                salient[10:40, 20 * tag : 20 * tag + 20] = 1
+            image, map_ = folder / f"{i}.png", folder / f"{i}-saliency.png"
+            Image.fromarray((picture * 255).byte().numpy()).save(image)
+            if saliency:
+                Image.fromarray((salient[::2, ::2] * 255).byte().numpy()).save(map_)
+            samples.append(Sample(str(i), image, tags, saliency=map_ if saliency else None))
+        return Dataset(folder, "folder", ("red", "green"), tuple(samples))
+
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tagseg.data.records import Dataset, Sample
+from tagseg.data.records import Dataset
 from tagseg.errors import DataError, RunError
 from tagseg.masks.localise import complete, localise, localise_image, views
 from tagseg.masks.map_files import map_file, read_maps
@@ -19,8 +19,10 @@ from tagseg.rca.oaa import GRID, read_accumulated
 from tagseg.rca.train import load_network, train
 from tagseg.run.folder import Run
 from tagseg.run.open import SECTIONS, change_settings, open_run
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Baseline, Settings
-from tagseg.settings.stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import T
 
 SETTINGS = Settings(
@@ -44,21 +46,9 @@ def settings(maps: Baseline, contrast: bool = True, aggregation: bool = True, ep
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Eight noisy pictures of two classes, red and green, the last one of both; saliency maps of half the size."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for i in range(8):
-        tags = (1, 2) if i == 7 else (1 + i % 2,)
-        picture, salient = torch.rand(48, 64, 3, generator=generator) * 0.5, torch.zeros(48, 64)
-        for tag in tags:
-            picture[10:40, 20 * tag : 20 * tag + 20, tag - 1] += 0.5
-            salient[10:40, 20 * tag : 20 * tag + 20] = 1
-        Image.fromarray((picture * 255).byte().numpy()).save(folder / f"{i}.png")
-        Image.fromarray((salient[::2, ::2] * 255).byte().numpy()).save(folder / f"{i}-saliency.png")
-        samples.append(Sample(str(i), folder / f"{i}.png", tags, saliency=folder / f"{i}-saliency.png"))
-    return Dataset(folder, "folder", ("red", "green"), tuple(samples))
+def dataset(draw_squares: Callable[..., Dataset], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return eight noisy images of two classes, red and green, the last one of both; saliency maps of half the size."""
+    return draw_squares(tmp_path_factory.mktemp("pictures"), count=8, height=48, saliency=True)
 
 
 @pytest.mark.parametrize("aggregation", [True, False], ids=["aggregation", "no aggregation"])

@@ -6,32 +6,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import tagseg
 from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.evaluate import read_evaluation
-from tagseg.masks.mask_files import write_mask
-from tagseg.pipeline import Fitted, fit, run_stage
+from tagseg.pipeline import Fitted, fit, fit_until, run_stage
 from tagseg.run.decisions import Decision, record_decision
-from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.stages import OUTPUTS, STAGES, Stage
+from tagseg.settings.data import DataSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import (
-    DataSettings,
-    LocaliseSettings,
-    MaskSettings,
-    RcaSettings,
-    ReportSettings,
-    SegmentSettings,
-    TrainSettings,
-)
+from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import load_tensors
 
 SOURCE = Path(tagseg.__file__).parents[1]
@@ -48,27 +47,14 @@ SETTINGS = Settings(
 )
 
 
-def draw(data: Path) -> Path:
-    """Draw 12 training and 2 validation images of red and blue discs, with their true masks; returns the folder."""
-    rows = ["image,tags,split"]
-    (data / "images").mkdir(parents=True)
-    for i in range(14):
-        grey = np.random.default_rng(i).integers(90, 160, (48, 64, 3), np.uint8)
-        image, mask = Image.fromarray(grey), Image.new("L", (64, 48))
-        tags = (("red",), ("blue",), ("red", "blue"))[i % 3]
-        for number, name in enumerate(tags):
-            disc = (4 + 28 * number, 8 + i, 28 + 28 * number, 32 + i)
-            ImageDraw.Draw(image).ellipse(disc, fill=name)
-            ImageDraw.Draw(mask).ellipse(disc, fill={"blue": 1, "red": 2}[name])
-        image.save(data / "images" / f"photo {i:02}.png")
-        write_mask(data / "masks" / f"photo {i:02}.png", np.array(mask))
-        rows.append(f"photo {i:02}.png,{' '.join(tags)},{'val' if i > 11 else 'train'}")
-    (data / "tags.csv").write_text("\n".join(rows) + "\n")
-    return data
+@pytest.fixture(scope="session")
+def draw(draw_folder: Callable[..., Path]) -> Callable[[Path], Path]:
+    """Return a function that draws 12 training and 2 validation images of discs with their true masks in a folder."""
+    return lambda data: draw_folder(data, [f"photo {i:02}" for i in range(14)], masked=14, val=2)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(draw: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("pipeline") / "data")
 
 
@@ -127,9 +113,9 @@ def test_the_figures_are_those_of_the_run(original: Fitted) -> None:
 
 def test_every_stage_is_in_the_manifest(original: Fitted, data: Path) -> None:
     manifest = Run(original.run).manifest()
-    assert tuple(manifest["stages"]) == STAGES and manifest["data"] == str(data)
-    assert all(stage["seconds"] >= 0 and stage["files"] for stage in manifest["stages"].values())
-    listed = {name for stage in manifest["stages"].values() for name in stage["files"]}
+    assert tuple(manifest.stages) == STAGES and manifest.data == str(data)
+    assert all(note.seconds is not None and note.seconds >= 0 and note.files for note in manifest.stages.values())
+    listed = {name for note in manifest.stages.values() for name in note.files}
     assert listed == set(times(original.run)) - {"settings.toml", "manifest.json"}
     assert Run(original.run).settings() == SETTINGS
 
@@ -148,21 +134,28 @@ def test_fit_again_does_nothing(finished: Run, original: Fitted, data: Path) -> 
 def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitted, data: Path) -> None:
     finished.discard("masks")
     before = times(finished.root)
-    assert fit(data, finished.root, until="masks") is None
-    assert tuple(finished.manifest()["stages"]) == STAGES[:3] and not finished.segmenter.exists()
+    assert fit_until(data, finished.root, "masks") == finished
+    assert tuple(finished.manifest().stages) == STAGES[:3] and not finished.segmenter.exists()
     rewritten = {name for name, time in times(finished.root).items() if before.get(name) != time}
     assert {name.split("/")[0] for name in rewritten} == {
         "masks",
         "masks_without_void",
         "manifest.json",
     }
-    for name, digest in Run(original.run).manifest()["stages"]["masks"]["files"].items():
-        assert finished.manifest()["stages"]["masks"]["files"][name] == digest
+    for name, digest in Run(original.run).manifest().stages["masks"].files.items():
+        assert finished.manifest().stages["masks"].files[name] == digest
+
+
+def test_the_old_way_to_stop_names_the_new_one(finished: Run, data: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"fit\(until=\.\.\.\) is deprecated: use tagseg\.fit_until"):
+        assert fit(data, finished.root, until="masks") is None
+    with pytest.warns(DeprecationWarning):
+        assert fit(data, finished.root, until="report") == fit(data, finished.root)
 
 
 CHILD = """
 import sys, time
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit, fit_until
 from tagseg.settings.settings import Settings
 
 def slowly(items, title, total):
@@ -195,17 +188,17 @@ def test_after_a_kill_the_training_continues_behind_the_last_epoch(
     epochs = len(load_tensors(checkpoint)[1]["history"])
     assert 1 <= epochs < 5 and not run.done("train")
     with caplog.at_level("INFO", "tagseg"):
-        fit(data, run.root, until="train")
+        fit_until(data, run.root, "train")
     assert f"resuming after epoch {epochs} of 5" in caplog.text and f"epoch {epochs}:" not in caplog.text
-    fit(data, tmp_path / "undisturbed", settings, until="train")
+    fit_until(data, tmp_path / "undisturbed", "train", settings)
     for name in ("network.safetensors", "bank.safetensors", "network.json"):
         assert (run.network / name).read_bytes() == (tmp_path / "undisturbed/network" / name).read_bytes()
     assert not list(run.network.glob("checkpoint*"))
 
 
-def test_data_that_changed_is_refused(tmp_path: Path) -> None:
+def test_data_that_changed_is_refused(draw: Callable[[Path], Path], tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
-    fit(data, tmp_path / "run", SETTINGS, until="train")
+    fit_until(data, tmp_path / "run", "train", SETTINGS)
     with (data / "tags.csv").open("a") as file:
         Image.new("RGB", (20, 20)).save(data / "images" / "new.png")
         file.write("new.png,red,train\n")
@@ -216,22 +209,22 @@ def test_data_that_changed_is_refused(tmp_path: Path) -> None:
     assert not Run(tmp_path / "run").done("localise")
 
 
-def test_bad_data_is_named_and_can_be_mended(tmp_path: Path) -> None:
+def test_bad_data_is_named_and_can_be_mended(draw: Callable[[Path], Path], tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
     tags = (data / "tags.csv").read_text()
     (data / "tags.csv").write_text(tags + "gone.png,red,train\n")
     with pytest.raises(DataError, match=r"tags\.csv, row 16: image 'gone\.png' is missing"):
-        fit(data, tmp_path / "run", SETTINGS, until="train")
+        fit_until(data, tmp_path / "run", "train", SETTINGS)
     (data / "tags.csv").write_text(tags)
-    fit(data, tmp_path / "run", SETTINGS, until="train")
+    fit_until(data, tmp_path / "run", "train", SETTINGS)
     assert Run(tmp_path / "run").done("train")
 
 
 def test_weights_that_cannot_be_had_can_be_replaced(data: Path, tmp_path: Path) -> None:
     hub = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, weights="timm"))
     with pytest.raises(ValueError, match=r"pretrained weights of test_resnet cannot be had .*connect once.*FILE"):
-        fit(data, tmp_path / "run", hub, until="train")
-    fit(data, tmp_path / "run", SETTINGS, until="train")
+        fit_until(data, tmp_path / "run", "train", hub)
+    fit_until(data, tmp_path / "run", "train", SETTINGS)
     assert Run(tmp_path / "run").done("train")
 
 
@@ -246,13 +239,13 @@ def test_a_stage_needs_the_one_before(stage: Stage, finished: Run) -> None:
 
 def test_a_finished_stage_needs_force_and_undoes_the_later_ones(finished: Run) -> None:
     before = times(finished.root)
-    with pytest.raises(RunError, match="stage segment is done; --force does it again"):
+    with pytest.raises(RunError, match="stage segment is done; --force runs it again"):
         run_stage(finished.root, "segment")
     assert times(finished.root) == before
     network = (finished.segmenter / "network.safetensors").read_bytes()
     assert run_stage(finished.root, "segment", force=True) == finished
     assert (finished.segmenter / "network.safetensors").read_bytes() == network
-    assert tuple(finished.manifest()["stages"]) == STAGES[:4]
+    assert tuple(finished.manifest().stages) == STAGES[:4]
     assert not any((finished.root / name).exists() for stage in STAGES[4:] for name in OUTPUTS[stage])
     assert all(
         times(finished.root)[name] == time for name, time in before.items() if name.startswith(("maps", "masks"))
@@ -264,7 +257,7 @@ def test_a_stage_with_other_settings(finished: Run) -> None:
     with pytest.raises(RunError, match=r"masks\.background was 'auto', now 'threshold'"):
         run_stage(finished.root, "masks", other)
     run_stage(finished.root, "masks", other, force=True)
-    assert finished.settings() == other and tuple(finished.manifest()["stages"]) == STAGES[:3]
+    assert finished.settings() == other and tuple(finished.manifest().stages) == STAGES[:3]
 
 
 def test_a_stage_with_settings_of_an_earlier_one_undoes_nothing(finished: Run) -> None:

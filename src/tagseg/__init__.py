@@ -43,6 +43,7 @@ __all__ = [
     "contrast",
     "dense_crf",
     "fit",
+    "fit_until",
     "inspect",
     "iou",
     "kmeans",
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from tagseg.evaluate.evaluate import Evaluation, Scores
     from tagseg.evaluate.iou import Iou, confusion, iou
     from tagseg.masks.foreign_maps import mask_from_maps
-    from tagseg.pipeline import Fitted, fit, run_stage
+    from tagseg.pipeline import Fitted, fit, fit_until, run_stage
     from tagseg.predict.predict import Predictions, predict
     from tagseg.rca.aggregation import aggregate, attend, posterior
     from tagseg.rca.bank import Bank
@@ -76,19 +77,17 @@ if TYPE_CHECKING:
     from tagseg.rca.regions import Regions, mine_regions, pool_regions
     from tagseg.segment.label_pixels import Decided
     from tagseg.segment.predictor import Predictor, load
+    from tagseg.settings.crf import CrfSettings
+    from tagseg.settings.data import DataSettings
+    from tagseg.settings.localise import LocaliseSettings
+    from tagseg.settings.masks import MaskSettings
     from tagseg.settings.predict import PredictOptions
     from tagseg.settings.presets import preset
+    from tagseg.settings.rca import RcaSettings
+    from tagseg.settings.report import ReportSettings
+    from tagseg.settings.segment import SegmentSettings
     from tagseg.settings.settings import Settings
-    from tagseg.settings.stages import (
-        CrfSettings,
-        DataSettings,
-        LocaliseSettings,
-        MaskSettings,
-        RcaSettings,
-        ReportSettings,
-        SegmentSettings,
-        TrainSettings,
-    )
+    from tagseg.settings.train import TrainSettings
 
 _HOMES = {
     "crf.dense_crf": ("dense_crf",),
@@ -99,7 +98,7 @@ _HOMES = {
     "evaluate.evaluate": ("Evaluation", "Scores"),
     "evaluate.iou": ("Iou", "confusion", "iou"),
     "masks.foreign_maps": ("mask_from_maps",),
-    "pipeline": ("Fitted", "fit", "run_stage"),
+    "pipeline": ("Fitted", "fit", "fit_until", "run_stage"),
     "predict.predict": ("Predictions", "predict"),
     "rca.aggregation": ("aggregate", "attend", "posterior"),
     "rca.bank": ("Bank",),
@@ -108,13 +107,17 @@ _HOMES = {
     "rca.regions": ("Regions", "mine_regions", "pool_regions"),
     "segment.label_pixels": ("Decided",),
     "segment.predictor": ("Predictor", "load"),
+    "settings.crf": ("CrfSettings",),
+    "settings.data": ("DataSettings",),
+    "settings.localise": ("LocaliseSettings",),
+    "settings.masks": ("MaskSettings",),
     "settings.predict": ("PredictOptions",),
     "settings.presets": ("preset",),
+    "settings.rca": ("RcaSettings",),
+    "settings.report": ("ReportSettings",),
+    "settings.segment": ("SegmentSettings",),
     "settings.settings": ("Settings",),
-    "settings.stages": (
-        *("CrfSettings", "DataSettings", "LocaliseSettings", "MaskSettings", "RcaSettings", "ReportSettings"),
-        *("SegmentSettings", "TrainSettings"),
-    ),
+    "settings.train": ("TrainSettings",),
 }
 """The modules where public names are defined."""
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 import tagseg
 from tagseg.cli.main import main
-from tagseg.run.folder import STAGES, Run
+from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES
 from tagseg.settings.settings import Settings
 
 COMMANDS = (
@@ -122,7 +123,7 @@ def test_fit_until_a_stage(home: Path, tmp_path: Path, call: Call) -> None:
     small = ("--settings", home / "small.toml")
     status, text, _ = call("fit", home / "photos", "--out", tmp_path / "run", "--until", "localise", *small)
     assert status == 0 and f"Done up to stage localise: {tmp_path / 'run'}" in text
-    assert tuple(Run(tmp_path / "run").manifest()["stages"]) == STAGES[:2]
+    assert tuple(Run(tmp_path / "run").manifest().stages) == STAGES[:2]
     status, text, _ = call("masks", tmp_path / "run")
     assert status == 0 and f"Stage masks done: {tmp_path / 'run'}" in text
     status, _, error = call("evaluate", tmp_path / "run")
@@ -158,7 +159,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
     assert status == 2 and "masks.power was 2.0, now 3.0" in error and "--force to redo it from stage masks" in error
     assert run.done("report") and "Traceback" not in text + error
     status, _, error = call("masks", run.root, "--masks.power", "3", "--force")
-    assert status == 0 and tuple(run.manifest()["stages"]) == STAGES[:3] and run.settings().masks.power == 3.0
+    assert status == 0 and tuple(run.manifest().stages) == STAGES[:3] and run.settings().masks.power == 3.0
 
 
 @pytest.mark.parametrize(
@@ -172,31 +173,31 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["fit", "photos", "--out", "new", "--until", "lunch"], "--until"),
         (["fit", "photos", "--out", "new", "--train.epochs", "x"], 'value for --train.epochs: unable to convert "x"'),
         (["fit", "photos", "--out", "new", "--train.stride", "7"], "--train.stride"),
-        (["fit", "photos", "--out", "new", "--train.epochs", "-1"], "setting train.epochs: got -1, expected 0 or more"),
+        (["fit", "photos", "--out", "new", "--train.epochs", "-1"], "setting train.epochs must be 0 or more, got -1"),
         (["fit", "photos", "--out", "new", "--train.epoch", "3"], "--train.epoch"),
         (["fit", "photos", "--out", "new", "--preset", "mine"], "--preset mine: no such preset, expected one of"),
         (["fit", "photos", "--out", "new", "--settings", "none.toml"], "none.toml: cannot read the settings file"),
         (["fit", "photos", "--out", "new", "--settings", "odd.toml"], "odd.toml: unknown setting train.epoch; known"),
-        (["fit", "photos", "--out", "new", "--settings", "low.toml"], "low.toml: setting train.epochs: got -1, exp"),
+        (["fit", "photos", "--out", "new", "--settings", "low.toml"], "low.toml: setting train.epochs must be 0 or mo"),
         (["fit", "photos", "--out", "new", "--settings", "bad.toml"], "bad.toml: not a TOML file"),
         (["train", "photos"], "photos: not a run folder (no manifest.json)"),
         (["predict", "photos", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["predict", "run", "nothing.jpg", "--out", "new"], "nothing.jpg: no such image, folder or pattern"),
         (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device tpu: not available here"),
         (["export-model", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
-        (["export-model", "run", "--out", "photos"], "photos: holds what no export wrote (0.png, 1.png, 2"),
+        (["export-model", "run", "--out", "photos"], "photos: holds files that no export wrote (0.png, 1.png, 2"),
         (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
         (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class: got 0, expected at least 1 image"),
         (["calibrate", "run"], "--masks"),
         (["calibrate", "run", "--masks", "none"], "--masks none: no such folder, expected one of true masks named"),
         (["export", "photos", "--to", "coco", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
-        (["export", "run", "--to", "hf", "--images", "none", "--out", "new"], "--images none: --to hf cannot do that"),
-        (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder; expected a COCO"),
+        (["export", "run", "--to", "hf", "--images", "none", "--out", "new"], "--images none: not supported by --to"),
+        (["import", "none.json", "--run", "run", "--out", "new"], "none.json: no such file or folder, expected a COCO"),
         (["review", "photos"], "photos: not a run folder (no manifest.json)"),
         (["review", "run", "--port", "70000"], "--port 70000: expected a number from 0 (any that is free) to 65535"),
         (["doctor", "photos"], "photos: not a run folder (no manifest.json)"),
-        (["train", "run"], "stage train is done; --force does it again"),
+        (["train", "run"], "stage train is done; --force runs it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms: got cam,all, expected some of cam,contr"),
         (["breakfast"], "breakfast"),

@@ -21,7 +21,7 @@ from tagseg.crf.compiled import jit
 from tagseg.crf.dense_crf import dense_crf, dense_crfs, kernel_features
 from tagseg.crf.lattice import SMALLEST, build_lattices, run_here
 from tagseg.crf.torch_crf import build_lattice, filtered
-from tagseg.settings.stages import CrfSettings
+from tagseg.settings.crf import CrfSettings
 
 FILE = Path(__file__).parent / "recorded" / "crf.npz"
 
@@ -286,7 +286,7 @@ def test_without_a_place_for_machine_code_it_is_compiled_anew(monkeypatch: pytes
 def test_the_cpu_version_works_without_pytorch(tmp_path: Path) -> None:
     program = (
         "import sys, numpy as np; from tagseg.crf.dense_crf import dense_crf;"
-        "from tagseg.settings.stages import CrfSettings;"
+        "from tagseg.settings.crf import CrfSettings;"
         "dense_crf(np.ones((2, 4, 5), np.float32), np.zeros((4, 5, 3), np.uint8), CrfSettings());"
         "assert 'torch' not in sys.modules"
     )

@@ -9,7 +9,7 @@ from tagseg.data.check import check_images, healthy, require_saliency
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.progress import silent
 
 SETTINGS = DataSettings(min_images=1)

@@ -12,7 +12,7 @@ from tagseg.data.images import load_mask
 from tagseg.data.read import read_dataset
 from tagseg.data.records import CocoMask
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 SQUARE = [[0, 0, 2, 0, 2, 2, 0, 2]]

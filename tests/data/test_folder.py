@@ -8,7 +8,7 @@ from PIL import Image
 
 from tagseg.data.folder import TagRow, attach, read_folder, read_rows, split_rows, split_tags
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tagseg.data.inspect import duplicates, inspect, never_apart
 from tagseg.data.read import read_dataset
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

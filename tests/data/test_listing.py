@@ -13,7 +13,7 @@ from tagseg.data import read
 from tagseg.data.listing import manifest_file, state_of
 from tagseg.data.read import read_dataset
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

@@ -11,8 +11,8 @@ from tagseg.data.read import read_dataset
 from tagseg.errors import DataError, RunError
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings
 
 SETTINGS = Settings(data=DataSettings(min_images=2, max_broken=0.3))
 

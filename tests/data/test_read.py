@@ -6,7 +6,7 @@ from PIL import Image
 
 from tagseg.data.read import read_dataset
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

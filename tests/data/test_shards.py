@@ -10,7 +10,7 @@ from tagseg.data.check import check_images
 from tagseg.data.inspect import inspect
 from tagseg.data.read import read_dataset
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

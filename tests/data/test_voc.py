@@ -8,7 +8,7 @@ from tagseg.data.images import load_mask
 from tagseg.data.read import read_dataset
 from tagseg.data.voc import VOC_CLASSES, read_voc
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 SETTINGS = DataSettings(min_images=1)
 

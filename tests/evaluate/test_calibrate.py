@@ -20,8 +20,10 @@ from tagseg.masks.mask_files import write_mask
 from tagseg.pipeline import run_stage
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, LocaliseSettings, MaskSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import silent
 
@@ -90,7 +92,7 @@ def test_the_cut_of_the_true_masks_is_found_and_its_gain_certain(made: Path, run
     # 12 rules, and for the only favourite four CRFs.
     assert len(found.candidates) == 16 and found.candidates[0].flags == ""
     # Nothing but the advice: settings, maps and stages are as before.
-    assert run.settings() == PLAIN and tuple(run.manifest()["stages"]) == ("localise", "train")
+    assert run.settings() == PLAIN and tuple(run.manifest().stages) == ("localise", "train")
     assert json.loads(run.calibration_file.read_text()) == found.to_dict()
     assert found.table() in (run.root / "calibration.md").read_text()
 

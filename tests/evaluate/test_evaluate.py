@@ -21,10 +21,11 @@ from tagseg.evaluate.evaluate import (
 from tagseg.evaluate.gain import Calibration, Candidate, Gain
 from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.networks.segmenters import empty_segmenter
-from tagseg.run.folder import OUTPUTS, Run
+from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.run.stages import OUTPUTS
+from tagseg.settings.report import ReportSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import ReportSettings
 from tagseg.training.checkpoint import save_tensors
 
 H, W = 24, 32

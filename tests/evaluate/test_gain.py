@@ -5,8 +5,8 @@ import pytest
 
 from tagseg.evaluate.gain import Calibration, Candidate, Gain, choices, measure_gain, pooled_miou, widening
 from tagseg.evaluate.iou import confusion, iou
+from tagseg.settings.crf import CrfSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings
 
 
 def noisy(candidates: int, images: int, seed: int, gain: float = 0.0) -> np.ndarray:

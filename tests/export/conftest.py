@@ -1,4 +1,4 @@
-"""A run whose segmentation network was drawn at random, as the segment stage leaves it."""
+"""A run with a random segmentation network, as it is after the segment stage."""
 
 import json
 from collections.abc import Callable
@@ -24,14 +24,14 @@ SMALL = {
 
 
 def make_run(root: Path, classes: tuple[str, ...] = ("cat", "dog"), settings: Settings | None = None) -> Run:
-    """Return a run in `root` on a data folder `my photos`: six training images, two for validation, one is broken."""
+    """Return a run in `root` on a data folder `my photos`: six training images, two for validation, one unreadable."""
     torch.manual_seed(0)
     (root / "my photos").mkdir(parents=True)
     run = open_run(root / "run", root / "my photos", settings or Settings.from_dict(SMALL))
     about = {"classes": ["background", *classes], "encoder": "test_resnet", "stride": 16}
     about |= {"predict_scales": [1.0, 1.5], "predict_flip": True, "max_side": 64}
     network = empty_segmenter("test_resnet", len(classes) + 1, 16)
-    # So that masks have more than one value.
+    # A large standard deviation, so that masks have more than one value.
     torch.nn.init.normal_(network.net.segmentation_head[0].weight, std=3.0)
     samples = [
         {"id": str(i), "tags": [1 + i % len(classes)], "split": "train" if i < 6 else "val", "image": f"{root}/{i}.jpg"}
@@ -48,19 +48,19 @@ def make_run(root: Path, classes: tuple[str, ...] = ("cat", "dog"), settings: Se
 
 @pytest.fixture
 def new_run() -> MakeRun:
-    """Return the builder of runs."""
+    """Return the function that builds runs."""
     return make_run
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run that no test may change."""
+    """Return a shared run that no test may change."""
     return make_run(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture(scope="session")
 def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    """Return what an export of `run` with model.onnx wrote."""
+    """Return the result of exporting `run` with model.onnx."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     return export_model(run.root, tmp_path_factory.mktemp("onnx") / "model", onnx=True)

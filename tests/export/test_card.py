@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -30,14 +31,14 @@ def card_of(run: Run, onnx: bool = False, difference: float | None = None) -> st
 
 
 def parsed(card: str) -> tuple[dict[str, Any], str]:
-    """Return the front matter and the Markdown behind it."""
+    """Return the front matter and the Markdown after it."""
     empty, front, body = card.split("---\n", 2)
     assert empty == ""
     return yaml.safe_load(front), body
 
 
 def tables(body: str) -> list[list[list[str]]]:
-    """Return the cells of every table as they are shown, by row."""
+    """Return the cells of every table as displayed, by row."""
     found: list[list[list[str]]] = []
     inside = False
     for token in MarkdownIt("commonmark").enable("table").parse(body):
@@ -64,7 +65,7 @@ def evaluated(run: Run, classes: tuple[str, ...]) -> None:
         run.evaluation_file.write_text(json.dumps(figures | {"segmenter": scores("val", 0.8), "self_trained": None}))
 
 
-def test_front_matter_is_what_hubs_read(run: Run) -> None:
+def test_the_front_matter_is_what_the_hub_reads(run: Run) -> None:
     front, _ = parsed(card_of(run))
     assert front == {
         "license": "other",
@@ -77,23 +78,23 @@ def test_front_matter_is_what_hubs_read(run: Run) -> None:
 
 def test_data_is_counted(run: Run) -> None:
     _, body = parsed(card_of(run))
-    assert "Data folder: my photos; 6 training images, 2 validation images, 1 unreadable ones left out." in body
-    assert "It learned from the tags of the training images; no masks were used in training." in body
+    counts = "6 training images and 2 validation images; 1 unreadable image left out."
+    assert f"Data folder: my photos, with {counts}" in body
+    assert "The network was trained on the tags of the training images, without any masks." in body
     header, *rows = tables(body)[0]
     assert header == ["id", "class", "training images with this tag"]
     assert rows == [["0", "background", "-"], ["1", "cat", "3"], ["2", "dog", "3"]]
 
 
-def test_saliency_maps_and_true_masks_that_were_used_are_told(new_run: MakeRun, tmp_path: Path) -> None:
+def test_the_card_mentions_saliency_maps_and_calibration(new_run: MakeRun, tmp_path: Path) -> None:
     run = new_run(tmp_path, settings=Settings.from_dict({"maps": "eps", "train": {"weights": "random"}}))
-    assert "from the tags of the training images and saliency maps; no masks" in card_of(run)
+    assert "on the tags of the training images and on saliency maps, without any masks." in card_of(run)
     assert "true masks of" not in card_of(run)
-    manifest = run.manifest() | {"calibration_images": ["1", "2", "5"]}
-    run.manifest_file.write_text(json.dumps(manifest))
-    assert "Settings of its pseudo-masks were tried on the true masks of 3 training images." in card_of(run)
+    run.store(msgspec.structs.replace(run.manifest(), calibration_images=("1", "2", "5")))
+    assert "settings of the pseudo-masks were calibrated on the true masks of 3 training images." in card_of(run)
 
 
-def test_figures_stand_there_where_the_run_was_evaluated(new_run: MakeRun, tmp_path: Path) -> None:
+def test_the_card_of_an_evaluated_run_shows_its_results(new_run: MakeRun, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     assert "This network has not been evaluated." in card_of(run)
     evaluated(run, ("cat", "dog"))
@@ -107,17 +108,17 @@ def test_figures_stand_there_where_the_run_was_evaluated(new_run: MakeRun, tmp_p
     ]
 
 
-def test_settings_and_versions_are_told(run: Run, tmp_path: Path) -> None:
+def test_the_card_shows_settings_and_versions(run: Run, tmp_path: Path) -> None:
     _, body = parsed(card_of(run))
     (toml,) = re.findall(r"````toml\n(.*?)````", body, re.DOTALL)
     (tmp_path / "shown.toml").write_text(toml)
     shown, own = Settings.from_toml(tmp_path / "shown.toml"), run.settings()
     assert (shown.seed, shown.segment, shown.train) == (own.seed, own.segment, own.train)
-    assert "saw the training images 2 times. Encoder `test_resnet`." in body
+    assert "was trained for 2 epochs. Encoder `test_resnet`." in body
     assert f"exported with tagseg {tagseg.__version__} and PyTorch " in body
 
 
-def test_hostile_names_are_shown_as_they_are(new_run: MakeRun, tmp_path: Path) -> None:
+def test_hostile_names_are_shown_literally(new_run: MakeRun, tmp_path: Path) -> None:
     run = new_run(tmp_path, classes=HOSTILE)
     evaluated(run, HOSTILE)
     card = card_of(run)
@@ -131,25 +132,30 @@ def test_hostile_names_are_shown_as_they_are(new_run: MakeRun, tmp_path: Path) -
     kinds = {token.type for token in tokens} | {child.type for token in tokens for child in token.children or ()}
     assert not kinds & {"html_block", "html_inline", "image", "link_open"}
     titles = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
-    assert titles[1:] == ["Data", "Figures", "How to use it", "Settings", "Licence", "Limits"]
+    assert titles[1:] == ["Data", "Results", "How to use it", "Settings", "Licence", "Limits"]
     assert "<script>" not in card and "\u202e" not in card
 
 
-def test_plain_words_stay_readable() -> None:
+def test_plain_text_stays_readable() -> None:
     assert as_text("St. Bernard's dog, big-eared (old)") == "St. Bernard's dog, big-eared (old)"
 
 
 @pytest.mark.parametrize(
     ("encoder", "weights", "licence", "text"),
     [
-        ("resnet50", "timm", "apache-2.0", "timm/resnet50.a1_in1k of timm, licence apache-2.0"),
+        ("resnet50", "timm", "apache-2.0", "timm/resnet50.a1_in1k from timm, licence apache-2.0"),
         ("vit_small_patch16_dinov3", "timm", "dinov3-license", "licence dinov3-license"),
-        ("no_such_net", "timm", None, "timm's for no_such_net, which names no licence: look it up"),
-        ("resnet50", "random", None, "none, training started from random weights"),
-        ("resnet50", "/some/where.safetensors", None, "from a file, whose licence tagseg does not know: look it up"),
+        (
+            "no_such_net",
+            "timm",
+            None,
+            "timm's weights for no_such_net; timm states no licence, so check it at the source",
+        ),
+        ("resnet50", "random", None, "none (training started from random weights)"),
+        ("resnet50", "/some/where.safetensors", None, "from a file; tagseg does not know its licence, so check it"),
     ],
 )
-def test_licences_of_start_weights(encoder: str, weights: str, licence: str | None, text: str) -> None:
+def test_licences_of_pretrained_weights(encoder: str, weights: str, licence: str | None, text: str) -> None:
     found = weights_licence(encoder, weights)
     assert found.id == licence and text in found.text and "where.safetensors" not in found.text
 
@@ -166,17 +172,17 @@ def test_licences_in_the_front_matter(licence: str | None, front_matter: dict[st
     about = describe(run) | {"licence": {"id": licence, "text": "those of someone"}}
     front, body = parsed(model_card(run, about, run.settings().to_dict(), onnx=False))
     assert {key: value for key, value in front.items() if key.startswith("license")} == front_matter
-    assert "Start weights: those of someone." in body
+    assert "Pretrained weights: those of someone." in body
 
 
-def test_segmenters_own_start_weights_count(new_run: MakeRun, tmp_path: Path) -> None:
+def test_the_segmenters_own_pretrained_weights_count(new_run: MakeRun, tmp_path: Path) -> None:
     values = {"train": {"weights": "random"}, "segment": {"weights": "timm", "encoder": "test_resnet"}}
     run = new_run(tmp_path, settings=Settings.from_dict(values))
     assert describe(run)["licence"]["id"] == "apache-2.0"
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"samples": 3}', "[]"])
-def test_a_missing_record_of_the_data_is_named(content: str | None, new_run: MakeRun, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_data_json_is_named(content: str | None, new_run: MakeRun, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     run.data_file.unlink()
     if content is not None:
@@ -185,10 +191,10 @@ def test_a_missing_record_of_the_data_is_named(content: str | None, new_run: Mak
         card_of(run)
 
 
-def test_a_card_says_whether_its_onnx_file_was_checked(run: Run) -> None:
-    assert "Its probabilities were those of PyTorch to within 2e-06." in card_of(run, onnx=True, difference=2e-6)
-    assert "It was not checked against PyTorch." in card_of(run, onnx=True)
-    assert "PyTorch to within" not in card_of(run) and "not checked" not in card_of(run)
+def test_a_card_says_whether_its_onnx_file_was_compared(run: Run) -> None:
+    assert "Its probabilities agreed with PyTorch's to within 2e-06." in card_of(run, onnx=True, difference=2e-6)
+    assert "Its results were not compared with PyTorch's." in card_of(run, onnx=True)
+    assert "PyTorch's to within" not in card_of(run) and "not compared" not in card_of(run)
 
 
 def test_the_snippets_of_a_card_run(
@@ -207,30 +213,33 @@ def test_the_snippets_of_a_card_run(
     assert found[0]["mask"].shape == (80, 100) and found[1]["mask"].shape == (51, 64)
     assert list(found[0]["predictor"].classes) == found[1]["classes"] == ["background", "cat", "dog"]
     assert len(np.unique(found[0]["mask"])) > 1 and len(np.unique(found[1]["mask"])) > 1
-    # One pass, with neither other scales nor the mirrored image, so alike but not equal.
+    # One pass without other scales or the mirrored image, so the results are similar, not equal.
     large = Image.fromarray(found[1]["mask"].astype(np.uint8)).resize((100, 80), Image.Resampling.NEAREST)
     assert (np.asarray(large) == found[0]["mask"]).mean() > 0.5
     assert "onnxruntime" not in card_of(run)
 
 
-def test_a_network_that_learned_from_foreign_maps_says_so(new_run: MakeRun, tmp_path: Path) -> None:
-    taken = {
+def test_the_card_mentions_maps_from_another_tool(new_run: MakeRun, tmp_path: Path) -> None:
+    values = {
         "localise": {"maps_from": "/home/anna/their cams"},
         "train": {"backbone": "test_resnet", "weights": "random"},
     }
-    run = new_run(tmp_path, settings=Settings.from_dict(taken))
+    run = new_run(tmp_path, settings=Settings.from_dict(values))
     card = model_card(run, describe(run), without_folders(run.settings().to_dict()))
-    assert "from the tags of the training images and maps that tagseg did not make (folder their cams)" in card
-    assert "anna" not in card and "no masks were used" not in card and "It learned from tags" in card
+    assert "on the tags of the training images and on maps from another tool (folder their cams)" in card
+    assert "anna" not in card and "without any masks" not in card and "It was trained on tags" in card
 
 
-def test_a_network_that_learned_from_foreign_masks_says_so(new_run: MakeRun, tmp_path: Path) -> None:
-    drawn = {"segment": {"labels": "/home/anna/drawn masks"}, "train": {"backbone": "test_resnet", "weights": "random"}}
-    run = new_run(tmp_path, settings=Settings.from_dict(drawn))
+def test_the_card_mentions_masks_from_another_tool(new_run: MakeRun, tmp_path: Path) -> None:
+    values = {
+        "segment": {"labels": "/home/anna/drawn masks"},
+        "train": {"backbone": "test_resnet", "weights": "random"},
+    }
+    run = new_run(tmp_path, settings=Settings.from_dict(values))
     write_mask(run.labels / "0.png", np.zeros((4, 4), np.uint8))
     card_of_tags = card_of(new_run(tmp_path / "tags"))
     card = model_card(run, describe(run), without_folders(run.settings().to_dict()))
-    assert "# A segmentation network learned from masks" in card and "no masks were used" not in card
-    assert "from masks of 1 training images that tagseg did not make (folder drawn masks)" in card
+    assert "# A segmentation network trained on masks" in card and "without any masks" not in card
+    assert "on masks from another tool (folder drawn masks) of 1 training image." in card
     assert "weakly-supervised" not in parsed(card)[0]["tags"] and "weakly-supervised" in parsed(card_of_tags)[0]["tags"]
-    assert "anna" not in card and "It learned from tags" not in card and "It knows the classes above alone" in card
+    assert "anna" not in card and "It was trained on tags" not in card and "It knows only the classes above" in card

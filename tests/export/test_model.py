@@ -41,7 +41,7 @@ def listing(folder: Path) -> tuple[str, ...]:
 
 
 def outputs(folder: Path, image: Path) -> bytes:
-    """What `ELSEWHERE` writes."""
+    """Return what `ELSEWHERE` writes."""
     predictor = tagseg.load(folder, "cpu")
     torch.manual_seed(5)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_another_process_restores_the_same_network(run: Run, tmp_path: Path) -> 
     assert seen.read_bytes() == expected
 
 
-def test_a_predictor_of_an_exported_folder_is_the_runs(run: Run, tmp_path: Path) -> None:
+def test_an_exported_predictor_equals_the_runs(run: Run, tmp_path: Path) -> None:
     export_model(run.root, tmp_path / "model")
     one, two = tagseg.load(run.root, "cpu"), tagseg.load(str(tmp_path / "model"), "cpu")
     for name in ("classes", "scales", "flip", "max_side"):
@@ -72,17 +72,17 @@ def test_a_predictor_of_an_exported_folder_is_the_runs(run: Run, tmp_path: Path)
     assert two.classes == ("background", "cat", "dog") and two.scales == (1.0, 1.5) and not two.network.training
 
 
-def test_the_description_stands_beside_the_weights_and_in_them(run: Run, tmp_path: Path) -> None:
+def test_network_json_and_the_weights_hold_the_same_description(run: Run, tmp_path: Path) -> None:
     export_model(run.root, tmp_path / "model")
     about = json.loads((tmp_path / "model/network.json").read_text())
     assert about["classes"] == ["background", "cat", "dog"] and about["tagseg"] == tagseg.__version__
-    assert about["licence"] == {"id": None, "text": "none, training started from random weights"}
+    assert about["licence"] == {"id": None, "text": "none (training started from random weights)"}
     with safe_open(tmp_path / "model/network.safetensors", framework="pt") as file:
         told = json.loads(file.metadata()["tagseg"])
     assert len(told.pop("sha256")) == 64 and told == about
 
 
-def test_no_folder_of_this_machine_goes_along(new_run: MakeRun, tmp_path: Path) -> None:
+def test_no_path_of_this_machine_is_exported(new_run: MakeRun, tmp_path: Path) -> None:
     weights = tmp_path / "anna/secret/start.safetensors"
     values: dict[str, Any] = {
         "data": {"masks": str(tmp_path / "anna/masks")},
@@ -102,16 +102,16 @@ def test_no_folder_of_this_machine_goes_along(new_run: MakeRun, tmp_path: Path) 
         assert b"anna" not in content and str(tmp_path).encode() not in content, path.name
     assert json.loads((tmp_path / "model/network.json").read_text())["nested"] == {"labels": ["drawn"]}
     card = (tmp_path / "model/MODEL_CARD.md").read_text()
-    assert '"start.safetensors"' in card and '"second.safetensors"' in card and "Data folder: my photos;" in card
+    assert '"start.safetensors"' in card and '"second.safetensors"' in card and "Data folder: my photos," in card
 
 
-def test_names_with_slashes_are_no_folders() -> None:
+def test_class_names_with_slashes_are_kept() -> None:
     about = {"classes": ["background", "sea/lake"], "weights": "~/a/b.safetensors", "stride": 8, "flip": True}
     assert without_folders(about, keep=("classes",)) == about | {"weights": "b.safetensors"}
     assert without_folders({"scales": (0.5, 1.0), "file": "D:x\\y"}) == {"scales": [0.5, 1.0], "file": "y"}
 
 
-def test_an_earlier_export_is_replaced_with_force_alone(run: Run, tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_only_with_force(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "deep/model"
     export_model(run.root, out)
     (out / "model.onnx").write_bytes(b"old")
@@ -120,7 +120,7 @@ def test_an_earlier_export_is_replaced_with_force_alone(run: Run, tmp_path: Path
         export_model(run.root, out)
     assert (out / "model.onnx").read_bytes() == b"old" and (out / "network.json").stat().st_mtime_ns == before
     export_model(run.root, out, force=True)
-    # The old ONNX file would be another network's.
+    # The old ONNX file belonged to another network.
     assert listing(out) == FILES and listing(out.parent) == ("model",)
 
 
@@ -129,23 +129,24 @@ def test_an_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
     assert export_model(run.root, tmp_path / "empty").files == listing(tmp_path / "empty")
 
 
-def test_nothing_but_an_export_is_ever_replaced(new_run: MakeRun, tmp_path: Path) -> None:
+def test_only_an_export_is_ever_replaced(new_run: MakeRun, tmp_path: Path) -> None:
     run = new_run(tmp_path / "a")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/holiday.jpg").write_bytes(b"mine")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match=r"photos: holds what no export wrote \(holiday\.jpg\); choose another --out"):
+    message = r"photos: holds files that no export wrote \(holiday\.jpg\); choose another --out"
+    with pytest.raises(RunError, match=message):
         export_model(run.root, tmp_path / "photos", force=True)
     with pytest.raises(RunError, match="file: is a file"):
         export_model(run.root, tmp_path / "file", force=True)
     (run.segmenter / "history.jsonl").unlink()
     before = listing(run.segmenter)
-    with pytest.raises(RunError, match="segmenter: holds what no export wrote"):
+    with pytest.raises(RunError, match="segmenter: holds files that no export wrote"):
         export_model(run.root, run.segmenter, force=True)
     assert listing(run.segmenter) == before and listing(tmp_path / "photos") == ("holiday.jpg",)
 
 
-def test_a_failed_export_leaves_everything_as_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_changes_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export_model(run.root, tmp_path / "old")
 
     def broken(*_: object) -> str:

@@ -1,4 +1,4 @@
-"""Names as people and machines make them survive in every format, or are refused by name."""
+"""Every format keeps the names of images and classes, or the export fails with an error that quotes the name."""
 
 import contextlib
 import json
@@ -29,18 +29,18 @@ from tagseg.system.progress import silent
 
 MASK = np.array([[1, 0, 2]], np.uint8)
 
-# What may stand in a file's name here: control characters, spaces, quotes, other scripts, line ends.
+# File names may hold control characters, spaces, quotes, other scripts and line ends.
 SIGNS = st.characters(exclude_categories=["Cs"], exclude_characters="/\0")
 FOLDER = st.text(SIGNS, min_size=1, max_size=12).filter(lambda name: name not in (".", ".."))
 PATH = st.lists(FOLDER, min_size=1, max_size=2).map("/".join)
-# A file and a folder of one name cannot be.
+# A file and a folder cannot share one name.
 IDS = st.lists(PATH, min_size=1, max_size=3, unique_by=lambda path: path.split("/")[0])
 CLASSES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=3, unique=True)
 
 
 @contextlib.contextmanager
 def exported(ids: Sequence[str], classes: Sequence[str]) -> Iterator[tuple[MaskSet, Path]]:
-    """Yield a set of masks with these names, and a folder to write them to."""
+    """Yield a set of masks with these names, and a folder to export to."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_mask(root / "mask.png", MASK)
@@ -99,7 +99,7 @@ def test_names_in_label_studio(ids: list[str]) -> None:
 
 
 def listable(name: str) -> bool:
-    """Tell whether a reader that takes line by line, without the spaces at their ends, gets the name back."""
+    """Tell whether a reader that strips every line of a list gets the name back."""
     return [line.strip() for line in f"{name}\n".splitlines()] == [name] and name[0] != "#"
 
 

@@ -24,7 +24,7 @@ pytest.importorskip("onnxscript")
 
 
 class Toy(Segmenter):
-    """A small network that pools its features and takes sides of 8 n + 1 pixels."""
+    """A small network that pools its features and accepts sides of 8 n + 1 pixels."""
 
     def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
         nn.Module.__init__(self)
@@ -70,7 +70,7 @@ def test_onnx_runtime_computes_what_pytorch_does(shape: tuple[int, int, int], ru
     assert np.allclose(seen.sum(1), 1, atol=1e-5)
 
 
-def test_the_export_says_how_near_it_came(exported: ExportedModel) -> None:
+def test_the_export_returns_the_difference(exported: ExportedModel) -> None:
     assert "model.onnx" in exported.files and exported.onnx_difference is not None
     assert 0 < exported.onnx_difference < 1e-4
 
@@ -81,7 +81,7 @@ def test_inputs_and_outputs_have_names_and_free_sizes(session: Any) -> None:
     assert (made.name, made.type, made.shape) == ("probabilities", "tensor(float)", ["batch", 3, "height", "width"])
 
 
-def test_the_file_says_what_its_ids_mean(session: Any, run: Run) -> None:
+def test_the_files_metadata_names_the_classes(session: Any, run: Run) -> None:
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     network = tagseg.load(run.root, "cpu").network
     assert about["classes"] == ["background", "cat", "dog"] and about["max_side"] == 64
@@ -89,11 +89,11 @@ def test_the_file_says_what_its_ids_mean(session: Any, run: Run) -> None:
     assert about["normalisation"]["inside"] is True
     assert torch.equal(torch.tensor(about["normalisation"]["mean"]), network.mean.flatten())
     assert torch.equal(torch.tensor(about["normalisation"]["std"]), network.std.flatten())
-    assert about["licence"]["text"] == "none, training started from random weights"
+    assert about["licence"]["text"] == "none (training started from random weights)"
     assert about["tagseg"] == tagseg.__version__
 
 
-def test_no_path_of_this_machine_goes_along(exported: ExportedModel, run: Run) -> None:
+def test_no_path_of_this_machine_is_in_the_file(exported: ExportedModel, run: Run) -> None:
     content = (exported.folder / "model.onnx").read_bytes()
     for path in (Path(tagseg.__file__).parent, Path(torch.__file__).parent, run.root, exported.folder, Path.home()):
         assert str(path).encode() not in content or str(path) == "/"
@@ -129,7 +129,7 @@ def test_the_rule_of_a_network_is_found() -> None:
 def test_mean_pool_is_adaptive_average_pooling(parts: tuple[int, int], size: tuple[int, int]) -> None:
     features = torch.rand(2, 3, *size)
     assert torch.allclose(MeanPool(parts)(features), F.adaptive_avg_pool2d(features, parts), atol=1e-6)
-    # By hand: three cells in two parts share the middle one.
+    # By hand: two parts of three cells share the middle one.
     assert MeanPool((1, 2))(torch.tensor([[[[0.0, 2.0, 6.0]]]])).tolist() == [[[[1.0, 4.0]]]]
 
 
@@ -137,7 +137,7 @@ def test_pools_of_several_parts_and_other_sides_are_written(tmp_path: Path) -> N
     network = Toy(nn.AdaptiveAvgPool2d((2, 3))).eval()
     difference = write_onnx(network, {"classes": ["ä"]}, tmp_path / "a.onnx")
     assert difference is not None and difference < 1e-4
-    assert isinstance(network.pool, nn.AdaptiveAvgPool2d)  # the network itself is as it was
+    assert isinstance(network.pool, nn.AdaptiveAvgPool2d)  # the network itself is unchanged
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     assert session.get_modelmeta().custom_metadata_map["classes"] == '["ä"]'
     images = torch.rand(1, 3, 93, 130)
@@ -160,21 +160,21 @@ def asks_the_features(features: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("pool", "message"),
     [
-        (pooled_for_one_size, r"ONNX Runtime cannot run what the exporter wrote"),
-        (shifted_when_it_runs, r"probabilities of ONNX Runtime and PyTorch differ by \S+, expected 0\.001 at most"),
+        (pooled_for_one_size, r"ONNX Runtime cannot run the exported file"),
+        (shifted_when_it_runs, r"the probabilities of ONNX Runtime and PyTorch differ by \S+, expected at most 0\.001"),
         (asks_the_features, r"PyTorch's exporter cannot write this network"),
     ],
 )
-def test_networks_that_cannot_be_written_name_the_ways_on(
+def test_the_error_for_a_network_that_cannot_be_written_says_what_to_do(
     pool: Callable[[Tensor], Tensor], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=rf"--onnx: {message}.*Leave --onnx out.*--segment\.encoder"):
+    with pytest.raises(ValueError, match=rf"--onnx: {message}.*Export without --onnx.*--segment\.encoder"):
         write_onnx(Toy(pool).eval(), {}, tmp_path / "a.onnx")
 
 
 def test_a_failed_onnx_file_leaves_no_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tagseg.export.onnx._MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"--onnx: the weights take 0\.0 GB, an ONNX file holds 2 at most"):
+    with pytest.raises(ValueError, match=r"--onnx: the weights take 0\.0 GB, but an ONNX file holds at most 2 GB"):
         export_model(run.root, tmp_path / "model", onnx=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -188,7 +188,7 @@ def test_a_missing_exporter_is_named_before_anything_is_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, "onnxscript")
-    with pytest.raises(ValueError, match=r"--onnx: needs onnxscript: pip install 'tagseg\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"--onnx: requires onnxscript; install with pip install 'tagseg\[onnx\]'"):
         export_model(run.root, tmp_path / "model", onnx=True)
     assert list(tmp_path.iterdir()) == []
 

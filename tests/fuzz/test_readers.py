@@ -28,8 +28,8 @@ from tagseg.report.charts import read_history
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
+from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings
 from tagseg.training.checkpoint import load_tensors, save_tensors
 
 LENIENT = DataSettings(min_images=1, max_megapixels=1.0)

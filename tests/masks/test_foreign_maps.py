@@ -17,13 +17,14 @@ from tagseg.errors import DataError, RunError
 from tagseg.masks.foreign_maps import MOST_SIDE, mask_from_maps, read_foreign_maps, to_shares
 from tagseg.masks.make import mask_sample
 from tagseg.masks.map_files import map_file, read_maps
-from tagseg.pipeline import fit, run_stage
+from tagseg.pipeline import fit, fit_until, run_stage
 from tagseg.review.judge import assess
 from tagseg.run.decisions import Decision
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, MaskSettings
 
 CLASSES = ("bird", "cat", "dog")
 TAGS = (1, 3)
@@ -204,10 +205,10 @@ def masked(discs: Path, cams: Path, quick: Path, tmp_path_factory: pytest.TempPa
 
 def test_a_run_of_foreign_maps_alone(masked: Run, discs: Path, cams: Path) -> None:
     manifest = masked.manifest()
-    assert list(manifest["stages"]) == ["localise", "masks"] and not masked.network.exists()
-    noted = manifest["stages"]["localise"]
-    assert (noted["maps_from"], noted["maps_hold"], noted["images"]) == (str(cams), "activations", 9)
-    assert set(noted["files"]) == {"data.json", *(f"maps/{i}.npz" for i in range(9))}
+    assert list(manifest.stages) == ["localise", "masks"] and not masked.network.exists()
+    noted = manifest.stages["localise"]
+    assert (noted.maps_from, noted.maps_hold, noted.images) == (str(cams), "activations", 9)
+    assert set(noted.files) == {"data.json", *(f"maps/{i}.npz" for i in range(9))}
     for i in range(4):
         truth = np.asarray(Image.open(discs / "masks" / f"{i}.png"))
         assert (read_mask_file(masked.decided_masks / f"{i}.png") == truth).mean() > 0.98
@@ -223,7 +224,7 @@ def test_it_goes_on_to_a_network_a_report_and_scores(masked: Run, discs: Path, c
     assert fitted is not None and fitted.evaluation.pseudo_masks is not None
     assert fitted.evaluation.pseudo_masks.miou > 0.95 and str(cams) in run.report_file.read_text()
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert list(run.manifest()["stages"]) == ["localise", "masks", "segment", "evaluate", "report"]
+    assert list(run.manifest().stages) == ["localise", "masks", "segment", "evaluate", "report"]
     assert examine(run.root).advice == ("Nothing is damaged.",)
     judged = assess(run)  # without a classification network
     assert len(judged) == 9 and all(0 <= one.score <= 1 for one in judged.values())
@@ -279,7 +280,7 @@ def test_probabilities_leave_the_rest_to_background(masked: Run, discs: Path, tm
     asked = Settings.from_dict(values)
     assert asked.has_posteriors() and asked.mask_rule().background == "rest"
     run = Run(tmp_path / "run")
-    assert fit(discs, run.root, asked, until="masks") is None
+    assert fit_until(discs, run.root, "masks", asked) is None
     maps, classes = read_maps(map_file(run, "2"))
     assert classes == (1, 2) and maps.shape == (2, 5, 7) and (maps == round(0.375 * 255)).all()
     # One tag has less than background's 0.625; two, 0.375 each, have more than its 0.25.

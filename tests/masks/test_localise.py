@@ -15,8 +15,10 @@ from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import load_network, train
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.loading import to_tensor
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=8, crop=33, epochs=1, batch=4, freeze_stride=0)

@@ -22,8 +22,9 @@ from tagseg.masks.probabilities import agreement, decide_labels, label_probabili
 from tagseg.masks.resize import at_size, enlarge, refined_size
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, MaskSettings
 
 CLASSES = ("cat", "dog|wolf", "größer")
 

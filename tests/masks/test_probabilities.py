@@ -15,7 +15,7 @@ from tagseg.masks.probabilities import (
     otsu,
     with_saliency,
 )
-from tagseg.settings.stages import MaskSettings
+from tagseg.settings.masks import MaskSettings
 
 VALUES = arrays.arrays(np.uint8, st.integers(1, 30), elements=st.integers(0, 255))
 SHARES = st.integers(0, 256).map(lambda number: number / 256)

@@ -17,9 +17,9 @@ from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment import infer
 from tagseg.segment.predictor import Predictor, adapted, load
+from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings
 from tagseg.system.progress import Track
 
 Interrupted = Callable[[int], Track]

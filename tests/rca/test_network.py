@@ -13,8 +13,9 @@ from tagseg.rca.bank import Bank
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.regions import mine_regions
 from tagseg.rca.train import load_network
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import save_tensors
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=6, freeze_stride=0)

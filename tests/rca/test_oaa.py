@@ -23,8 +23,9 @@ from tagseg.rca.oaa import (
     read_accumulated,
 )
 from tagseg.rca.tag_maps import tag_maps
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import MapKind, Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.loading import Crop
 
 RCA = RcaSettings(slots=4, prototypes=2)

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import build_network
 from tagseg.rca.step import training_step
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.loading import Crop
 from tagseg.training.optimizer import build_optimizer
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from tagseg.rca.network import Maps, RcaNetwork, build_network
 from tagseg.rca.tag_maps import pair_maps, tag_maps, tag_posterior
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import MapKind
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 
 TRAIN = TrainSettings(backbone="test_resnet", weights="random", neck=8, freeze_stride=0)
 RCA = RcaSettings(slots=4, prototypes=2)

@@ -1,7 +1,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from PIL import Image
 from torch import Tensor
 
-from tagseg.data.records import Dataset, Sample
+from tagseg.data.records import Dataset
 from tagseg.errors import RunError
 from tagseg.rca import train as module
 from tagseg.rca.bank import Bank
@@ -22,8 +21,9 @@ from tagseg.rca.network import Maps
 from tagseg.rca.regions import mine_regions, pool_regions
 from tagseg.rca.step import contrast_loss, tag_loss
 from tagseg.rca.train import load_network, train
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import T
 from tagseg.training.checkpoint import load_tensors
 from tagseg.training.loading import epoch_seed
@@ -47,19 +47,9 @@ def changed(settings: Settings = SETTINGS, train: dict[str, object] | None = Non
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Nine noisy pictures of two classes, red and green, the last one of both."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for i in range(9):
-        tags = (1, 2) if i == 8 else (1 + i % 2,)
-        picture = torch.rand(56, 64, 3, generator=generator) * 0.5
-        for tag in tags:
-            picture[10:40, 20 * tag : 20 * tag + 20, tag - 1] += 0.5
-        Image.fromarray((picture * 255).byte().numpy()).save(folder / f"{i}.png")
-        samples.append(Sample(str(i), folder / f"{i}.png", tags))
-    return Dataset(folder, "folder", ("red", "green"), tuple(samples))
+def dataset(draw_squares: Callable[..., Dataset], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return nine noisy images of two classes, red and green, the last one of both."""
+    return draw_squares(tmp_path_factory.mktemp("pictures"), count=9, height=56)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from PIL import Image
 from tagseg.data.read import read_dataset
 from tagseg.masks.palette import png_palette
 from tagseg.run.folder import Run
+from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings
 
 HEIGHT, WIDTH = 24, 32
 

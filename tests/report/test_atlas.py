@@ -11,14 +11,17 @@ from PIL import Image
 
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.rca.train import load_network
 from tagseg.report.atlas import atlas
 from tagseg.report.atlas_data import CropPicture, crop_budget, show_entry, show_pair
 from tagseg.report.bank_view import EntryPair, Memory, NearestRegions, load_memory
 from tagseg.run.folder import Run
+from tagseg.settings.data import DataSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings, LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import load_tensors, save_tensors
 
 HOSTILE_CLASS = "<script>alert(1)</script>"
@@ -52,7 +55,7 @@ def train_run(folder, settings=SETTINGS, classes=("green", "red"), first_name="0
         rows.append(",".join('"' + cell.replace('"', '""') + '"' for cell in row))
     (folder / "data" / "tags.csv").write_text("\n".join(rows) + "\n")
     Image.fromarray(pixels.astype(np.uint8)).resize((320, 280)).save(folder / "new.png")
-    fit(folder / "data", folder / "run", settings, until="train")
+    fit_until(folder / "data", folder / "run", "train", settings)
     return Run(folder / "run")
 
 

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from tagseg.rca.network import Maps, build_network
 from tagseg.report.bank_view import Memory, attended_areas, connected
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.train import TrainSettings
 
 
 def test_connected_by_hand():

@@ -20,8 +20,10 @@ from tagseg.report.bank_view import (
     find_regions,
     slot_shares,
 )
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import LocaliseSettings, RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.loading import to_tensor
 
 E, K, S, D = 4, 3, 5, 6

@@ -8,8 +8,10 @@ from PIL import Image
 
 from tagseg.errors import RunError
 from tagseg.report.page import duration, memory, report
+from tagseg.settings.data import DataSettings
+from tagseg.settings.report import ReportSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import DataSettings, ReportSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 
 HOSTILE_CLASS = "<script>alert(1)</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(2)>'

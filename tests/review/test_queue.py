@@ -5,6 +5,7 @@ import pytest
 from tagseg.errors import RunError
 from tagseg.review.queue import choose_page, count_verdicts, read_queue
 from tagseg.run.decisions import Decision, record_decision
+from tagseg.run.manifest import StageNote
 
 from .conftest import SETTINGS, build_run, record_of, write_data
 
@@ -46,9 +47,7 @@ def test_the_masks_of_the_last_round_are_reviewed_once_it_is_done(run):
     last.settings_file.write_text(text.replace('background = "threshold"', 'background = "rest"'))
     last.manifest_file.write_text(json.dumps({"data": str(run.data_root()), "stages": {}}))
     assert read_queue(run).source == run
-    manifest = run.manifest()
-    manifest["stages"]["segment"] = {}
-    run.manifest_file.write_text(json.dumps(manifest))
+    run.store(run.manifest().with_stage("segment", StageNote()))
     queue = read_queue(run)
     assert queue.source == last and queue.settings.masks.background == "rest" and queue.run == run
 

@@ -21,7 +21,7 @@ from tagseg.masks.make import make_masks, mask_sample
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.probabilities import label_probabilities, shift_background
-from tagseg.masks.update import REVIEWED, unlearned, update_masks
+from tagseg.masks.update import unlearned, update_masks
 from tagseg.run.decisions import (
     OPEN,
     Decision,
@@ -34,8 +34,10 @@ from tagseg.run.decisions import (
 )
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, MaskSettings, SegmentSettings
 
 SIZE = (20, 24)
 STRANGE = "a'; drop table decisions; --/ü b"
@@ -170,8 +172,8 @@ def test_accepted_masks_of_another_size_do_not_count_and_damaged_ones_are_named(
 def test_a_decision_survives_the_death_of_its_process(run: Run) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from tagseg.run.folder import Run\n"
-        "from tagseg.run.decisions import Decision, decide\n"
-        "decide(Run(Path(sys.argv[1])), 'a', Decision('rejected')); os.kill(os.getpid(), signal.SIGKILL)"
+        "from tagseg.run.decisions import Decision, record_decision\n"
+        "record_decision(Run(Path(sys.argv[1])), 'a', Decision('rejected')); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(tagseg.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code, str(run.root)], env=environment, check=False)
@@ -199,10 +201,10 @@ def test_masks_follow_the_decisions_and_no_others_change(run: Run, made: Prepare
     assert (mask(run, STRANGE) == VOID).all() and (mask(run, STRANGE, True) == VOID).all()
     assert mask_file(run.masks, "b").stat().st_mtime_ns == untouched
     assert update_masks(made, run) == (), "they are up to date"
-    noted = run.manifest()["stages"]["masks"]
-    assert noted[REVIEWED] == decision_digests(run)
+    noted = run.manifest().stages["masks"]
+    assert noted.reviewed == decision_digests(run)
     content = mask_file(run.masks, "a").read_bytes()
-    assert noted["files"]["masks/a.png"] == hashlib.sha256(content).hexdigest()
+    assert noted.files["masks/a.png"] == hashlib.sha256(content).hexdigest()
     record_decision(run, "a", OPEN)
     record_decision(run, STRANGE, Decision("open", (), 0.65))
     assert update_masks(made, run) == ("a", STRANGE)

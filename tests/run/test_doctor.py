@@ -2,13 +2,16 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tagseg.errors import RunError
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.doctor import Checkup, examine, result_checksums
-from tagseg.run.folder import OTHERS, OUTPUTS, STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.manifest import StageNote
 from tagseg.run.open import open_run
+from tagseg.run.stages import OTHERS, OUTPUTS, STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
 
@@ -119,10 +122,9 @@ def test_a_run_that_was_killed_is_not_damaged(run: Run) -> None:
 def test_a_manifest_from_a_stranger_does_not_send_the_doctor_elsewhere(run: Run, tmp_path: Path) -> None:
     (tmp_path / "secret").touch()
     (run.root / "link").symlink_to(tmp_path / "secret")
-    manifest = run.manifest()
     names = ["../secret", str(tmp_path / "secret"), "link", "\0"]
-    manifest["stages"]["report"]["files"] |= dict.fromkeys(names, "0")
-    run.manifest_file.write_text(json.dumps(manifest))
+    files = run.manifest().stages["report"].files | dict.fromkeys(names, "0")
+    run.store(run.manifest().with_stage("report", StageNote(files=files)))
     outcomes = {file: kind for _, kind, file in found(examine(run.root))}
     assert [outcomes[name] for name in names[:3]] == ["missing"] * 3 and outcomes["\0"] in ("missing", "unreadable")
 
@@ -133,9 +135,8 @@ def test_no_run_folder(tmp_path: Path) -> None:
 
 
 def test_older_runs_have_no_checksum_of_their_settings(run: Run) -> None:
-    manifest = run.manifest()
-    del manifest["settings"]
-    run.manifest_file.write_text(json.dumps(manifest))
+    run.store(msgspec.structs.replace(run.manifest(), settings=None))
+    assert "settings" not in json.loads(run.manifest_file.read_text())
     assert found(examine(run.root)) == set()
 
 

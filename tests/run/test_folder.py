@@ -10,16 +10,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from tagseg import __version__
 from tagseg.errors import RunError
-from tagseg.run.folder import OUTPUTS, STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.manifest import Manifest
 from tagseg.run.open import SECTIONS, open_run
 from tagseg.run.open import change_settings as change
+from tagseg.run.stages import OUTPUTS, STAGES, Stage
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import MaskSettings, ReportSettings, SegmentSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.files import atomic_path, write_atomically
 
 DIFFERENT: dict[Stage, dict[str, Any]] = {
@@ -99,13 +105,13 @@ def test_a_new_run_holds_settings_and_an_empty_manifest(tmp_path: Path, data: Pa
     assert files(run.root) == {"settings.toml", "manifest.json"}
     assert run.settings() == settings and run.data_root() == data
     digest = hashlib.sha256(settings.to_toml().encode()).hexdigest()
-    assert run.manifest() == {"tagseg": __version__, "data": str(data), "settings": digest, "stages": {}}
+    assert run.manifest() == Manifest(tagseg=__version__, data=str(data), settings=digest, stages={})
     assert not any(run.done(stage) for stage in STAGES)
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path, data: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert open_run(tmp_path / "run", data, Settings()).manifest()["stages"] == {}
+    assert open_run(tmp_path / "run", data, Settings()).manifest().stages == {}
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, data: Path) -> None:
@@ -179,14 +185,14 @@ def test_with_force_exactly_what_depends_on_them_goes(stage: Stage, finished: Ru
     place = STAGES.index(stage)
     kept = {output for earlier in STAGES[:place] for output in OUTPUTS[earlier]}
     assert {path.name for path in finished.root.iterdir()} == {"settings.toml", "manifest.json"} | kept
-    assert tuple(finished.manifest()["stages"]) == STAGES[:place]
+    assert tuple(finished.manifest().stages) == STAGES[:place]
     assert finished.settings() == settings
 
 
 def test_the_first_of_several_changes_counts(finished: Run, data: Path) -> None:
     settings = Settings(masks=MaskSettings(power=3.0), segment=SegmentSettings(epochs=9))
     open_run(finished.root, data, settings, force=True)
-    assert tuple(finished.manifest()["stages"]) == ("train", "localise")
+    assert tuple(finished.manifest().stages) == ("train", "localise")
 
 
 def test_where_to_compute_may_change_any_time(finished: Run, data: Path) -> None:
@@ -231,13 +237,13 @@ def test_every_setting_but_the_place_of_work_belongs_to_a_stage() -> None:
 
 
 def test_files_have_their_checksums(finished: Run) -> None:
-    stages = finished.manifest()["stages"]
+    stages = finished.manifest().stages
     assert tuple(stages) == STAGES
-    listed = {name: digest for stage in stages.values() for name, digest in stage["files"].items()}
+    listed = {name: digest for note in stages.values() for name, digest in note.files.items()}
     assert set(listed) == files(finished.root) - {"settings.toml", "manifest.json"}
     for name, digest in listed.items():
         assert digest == hashlib.sha256((finished.root / name).read_bytes()).hexdigest()
-    assert set(stages["masks"]["files"]) == {"masks/a/masks.bin", "masks_without_void/a/masks.bin"}
+    assert set(stages["masks"].files) == {"masks/a/masks.bin", "masks_without_void/a/masks.bin"}
 
 
 def test_leftovers_of_a_kill_are_not_listed(tmp_path: Path, data: Path) -> None:
@@ -245,7 +251,7 @@ def test_leftovers_of_a_kill_are_not_listed(tmp_path: Path, data: Path) -> None:
     with run.stage("localise"):
         write_atomically(run.maps / "a.npz", "maps")
         (run.maps / ".writing-x.npz").write_text("half")
-    assert set(run.manifest()["stages"]["localise"]["files"]) == {"maps/a.npz"}
+    assert set(run.manifest().stages["localise"].files) == {"maps/a.npz"}
 
 
 def test_leftovers_of_a_kill_go_where_the_stage_writes(finished: Run) -> None:
@@ -265,15 +271,16 @@ def test_a_stage_notes_its_own_figures(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     with run.stage("localise") as figures:
         figures["images"] = 3
-    entry = run.manifest()["stages"]["localise"]
-    assert entry["images"] == 3 and {"seconds", "peak_mb", "files"} < entry.keys()
+    written = json.loads(run.manifest_file.read_text())["stages"]["localise"]
+    assert written["images"] == 3 and {"seconds", "peak_mb"} < written.keys()
+    assert run.manifest().stages["localise"].images == 3
 
 
 def test_seconds_are_those_of_the_body(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     with run.stage("masks"):
         time.sleep(0.25)
-    assert 0.2 <= run.manifest()["stages"]["masks"]["seconds"] < 5
+    assert 0.2 <= run.manifest().stages["masks"].seconds < 5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak")
@@ -284,7 +291,7 @@ def test_peak_memory_is_that_of_the_body(tmp_path: Path, data: Path) -> None:
         np.ones(25_000_000).sum()  # 200 MB, and gone
     with run.stage("localise"):
         pass
-    large, small = (run.manifest()["stages"][stage]["peak_mb"] for stage in ("train", "localise"))
+    large, small = (run.manifest().stages[stage].peak_mb for stage in ("train", "localise"))
     assert small > 10 and 150 < large - small < 260
 
 
@@ -297,13 +304,13 @@ def test_a_stage_that_fails_has_not_finished(tmp_path: Path, data: Path) -> None
 
 
 def test_manifest_is_readable_json(finished: Run) -> None:
-    assert json.loads(finished.manifest_file.read_text()) == finished.manifest()
+    assert json.loads(finished.manifest_file.read_text()) == msgspec.to_builtins(finished.manifest())
 
 
 def test_discarding_twice_is_no_error(finished: Run) -> None:
     finished.discard("masks")
     finished.discard("masks")
-    assert tuple(finished.manifest()["stages"]) == ("train", "localise")
+    assert tuple(finished.manifest().stages) == ("train", "localise")
     assert files(finished.maps) and not finished.masks.exists()
 
 
@@ -326,11 +333,17 @@ def test_files_of_a_finished_stage_are_compared_with_the_manifest(finished: Run)
     file = finished.root / "segmenter/a/segment.bin"
     finished.require_unchanged("segment", file, finished.root / "segmenter/not noted")
     file.write_text("another")
-    with pytest.raises(RunError, match=r"segment\.bin: is not the file that stage segment left, by its checksum"):
+    with pytest.raises(
+        RunError,
+        match=r"segment\.bin: differs from its checksum in manifest\.json: it was damaged or changed after",
+    ):
         finished.require_unchanged("segment", file)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(RunError, match=r"segment\.bin: is not the file that stage segment left"):
+    with pytest.raises(
+        RunError,
+        match=r"segment\.bin: differs from its checksum in manifest\.json: it was damaged or changed after",
+    ):
         finished.require_unchanged("segment", file)
 
 
@@ -342,14 +355,19 @@ def test_links_out_of_the_run_folder_are_refused_where_a_stage_writes(finished: 
     link.symlink_to(outside)
     for stage, refused in (("masks", True), ("segment", False), ("localise", False)):
         if refused:
-            with pytest.raises(RunError, match=r"masks/photos: is a link to .*outside, out of the run folder"):
+            with pytest.raises(
+                RunError,
+                match=r"masks/photos: stage masks writes here, but it is a link out of the run folder, to .*outside",
+            ):
                 finished.remove_leftovers(stage)  # type: ignore[arg-type]
         else:
             finished.remove_leftovers(stage)  # type: ignore[arg-type]
     link.unlink()
     shutil.rmtree(finished.maps)
     finished.maps.symlink_to(outside)
-    with pytest.raises(RunError, match=r"run/maps: is a link to"):
+    with pytest.raises(
+        RunError, match=r"run/maps: stage localise writes here, but it is a link out of the run folder, to"
+    ):
         finished.remove_leftovers("localise")
     assert (outside / ".writing-0.png").exists()
 

@@ -29,7 +29,7 @@ with {how}(Path(sys.argv[1])):
 """
 
 
-def hold(root: Path, how: str = "at_work") -> "subprocess.Popen[str]":
+def hold(root: Path, how: str = "hold_lock") -> "subprocess.Popen[str]":
     """Start a process that holds the lock until it is killed."""
     child = subprocess.Popen(
         [sys.executable, "-c", HOLDER.format(how=how), root],
@@ -93,7 +93,7 @@ def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hurried")
 def test_a_worker_holds_the_lock_together_with_its_main_process(tmp_path: Path) -> None:
     with hold_lock(tmp_path):
-        worker = hold(tmp_path, "beside")
+        worker = hold(tmp_path, "share_lock")
         (tmp_path / "before").hardlink_to(tmp_path / ".lock")
     try:
         # Its main process has gone the ordinary way, which waits for workers: a new lock.

@@ -210,6 +210,6 @@ def test_a_segmenter_that_is_not_the_runs_own_is_refused(folder: Path, tmp_path:
     tensors = {name: value + 1 if value.is_floating_point() else value for name, value in tensors.items()}
     save_tensors(run.segmenter / "network.safetensors", tensors, about)
     with pytest.raises(
-        RunError, match=r"network\.safetensors: is not the file that stage segment left, by its checksum"
+        RunError, match=r"network\.safetensors: differs from its checksum in manifest\.json: .* after stage segment"
     ):
         tagseg.load(run.root, "cpu")

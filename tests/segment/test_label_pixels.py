@@ -9,7 +9,7 @@ from PIL import Image
 from tagseg.crf.dense_crf import dense_crf
 from tagseg.masks import make as write
 from tagseg.segment.label_pixels import Labels, candidates, label_pixels, refine
-from tagseg.settings.stages import CrfSettings
+from tagseg.settings.crf import CrfSettings
 
 
 def shares(ids: int, height: int, width: int, seed: int = 0) -> np.ndarray:

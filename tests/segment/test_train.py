@@ -15,8 +15,9 @@ from tagseg.errors import RunError
 from tagseg.masks.mask_files import write_mask
 from tagseg.segment.predictor import read_predictor
 from tagseg.segment.train import mask_loss, train_segmenter, weight_average
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import SegmentSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import load_tensors
 
 SETTINGS = Settings(

@@ -7,7 +7,7 @@ import pytest
 from tagseg.settings.predict import PredictOptions
 
 
-def test_options_leave_to_the_network_what_is_not_asked_for() -> None:
+def test_options_that_are_not_given_are_the_networks_own() -> None:
     options = PredictOptions()
     assert (options.scales, options.flip, options.max_side, options.window) == (None,) * 4
     assert PredictOptions(scales=(0.5, 2.0), max_side=0, batch=3).scales == (0.5, 2.0)
@@ -16,17 +16,20 @@ def test_options_leave_to_the_network_what_is_not_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": (1.0, 0.0)}, "--scales: got (1.0, 0.0), expected numbers above 0 with commas between"),
-        ({"scales": ()}, "--scales: got (), expected"),
-        ({"scales": (math.nan,)}, "--scales: got (nan,), expected"),
-        ({"max_side": 5}, "--max-side: got 5, expected at least 64 pixels, or 0"),
-        ({"max_side": -1}, "--max-side: got -1"),
-        ({"window": 0}, "--window: got 0, expected at least 64 pixels"),
-        ({"batch": -1}, "--batch: got -1, expected at least 1 image, or 0"),
-        ({"max_megapixels": 0.0}, "--max-megapixels: got 0.0, expected more than 0"),
-        ({"resume": True, "force": True}, "--resume: got True, expected it without --force"),
+        ({"scales": (1.0, 0.0)}, "--scales must be a list of 1 or more numbers above 0, got (1.0, 0.0)"),
+        ({"scales": ()}, "--scales must be a list of 1 or more numbers above 0, got ()"),
+        ({"scales": (math.nan,)}, "--scales must be a list of 1 or more numbers above 0, got (nan,)"),
+        ({"max_side": 5}, "--max-side must be 64 pixels or more, or 0, got 5"),
+        ({"max_side": -1}, "--max-side must be 64 pixels or more, or 0, got -1"),
+        ({"window": 0}, "--window must be 64 pixels or more, got 0"),
+        ({"batch": -1}, "--batch must be 0 images or more, got -1"),
+        ({"max_megapixels": 0.0}, "--max-megapixels must be above 0 megapixels, got 0.0"),
+        ({"rows": 0}, "--rows must be 1 image or more, got 0"),
+        ({"actors": 2}, "--actors requires --engine ray, got --engine local"),
+        ({"format": "parquet", "overlays": True}, "--overlays and --probabilities require --format png, got --format"),
+        ({"resume": True, "force": True}, "--resume continues and --force starts over: give one of them"),
     ],
 )
-def test_what_cannot_be_names_its_flag(options: dict[str, Any], message: str) -> None:
+def test_a_wrong_value_names_its_flag(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         PredictOptions(**options)

@@ -43,7 +43,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("segment.freeze-stride", -1), ("segment.predict-scales", ()), ("segment.predict-scales", (-1.0,))],
     ("report.examples", -1),
 ]
-"""Every check of a range, with a value just outside it."""
+"""Every bound, with a value just outside it."""
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
@@ -53,16 +53,18 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_value_out_of_range_names_file_setting_and_value(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"my.toml: setting {name}: got {value!r}, expected ")):
+    with pytest.raises(
+        ValueError, match=rf"^my\.toml: setting {re.escape(name)} must be .+, got {re.escape(repr(value))}$"
+    ):
         Settings.from_dict(nested(name, value), "my.toml")
 
 
 def test_values_are_checked_without_a_file_too() -> None:
-    with pytest.raises(ValueError, match=r"^setting train\.epochs: got -1, expected 0 or more$"):
+    with pytest.raises(ValueError, match=r"^setting train\.epochs must be 0 or more, got -1$"):
         module.TrainSettings(epochs=-1)
 
 
-def test_the_borders_of_the_ranges_are_allowed() -> None:
+def test_the_bounds_themselves_are_allowed() -> None:
     built = Settings.from_dict(
         {
             "data": {"max_broken": 0, "min_images": 1},
@@ -76,25 +78,40 @@ def test_the_borders_of_the_ranges_are_allowed() -> None:
     assert built.train.scale == (1.0, 1.0) and built.train.steps == () and built.rca.prototypes == 500
 
 
+SCALES = r"setting localise\.scales must be a list of 1 or more numbers above 0, "
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"epochs": 3}, r"unknown setting epochs; known here: cache, compile, crf, data, device, .*train"),
         ({"train": {"epoch": 3}}, r"unknown setting train\.epoch; known here: backbone, .*epochs"),
-        ({"train": 3}, r"train is a table of settings, got 3"),
-        ({"seed": "1"}, r"setting seed: got '1', expected int"),
-        ({"seed": True}, r"setting seed: got True, expected int"),
-        ({"seed": 1.0}, r"setting seed: got 1\.0, expected int"),
-        ({"train": {"lr": "fast"}}, r"setting train\.lr: got 'fast', expected float"),
-        ({"train": {"lr": True}}, r"setting train\.lr: got True, expected float"),
-        ({"rca": {"mix": 1}}, r"setting rca\.mix: got 1, expected bool"),
-        ({"train": {"stride": 7}}, r"setting train\.stride: got 7, expected one of 8, 14, 16, 32"),
-        ({"precision": "fp16"}, r"setting precision: got 'fp16', expected one of fp32, bf16"),
-        ({"localise": {"scales": 1.0}}, r"setting localise\.scales: got 1\.0, expected a list"),
-        ({"localise": {"scales": "1.0"}}, r"setting localise\.scales: got '1\.0', expected a list"),
-        ({"localise": {"scales": [1.0, "x"]}}, r"setting localise\.scales: got 'x', expected float"),
-        ({"train": {"scale": [0.5]}}, r"setting train\.scale: got 1 values, expected 2"),
-        ({"train": {"steps": [1.5]}}, r"setting train\.steps: got 1\.5, expected int"),
+        ({"train": 3}, r"setting train must be a table of settings, got 3"),
+        ({"seed": "1"}, r"setting seed must be a whole number, got '1'"),
+        ({"seed": True}, r"setting seed must be a whole number, got True"),
+        ({"seed": 1.0}, r"setting seed must be a whole number, got 1\.0"),
+        ({"train": {"lr": "fast"}}, r"setting train\.lr must be a number, got 'fast'"),
+        ({"train": {"lr": True}}, r"setting train\.lr must be a number, got True"),
+        ({"rca": {"mix": 1}}, r"setting rca\.mix must be true or false, got 1"),
+        ({"train": {"stride": 7}}, r"setting train\.stride must be one of 8, 14, 16, 32, got 7"),
+        ({"precision": "fp16"}, r"setting precision must be one of fp32, bf16, got 'fp16'"),
+        (
+            {"localise": {"scales": 1.0}},
+            SCALES + r"got 1\.0",
+        ),
+        (
+            {"localise": {"scales": "1.0"}},
+            SCALES + r"got '1\.0'",
+        ),
+        (
+            {"localise": {"scales": [1.0, "x"]}},
+            SCALES + r"got \(1\.0, 'x'\)",
+        ),
+        (
+            {"train": {"scale": [0.5]}},
+            r"setting train\.scale must be a list of 2 numbers above 0 and at most 1, got \(",
+        ),
+        ({"train": {"steps": [1.5]}}, r"setting train\.steps must be a list of whole numbers, got \(1\.5,\)"),
     ],
 )
 def test_unknown_names_and_wrong_types(values: dict[str, Any], message: str) -> None:
@@ -132,13 +149,13 @@ def section_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
 )
 def test_settings_survive_a_toml_file(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     rca = values.get("rca", {})
-    if "prototypes" in rca:  # the bank must have room for them
+    if "prototypes" in rca:  # the bank must hold as many regions
         rca["slots"] = rca["prototypes"]
     elif "slots" in rca:
         rca["prototypes"] = rca["slots"]
-    if values.get("segment", {}).get("labels"):  # foreign masks leave nothing to self-training
+    if values.get("segment", {}).get("labels"):  # self-training needs maps of the run itself
         values["segment"]["rounds"] = 1
-    if values.get("localise", {}).get("kind") == "posterior":  # needs what the bank knows of background
+    if values.get("localise", {}).get("kind") == "posterior":  # needs aggregation and background in the bank
         values["rca"] = {**rca, "aggregation": True, "background": True}
     built = Settings.from_dict(values)
     file = tmp_path_factory.getbasetemp() / "settings.toml"
@@ -160,7 +177,7 @@ def test_odd_texts_survive_a_toml_file(title: str, tmp_path: Path) -> None:
         (None, r"cannot read the settings file \(No such file"),
         (b"[train\n", r"not a TOML file \("),
         (b"\xff\xfe", r"not a TOML file \("),
-        (b"[train]\nepochs = -1\n", r"setting train\.epochs: got -1"),
+        (b"[train]\nepochs = -1\n", r"setting train\.epochs must be 0 or more, got -1"),
     ],
 )
 def test_bad_settings_files_are_named(content: bytes | None, message: str, tmp_path: Path) -> None:
@@ -196,8 +213,8 @@ def test_the_help_of_fit_shows_every_setting_with_its_docstring(capsys: pytest.C
         f"{section}.{field}" for section, kind in SECTIONS.items() for field in typing.get_type_hints(kind)
     ]
     assert [name for name in names if f"--{name.replace('_', '-')} " not in text] == []
-    assert "Larger images are refused before they are decoded (decompression bombs)." in text
-    assert "Seed of everything random." in text
+    assert "Larger images are rejected before they are decoded (decompression bombs)." in text
+    assert "Seed of all random numbers." in text
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -207,11 +224,13 @@ def test_settings_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("switch", ["aggregation", "background"])
 def test_posterior_maps_need_aggregation_and_background(switch: str) -> None:
-    with pytest.raises(ValueError, match=r"localise\.kind: got 'posterior'"):
+    with pytest.raises(
+        ValueError, match=r"setting localise\.kind must be refined, coarse or auto unless .*, got 'posterior'"
+    ):
         Settings.from_dict({"localise": {"kind": "posterior"}, "rca": {switch: False}})
 
 
-def test_auto_takes_posterior_maps_with_what_they_leave_over_and_otsu_for_all_others() -> None:
+def test_auto_takes_the_rest_of_posterior_maps_and_otsu_for_all_others() -> None:
     full = Settings()
     assert map_kind(full.localise, full.rca) == "posterior"
     assert full.mask_rule().background == "rest"
@@ -224,18 +243,18 @@ def test_auto_takes_posterior_maps_with_what_they_leave_over_and_otsu_for_all_ot
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "fits"), [(1, 0, False), (2, 0, True), (3, 3, False), (4, 3, True)])
-def test_accumulating_needs_an_epoch_behind_the_warm_up(epochs: int, warmup: int, fits: bool) -> None:
+def test_accumulating_needs_an_epoch_after_the_warm_up(epochs: int, warmup: int, fits: bool) -> None:
     values = {"maps": "oaa", "train": {"epochs": epochs}, "rca": {"warmup": warmup}}
     if fits:
         assert Settings.from_dict(values).warm_epochs() == max(warmup, 1)
         return
     with pytest.raises(
-        ValueError, match=r"setting maps: got 'oaa', expected train\.epochs above [13]: oaa accumulates"
+        ValueError, match=r"setting train\.epochs must be above [13] with maps = oaa, which accumulates .*, got [13]$"
     ):
         Settings.from_dict(values)
 
 
-def test_accumulated_maps_and_those_taught_by_saliency_are_cut_by_otsu() -> None:
+def test_accumulated_maps_and_maps_taught_by_saliency_are_cut_by_otsu() -> None:
     oaa, eps = (Settings.from_dict({"maps": maps}) for maps in ("oaa", "eps"))
     assert oaa.mask_rule().background == eps.mask_rule().background == "otsu"
     assert map_kind(eps.localise, eps.rca, "eps") == "refined"

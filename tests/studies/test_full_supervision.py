@@ -103,7 +103,7 @@ def test_it_needs_masks_of_validation_images(discs: Path, quick: Settings, tmp_p
 def test_it_needs_no_earlier_stage(photos: Path, quick: Settings, tmp_path: Path) -> None:
     open_run(tmp_path / "run", photos, quick)
     call("segment", tmp_path / "run", "--labels", "truth")
-    assert read_bound(Run(tmp_path / "run")) is not None and not Run(tmp_path / "run").manifest()["stages"]
+    assert read_bound(Run(tmp_path / "run")) is not None and not Run(tmp_path / "run").manifest().stages
 
 
 def test_masks_of_another_tool_replace_the_stages_before(photos: Path, quick: Settings, tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_masks_of_another_tool_replace_the_stages_before(photos: Path, quick: Se
     command = ("segment", root, "--labels", drawn, "--settings", tmp_path / "quick.toml")
     call(*command, "--data", photos)
     run = Run(root)
-    assert list(run.manifest()["stages"]) == ["segment"] and run.settings().segment.labels == str(drawn.resolve())
+    assert list(run.manifest().stages) == ["segment"] and run.settings().segment.labels == str(drawn.resolve())
     assert load(run.root, "cpu").classes == ("background", "blue", "red")
     assert {path.name for path in run.labels.glob("*.png")} == {"0.png", "1.png"}
     fitted = fit(photos, root)
-    assert fitted is not None and sorted(run.manifest()["stages"]) == STAGES
+    assert fitted is not None and sorted(run.manifest().stages) == STAGES
     assert fitted.evaluation.pseudo_masks is None and fitted.evaluation.segmenter is not None
     with pytest.raises(RunError, match="has no stage masks"):
         run_stage(root, "masks")

@@ -27,8 +27,10 @@ from tagseg.rca.network import RcaNetwork
 from tagseg.rca.oaa import FILE
 from tagseg.rca.train import train
 from tagseg.segment.train import train_segmenter
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, SegmentSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import Track, silent
 from tagseg.system.signals import raised
 from tagseg.training.checkpoint import load_tensors, save_tensors

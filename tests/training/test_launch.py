@@ -18,7 +18,8 @@ import pytest
 
 import tagseg
 from tagseg.pipeline import fit, run_stage
-from tagseg.run.folder import STAGES, Run
+from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES
 from tagseg.settings.settings import Settings
 from tagseg.studies.full_supervision import train_upper_bound
 from tagseg.system.process import launched
@@ -115,7 +116,7 @@ def test_all_stages_by_two_processes(
     assert isinstance(one, list), one
     assert one == two
     run = Run(root)
-    assert set(run.manifest()["stages"]) == set(STAGES[:5])  # the report follows the evaluation, which was done again
+    assert set(run.manifest().stages) == set(STAGES[:5])  # the report follows the evaluation, which was done again
     assert len(list(run.masks.glob("[0-9]*.png"))) == 7
     assert (run.round(1).segmenter / "network.safetensors").exists() and not list(root.rglob(".writing-*"))
 

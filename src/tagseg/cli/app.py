@@ -80,6 +80,9 @@ app = App(
 Options = Annotated[Settings, Parameter(name="*")]
 SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings; flags win over it.")]
 Force = Annotated[bool, Parameter(negative=(), help="Do again what is done, and all that follows from it.")]
+Processes = Annotated[
+    int, Parameter(help="Processes on this machine that train the networks, each on a GPU of its own if there are any.")
+]
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder made by tagseg fit.")]
 STAGE_COMMANDS = Group("Stages of fit, one by one", sort_key=2)
 MAIN = Group("Main commands", sort_key=1)

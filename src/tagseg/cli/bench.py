@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import MAIN, Force, Options, SettingsFile, app, say
+from tagseg.cli.app import MAIN, Force, Options, Processes, SettingsFile, app, say
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.protocols import BackboneName, Method, Name
 from tagseg.system.progress import bars
@@ -33,6 +33,7 @@ def bench(
         bool, Parameter(help="Also score the segmenter with the dense CRF behind it, as the paper does.")
     ] = True,
     check: Annotated[bool, Parameter(negative=(), help="Check the data, and do nothing else.")] = False,
+    processes: Processes = 1,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
@@ -57,6 +58,6 @@ def bench(
         return
     command = shlex.join([app.name[0], *sys.argv[1:]])
     folder = out or Path("runs") / f"{protocol}_{method}_{backbone}"
-    done = follow(data, folder, record, settings, seeds, crf, force, bars, command)
+    done = follow(data, folder, record, settings, seeds, crf, force, bars, command, processes)
     say(done.table())
     say(f"Table: {folder / 'bench.md'}")

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import MAIN, STAGE_COMMANDS, Force, Options, RunFolder, SettingsFile, app, say
-from tagseg.run.folder import STAGES as ORDER
-from tagseg.run.folder import Stage
+from tagseg.cli.app import MAIN, STAGE_COMMANDS, Force, Options, Processes, RunFolder, SettingsFile, app, say
+from tagseg.run.stages import STAGES as ORDER
+from tagseg.run.stages import Stage
 from tagseg.settings.presets import Preset
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import bars
@@ -22,6 +22,7 @@ def fit(
     *,
     out: Annotated[Path, Parameter(help="Run folder; an existing one is continued.")],
     until: Annotated[Stage, Parameter(help="Last stage to run.")] = "report",
+    processes: Processes = 1,
     preset: Annotated[
         Preset | None, Parameter(help="The paper's settings, or a vision transformer's; a TOML file and flags win.")
     ] = None,
@@ -38,12 +39,13 @@ def fit(
         tagseg fit VOC2012/ --out runs/paper --preset paper-voc --train.batch 4
         tagseg fit photos/ --out runs/a --settings my.toml --train.epochs 9
     """
-    from tagseg.pipeline import fit
+    from tagseg.pipeline import fit, fit_until
 
-    fitted = fit(data, out, settings, force, bars, until)
-    if fitted is None:
+    if until != ORDER[-1]:
+        fit_until(data, out, until, settings, force, bars, processes)
         say(f"Done up to stage {until}: {out}")
         return
+    fitted = fit(data, out, settings, force, bars, processes=processes)
     say(fitted.evaluation.table())
     say(f"Masks      {fitted.masks}")
     say(f"Report     {fitted.report}")
@@ -69,9 +71,26 @@ def _stage_command(stage: Stage, summary: str, example: str) -> None:
     app.command(command, name=stage, group=STAGE_COMMANDS, sort_key=ORDER.index(stage))
 
 
-_stage_command(
-    "train", "Train the classification network from the tags.", "tagseg train runs/a --train.epochs 8 --force"
-)
+@app.command(group=STAGE_COMMANDS, sort_key=ORDER.index("train"))
+def train(
+    run: RunFolder,
+    /,
+    *,
+    processes: Processes = 1,
+    settings_file: SettingsFile = None,
+    force: Force = False,
+    settings: Options = Settings(),
+) -> None:
+    """Train the classification network from the tags.
+
+    tagseg train runs/a --train.epochs 8 --force
+    """
+    from tagseg.pipeline import run_stage
+
+    run_stage(run, "train", settings, force, bars, processes)
+    say(f"Stage train done: {run}")
+
+
 _stage_command("localise", "Compute the maps of the training images' tags.", "tagseg localise runs/a")
 
 
@@ -98,7 +117,7 @@ def masks(
     """
     import dataclasses
 
-    from tagseg.pipeline import fit, run_stage
+    from tagseg.pipeline import fit_until, run_stage
     from tagseg.run.folder import Run
 
     if maps_from is None:
@@ -106,7 +125,7 @@ def masks(
     else:
         own = dataclasses.replace(settings.localise, maps_from=str(maps_from.resolve()))
         settings = dataclasses.replace(settings, localise=own)
-        fit(Run(run).data_root() if data is None else data, run, settings, force, bars, "masks")
+        fit_until(Run(run).data_root() if data is None else data, run, "masks", settings, force, bars)
     say(f"Stage masks done: {run}")
 
 
@@ -125,6 +144,7 @@ def segment(
     data: Annotated[
         Path | None, Parameter(help="With --labels FOLDER: data folder, where RUN is to be made anew.")
     ] = None,
+    processes: Processes = 1,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
@@ -137,12 +157,12 @@ def segment(
     """
     import dataclasses
 
-    from tagseg.pipeline import fit, run_stage
+    from tagseg.pipeline import fit_until, run_stage
 
     if labels == "truth":
         from tagseg.studies.full_supervision import train_upper_bound
 
-        bound = train_upper_bound(run, settings, force, bars)
+        bound = train_upper_bound(run, settings, force, bars, processes)
         say(f"Full supervision: mIoU {100 * bound.scores.miou:.1f} % on {bound.scores.images} validation images")
         if bound.share is not None:
             say(f"The run's own network reaches {100 * bound.share:.1f} % of it.")
@@ -151,9 +171,9 @@ def segment(
         own = dataclasses.replace(settings.segment, labels=str(Path(labels).resolve()))
         settings = dataclasses.replace(settings, segment=own)
         if data is not None:
-            fit(data, run, settings, force, bars, "segment")
+            fit_until(data, run, "segment", settings, force, bars, processes)
             return
-    run_stage(run, "segment", settings, force, bars)
+    run_stage(run, "segment", settings, force, bars, processes)
     say(f"Stage segment done: {run}")
 
 

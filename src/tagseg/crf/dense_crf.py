@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 
 from tagseg.crf.lattice import SMALLEST, build_lattices
 from tagseg.crf.mean_field import mean_field
-from tagseg.settings.stages import CrfSettings
+from tagseg.settings.crf import CrfSettings
 from tagseg.system.process import cores
 from tagseg.system.progress import map_ahead
 

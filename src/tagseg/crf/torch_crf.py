@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from tagseg.crf.lattice import SMALLEST, embedding
-from tagseg.settings.stages import CrfSettings
+from tagseg.settings.crf import CrfSettings
 
 
 class TensorLattice(NamedTuple):

@@ -11,7 +11,7 @@ from tagseg.data.images import image_size, load_mask
 from tagseg.data.read import check_counts
 from tagseg.data.records import CocoMask, Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
 
 _LISTED = 10

@@ -9,7 +9,7 @@ from tagseg.data.folder import attach
 from tagseg.data.images import find_image
 from tagseg.data.records import CocoMask, Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.untrusted import read_json, shown
 
 

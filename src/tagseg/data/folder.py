@@ -14,7 +14,7 @@ from tagseg.data.gather import TaggedImage, gather
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.untrusted import is_file, parse_json, read_bytes, shown
 
 TAG_FILES = ("tags.csv", "metadata.csv", "metadata.jsonl")

@@ -11,7 +11,7 @@ import numpy as np
 from tagseg.data.check import below, check_images
 from tagseg.data.records import Dataset
 from tagseg.data.tars import file_size, open_file
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from tagseg.data.folder import companion
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import Dataset, Sample
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.files import write_atomically
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from tagseg.data.records import MAX_CLASSES, Dataset, Sample
 from tagseg.data.shards import read_shards, shard_files
 from tagseg.data.voc import read_voc, voc_root
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.process import gc_paused
 from tagseg.system.untrusted import shown
 

@@ -14,7 +14,7 @@ from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import Dataset
 from tagseg.data.tars import COMPRESSED, Member, members, open_file, refuse_compressed
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 
 _TAGS = ("json", "txt", "cls")
 _MASK, _SALIENCY = "mask.png", ("saliency.png", "saliency.jpg")

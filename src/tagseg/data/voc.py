@@ -13,7 +13,7 @@ from tagseg.data.folder import attach, companion, read_rows, split_rows
 from tagseg.data.images import IMAGE_SUFFIXES, find_image, read_mask_file
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.settings.stages import DataSettings
+from tagseg.settings.data import DataSettings
 from tagseg.system.untrusted import is_file, read_bytes
 
 VOC_CLASSES = (

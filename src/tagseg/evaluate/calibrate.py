@@ -20,8 +20,9 @@ from tagseg.masks.make import mask_sample
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.open import change_settings
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, MaskSettings
 from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)

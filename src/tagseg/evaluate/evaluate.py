@@ -23,7 +23,7 @@ from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import read_predictor
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 from tagseg.system.untrusted import check_shape, read_json

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Int, Num
 
@@ -18,8 +19,6 @@ CONFIDENCE = 0.95
 
 RESAMPLES = 2_000
 """Bootstrap resamples of the images."""
-
-_USED = "calibration_images"
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,7 @@ class Calibration:
     def save(self, run: Run) -> None:
         """Write calibration.json and calibration.md into the run, and note the images, which are never scored again."""
         used = sorted(calibration_images(run) | set(self.images))
-        manifest = run.manifest() | {_USED: used}
-        write_atomically(run.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+        run.store(msgspec.structs.replace(run.manifest(), calibration_images=tuple(used)))
         write_atomically(run.calibration_file, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
         write_atomically(run.calibration_file.with_suffix(".md"), f"# Calibration of the masks\n\n{self.table()}")
         run.note("calibration")
@@ -142,7 +140,7 @@ def calibration_images(run: Run) -> frozenset[str]:
 
     They stand in the manifest, where they outlast the figures: settings chosen with them may still be in force.
     """
-    return frozenset(run.manifest().get(_USED, ()))
+    return frozenset(run.manifest().calibration_images)
 
 
 def pooled_miou(counts: Num[np.ndarray, "*sets 2 ids"]) -> Float[np.ndarray, "*sets"]:

@@ -1,31 +1,31 @@
-"""Label Studio's run-length code of brush strokes: bits, written from the description of its format, rle-pack.
+"""Label Studio's run-length encoding of brush strokes, written from the description of its format (rle-pack).
 
-A code is 32 bits for the number of values, 5 for the bits of a value less one, four times 4 for the bits of the four
-sizes that a run's length may have, less one. Then come runs: a bit that says whether one value is repeated (1) or
-values follow one by one (0), 2 bits for which size, the length less one in so many bits, and the value or values. What
-is coded is an image in RGBA, row by row; Label Studio reads its last channel.
+The header is a bit string: 32 bits hold the number of values, 5 bits the width of a value minus one, and four times
+4 bits the widths of the four length fields, each minus one. Runs follow: 1 bit tells whether one value repeats (1) or
+the values are listed (0), 2 bits select a length field, that field holds the length minus one, and then comes the value
+or the values. The values are an RGBA image, row by row; Label Studio reads its last channel.
 """
 
 import numpy as np
 from jaxtyping import Bool
 
-_SIZES = (3, 4, 8, 16)
+_LENGTH_BITS = (3, 4, 8, 16)
 _CHANNELS = 4
 
 
 def encode_brush(pixels: Bool[np.ndarray, "h w"]) -> list[int]:
-    """Return a region as Label Studio's `rle`: the bytes of the code, 0..255."""
-    rows = pixels.ravel()
-    bounds = np.r_[0, np.flatnonzero(rows[1:] != rows[:-1]) + 1, rows.size]
-    head = f"{rows.size * _CHANNELS:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in _SIZES)
-    bits = [head]
+    """Return a region as Label Studio's `rle`: a list of bytes, each 0 to 255."""
+    values = pixels.ravel()
+    bounds = np.r_[0, np.flatnonzero(values[1:] != values[:-1]) + 1, values.size]
+    header = f"{values.size * _CHANNELS:032b}{7:05b}" + "".join(f"{bits - 1:04b}" for bits in _LENGTH_BITS)
+    pieces = [header]
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        value, left = "1" * 8 if rows[start] else "0" * 8, (stop - start) * _CHANNELS
+        value, left = "1" * 8 if values[start] else "0" * 8, (stop - start) * _CHANNELS
         while left:
-            length = min(left, 1 << _SIZES[-1])
-            which = next(i for i, size in enumerate(_SIZES) if length <= 1 << size)
-            bits.append(f"1{which:02b}{length - 1:0{_SIZES[which]}b}{value}")
+            length = min(left, 1 << _LENGTH_BITS[-1])
+            field = next(i for i, bits in enumerate(_LENGTH_BITS) if length <= 1 << bits)
+            pieces.append(f"1{field:02b}{length - 1:0{_LENGTH_BITS[field]}b}{value}")
             left -= length
-    code = "".join(bits)
+    code = "".join(pieces)
     code += "0" * (-len(code) % 8)
     return list(int(code, 2).to_bytes(len(code) // 8, "big"))

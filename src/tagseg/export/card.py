@@ -1,4 +1,4 @@
-"""The model card: what an exported network is, what it learned from, how good it is, and what it may be used for."""
+"""The model card of an exported network: what it is, what it was trained on, how accurate it is, and its limits."""
 
 import dataclasses
 from collections import Counter
@@ -17,29 +17,29 @@ from tagseg.settings.toml import to_toml
 from tagseg.system.untrusted import check_shape, read_json
 
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")
-"""Licences that timm and the Hugging Face hub call by the same name; others are `other` with a name of their own."""
+"""Licences whose ids in timm are ids of the Hugging Face Hub too; any other is `other` with a `license_name`."""
 
 _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "\\`*_[]<>|~&@:#$"}
 
 
 @dataclass(frozen=True)
 class Licence:
-    """The licence of start weights: its id in timm, None where there is none to know, and a sentence about it."""
+    """The licence of pretrained weights: its id in timm (None if unknown or not applicable), and a text about it."""
 
     id: str | None
     text: str
 
 
 def weights_licence(encoder: str, weights: str) -> Licence:
-    """Return what is known about the licence of `weights` (timm, random or a file) of a timm encoder."""
+    """Return what is known about the licence of `weights` (timm, random or a file) for a timm encoder."""
     if weights == RANDOM:
-        return Licence(None, "none, training started from random weights")
+        return Licence(None, "none (training started from random weights)")
     if weights != TIMM:
-        return Licence(None, "from a file, whose licence tagseg does not know: look it up where it is from")
+        return Licence(None, "from a file; tagseg does not know its licence, so check it at the source")
     config = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder) else None
-    origin = f"{config.hf_hub_id or encoder} of timm" if config else f"timm's for {encoder}"
+    origin = f"{config.hf_hub_id or encoder} from timm" if config else f"timm's weights for {encoder}"
     if config is None or config.license in (None, "", "unknown"):
-        return Licence(None, f"{origin}, which names no licence: look it up where they are from")
+        return Licence(None, f"{origin}; timm states no licence, so check it at the source")
     return Licence(config.license, f"{origin}, licence {config.license}")
 
 
@@ -49,20 +49,20 @@ def model_card(
     """Return the model card of a run's segmentation network as Markdown with Hugging Face's front matter.
 
     Args:
-        run: the run that trained it.
-        about: what the exported network says about itself (classes, licence, versions, ...).
-        settings: the run's settings as nested plain values, without the folders of this machine.
-        onnx: whether a model.onnx lies beside the card.
-        difference: by how much its probabilities differ from PyTorch's at most, None where that was not checked.
+        run: the run that trained the network.
+        about: the description of the exported network (classes, licence, versions, ...).
+        settings: the run's settings as nested plain values, without folders of this machine.
+        onnx: whether the export includes a model.onnx.
+        difference: the largest difference of its probabilities from PyTorch's; None if they were not compared.
 
     Raises:
-        RunError: when the run's record of its data is missing or damaged.
+        RunError: when the run's data.json is missing or damaged.
     """
     parts = (
         _front_matter(about["licence"]["id"], bool(settings["segment"]["labels"])),
         _summary(about, settings),
         _data(run, about["classes"], settings),
-        _figures(run),
+        _results(run),
         _PYTHON + (_by_onnx(about["max_side"], difference) if onnx else ""),
         _settings(run, about, settings),
         _licence(about["licence"]["text"]),
@@ -72,14 +72,14 @@ def model_card(
 
 
 def as_text(words: str) -> str:
-    """Return words that Markdown shows as they are, on one line, in tables too."""
+    """Return text that Markdown shows literally and on one line, also in tables."""
     printable = "".join(c if c.isprintable() else " " for c in words)
     return " ".join(printable.split()).translate(_MARKS)
 
 
 def _front_matter(licence: str | None, foreign: bool) -> str:
     named = licence if licence in _HUB_LICENCES else f"other\nlicense_name: {licence or 'see-licence-below'}"
-    weak = "- weakly-supervised\n"  # what masks of another tool cost is not known
+    weak = "- weakly-supervised\n"  # masks of another tool may have been drawn by hand
     return f"""---
 license: {named}
 library_name: tagseg
@@ -93,10 +93,11 @@ tags:
 
 def _summary(about: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     teacher = "masks" if settings["segment"]["labels"] else "image tags"
-    return f"""# A segmentation network learned from {teacher}
+    return f"""# A segmentation network trained on {teacher}
 
-It gives every pixel of a photograph one of {len(about["classes"])} ids: background, or one of the classes below. It was
-made by tagseg, which trains such networks from photographs and the names of what they show (RCA, CVPR 2022).
+This network assigns one of {len(about["classes"])} ids to every pixel of a photograph: background, or one of the
+classes below. It was trained with tagseg, which trains segmentation networks on photographs and image tags (RCA, CVPR
+2022).
 """
 
 
@@ -110,33 +111,42 @@ def _data(run: Run, classes: list[str], settings: Mapping[str, Any]) -> str:
     except (OSError, ValueError) as error:
         raise RunError(f"{run.data_file}: missing or damaged ({error}); the model card needs it") from error
     saliency = settings["maps"] == "eps" or settings["masks"]["saliency"]
-    beside = " and saliency maps" if saliency else ""
-    learned = f"from the tags of the training images{beside}; no masks were used in training"
-    if maps := settings["localise"]["maps_from"]:
-        learned = f"from the tags of the training images and maps that tagseg did not make (folder {as_text(maps)})"
-    if drawn := settings["segment"]["labels"]:
+    maps = " and on saliency maps" if saliency else ""
+    source = f"on the tags of the training images{maps}, without any masks"
+    if foreign_maps := settings["localise"]["maps_from"]:
+        source = f"on the tags of the training images and on maps from another tool (folder {as_text(foreign_maps)})"
+    if foreign_masks := settings["segment"]["labels"]:
         count = len(list(run.labels.rglob("*.png")))
-        learned = f"from masks of {count} training images that tagseg did not make (folder {as_text(drawn)})"
+        source = f"on masks from another tool (folder {as_text(foreign_masks)}) of {_counted(count, 'training image')}"
     lines = [
         "## Data\n",
-        f"Data folder: {as_text(run.data_root().name)}; {splits['train']} training images, {splits['val']} validation "
-        f"images, {skipped} unreadable ones left out. It learned {learned}.",
+        f"Data folder: {as_text(run.data_root().name)}, with {_counted(splits['train'], 'training image')} and "
+        f"{_counted(splits['val'], 'validation image')}; {_counted(skipped, 'unreadable image')} left out. The network "
+        f"was trained {source}.",
     ]
     if calibration := len(calibration_images(run)):
-        lines.append(f"Settings of its pseudo-masks were tried on the true masks of {calibration} training images.")
+        lines.append(
+            f"The settings of the pseudo-masks were calibrated on the true masks of "
+            f"{_counted(calibration, 'training image')}."
+        )
     lines += ["", "| id | class | training images with this tag |", "|---:|---|---:|", "| 0 | background | - |"]
     lines += [f"| {i} | {as_text(name)} | {tagged[i]} |" for i, name in enumerate(classes[1:], start=1)]
     return "\n".join(lines) + "\n"
 
 
-def _figures(run: Run) -> str:
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _results(run: Run) -> str:
     if not run.done("evaluate"):
-        return "## Figures\n\nThis network has not been evaluated.\n"
+        return "## Results\n\nThis network has not been evaluated.\n"
     evaluation = read_evaluation(run)
     shown = dataclasses.replace(evaluation, classes=tuple(map(as_text, evaluation.classes)))
     return (
-        "## Figures\n\nIntersection over union in per cent, pooled over all pixels of a set, background included.\n"
-        f"Pseudo-masks are what it learned from, the segmenter is this network.\n\n{shown.table()}"
+        "## Results\n\nIoU (intersection over union) in percent, over all pixels of a set together. The mean includes "
+        "background.\nThe segmenter is this network; the pseudo-masks are what it was trained on.\n\n"
+        f"{shown.table()}"
     )
 
 
@@ -145,18 +155,18 @@ def _limits(settings: Mapping[str, Any]) -> str:
 
 
 def _by_onnx(max_side: int, difference: float | None) -> str:
-    checked = "It was not checked against PyTorch."
+    checked = "Its results were not compared with PyTorch's."
     if difference is not None:
-        checked = f"Its probabilities were those of PyTorch to within {difference:.1g}."
+        checked = f"Its probabilities agreed with PyTorch's to within {difference:.1g}."
     return _ONNX.replace("MAX_SIDE", str(max_side)).replace("CHECKED", checked)
 
 
 def _settings(run: Run, about: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     history = run.segmenter / "history.jsonl"
     epochs = len(history.read_text(encoding="utf-8").splitlines()) if history.exists() else 0
-    trained = f"The segmentation network saw the training images {epochs} times. " if epochs else ""
+    trained = f"The segmentation network was trained for {_counted(epochs, 'epoch')}. " if epochs else ""
     shown = {"seed": settings["seed"], "segment": settings["segment"], "train": settings["train"]}
-    version = as_text(str(run.manifest().get("tagseg", "(unknown)")))
+    version = as_text(run.manifest().tagseg or "(unknown)")
     return (
         f"## Settings\n\n{trained}Encoder `{about['encoder']}`. Trained with tagseg {version}, exported with tagseg "
         f"{about['tagseg']} and PyTorch {about['torch']}.\n\n````toml\n{to_toml(shown)}````\n"
@@ -165,8 +175,8 @@ def _settings(run: Run, about: Mapping[str, Any], settings: Mapping[str, Any]) -
 
 def _licence(text: str) -> str:
     return (
-        f"## Licence\n\nStart weights: {text}. tagseg does not know the terms of the photographs it was "
-        "trained on: whoever publishes this network has to.\n"
+        f"## Licence\n\nPretrained weights: {text}. tagseg does not know the licence of the training photographs; "
+        "check it before you publish this network.\n"
     )
 
 
@@ -180,12 +190,12 @@ predictor = tagseg.load("path/to/this/folder")
 mask = predictor(Image.open("photo.jpg").convert("RGB"))  # height x width, ids of predictor.classes
 ```
 
-or for a folder of photographs: `tagseg predict path/to/this/folder photos/ --out masks/`.
+For a folder of photographs: `tagseg predict path/to/this/folder photos/ --out masks/`.
 """
 
 _ONNX = """
-Without PyTorch, by ONNX Runtime: any size and number of images, normalisation is inside. This is one pass at one scale,
-where tagseg averages over scales and the mirrored image if the settings below say so. CHECKED
+Without PyTorch, use ONNX Runtime. The model takes batches of images of any size and normalises them itself. It makes
+one pass at one scale; tagseg averages over several scales and the mirrored image if the settings below say so. CHECKED
 
 ```python
 import json
@@ -197,19 +207,19 @@ from PIL import Image
 session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 image = Image.open("photo.jpg").convert("RGB")
-image.thumbnail((MAX_SIDE, MAX_SIDE))  # the size it was trained at
+image.thumbnail((MAX_SIDE, MAX_SIDE))  # the size that tagseg predicts at
 images = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
 (probabilities,) = session.run(["probabilities"], {"images": images})
-mask = probabilities[0].argmax(0)  # height x width of the reduced image, ids of classes
+mask = probabilities[0].argmax(0)  # height x width of the resized image, ids of classes
 ```
 """
 
 _FROM_TAGS = """\
-- It learned from tags, not from drawn masks: borders and thin parts are rough, and what often stands beside a class
-  (water under a boat) may be taken for it. Look at its masks before anything depends on them.
+- It was trained on tags, not on drawn masks: borders and thin parts are rough, and things that often appear with a
+  class (water under a boat) may be labelled as that class. Check its masks before you rely on them.
 """
 
-_LIMITS = """- It knows the classes above alone: anything else becomes background, or the class it is most like.
-- Objects of one class are not told apart: masks are semantic, not instances.
-- Figures hold for photographs like those it was trained and scored on.
+_LIMITS = """- It knows only the classes above: anything else becomes background or the most similar class.
+- It does not separate objects of one class: its masks are semantic, not instance masks.
+- The results apply to photographs like those it was trained and evaluated on.
 """

@@ -1,6 +1,5 @@
-"""COCO's instance JSON: run-length codes, exact, or polygons."""
+"""COCO's instance JSON, with exact run-length codes or polygons."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tagseg.data.records import VOID
-from tagseg.export.folder import write_json_list
+from tagseg.export.folder import as_json, write_json_list
 from tagseg.export.masks import MaskedImage, MaskSet, read_mask
 from tagseg.export.outlines import polygon
 from tagseg.export.regions import Region, regions
@@ -18,9 +17,10 @@ from tagseg.system.progress import Track
 
 
 def write_coco(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
-    """Write `annotations/instances_SUBSET.json`: category id is class id; unsure pixels that are kept are crowds of the
-    image's tags, which evaluation leaves out. An annotation is a class of an image, as in COCO's stuff files, or with
-    `settings.parts` a connected part of it.
+    """Write `annotations/instances_SUBSET.json`, with class ids as category ids.
+
+    Each class of an image is one annotation, as in COCO's stuff files; with `settings.parts`, each connected part is.
+    Unsure pixels, if kept, become crowd annotations of the image's tags: COCO's evaluation ignores crowds.
 
     Raises:
         DataError: when a mask cannot be read.
@@ -30,7 +30,7 @@ def write_coco(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tr
 
 
 def write_coco_file(path: Path, masks: MaskSet, settings: ExportSettings, track: Track) -> None:
-    """Write COCO's instance JSON to `path`, an image's annotations at a time.
+    """Write COCO's instance JSON to `path`, one image at a time.
 
     Raises:
         DataError: when a mask cannot be read.
@@ -42,7 +42,7 @@ def write_coco_file(path: Path, masks: MaskSet, settings: ExportSettings, track:
     categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(masks.classes, 1)]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write('{"info": {"description": "masks by tagseg"}, "licenses": [],\n"categories": ')
-        file.write(json.dumps(categories, ensure_ascii=False) + ',\n"images": ')
+        file.write(as_json(categories) + ',\n"images": ')
         write_json_list(file, images)
         file.write(',\n"annotations": ')
         write_json_list(file, _annotations(masks, settings, track))
@@ -52,32 +52,32 @@ def write_coco_file(path: Path, masks: MaskSet, settings: ExportSettings, track:
 def _annotations(masks: MaskSet, settings: ExportSettings, track: Track) -> Iterator[dict[str, Any]]:
     count = 0
     for number, image in enumerate(track(masks.images, "export", len(masks.images)), 1):
-        for entry in _of_image(masks, image, settings):
+        for annotation in _image_annotations(masks, image, settings):
             count += 1
-            yield {"id": count, "image_id": number, **entry}
+            yield {"id": count, "image_id": number, **annotation}
 
 
-def _of_image(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+def _image_annotations(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> Iterator[dict[str, Any]]:
     found = list(regions(read_mask(masks, image)))
-    shown = tuple(region.class_id for region in found if region.class_id != VOID)
+    present = tuple(region.class_id for region in found if region.class_id != VOID)
     for region in found:
         if region.class_id == VOID:
-            for class_id in image.tags or shown or (1,):
-                yield {"category_id": class_id, "iscrowd": 1, **_measures(region), "segmentation": region.code()}
+            for class_id in image.tags or present or (1,):
+                yield {"category_id": class_id, "iscrowd": 1, **_area_and_box(region), "segmentation": region.code()}
             continue
         for part in region.parts() if settings.parts else (region,):
-            drawn = _polygons(part, settings.tolerance) if settings.polygons else part.code()
-            yield {"category_id": region.class_id, "iscrowd": 0, **_measures(part), "segmentation": drawn}
+            segmentation = _polygons(part, settings.tolerance) if settings.polygons else part.code()
+            yield {"category_id": region.class_id, "iscrowd": 0, **_area_and_box(part), "segmentation": segmentation}
 
 
-def _measures(region: Region) -> dict[str, Any]:
+def _area_and_box(region: Region) -> dict[str, Any]:
     return {"area": region.area(), "bbox": list(region.box())}
 
 
 def _polygons(region: Region, tolerance: float) -> list[list[float]]:
-    drawn = []
+    polygons = []
     for part in region.parts():
         left, top = part.box()[:2]
         points = polygon(part.pixels(), tolerance) + np.array([left, top])
-        drawn.append([round(number, 2) for number in points.ravel().tolist()])
-    return drawn
+        polygons.append([round(number, 2) for number in points.ravel().tolist()])
+    return polygons

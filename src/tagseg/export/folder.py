@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all, images beside masks, and JSON too long to be held in memory."""
+"""Export folders: written completely or not at all, with images next to the masks, and JSON for other tools."""
 
 import contextlib
 import json
@@ -16,33 +16,34 @@ from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track
 
 Images = Literal["none", "copy", "link"]
-"""Whether images lie beside their masks: not, as copies, or as links to where they are."""
+"""Whether an export contains the images: no, as copies, or as links to the originals."""
 
-_MADE = "made_by_tagseg.json"
+_MARKER = "made_by_tagseg.json"
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path]:
-    """Yield a folder that becomes `out` when the block succeeds, and is gone when it does not; `about` says in it what
-    it is.
+    """Yield a temporary folder that becomes `out` if the block succeeds and is deleted if it fails.
+
+    `about` is written into it as made_by_tagseg.json, which marks a folder that `force` may replace.
 
     Raises:
-        DataError: when `out` holds something, unless it was made so before and `force` is given: then it is replaced.
+        DataError: when `out` exists and is not empty, unless it has that file and `force` is given.
     """
-    out = out.resolve()  # of a link, the folder that it means is replaced
+    out = out.resolve()  # through a link, the folder it points to is replaced
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / _MADE).is_file():
-            raise DataError(f"{out}: exists, and is no folder that export or import made; choose another --out")
+        if not (out / _MARKER).is_file():
+            raise DataError(f"{out}: exists and was not made by export or import; choose another --out")
         if not force:
             raise DataError(f"{out}: exists; choose another --out or --force")
     with replacing(out) as temporary:
         yield temporary
-        write_atomically(temporary / _MADE, json.dumps({"tagseg": __version__, **about}, indent=1, ensure_ascii=False))
+        write_atomically(temporary / _MARKER, as_json({"tagseg": __version__, **about}, indent=1))
 
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` that takes its place when the block succeeds."""
+    """Yield a temporary folder next to `folder` that takes its place if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".writing-{secrets.token_hex(8)}") for _ in range(2))
     temporary.mkdir()
@@ -59,10 +60,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, track: Track) -> None:
-    """Copy or link images (file, place), or leave them where they are.
+    """Copy or link images, given as (source, target) pairs; do nothing for `none`.
 
     Raises:
-        DataError: when an image that lies in a tar is to be linked.
+        DataError: when an image inside a tar would have to be linked.
     """
     if how == "none":
         return
@@ -70,17 +71,22 @@ def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, tr
         target.parent.mkdir(parents=True, exist_ok=True)
         if how == "link":
             if is_member(source):
-                raise DataError(f"--images link: {source} lies in a tar, where no link leads; expected copy or none")
+                raise DataError(f"--images link: cannot link to {source} inside a tar; expected copy or none")
             os.symlink(source.resolve(), target)
         else:
             with open_file(source) as file, target.open("wb") as copy:
                 shutil.copyfileobj(file, copy)
 
 
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON text for another tool, with names in their own script."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
 def write_json_list(file: TextIO, items: Iterable[Any]) -> None:
-    """Write a JSON list, an item a line, one at a time."""
+    """Write a JSON list with one item per line, without holding the whole list in memory."""
     before = "[\n"
     for item in items:
-        file.write(before + json.dumps(item, ensure_ascii=False))
+        file.write(before + as_json(item))
         before = ",\n"
     file.write("]" if before != "[\n" else "[]")

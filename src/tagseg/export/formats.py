@@ -1,4 +1,4 @@
-"""Export: a run's masks in the formats of other tools."""
+"""Export a run's masks in the formats of other tools."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MaskFormat = Literal["coco", "yolo", "voc", "labelstudio", "cvat", "hf"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote: the folder, and how many masks are in it."""
+    """What `export` wrote: the folder, and the number of masks in it."""
 
     folder: Path
     masks: int
@@ -32,8 +32,11 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Format:
-    """How a format is written; what it makes of unsure pixels and images, the default first; its own flags; and where
-    an image lies in it (a path below the folder)."""
+    """An export format.
+
+    write: its writer. unsure, images: the choices it allows for unsure pixels and for images, the default first. flags:
+    the optional flags it supports. place: an image's path inside the export folder.
+    """
 
     write: Callable[[MaskSet, Path, ExportSettings, Track], None]
     unsure: tuple[Unsure, ...]
@@ -47,7 +50,7 @@ _FORMATS: dict[MaskFormat, _Format] = {
         write_coco, ("decided", "void", "background"), ("none", "copy", "link"), ("--parts", "--polygons"),
         lambda masks, image: Path("images", image.name),
     ),
-    # A line is a part in any case.
+    # In YOLO every line is a connected part, with or without --parts.
     "yolo": _Format(write_yolo, ("decided", "background"), ("copy", "link", "none"), ("--parts",), yolo_image),
     "voc": _Format(
         write_voc, ("void", "decided", "background"), ("none", "copy", "link"), (),
@@ -80,43 +83,44 @@ def export(
     force: bool = False,
     track: Track = silent,
 ) -> Exported:
-    """Write a run's masks into `out` as another tool reads them; made_by_tagseg.json there says how.
+    """Write a run's masks to the folder `out` in another tool's format, with a made_by_tagseg.json that says how.
 
     Args:
         run: a run folder.
         to: the format.
-        out: a new folder; it appears when all is written.
+        out: a new folder; it appears once everything is written.
         of: which masks (see `collect_masks`).
-        photos: with a folder of masks, the folder of their images.
-        unsure: what becomes of unsure pixels; by default they stay 255 where the format can say so, and otherwise the
-            masks without them are taken.
-        images: whether images lie beside; by default copies where the format is nothing without them.
-        settings: how the masks are written.
-        force: replace an export that is there.
+        photos: the folder of the images, if `of` is a folder of masks of new images.
+        unsure: what happens to unsure pixels; by default they stay 255 if the format allows it, otherwise the masks
+            without unsure pixels are exported.
+        images: whether to export the images too; by default they are copied if the format requires them.
+        settings: how to write the masks.
+        force: replace an existing export.
         track: how to report progress.
 
     Raises:
-        ValueError: when the run has no such masks, the format cannot do what is asked, or a name cannot stand in it.
+        ValueError: when the run has no such masks, the format does not support an option, or it cannot hold the name of
+            a class or an image.
     """
-    about = _FORMATS[to]
-    unsure, images = unsure or about.unsure[0], images or about.images[0]
-    _check(to, "--unsure", unsure, about.unsure)
-    _check(to, "--images", images, about.images)
+    chosen = _FORMATS[to]
+    unsure, images = unsure or chosen.unsure[0], images or chosen.images[0]
+    _require_supported(to, "--unsure", unsure, chosen.unsure)
+    _require_supported(to, "--images", images, chosen.images)
     for flag, given in (("--parts", settings.parts), ("--polygons", settings.polygons)):
-        if given and flag not in about.flags:
+        if given and flag not in chosen.flags:
             able = ", ".join(name for name, one in _FORMATS.items() if flag in one.flags)
-            raise DataError(f"{flag}: --to {to} has no use for it, expected with it one of {able}")
+            raise DataError(f"{flag}: not supported by --to {to}, expected one of {able}")
     folder = Path(out)
-    described = {"export": to, "run": str(Path(run).resolve()), "of": of, "unsure": unsure, "images": images}
-    with whole_folder(folder, described, force) as temporary:
+    about = {"export": to, "run": str(Path(run).resolve()), "of": of, "unsure": unsure, "images": images}
+    with whole_folder(folder, about, force) as temporary:
         masks = collect_masks(Run(Path(run)), of, unsure, photos, track)
         masks = dataclasses.replace(masks, min_part=settings.min_part)
-        about.write(masks, temporary, settings, track)
-        pairs = ((image.image, temporary / about.place(masks, image)) for image in masks.images)
+        chosen.write(masks, temporary, settings, track)
+        pairs = ((image.image, temporary / chosen.place(masks, image)) for image in masks.images)
         place_images(pairs, images, len(masks.images), track)
     return Exported(folder, len(masks.images))
 
 
-def _check(to: MaskFormat, flag: str, given: str, able: tuple[str, ...]) -> None:
+def _require_supported(to: MaskFormat, flag: str, given: str, able: tuple[str, ...]) -> None:
     if given not in able:
-        raise DataError(f"{flag} {given}: --to {to} cannot do that, expected {' or '.join(able)}")
+        raise DataError(f"{flag} {given}: not supported by --to {to}, expected {' or '.join(able)}")

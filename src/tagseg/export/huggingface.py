@@ -1,8 +1,8 @@
-"""A Hugging Face image folder: images, their masks, and a row of metadata each."""
+"""A Hugging Face image folder: images, masks, and one row of metadata per image."""
 
-import json
 from pathlib import Path
 
+from tagseg.export.folder import as_json
 from tagseg.export.masks import MaskSet, read_mask
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.settings.export import ExportSettings
@@ -11,7 +11,7 @@ from tagseg.system.progress import Track
 
 _SPLITS = {"train": "train", "val": "validation", "default": "train"}
 
-# Without it, words like "test" in a file's name would make splits.
+# Without the front matter, `datasets` would take words like "test" in a file name for splits.
 _CARD = """---
 configs:
 - config_name: default
@@ -22,13 +22,13 @@ task_categories:
 - image-segmentation
 ---
 
-`datasets.load_dataset` of this folder gives `image`, `mask` (class ids) and `tags` (names of the classes
-that the image is known to show). `{split}/masks/classes.json` says what the ids mean.
+`datasets.load_dataset` reads this folder into the columns `image`, `mask` (class ids) and `tags` (names of the
+classes known to be in the image). `{split}/masks/classes.json` lists the class of each id.
 """
 
 
 def write_huggingface(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
-    """Write `SPLIT/masks/ID.png`, `SPLIT/metadata.jsonl`, and README.md, by which `datasets` finds the split.
+    """Write `SPLIT/masks/ID.png`, `SPLIT/metadata.jsonl`, and a README.md that tells `datasets` the split.
 
     Raises:
         DataError: when a mask cannot be read.
@@ -45,9 +45,9 @@ def write_huggingface(masks: MaskSet, folder: Path, settings: ExportSettings, tr
                 "mask_file_name": mask.as_posix(),
                 "tags": [masks.classes[class_id - 1] for class_id in image.tags],
             }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(as_json(row) + "\n")
 
 
 def huggingface_folder(masks: MaskSet) -> Path:
-    """Return where in the export the images lie."""
+    """Return the folder of the images, relative to the export."""
     return Path(_SPLITS[masks.subset], "images")

@@ -1,4 +1,4 @@
-"""Import: masks that were corrected in another tool, as a folder that the segmentation network can learn from."""
+"""Import masks that were corrected in another tool, as a folder that the segmentation network can learn from."""
 
 import dataclasses
 import logging
@@ -32,7 +32,7 @@ Corrected = Iterator[tuple[Sample, UInt8[np.ndarray, "h w"]]]
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_masks` wrote: the folder, how many corrected masks are in it, and how many of the run's own."""
+    """What `import_masks` wrote: the folder, and the numbers of corrected masks and of the run's own masks in it."""
 
     folder: Path
     corrected: int
@@ -47,28 +47,29 @@ def import_masks(
     force: bool = False,
     track: Track = silent,
 ) -> Imported:
-    """Write corrected masks of a run's training images to `out`, in class ids, for `tagseg segment --labels`.
+    """Write corrected masks of a run's training images to `out` as class ids, for `tagseg segment --labels`.
 
     Args:
-        corrected: a COCO JSON (every image in it counts as corrected, one without annotations shows no class), or a
-            folder of PNGs named like the images, or of a VOC devkit with SegmentationClass. Values are what
-            classes.json beside them says; else colours or grey values are what labelmap.txt says; else they are those
-            of the data set's own masks.
-        run: the run folder whose images they are of.
-        out: a new folder; it appears when all is written.
-        with_pseudo: add the run's own pseudo-masks of the other training images.
-        force: replace an import that is there.
+        corrected: a COCO JSON (every image in it counts as corrected; one without annotations shows no class), or a
+            folder of PNGs named like the images, or a VOC devkit with SegmentationClass. classes.json next to the PNGs
+            gives the meaning of their values; without it, labelmap.txt gives that of their colours or grey values;
+            without either, they mean the same as in the data set's own masks.
+        run: the run that the images belong to.
+        out: a new folder; it appears once everything is written.
+        with_pseudo: add the run's own pseudo-masks for the other training images.
+        force: replace an existing import.
         track: how to report progress.
 
     Raises:
-        DataError: when a file is damaged, none is of a training image, two are of one, or a size or class is wrong.
+        DataError: when a file is damaged, no mask belongs to a training image, two belong to the same one, or a size or
+            a class is wrong.
     """
     source, opened = Path(corrected), Run(Path(run))
     prepared = prepare(opened, track)
     if with_pseudo:
         opened.require("masks")
-    described = {"import": str(source.resolve()), "run": str(opened.root.resolve()), "with_pseudo": with_pseudo}
-    with whole_folder(Path(out), described, force) as temporary:
+    about = {"import": str(source.resolve()), "run": str(opened.root.resolve()), "with_pseudo": with_pseudo}
+    with whole_folder(Path(out), about, force) as temporary:
         write_classes(temporary, prepared.dataset.classes)
         count, found = (_from_coco if source.is_file() else _from_folder)(source, prepared)
         done = set()
@@ -87,21 +88,23 @@ def _from_coco(file: Path, prepared: Prepared) -> tuple[int, Corrected]:
     instances, dataset = read_instances(file), prepared.dataset
     ids = {name: i for i, name in enumerate(dataset.classes, 1)}
     used = {entry["category_id"] for entries in instances.annotations.values() for entry in entries}
-    strange = sorted(instances.categories[category] for category in used if instances.categories[category] not in ids)
-    if strange:
-        raise DataError(f"{file}: categories {', '.join(strange)}; the data set has {', '.join(dataset.classes)}")
+    unknown = sorted(instances.categories[category] for category in used if instances.categories[category] not in ids)
+    if unknown:
+        raise DataError(f"{file}: unknown categories {', '.join(unknown)}, expected only {', '.join(dataset.classes)}")
     names = {number: record["file_name"] for number, record in instances.images.items()}
     matched = _match(file, names.items(), prepared)
     empty = sum(not instances.annotations.get(number) for number in matched)
     if empty:
-        log.warning("%s: %d images have no annotation there, and so show no class", file, empty)
+        log.warning("%s: images without annotations: %d; their masks are all background", file, empty)
 
     def masks() -> Corrected:
         for number, sample in matched.items():
             record, entries = instances.images[number], instances.annotations.get(number, ())
             for entry in entries:
                 if not entry.get("segmentation"):
-                    raise DataError(f"{file}: an annotation of {record['file_name']} is a box, expected a segmentation")
+                    raise DataError(
+                        f"{file}: an annotation of {record['file_name']} is only a box, expected a segmentation"
+                    )
             segments = tuple(
                 (ids[instances.categories[entry["category_id"]]], entry["segmentation"], bool(entry.get("iscrowd", 0)))
                 for entry in entries
@@ -114,7 +117,7 @@ def _from_coco(file: Path, prepared: Prepared) -> tuple[int, Corrected]:
 
 def _from_folder(source: Path, prepared: Prepared) -> tuple[int, Corrected]:
     if not source.is_dir():
-        raise DataError(f"{source}: no such file or folder; expected a COCO JSON or a folder of PNGs")
+        raise DataError(f"{source}: no such file or folder, expected a COCO JSON or a folder of PNGs")
     folder = source / "SegmentationClass" if (source / "SegmentationClass").is_dir() else source
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png" and path.is_file())
     matched = _match(source, ((file, file.relative_to(folder).as_posix()) for file in files), prepared)
@@ -138,7 +141,7 @@ def _by_value(matched: Mapping[Path, Sample], meaning: Dataset, prepared: Prepar
 
 
 def _match(source: Path, names: Iterable[tuple[Key, str]], prepared: Prepared) -> dict[Key, Sample]:
-    """The training image that each name means; a name may lack folders or have more of them than the image's own."""
+    """Return the training image that each name means; a name may have fewer or more folders than the image's own."""
     full = _names(prepared.dataset)
     ends: dict[str, Sample | None] = {}
     for name, sample in full.items():
@@ -146,28 +149,29 @@ def _match(source: Path, names: Iterable[tuple[Key, str]], prepared: Prepared) -
             ends[end] = sample if ends.get(end, sample) is sample else None
     matched: dict[Key, Sample] = {}
     first: dict[str, str] = {}
-    strange = []
+    unmatched = []
     for key, name in names:
-        meant = _meant(name.replace("\\", "/").removeprefix("./"), full, ends)
-        if meant is None or meant.split != "train":
-            strange.append(name)
+        sample = _find_sample(name.replace("\\", "/").removeprefix("./"), full, ends)
+        if sample is None or sample.split != "train":
+            unmatched.append(name)
             continue
-        if meant.id in first:
-            raise DataError(f"{source}: {first[meant.id]} and {name} are both masks of {meant.image}, expected one")
-        first[meant.id] = name
-        matched[key] = meant
+        if sample.id in first:
+            raise DataError(f"{source}: {first[sample.id]} and {name} are both masks of {sample.image}, expected one")
+        first[sample.id] = name
+        matched[key] = sample
     if not matched:
-        got = f"got {strange[0]} and so on" if strange else "it is empty"
+        got = f"got {unmatched[0]}, for example" if unmatched else "it is empty"
         example = image_name(prepared.dataset.split("train")[0])
-        raise DataError(f"{source}: holds no mask of a training image ({got}), expected names like {example}")
-    if strange:
+        raise DataError(f"{source}: no mask belongs to a training image ({got}), expected names like {example}")
+    if unmatched:
         log.warning(
-            "%s: %d masks are of no training image and are left out, first %s", source, len(strange), strange[0]
-        )
+            "%s: masks left out because they belong to no training image: %d, the first is %s",
+            source, len(unmatched), unmatched[0],
+        )  # fmt: skip
     return matched
 
 
-def _meant(name: str, full: Mapping[str, Sample | None], ends: Mapping[str, Sample | None]) -> Sample | None:
+def _find_sample(name: str, full: Mapping[str, Sample | None], ends: Mapping[str, Sample | None]) -> Sample | None:
     suffix = PurePosixPath(name).suffix
     stem = name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
     for spelling in dict.fromkeys((name, stem)):
@@ -178,8 +182,10 @@ def _meant(name: str, full: Mapping[str, Sample | None], ends: Mapping[str, Samp
 
 
 def _names(dataset: Dataset) -> dict[str, Sample | None]:
-    """The images by what they may be called, with folders; None where that could be two. Of several rules that give a
-    name the first counts."""
+    """Return the images by every name they may have, with folders; None where a name could mean two images.
+
+    If several rules give the same name, the first one counts.
+    """
     names: dict[str, Sample | None] = {}
     rules: tuple[Callable[[Sample], str], ...] = (
         image_name,
@@ -188,15 +194,15 @@ def _names(dataset: Dataset) -> dict[str, Sample | None]:
         lambda sample: PurePosixPath(below(dataset.root, sample.image)).with_suffix("").as_posix(),
     )
     for rule in rules:
-        named: dict[str, Sample | None] = {}
+        by_rule: dict[str, Sample | None] = {}
         for sample in dataset.samples:
             name = rule(sample)
-            named[name] = sample if named.get(name, sample) is sample else None
-        names = named | names
+            by_rule[name] = sample if by_rule.get(name, sample) is sample else None
+        names = by_rule | names
     return names
 
 
 def _ends(name: str) -> list[str]:
-    """What is left of a path without its first folder, its first two, and so on."""
+    """Return a path without its first folder, without its first two, and so on."""
     parts = name.split("/")
     return ["/".join(parts[i:]) for i in range(1, len(parts))]

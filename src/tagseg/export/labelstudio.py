@@ -1,4 +1,4 @@
-"""Label Studio's import: tasks with brush regions as predictions, and the labelling interface that shows them."""
+"""Label Studio's import format: tasks with brush regions as predictions, and the labelling interface to show them."""
 
 import re
 from pathlib import Path
@@ -20,16 +20,16 @@ from tagseg.system.files import atomic_path, write_atomically
 from tagseg.system.progress import Track
 
 _CONTROL, _IMAGE = "masks", "image"
-"""Names by which regions find their tag in the interface."""
+"""Names that tie the regions of a task to the tags of the interface."""
 
 _XML_TEXT = re.compile("[\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 
 
 def write_labelstudio(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
-    """Write tasks.json, masks as predictions that annotators correct, and interface.xml, the project's interface.
+    """Write tasks.json, with the masks as predictions to correct, and interface.xml, the project's labelling interface.
 
     Raises:
-        DataError: when a mask cannot be read, or a class name cannot stand in XML.
+        DataError: when a mask cannot be read, or XML cannot hold a class name.
     """
     write_atomically(folder / "interface.xml", interface(masks.classes))
     with atomic_path(folder / "tasks.json") as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def write_labelstudio(masks: MaskSet, folder: Path, settings: ExportSettings, tr
 
 
 def task(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> dict[str, Any]:
-    """Return an image's task; its path is percent-encoded behind `settings.address`."""
+    """Return an image's task; its address is `settings.address` followed by the percent-encoded path."""
     result = [
         {
             "id": f"{region.class_id}-{number}",
@@ -50,7 +50,7 @@ def task(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> dict[s
             "image_rotation": 0,
             "value": {
                 "format": "rle",
-                "rle": encode_brush(_whole(part)),
+                "rle": encode_brush(_full_size(part)),
                 "brushlabels": [masks.classes[region.class_id - 1]],
             },
         }
@@ -62,26 +62,27 @@ def task(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> dict[s
 
 
 def interface(classes: tuple[str, ...]) -> str:
-    """Return the labelling interface: a brush for each class, in the masks' colours.
+    """Return the labelling interface: one brush per class, in the colours of the masks.
 
     Raises:
-        DataError: naming a class that XML or Label Studio cannot hold.
+        DataError: when XML or Label Studio cannot hold the name of a class.
     """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name=_IMAGE, value="$image", zoom="true")
     labels = ElementTree.SubElement(view, "BrushLabels", name=_CONTROL, toName=_IMAGE)
     for name, colour in zip(classes, class_colours(VOID)[1:], strict=False):
-        # What begins with $ is a field of the task to Label Studio.
+        # Label Studio takes a name that starts with $ for a field of the task.
         if name.startswith("$") or not _XML_TEXT.fullmatch(name):
             raise DataError(
-                f"class {name!r}: Label Studio cannot hold it, expected no $ at the beginning and no control characters"
+                f"class {name!r}: Label Studio cannot hold this name, expected no $ at the start and no control "
+                "characters"
             )
         ElementTree.SubElement(labels, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*colour))
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
-def _whole(region: Region) -> Any:
+def _full_size(region: Region) -> Any:
     mask = np.zeros(region.size, bool)
     left, top, width, height = region.box()
     mask[top : top + height, left : left + width] = region.pixels()

@@ -1,4 +1,4 @@
-"""Which masks leave a run: its pseudo-masks, its predictions, or a folder of masks; one image at a time."""
+"""The masks to export: a run's pseudo-masks, its predictions, or a folder of masks, read one image at a time."""
 
 import logging
 from collections.abc import Mapping
@@ -26,15 +26,18 @@ from tagseg.system.progress import Track, silent
 log = logging.getLogger(__name__)
 
 Unsure = Literal["void", "decided", "background"]
-"""What becomes of unsure pixels: they stay 255, the masks without them are taken, or they turn into background."""
+"""What happens to unsure pixels: they stay 255, the masks without them are exported, or they become background."""
 
 Subset = Literal["train", "val", "default"]
 
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image and its mask. `id` names the mask; `name` is the image's path below the folder of images, with suffix;
-    `size` is (height, width) in pixels, as the image is seen (its EXIF orientation applied); `tags` are class ids."""
+    """An image and its mask.
+
+    id: names the mask. name: the image's path below the folder of images, with its suffix. size: (height, width) in
+    pixels, after the EXIF orientation is applied. tags: class ids.
+    """
 
     id: str
     name: str
@@ -46,9 +49,12 @@ class MaskedImage:
 
 @dataclass(frozen=True)
 class MaskSet:
-    """The masks to export; class id i is `classes[i - 1]`. `values` maps values in the files to class ids (None: they
-    are class ids), `subset` is what the images are to the run: train, val, or others (default). Connected parts of
-    fewer than `min_part` pixels are taken for background."""
+    """The masks to export.
+
+    classes: class id i is `classes[i - 1]`. subset: the run's split that the images belong to, or `default` for other
+    images. values: maps the values in the files to class ids; None if they are class ids. min_part: connected parts of
+    fewer pixels become background.
+    """
 
     classes: tuple[str, ...]
     subset: Subset
@@ -59,25 +65,26 @@ class MaskSet:
 
 
 def collect_masks(run: Run, of: str, unsure: Unsure, photos: Path | None = None, track: Track = silent) -> MaskSet:
-    """Return a run's masks to export, without reading any.
+    """List a run's masks to export, without reading them.
 
     Args:
         run: a run folder.
-        of: `final` (training images, after the rounds of self-training where there are any), `pseudo` (the same before
-            them), `predictions` (validation images, by the segmentation network), or a folder of masks as `tagseg
-            predict` and `tagseg import` write them.
-        unsure: what becomes of unsure pixels.
-        photos: with a folder of masks, the folder of their images; None: they are images of the run.
+        of: `final` (training images, after self-training if there was any), `pseudo` (training images, before
+            self-training), `predictions` (validation images, by the segmentation network), or a folder of masks that
+            `tagseg predict` or `tagseg import` wrote.
+        unsure: what happens to unsure pixels.
+        photos: the folder of the images, if `of` is a folder of masks of new images; None: they are images of the run.
         track: how to report progress.
 
     Raises:
-        RunError: when the run has not come as far as these masks.
-        DataError: when a folder is missing or holds no mask, or a mask has no image.
+        RunError: when the run has not made these masks yet.
+        DataError: when a folder is missing or holds no mask of these images, or the masks of all training images were
+            rejected.
     """
     prepared = prepare(run, track)
     dataset = prepared.dataset
     if photos is not None and of in ("final", "pseudo", "predictions"):
-        raise DataError(f"--photos {photos}: the images of --of {of} are the run's own; expected --of FOLDER with it")
+        raise DataError(f"--photos {photos}: requires --of FOLDER, got --of {of}, whose images are the run's own")
     if of in ("final", "pseudo"):
         run.require("masks")
         source = run.final() if of == "final" else run
@@ -89,42 +96,44 @@ def collect_masks(run: Run, of: str, unsure: Unsure, photos: Path | None = None,
         run.require("evaluate")
         images = _of_run(prepared, dataset.split("val"), run.predictions)
         if not images:
-            raise DataError(f"{run.predictions}: holds no mask of a validation image; `tagseg predict` makes them")
+            raise DataError(
+                f"{run.predictions}: holds no mask of a validation image; predict some with `tagseg predict`"
+            )
         return MaskSet(dataset.classes, "val", images, unsure)
     folder = Path(of)
     if not folder.is_dir():
-        raise DataError(f"--of {of}: no such folder; expected final, pseudo, predictions or a folder of masks")
+        raise DataError(f"--of {of}: no such folder, expected final, pseudo, predictions or a folder of masks")
     if photos is None:
         images = _of_run(prepared, dataset.samples, folder)
     else:
         images = _of_photos(photos, folder, run.settings().data.max_megapixels, track)
     if not images:
-        where = f"an image in {photos}" if photos is not None else "an image of the run; --photos says where they lie"
-        raise DataError(f"--of {of}: holds no mask of {where}")
-    # Without classes.json nothing says that values are the data set's own: tagseg's folders always have one.
+        whose = f"an image in {photos}" if photos is not None else "an image of the run; for other images, add --photos"
+        raise DataError(f"--of {of}: holds no mask of {whose}")
+    # Folders that tagseg wrote always have classes.json; without it, nothing tells the meaning of the values.
     values = class_values(folder / "classes.json", dataset)
     return MaskSet(dataset.classes, "default", images, unsure, values)
 
 
 def read_mask(masks: MaskSet, image: MaskedImage) -> UInt8[np.ndarray, "h w"]:
-    """Return an image's mask in class ids: 0 background, 1..C, and 255 only where unsure pixels are kept.
+    """Return an image's mask as class ids: 0 background, 1..C, and 255 only if unsure pixels are kept.
 
     Raises:
-        DataError: when the mask cannot be read, is of another size than its image, holds values that are no class, or
-            unsure pixels that were to be decided.
+        DataError: when the mask cannot be read, differs in size from its image, holds a value that is not a class, or
+            has unsure pixels although `masks.unsure` is `decided`.
     """
     meaning = Dataset(image.mask.parent, "folder", masks.classes, (), masks.values)
     mask = load_mask(Sample(image.id, image.image, image.tags, mask=image.mask), meaning, image.size)
     unsure = mask == VOID
     if masks.unsure == "decided" and unsure.any():
-        raise DataError(f"{image.mask}: has unsure pixels (255), expected none; give --unsure void or background")
+        raise DataError(f"{image.mask}: has unsure pixels (255), expected none; choose --unsure void or background")
     if masks.unsure == "background":
         mask = np.where(unsure, np.uint8(0), mask)
     return without_specks(mask, masks.min_part) if masks.min_part > 1 else mask
 
 
 def without_specks(mask: UInt8[np.ndarray, "h w"], min_part: int) -> UInt8[np.ndarray, "h w"]:
-    """Return a mask whose connected parts of fewer than `min_part` pixels have become background; 255 stays."""
+    """Return a mask with connected parts of fewer than `min_part` pixels turned into background; 255 stays."""
     cleaned = mask.copy()
     for region in regions(mask):
         for part in region.parts() if region.class_id != VOID else ():
@@ -135,23 +144,23 @@ def without_specks(mask: UInt8[np.ndarray, "h w"], min_part: int) -> UInt8[np.nd
 
 
 def image_name(sample: Sample) -> str:
-    """Return an image's path below the folder of images, with its suffix, as no other image of the data set has it."""
+    """Return an image's path below the folder of images, with its suffix; it is unique in the data set."""
     return _file_name(sample.id, sample.image)
 
 
 def _file_name(id: str, image: Path) -> str:
-    # Ids of images that differ in suffix alone have kept it.
+    # If images differ only in their suffix, their ids have kept it.
     return id if Path(id).name == image.name else id + image.suffix
 
 
 def _not_rejected(run: Run, dataset: Dataset) -> tuple[Sample, ...]:
-    """The training images whose masks no person has rejected."""
+    """Return the training images whose masks no person has rejected."""
     rejected = {name for name, decision in decisions(run).items() if decision.verdict == "rejected"}
     kept = tuple(sample for sample in dataset.split("train") if sample.id not in rejected)
     if len(kept) < len(dataset.split("train")):
-        log.info("left out: %d images whose masks were rejected", len(dataset.split("train")) - len(kept))
+        log.info("images left out because their masks were rejected: %d", len(dataset.split("train")) - len(kept))
     if not kept:
-        raise DataError(f"{run.root}: the masks of all training images were rejected, so there is none to export")
+        raise DataError(f"{run.root}: nothing to export, the masks of all training images were rejected")
     return kept
 
 
@@ -166,7 +175,7 @@ def _of_run(prepared: Prepared, samples: tuple[Sample, ...], folder: Path) -> tu
 
 def _of_photos(photos: Path, folder: Path, max_megapixels: float, track: Track) -> tuple[MaskedImage, ...]:
     if not photos.is_dir():
-        raise DataError(f"--photos {photos}: no such folder; expected the images of the masks")
+        raise DataError(f"--photos {photos}: no such folder, expected the folder of the masks' images")
     named = {name: Path(path) for name, path in find_images([photos], folder).items()}
     found = {name: path for name, path in named.items() if mask_file(folder, name).exists()}
     images = []

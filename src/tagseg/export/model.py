@@ -1,4 +1,4 @@
-"""A trained segmentation network to take away: weights, description, model card, and on request an ONNX file."""
+"""Export of a trained segmentation network: weights, description, model card, and optionally an ONNX file."""
 
 import json
 from dataclasses import dataclass
@@ -23,8 +23,11 @@ _FILES = ("network.safetensors", "network.json", "model.onnx", _CARD)
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What `export_model` wrote: the folder, its files, and by how much probabilities of ONNX Runtime and PyTorch
-    differ at most (None without ONNX file, or where ONNX Runtime is not installed)."""
+    """What `export_model` wrote: the folder and its files.
+
+    onnx_difference: the largest difference between the probabilities of ONNX Runtime and PyTorch; None without an ONNX
+    file, or if ONNX Runtime is not installed.
+    """
 
     folder: Path
     files: tuple[str, ...]
@@ -32,20 +35,21 @@ class ExportedModel:
 
 
 def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bool = False) -> ExportedModel:
-    """Write a run's segmentation network into a folder that `tagseg.load` restores anywhere.
+    """Write a run's segmentation network to a folder that `tagseg.load` can read on any machine.
 
-    The folder has network.safetensors, network.json, MODEL_CARD.md, and with `onnx` model.onnx; it appears whole or not
-    at all. No path of this machine gets into it.
+    The folder holds network.safetensors, network.json, MODEL_CARD.md, and model.onnx if asked for. It is written
+    completely or not at all, and contains no path of this machine.
 
     Args:
-        run: a run folder with a trained segmenter.
+        run: a run folder with a trained segmentation network.
         out: the new folder.
         onnx: also write model.onnx.
-        force: replace a folder that an earlier export made.
+        force: replace a folder that an earlier export wrote.
 
     Raises:
-        RunError: when the run has no segmenter, `out` exists and `force` is not given, or `out` holds anything else.
-        ValueError: when the ONNX file cannot be written, or computes something else than PyTorch.
+        RunError: when the run has no segmentation network, `out` exists and `force` is not given, or `out` holds files
+            that no export wrote.
+        ValueError: when the ONNX file cannot be written, or its results differ from PyTorch's.
     """
     source, folder = Run(Path(run)), Path(out).resolve()
     source.require("segment")
@@ -66,7 +70,7 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Return what the exported network says about itself: what the trained one does, versions, the weights' licence."""
+    """Return the description of an exported network: that of the trained one, versions, and the weights' licence."""
     from tagseg._version import __version__
 
     settings = run.settings()
@@ -78,7 +82,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def without_folders(value: Any, keep: tuple[str, ...] = ()) -> Any:
-    """Return nested plain values where a path is its last part alone; what stands under the names `keep` stays."""
+    """Return nested plain values with every path reduced to its last part, except under the names in `keep`."""
     if isinstance(value, dict):
         return {name: part if name in keep else without_folders(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -102,10 +106,10 @@ def _require_free(folder: Path, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
-        raise RunError(f"{folder}: is a file; choose another --out")
+        raise RunError(f"{folder}: is a file, expected a folder; choose another --out")
     found = {path.name for path in folder.iterdir()}
     if _CARD not in found or not found <= set(_FILES):
         other = sorted(found - set(_FILES)) or sorted(found)
-        raise RunError(f"{folder}: holds what no export wrote ({', '.join(other[:5])}); choose another --out")
+        raise RunError(f"{folder}: holds files that no export wrote ({', '.join(other[:5])}); choose another --out")
     if not force:
         raise RunError(f"{folder}: exists; choose another --out or --force")

@@ -1,4 +1,4 @@
-"""A segmentation network as an ONNX file: images of any size and number in, probabilities at their size out."""
+"""A segmentation network as an ONNX file that takes batches of images of any size and returns probabilities."""
 
 import copy
 import importlib.util
@@ -16,34 +16,34 @@ from torch import Tensor, nn
 from tagseg.networks.segmenters import Segmenter
 
 TOLERANCE = 1e-3
-"""Probabilities of ONNX Runtime and PyTorch may differ by this much; both round, and each in its own order."""
+"""How much the probabilities of ONNX Runtime and PyTorch may differ; the two round in a different order."""
 
 _MAX_BYTES = 2_000_000_000
-"""An ONNX file is one message of Protocol Buffers, which ends at 2 GB."""
+"""An ONNX file is one Protocol Buffers message, and those are limited to 2 GB."""
 
 _MAX_SIDE = 1 << 20
 
 Pixels = int | torch.SymInt
-"""A side that is known, or one that stands for any."""
+"""A known side, or a symbol for any side."""
 
-_WAYS_ON = (
-    "Leave --onnx out: tagseg.load needs the other files alone. Or train another network, with --segment.encoder "
-    "mobilenetv2_100 or resnet50 for example, and export that"
+_WHAT_TO_DO = (
+    "Export without --onnx, which tagseg.load does not need, or train and export another network, for example with "
+    "--segment.encoder mobilenetv2_100 or resnet50"
 )
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The sides that a network takes: `step` n + `offset` pixels for n from `lowest` on."""
+    """The image sides that a network accepts: `step * n + offset` pixels for every n >= `lowest`."""
 
     step: int
     offset: int
     lowest: int
 
     def nearest(self, side: Pixels) -> Pixels:
-        """Return the side nearest to `side` pixels; of two, that with the even n, as `round` has it.
+        """Return the accepted side nearest to `side` pixels; a tie goes to the even n, as with `round`.
 
-        A symbol has neither `max` nor `round`, and no `if` may ask for its value.
+        Symbols support neither `max` nor `round`, and an `if` on their value would fix them.
         """
         doubled = 2 * (side - self.offset) + self.step
         count, rest = doubled // (2 * self.step), doubled % (2 * self.step)
@@ -53,7 +53,7 @@ class Sides:
 
 
 class AnySize(nn.Module):
-    """A segmentation network that brings images of any size to one it takes, and its probabilities back."""
+    """A segmentation network that resizes any image to a size it accepts, and its scores back to the image's size."""
 
     def __init__(self, network: nn.Module, fitting_size: Callable[[Any, Any], tuple[Pixels, Pixels]]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class AnySize(nn.Module):
         self.fitting_size = fitting_size
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids H W"]:
-        """Return the probability of every id, for RGB in 0..1."""
+        """Return the probability of every id for RGB images in 0..1."""
         height, width = images.shape[2:]
         size: Any = self.fitting_size(height, width)
         fitting = F.interpolate(images, size, mode="bilinear", align_corners=False)
@@ -70,14 +70,14 @@ class AnySize(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """`nn.AdaptiveAvgPool2d` as two matrix products: the exporter writes that one for a single input size."""
+    """`nn.AdaptiveAvgPool2d` as two matrix products, since the exporter would fix its input size."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
         self.size = size
 
     def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d p q"]:
-        """Return the means over p x q parts of the cells, which overlap where p or q does not divide their number."""
+        """Return the means over p x q parts of the cells; parts overlap if p or q does not divide their number."""
         rows, columns = (_shares(n, parts, features) for n, parts in zip(features.shape[2:], self.size, strict=True))
         pooled: Tensor = rows @ features @ columns.T
         return pooled
@@ -91,29 +91,34 @@ def _shares(cells: Pixels, parts: int, like: Tensor) -> Float[Tensor, "parts cel
 
 
 def require_exporter() -> None:
-    """Raise ValueError when a package that writes ONNX files is not installed."""
+    """Check that the packages that write ONNX files are installed.
+
+    Raises:
+        ValueError: when one is missing.
+    """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"--onnx: needs {' and '.join(missing)}: pip install 'tagseg[onnx]'")
+        raise ValueError(f"--onnx: requires {' and '.join(missing)}; install with pip install 'tagseg[onnx]'")
 
 
 def write_onnx(network: Segmenter, about: Mapping[str, Any], path: Path) -> float | None:
-    """Write `network` to `path` and hold it against PyTorch by ONNX Runtime.
+    """Write `network` to `path` and compare ONNX Runtime's results with PyTorch's.
 
     The graph takes `images` (float32, batch 3 height width, RGB in 0..1, any size) and returns `probabilities` (batch
-    ids height width); normalisation is inside. `about` goes into its metadata_props, each value as JSON.
+    ids height width); it normalises the images itself. `about` goes into its metadata_props, each value as JSON.
 
     Returns:
-        the largest difference of a probability, or None where ONNX Runtime is not installed.
+        the largest difference of a probability, or None if ONNX Runtime is not installed.
 
     Raises:
-        ValueError: when a package is missing, the exporter cannot write the network, or the file computes something
-            else.
+        ValueError: when a package is missing, the exporter cannot write the network, or the results differ too much.
     """
     require_exporter()
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if size > _MAX_BYTES:
-        raise ValueError(f"--onnx: the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 at most. {_WAYS_ON}")
+        raise ValueError(
+            f"--onnx: the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most 2 GB. {_WHAT_TO_DO}"
+        )
     sides = probe_sides(network)
     program = _program(AnySize(_exportable(network), lambda h, w: (sides.nearest(h), sides.nearest(w))).eval(), sides)
     _save(program, about, path)
@@ -123,7 +128,7 @@ def write_onnx(network: Segmenter, about: Mapping[str, Any], path: Path) -> floa
 
 
 def probe_sides(network: Segmenter) -> Sides:
-    """Return the rule behind `network.fitting_size`, found by asking it."""
+    """Return the rule of `network.fitting_size`, found by calling it."""
     found = sorted({network.fitting_size(float(side), float(side))[0] for side in range(1, 513)})
     step = found[1] - found[0]
     sides = Sides(step, found[0] % step, found[0] // step)
@@ -143,7 +148,7 @@ def _exportable(network: nn.Module) -> nn.Module:
 
 
 def _program(model: AnySize, sides: Sides) -> Any:
-    # The sides of the example differ from each other and fit nothing, or the exporter would take them for fixed.
+    # Both sides of the example differ and need resizing; otherwise the exporter would treat them as fixed.
     unit = sides.nearest(1)
     example = torch.rand(2, 3, 2 * unit + 5, 3 * unit + 2, generator=torch.Generator().manual_seed(0))
     names = {0: ("batch", 4096), 2: ("height", _MAX_SIDE), 3: ("width", _MAX_SIDE)}
@@ -153,16 +158,16 @@ def _program(model: AnySize, sides: Sides) -> Any:
             model, (example,), dynamo=True, verbose=False, dynamic_shapes=(free,), input_names=["images"],
             output_names=["probabilities"],
         )  # fmt: skip
-    except RuntimeError as error:  # all of the exporter's errors are
+    except RuntimeError as error:  # the base class of all of the exporter's errors
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ValueError(f"--onnx: PyTorch's exporter cannot write this network ({reason}). {_WAYS_ON}") from error
+        raise ValueError(f"--onnx: PyTorch's exporter cannot write this network ({reason}). {_WHAT_TO_DO}") from error
 
 
 def _save(program: Any, about: Mapping[str, Any], path: Path) -> None:
     import onnx
 
     model = program.model_proto
-    # The exporter notes the lines of code that each node comes from, with the paths of this machine.
+    # The exporter records the source line of each node, with paths of this machine.
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.functions):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -175,7 +180,7 @@ def _check(path: Path, reference: AnySize, sides: Sides) -> float:
     import onnxruntime
 
     quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 4  # what goes wrong is told below
+    quiet.log_severity_level = 4  # errors are raised below instead
     generator, unit, worst = torch.Generator().manual_seed(1), sides.nearest(1), 0.0
     try:
         session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
@@ -183,12 +188,12 @@ def _check(path: Path, reference: AnySize, sides: Sides) -> float:
             images = torch.rand(shape, generator=generator)
             (seen,) = session.run(["probabilities"], {"images": images.numpy()})
             worst = max(worst, float((torch.from_numpy(seen) - reference(images)).abs().max()))
-    except Exception as error:  # ONNX Runtime's own errors have no other ancestor
+    except Exception as error:  # ONNX Runtime's errors have no narrower base class
         reason = str(error).splitlines()[0][:300]
-        raise ValueError(f"--onnx: ONNX Runtime cannot run what the exporter wrote ({reason}). {_WAYS_ON}") from error
+        raise ValueError(f"--onnx: ONNX Runtime cannot run the exported file ({reason}). {_WHAT_TO_DO}") from error
     if not worst <= TOLERANCE:
         raise ValueError(
-            f"--onnx: probabilities of ONNX Runtime and PyTorch differ by {worst:.2g}, expected {TOLERANCE} at most. "
-            f"{_WAYS_ON}"
+            f"--onnx: the probabilities of ONNX Runtime and PyTorch differ by {worst:.2g}, expected at most "
+            f"{TOLERANCE}. {_WHAT_TO_DO}"
         )
     return worst

@@ -1,4 +1,4 @@
-"""Outlines of a connected region as polygons, holes and all: exact, or with as few corners as a tolerance allows."""
+"""Outlines of a connected region, including its holes, as polygons: exact, or simplified within a tolerance."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 Ring = Int64[np.ndarray, "_n 2"]
-"""Corners (x, y) of a closed line; the last is joined to the first."""
+"""Corners (x, y) of a closed line; the last one connects to the first."""
 
 
 def polygon(
@@ -14,12 +14,12 @@ def polygon(
 ) -> Float64[np.ndarray, "_n 2"]:
     """Return the outline of one connected region as a single closed polygon of (x, y), in pixels.
 
-    Along `edges`, pixel (x, y) is the square from x to x + 1 and y to y + 1, as COCO counts: a polygon encloses its
-    pixels. Along `centres`, pixel (x, y) is the point (x, y), and a polygon goes through the outermost pixels, which
-    are part of the region: what OpenCV's fillPoly draws. Holes are joined to the outline by a line that is walked
-    there and back (a keyhole): by the even-odd rule they stay empty.
+    Along `edges`, pixel (x, y) is the square from x to x + 1 and y to y + 1, as in COCO: the polygon encloses its
+    pixels. Along `centres`, pixel (x, y) is the point (x, y), and the polygon passes through the outermost pixels of
+    the region, as OpenCV's fillPoly expects. A line there and back (a keyhole) joins each hole to the outline; by the
+    even-odd rule the holes stay empty.
 
-    No point of an outline moves by more than `tolerance` pixels (Douglas and Peucker 1973); with 0 it is exact.
+    No point of an outline moves by more than `tolerance` pixels (Douglas and Peucker 1973); 0 keeps it exact.
     """
     rings = outlines(pixels)
     if along == "centres":
@@ -29,8 +29,10 @@ def polygon(
 
 
 def outlines(pixels: Bool[np.ndarray, "h w"]) -> list[Ring]:
-    """Return the lines along pixel edges around a region whose pixels touch at edges or corners: first its outline,
-    then its holes. The region lies to the right of each line."""
+    """Return the outline of a region and then its holes, along pixel edges, with the region to the right of each line.
+
+    The region is connected by pixels that touch at edges or corners.
+    """
     starts, stops, heading = _edges(pixels)
     follow = {(x, y, d): i for i, ((x, y), d) in enumerate(zip(starts.tolist(), heading.tolist(), strict=True))}
     ends, directions = stops.tolist(), heading.tolist()
@@ -42,7 +44,7 @@ def outlines(pixels: Bool[np.ndarray, "h w"]) -> list[Ring]:
             walked[edge] = True
             ring.append(edge)
             (x, y), d = ends[edge], directions[edge]
-            # Where two pixels meet at a corner only, a turn to the left goes on around the other one.
+            # Where two pixels touch only at a corner, turning left continues around the other one.
             edge = follow.get((x, y, (d + 3) % 4), follow.get((x, y, (d + 1) % 4), -1))
         if ring:
             assert edge == first, "an outline that does not close"
@@ -52,8 +54,10 @@ def outlines(pixels: Bool[np.ndarray, "h w"]) -> list[Ring]:
 
 
 def simplify(ring: Ring, tolerance: float) -> Ring:
-    """Return a closed line without the corners that it does not need to stay within `tolerance` of where it was
-    (Douglas and Peucker 1973); it is returned as it is where fewer than three corners would be left."""
+    """Return a closed line with as few corners as keep it within `tolerance` pixels (Douglas and Peucker 1973).
+
+    It is returned unchanged if fewer than three corners would remain.
+    """
     ring = ring[_turns(ring)]
     if len(ring) < 3 or tolerance == 0:
         return ring
@@ -76,7 +80,7 @@ def simplify(ring: Ring, tolerance: float) -> Ring:
 
 
 def _turns(ring: Ring) -> Bool[np.ndarray, " _n"]:
-    """Which points of a closed line are corners: the others lie on the straight way between their neighbours."""
+    """Tell which points of a closed line are corners; the others lie straight between their neighbours."""
     came, goes = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     straight = (came[:, 0] * goes[:, 1] == came[:, 1] * goes[:, 0]) & ((came * goes).sum(1) > 0)
     turns: Bool[np.ndarray, " _n"] = ~straight
@@ -84,10 +88,13 @@ def _turns(ring: Ring) -> Bool[np.ndarray, " _n"]:
 
 
 def keyhole(outer: Ring, holes: list[Ring]) -> Float64[np.ndarray, "_n 2"]:
-    """Return an outline and its holes as one closed line: from the topmost corner of every hole a line goes straight up
-    to what it meets, and back. Between exact outlines it meets no pixel but the region's."""
+    """Return an outline and its holes as one closed line.
+
+    From the topmost corner of each hole, a line goes straight up to the first line it meets, and back. If the outlines
+    are exact, it crosses only pixels of the region.
+    """
     line = outer.astype(np.float64)
-    # What lies above a hole has been joined before it.
+    # From top to bottom, so that everything above a hole has already been joined.
     for hole in sorted(holes, key=_topmost):
         y, x = _topmost(hole)
         begin = int(np.flatnonzero((hole == (x, y)).all(1))[0])
@@ -99,13 +106,15 @@ def keyhole(outer: Ring, holes: list[Ring]) -> Float64[np.ndarray, "_n 2"]:
 
 
 def _edges(pixels: Bool[np.ndarray, "h w"]) -> tuple[Ring, Ring, Int64[np.ndarray, " _n"]]:
-    """Starts, stops and headings of all straight lines between a region, to their right, and the rest; headings are
-    0 east, 1 south, 2 west, 3 north, so that the next one is a turn to the right."""
+    """Return starts, stops and headings of all straight lines along a region's border, with the region to their right.
+
+    Headings are 0 east, 1 south, 2 west, 3 north: the next number is a right turn.
+    """
     padded = np.pad(pixels, 1)
     inside, above = padded[1:, 1:-1], padded[:-1, 1:-1]
     right, before = padded[1:-1, 1:], padded[1:-1, :-1]
     starts, stops, headings = [], [], []
-    # One row of flags a line of the grid: those that run along rows, then along columns.
+    # One row of flags per grid line: first for lines along rows, then for lines along columns.
     for heading, flags in (
         (0, inside & ~above),
         (2, above & ~inside),
@@ -124,11 +133,11 @@ def _edges(pixels: Bool[np.ndarray, "h w"]) -> tuple[Ring, Ring, Int64[np.ndarra
 
 
 def _through_pixels(ring: Ring) -> Ring:
-    """The line through the region's outermost pixels, for one along their edges."""
+    """Return the line through a region's outermost pixels, given the line along their edges."""
     following = np.roll(ring, -1, axis=0)
     step = np.sign(following - ring)
-    # Pixels to the right of the first and of the last piece of each straight line: a pixel is named by its corner with
-    # the smallest x and y, so that a step to the west or north begins one further.
+    # Pixels to the right of the first and the last step of each straight line. A pixel has the coordinates of its
+    # corner with the smallest x and y, so a step to the west or north starts one pixel further.
     right = np.stack([-step[:, 1], step[:, 0]], 1)
     offset = np.minimum(step, 0) + np.minimum(right, 0)
     first, last = ring + offset, following - step + offset
@@ -140,7 +149,7 @@ def _through_pixels(ring: Ring) -> Ring:
 def _to_segment(
     points: Int64[np.ndarray, "n 2"], start: Int64[np.ndarray, "2"], stop: Int64[np.ndarray, "2"]
 ) -> Float64[np.ndarray, " n"]:
-    """Distances of points from the straight line between two others."""
+    """Return the distances of points from the segment between two other points."""
     along, away = (stop - start).astype(np.float64), (points - start).astype(np.float64)
     length = float(along @ along)
     share = np.clip(away @ along / length, 0, 1) if length else np.zeros(len(points))
@@ -149,28 +158,28 @@ def _to_segment(
 
 
 def _area(ring: Ring) -> float:
-    """Twice the signed area: positive where the region lies inside."""
+    """Return twice the signed area: positive if the region is inside the line."""
     x, y = ring.T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
 
 
 def _topmost(ring: Ring) -> tuple[int, int]:
-    """(y, x) of the highest corner, the leftmost of these."""
+    """Return (y, x) of the highest corner; of several, the leftmost."""
     x, y = ring[np.lexsort(ring.T)[0]]
     return int(y), int(x)
 
 
 def _above(line: Float64[np.ndarray, "_n 2"], x: float, y: float) -> tuple[int, float]:
-    """Index of the piece of a closed line that is next above (x, y), or goes through it, and its y there."""
+    """Return the index of the segment of a closed line next above (x, y), or through it, and its y there."""
     one, two = line, np.roll(line, -1, axis=0)
     low, high = np.minimum(one[:, 0], two[:, 0]), np.maximum(one[:, 0], two[:, 0])
     upright = low == high
     share = np.where(upright, 0.0, (x - one[:, 0]) / np.where(upright, 1.0, two[:, 0] - one[:, 0]))
     height = one[:, 1] + share * (two[:, 1] - one[:, 1])
-    # An upright piece is met at its lower end, or at y where it goes on below.
+    # A vertical segment is met at its lower end, or at y if it extends below.
     height = np.where(upright, np.minimum(np.maximum(one[:, 1], two[:, 1]), y), height)
     height = np.where(upright & (np.minimum(one[:, 1], two[:, 1]) > y), np.inf, height)
     met = (low <= x) & (x <= high) & (height <= y + 1e-9)
-    # Simplified outlines may leave a corner of a hole outside: any piece will do, the error is within the tolerance.
+    # A simplified outline may leave a hole's corner outside; then any segment will do, within the tolerance.
     at = int(np.where(met, height, -np.inf).argmax()) if met.any() else int(np.hypot(*(one - (x, y)).T).argmin())
     return at, float(height[at]) if met.any() else float(one[at, 1])

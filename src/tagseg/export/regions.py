@@ -1,4 +1,4 @@
-"""The regions of a mask as runs of pixels down its columns: what COCO's codes count, and what parts touch."""
+"""The regions of a mask as runs of pixels down its columns, for COCO's run-length codes and for connected parts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,11 @@ from pycocotools import mask as coco_rle
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels of one class in a mask of `size` (height, width): runs `starts[i]` to `stops[i]` (exclusive), counted down
-    the columns from left to right; no run goes over the end of a column."""
+    """The pixels of one class in a mask of `size` (height, width), or a connected part of them.
+
+    Run i covers the pixels from `starts[i]` to `stops[i]` (exclusive), counted down the columns from left to right; no
+    run crosses the end of a column.
+    """
 
     class_id: int
     size: tuple[int, int]
@@ -36,7 +39,7 @@ class Region:
         column, row = np.divmod(self.starts, self.size[0])
         begins = (column - left) * height + row - top
         change = np.zeros(width * height + 1, np.int32)
-        # A run may begin where the one in the column before ended: both count.
+        # A run may start where the run in the previous column ended; `add.at` counts both.
         np.add.at(change, begins, 1)
         np.add.at(change, begins + self.stops - self.starts, -1)
         return np.cumsum(change[:-1]).astype(bool).reshape(width, height).T
@@ -52,17 +55,17 @@ class Region:
         return {"size": [height, width], "counts": code["counts"].decode("ascii")}
 
     def parts(self) -> Iterator["Region"]:
-        """Yield the connected parts, in the order of their first pixels; pixels touch at edges and corners."""
+        """Yield the connected parts in the order of their first pixels; pixels connect at edges and corners."""
         part = self._part_of_runs()
         order = np.argsort(part, kind="stable")
         for runs in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             yield Region(self.class_id, self.size, self.starts[runs], self.stops[runs])
 
     def _part_of_runs(self) -> Int64[np.ndarray, " n"]:
-        """The number of each run's part: the index of its first run."""
+        """Return the part of each run, numbered by the part's first run."""
         height, column = self.size[0], self.starts // self.size[0]
-        # In the next column, from the first run that ends at this one's beginning or below, to the last that begins at
-        # its end or above.
+        # The runs of the next column that touch this one: from the first that ends at or below its start, to the last
+        # that starts at or above its end.
         first = np.maximum(
             np.searchsorted(self.stops, self.starts + height), np.searchsorted(column, column + 1, "left")
         )
@@ -78,7 +81,7 @@ class Region:
 
 
 def regions(mask: UInt8[np.ndarray, "h w"]) -> Iterator[Region]:
-    """Yield the region of every id in a mask but 0, in ascending order, 255 among them where it occurs."""
+    """Yield the region of every id in a mask except 0, in ascending order, including 255."""
     height, width = mask.shape
     down = mask.T.ravel()
     change = np.flatnonzero(down[1:] != down[:-1]) + 1
@@ -86,8 +89,8 @@ def regions(mask: UInt8[np.ndarray, "h w"]) -> Iterator[Region]:
     stops = np.r_[starts[1:], height * width]
     values = down[starts]
     for value in np.unique(values[values > 0]):
-        of_it = values == value
-        yield Region(int(value), (height, width), starts[of_it], stops[of_it])
+        chosen = values == value
+        yield Region(int(value), (height, width), starts[chosen], stops[chosen])
 
 
 def _root(part: list[int], run: int) -> int:

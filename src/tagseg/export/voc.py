@@ -1,4 +1,4 @@
-"""Pascal VOC's devkit: palette PNGs, lists, and a text that says which colour is what."""
+"""Pascal VOC's devkit: palette PNGs, image lists, and a labelmap.txt with the colour of each class."""
 
 import logging
 from collections.abc import Iterable
@@ -20,47 +20,48 @@ def write_voc(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tra
     """Write `SegmentationClass/ID.png`, `ImageSets/Segmentation/SUBSET.txt`, labelmap.txt and classes.json.
 
     Raises:
-        DataError: when a mask cannot be read, or an image's name cannot stand in a list.
+        DataError: when a mask cannot be read, or an image list cannot hold an image's name.
     """
     write_atomically(folder / "ImageSets" / "Segmentation" / f"{masks.subset}.txt", image_list(masks))
     try:
         write_atomically(folder / "labelmap.txt", label_map(masks.classes))
     except DataError as error:
-        log.warning("labelmap.txt is left out (%s); classes.json says what the values mean", error)
+        log.warning("labelmap.txt is left out (%s); classes.json lists the class of each value", error)
     for image in track(masks.images, "export", len(masks.images)):
         write_mask(mask_file(folder / "SegmentationClass", image.id), read_mask(masks, image))
     write_classes(folder / "SegmentationClass", masks.classes)
 
 
 def label_map(classes: Iterable[str]) -> str:
-    """Return the text of labelmap.txt, `name:r,g,b::` a line, background first, in the order of mask values.
+    """Return the text of labelmap.txt: one `name:r,g,b::` per line, in the order of mask values, background first.
 
     Raises:
-        DataError: naming a class whose name cannot stand in it.
+        DataError: when labelmap.txt cannot hold the name of a class.
     """
     names = ("background", *classes)
     for i, name in enumerate(names):
-        # Each end of line that a reader may see one in, not the line feed alone.
+        # `splitlines` knows every line end that a reader may know, not just the line feed.
         if i and (":" in name or name[:1] == "#" or name != name.strip() or len(name.splitlines()) != 1):
             raise DataError(
-                f"class {name!r}: labelmap.txt cannot hold it, expected no colon, no # at the beginning and one line"
+                f"class {name!r}: labelmap.txt cannot hold this name, expected one line without a colon, without # at "
+                "the start and without spaces around it"
             )
         if name in names[:i]:
-            raise DataError(f"class {name!r}: is in labelmap.txt already, expected another name")
+            raise DataError(f"class {name!r}: labelmap.txt already has this name, expected another one")
     colours = class_colours(VOID)
     return "".join(f"{name}:{','.join(map(str, colours[i]))}::\n" for i, name in enumerate(names))
 
 
 def image_list(masks: MaskSet) -> str:
-    """Return the text of an image list: an id a line.
+    """Return the text of an image list: one id per line.
 
     Raises:
-        DataError: naming an image whose id cannot stand in it.
+        DataError: when an image list cannot hold the id of an image.
     """
     for image in masks.images:
         if image.id != image.id.strip() or image.id[:1] == "#" or len(image.id.splitlines()) != 1:
             raise DataError(
-                f"{image.image}: an image list cannot hold the name {image.id!r}, expected one line, without spaces at "
-                "its ends or # at its beginning"
+                f"{image.image}: an image list cannot hold the name {image.id!r}, expected one line without # at the "
+                "start and without spaces around it"
             )
     return "".join(f"{image.id}\n" for image in masks.images)

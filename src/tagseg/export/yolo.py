@@ -1,4 +1,4 @@
-"""YOLO's segmentation labels: a text file an image, a polygon a line."""
+"""YOLO's segmentation labels: one text file per image, one polygon per line."""
 
 from pathlib import Path, PurePosixPath
 
@@ -11,17 +11,17 @@ from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track
 
 _INSIDE = 0.25
-"""Where in its pixel a point lies: readers that cut off and readers that round both arrive at the pixel."""
+"""Position of a point inside its pixel: readers that truncate and readers that round both arrive at this pixel."""
 
 
 def write_yolo(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
-    """Write `labels/SUBSET/ID.txt` and data.yaml, where class 0 is the first.
+    """Write `labels/SUBSET/ID.txt` and data.yaml; YOLO's class 0 is class id 1.
 
-    A line is a connected part: `class x y x y ...` along its outermost pixels, in shares of width and height. Holes are
-    joined to the outline by a line walked there and back, as YOLO has one polygon an object.
+    Each line is a connected part: `class x y x y ...` through its outermost pixels, as shares of width and height. YOLO
+    has one polygon per object, so holes are joined to the outline by a line there and back.
 
     Raises:
-        DataError: when a mask cannot be read, or a class name cannot stand in YAML.
+        DataError: when a mask cannot be read, or YAML cannot hold a class name.
     """
     write_atomically(folder / "data.yaml", data_yaml(masks))
     for image in track(masks.images, "export", len(masks.images)):
@@ -34,32 +34,34 @@ def write_yolo(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tr
 
 
 def yolo_image(masks: MaskSet, image: MaskedImage) -> Path:
-    """Return where in the export an image lies: readers find its labels by its name without suffix, so that images
-    which differ in suffix alone need names of their own."""
+    """Return an image's path, relative to the export.
+
+    Readers find labels by the image's name without its suffix, so images that differ only in suffix get new names.
+    """
     return Path("images", masks.subset, image.id + PurePosixPath(image.name).suffix)
 
 
 def data_yaml(masks: MaskSet) -> str:
-    """Return data.yaml; without another set of images, training and validation name the same."""
+    """Return the text of data.yaml; only one set of images is exported, so train and val name the same folder."""
     names = "".join(f"  {i}: {_quoted(name)}\n" for i, name in enumerate(masks.classes))
-    where = f"images/{masks.subset}"
+    folder = f"images/{masks.subset}"
     return (
-        "# Only these images were exported: put others in val before you trust figures.\n"
-        f"train: {where}\nval: {where}\nnames:\n{names}"
+        "# train and val are the same images: replace val with other images before you trust any score.\n"
+        f"train: {folder}\nval: {folder}\nnames:\n{names}"
     )
 
 
 def _shares(pixels: object, corner: tuple[int, int], image: MaskedImage, tolerance: float) -> list[str]:
     points = polygon(pixels, tolerance, "centres") + corner  # type: ignore[arg-type]
     height, width = image.size
-    # A pixel or a straight line is a polygon, too: readers take three points for the least.
+    # Readers require three points, even for a single pixel or a straight line.
     points = points if len(points) > 2 else points[[0, -1, -1]]
     return [f"{value:.7g}" for value in ((points + _INSIDE) / (width, height)).ravel().tolist()]
 
 
 def _quoted(name: str) -> str:
-    """A text in YAML's double quotes, as any reader of YAML takes it back."""
-    if any("\ud800" <= sign <= "\udfff" for sign in name):
-        raise DataError(f"class {name!r}: is no Unicode text, expected one that can be written")
-    plain = (sign if sign.isprintable() and sign not in '"\\' else f"\\U{ord(sign):08X}" for sign in name)
-    return f'"{"".join(plain)}"'
+    """Return a text in YAML's double quotes, so that every YAML reader returns it unchanged."""
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise DataError(f"class {name!r}: not valid Unicode, expected a name without lone surrogates")
+    escaped = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08X}" for char in name)
+    return f'"{"".join(escaped)}"'

@@ -19,7 +19,8 @@ from tagseg.masks.make import mask_image
 from tagseg.masks.map_files import map_file, read_array, read_member, write_maps
 from tagseg.masks.resize import refined_size
 from tagseg.run.folder import Run
-from tagseg.settings.stages import CrfSettings, MaskSettings
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.system.progress import Track, images_per_s, map_ahead, silent
 from tagseg.system.untrusted import DAMAGED_ARRAY, is_file, require_regular
 

@@ -24,8 +24,8 @@ from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.tag_maps import has_posterior, tag_maps
 from tagseg.rca.train import load_network
 from tagseg.run.folder import Run
+from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.settings import map_kind
-from tagseg.settings.stages import LocaliseSettings
 from tagseg.system.progress import Track, images_per_s, map_ahead, silent
 from tagseg.training.device import choose_device
 from tagseg.training.loading import to_tensor

@@ -31,8 +31,9 @@ from tagseg.masks.resize import at_size, enlarge, refined_size, strips
 from tagseg.masks.workers import Made, MaskWorkers, mask_workers
 from tagseg.run.decisions import NEUTRAL, OPEN, Decision, accepted_masks, decision_of
 from tagseg.run.folder import Run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, MaskSettings
 from tagseg.system.progress import Track, images_per_s, silent
 
 log = logging.getLogger(__name__)

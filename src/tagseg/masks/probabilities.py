@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from tagseg.settings.stages import MaskSettings
+from tagseg.settings.masks import MaskSettings
 
 LIMIT = 1e-4
 """Probabilities stay this far from 0 and 1, so that later evidence can still overrule them."""

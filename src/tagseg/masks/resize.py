@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from tagseg.settings.stages import CrfSettings, MaskSettings
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 
 _STRIP = 1 << 20
 """Map values that are enlarged at a time: 4 MB, and as much again a few times while they are decided."""

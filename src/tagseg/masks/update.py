@@ -12,7 +12,7 @@ from tagseg.system.progress import Track, silent
 log = logging.getLogger(__name__)
 
 REVIEWED = "reviewed"
-"""Under this name the manifest keeps, for the stages masks and segment, the decisions that they know of."""
+"""The field of a stage's note in the manifest that has the decisions it took into account: masks and segment."""
 
 
 def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
         RunError: when the stage masks has not finished, or a mask cannot be made.
     """
     run.require("masks")
-    now, then = decision_digests(run), run.manifest()["stages"]["masks"].get(REVIEWED, {})
+    now, then = decision_digests(run), run.manifest().stages["masks"].reviewed
     changed = tuple(
         sample.id for sample in prepared.dataset.split("train") if now.get(sample.id) != then.get(sample.id)
     )
@@ -51,5 +51,5 @@ def unlearned(run: Run) -> int:
     where there is no network."""
     if not run.done("segment"):
         return 0
-    now, then = decision_digests(run), run.manifest()["stages"]["segment"].get(REVIEWED, {})
+    now, then = decision_digests(run), run.manifest().stages["segment"].reviewed
     return sum(now.get(name) != then.get(name) for name in now.keys() | then.keys())

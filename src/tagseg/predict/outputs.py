@@ -18,8 +18,8 @@ from tagseg.masks.palette import class_colours
 from tagseg.predict.find_images import Location, identity
 from tagseg.predict.read import Read, open_image
 from tagseg.segment.label_pixels import Decided, Labels, candidates, label_pixels, refine
+from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions
-from tagseg.settings.stages import CrfSettings
 from tagseg.system.files import write_atomically, writing
 from tagseg.system.untrusted import parse_json, read_bytes
 

@@ -14,7 +14,8 @@ from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
 from tagseg.rca.bank import Bank
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.regions import Regions, mine_regions
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.train import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from tagseg.data.records import Sample
 from tagseg.errors import RunError
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.tag_maps import pair_maps
+from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.settings import MapKind, Settings, map_kind
-from tagseg.settings.stages import LocaliseSettings
 from tagseg.system.files import atomic_path, reserve, write_atomically
 from tagseg.system.untrusted import DAMAGED_ARRAY, check_shape, read_json, require_regular
 from tagseg.training.distributed import ALONE, Group

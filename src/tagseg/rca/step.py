@@ -10,8 +10,8 @@ from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.eps import saliency_loss
 from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.regions import Regions, pool_regions
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings
 from tagseg.training.distributed import ALONE, Group
 from tagseg.training.loading import Crop
 

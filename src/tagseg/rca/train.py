@@ -20,8 +20,9 @@ from tagseg.rca.bank import Bank
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.oaa import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.step import training_step
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import RcaSettings, TrainSettings
+from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import Track, silent
 from tagseg.system.untrusted import check_shape
 from tagseg.training.checkpoint import load_tensors, restore, save_tensors, save_trained

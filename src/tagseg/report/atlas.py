@@ -16,8 +16,9 @@ from tagseg.report.crops import OutlineColour
 from tagseg.report.render import css, render_page
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import map_kind
-from tagseg.settings.stages import LocaliseSettings, RcaSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 from tagseg.training.device import choose_device
@@ -102,7 +103,7 @@ def render(run: Run, images: Sequence[Path], per_class: int, device: str, track:
         ("atlas.css",),
         ("viewer.js",),
         title="What the memory knows",
-        version=run.manifest()["tagseg"],
+        version=run.manifest().tagseg or "(unknown)",
         run=str(run.root),
         names=("background", *classes),
         colours=[css(colour) for colour in colours],

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page about a finished run."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.charts import Chart, draw_chart, read_history, values
 from tagseg.report.pictures import draw_galleries
 from tagseg.report.render import css, render_page
-from tagseg.run.folder import STAGES, Run, Stage
+from tagseg.run.folder import Run
+from tagseg.run.manifest import Manifest
+from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
@@ -115,10 +117,10 @@ def render(run: Run, track: Track = silent) -> str:
         notes=data["notes"],
         broken=data["broken"][:SHOWN_PATHS],
         broken_count=len(data["broken"]),
-        version=manifest["tagseg"],
-        data=manifest["data"],
+        version=manifest.tagseg or "(unknown)",
+        data=manifest.data,
         layout=data["layout"],
-        again=f"tagseg fit {shlex.quote(manifest['data'])} --out NEW --settings {shlex.quote(str(run.settings_file))}",
+        again=f"tagseg fit {shlex.quote(manifest.data)} --out NEW --settings {shlex.quote(str(run.settings_file))}",
         review=f"tagseg review {shlex.quote(str(run.root))}",
         predict=f"tagseg predict {shlex.quote(str(run.root))} IMAGES --out DIR",
     )
@@ -145,9 +147,9 @@ def memory(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
-def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[Figure]:
+def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: Manifest) -> list[Figure]:
     counts = {split: sum(record["split"] == split for record in data["samples"]) for split in ("train", "val")}
-    seconds = sum(float(stage["seconds"]) for stage in manifest["stages"].values())
+    seconds = sum(note.seconds or 0.0 for note in manifest.stages.values())
     names = data["classes"]
     masks, improved, calibrated = (evaluation.get(key) for key in ("pseudo_masks", "self_trained", "calibrated"))
     how = "made from the tags alone"
@@ -167,7 +169,7 @@ def _figures(data: Mapping[str, Any], evaluation: Mapping[str, Any], manifest: M
             str(len(names)),
             f"{_listed(names)}; everything else is background.",
         ),
-        Figure("Time", duration(seconds), f"All {len(manifest['stages'])} finished stages together, on one machine."),
+        Figure("Time", duration(seconds), f"All {len(manifest.stages)} finished stages together, on one machine."),
     ]
 
 
@@ -259,14 +261,18 @@ def _settings_tables(settings: Settings) -> list[tuple[str, list[tuple[str, str,
     ]
 
 
-def _stage_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    done = manifest["stages"]
+def _stage_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
+    done = manifest.stages
     return [
-        (stage, DUTIES[stage], duration(float(done[stage]["seconds"])), memory(float(done[stage]["peak_mb"])))
+        (stage, DUTIES[stage], _known(duration, done[stage].seconds), _known(memory, done[stage].peak_mb))
         for stage in STAGES
         # The page cannot know how long it will have taken to write itself.
         if stage in done and stage != "report"
     ]
+
+
+def _known(say: Callable[[float], str], value: float | None) -> str:
+    return "not known" if value is None else say(value)
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,8 @@ from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.segment.infer import probabilities
 from tagseg.segment.predictor import Predictor, read_predictor
-from tagseg.settings.stages import LocaliseSettings, MaskSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.system.progress import Track, map_ahead, silent
 from tagseg.training.device import choose_device
 from tagseg.training.loading import to_tensor

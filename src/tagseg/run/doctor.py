@@ -8,11 +8,13 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tagseg.errors import RunError
 from tagseg.run.decisions import check_database
-from tagseg.run.folder import LOCK, OTHERS, OUTPUTS, STAGES, Run, needed_stages
+from tagseg.run.folder import LOCK, Run
+from tagseg.run.manifest import Manifest, read_manifest
+from tagseg.run.stages import OTHERS, OUTPUTS, STAGES, needed_stages
 from tagseg.system.files import TEMPORARY, checksum
 from tagseg.system.progress import Track, map_ahead, silent
 
@@ -88,12 +90,12 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
     if not run.manifest_file.exists():
         raise RunError(f"{run.root}: not a run folder (no {run.manifest_file.name})")
     try:
-        manifest = json.loads(run.manifest_file.read_text(encoding="utf-8"))
-        noted, data = _noted(manifest), str(manifest["data"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        manifest = read_manifest(run.manifest_file)
+    except RunError:
         lost = Damage(run.manifest_file.name, "unreadable", "the run itself")
         lost_advice = f"Nothing can be checked without {run.manifest_file}: take it from a copy, or start another run."
         return Checkup(run.root, {}, {}, (lost,), (), (lost_advice,))
+    noted, data = manifest.checksums(), manifest.data
     damage = [*_check_settings(run, manifest), *_check_files(run.root, noted, track), *_check_decisions(run)]
     known = {name for files in noted.values() for name in files}
     unfinished: dict[str, int] = {}
@@ -111,13 +113,7 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
     return Checkup(run.root, finished, unfinished, tuple(damage), tuple(temporary), advice)
 
 
-def _noted(manifest: Any) -> dict[str, dict[str, str]]:
-    """The files of every finished part with their checksums."""
-    parts = {**manifest["stages"], **manifest.get("others", {})}
-    return {part: {str(name): str(digest) for name, digest in parts[part]["files"].items()} for part in parts}
-
-
-def _check_settings(run: Run, manifest: Mapping[str, Any]) -> list[Damage]:
+def _check_settings(run: Run, manifest: Manifest) -> list[Damage]:
     try:
         run.settings()
     except RunError:
@@ -125,7 +121,7 @@ def _check_settings(run: Run, manifest: Mapping[str, Any]) -> list[Damage]:
     except ValueError:
         return [Damage(run.settings_file.name, "unreadable", "the run itself")]
     # Runs of older versions have no checksum of their settings.
-    changed = manifest.get("settings") not in (None, checksum(run.settings_file))
+    changed = manifest.settings not in (None, checksum(run.settings_file))
     return [Damage(run.settings_file.name, "changed", "the run itself")] if changed else []
 
 

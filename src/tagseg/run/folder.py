@@ -1,8 +1,7 @@
-"""The run folder: where each stage reads and writes, and what is finished."""
+"""The run folder: where each stage reads and writes, and which stages have finished."""
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -10,50 +9,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
+
+import msgspec
 
 from tagseg.errors import RunError
+from tagseg.run.manifest import Manifest, OtherNote, StageNote, read_manifest, write_manifest
+from tagseg.run.stages import OTHERS, OUTPUTS, ROUNDS, STAGES, Other, Stage, needed_stages
 from tagseg.settings.settings import Settings
 from tagseg.system.files import TEMPORARY, checksum, files_in, remove_temporary, write_atomically
 from tagseg.system.process import peak_memory_mb, reset_peak_memory
-from tagseg.system.untrusted import check_shape, is_file, read_json
-
-Stage = Literal["train", "localise", "masks", "segment", "evaluate", "report"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-
-_ROUNDS = "self_training"
-
-OUTPUTS: dict[Stage, tuple[str, ...]] = {
-    "train": ("network", "data.json"),
-    "localise": ("maps",),
-    "masks": ("masks", "masks_without_void"),
-    "segment": ("segmenter", _ROUNDS, "labels"),
-    "evaluate": ("predictions", "evaluation.json", "evaluation.md"),
-    "report": ("report.html",),
-}
-"""What each stage leaves in the run folder."""
-
-OTHERS: dict[str, tuple[str, ...]] = {
-    "calibration": ("calibration.json", "calibration.md"),
-    "atlas": ("atlas.html",),
-    "full_supervision": ("full_supervision",),
-    "quality": ("quality.jsonl",),
-    "ablation": ("ablation_score.json",),
-    "bench": ("bench",),
-}
-"""What commands beyond the stages leave in the run folder."""
-
+from tagseg.system.untrusted import is_file
 
 LOCK = ".lock"
 """The file by which processes keep one another out of a run folder (see tagseg.run.lock)."""
 
-_MANIFEST = {"data": str, "stages": dict, "tagseg?": str, "calibration_images?": [str]}
-_STAGE = {"seconds?": float, "peak_mb?": float, "files?": dict}
-
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. Paths are properties; `done`, `stage` and `discard` keep the manifest."""
+    """A run folder. Its properties are paths; its methods read and update the manifest."""
 
     root: Path
 
@@ -90,19 +64,19 @@ class Run:
 
     @property
     def decided_masks(self) -> Path:
-        """Masks where every pixel is decided, unsure ones too."""
+        """Masks in which every pixel has a class, unsure pixels too."""
         return self.root / "masks_without_void"
 
     def round(self, number: int) -> "Run":
-        """Return the folder of a round of self-training (1 is the first): what the next round's masks were made from.
+        """Return the folder of a round of self-training (from 1), whose maps and masks the next round learns from.
 
-        It has a segmenter, maps and masks like a run, and settings.toml says how its maps are read; it is no run that
-        could be continued by itself.
+        It has a segmenter, maps and masks like a run, and settings.toml says how to read its maps. It cannot be
+        continued as a run of its own.
         """
-        return Run(self.root / _ROUNDS / f"round_{number}")
+        return Run(self.root / ROUNDS / f"round_{number}")
 
     def final(self) -> "Run":
-        """Return the folder of the masks that are the run's last word: the last round of self-training, or itself."""
+        """Return the folder of the run's final masks: the last round of self-training, or the run itself."""
         rounds = self.settings().segment.rounds
         return self.round(rounds - 1) if rounds > 1 and self.done("segment") else self
 
@@ -113,8 +87,11 @@ class Run:
 
     @property
     def full_supervision(self) -> "Run":
-        """The folder of the same network trained on true masks: segmenter, masks and predictions as in a run, scores in
-        evaluation.json, and settings.toml says what of the settings counts for it; it is no run by itself."""
+        """The folder of the same network trained on true masks.
+
+        It has a segmenter, masks and predictions like a run, scores in evaluation.json, and the settings that apply to
+        it in settings.toml. It is not a run of its own.
+        """
         return Run(self.root / "full_supervision")
 
     @property
@@ -131,8 +108,8 @@ class Run:
 
     @property
     def review(self) -> Path:
-        """Folder of what a person decided about the masks; rounds of self-training share that of their run."""
-        home = self.root.parent.parent if self.root.parent.name == _ROUNDS else self.root
+        """Folder of a person's decisions about the masks; rounds of self-training share that of their run."""
+        home = self.root.parent.parent if self.root.parent.name == ROUNDS else self.root
         return home / "review"
 
     @property
@@ -141,7 +118,7 @@ class Run:
 
     @property
     def quality_file(self) -> Path:
-        """How far the masks are to be trusted, as far as that was asked: see review/scores.py."""
+        """The estimated quality of the masks, where it was computed: see review/scores.py."""
         return self.root / "quality.jsonl"
 
     @property
@@ -156,31 +133,32 @@ class Run:
         """Return the run's resolved settings.
 
         Raises:
-            RunError: when the folder is no run folder.
+            RunError: when the folder is not a run folder.
+            ValueError: when settings.toml is damaged.
         """
         self._require()
         return Settings.from_toml(self.settings_file)
 
     def data_root(self) -> Path:
-        """Return the data folder the run was made from."""
-        self._require()
-        return Path(self.manifest()["data"])
+        """Return the data folder that the run was made from."""
+        return Path(self.manifest().data)
 
-    def manifest(self) -> dict[str, Any]:
-        """Return the manifest: tagseg's version, the data folder; per finished stage seconds, peak memory, files."""
+    def manifest(self) -> Manifest:
+        """Return the manifest.
+
+        Raises:
+            RunError: when the folder is not a run folder, or its manifest is damaged.
+        """
         self._require()
-        try:
-            manifest: dict[str, Any] = read_json(self.manifest_file)
-            check_shape(manifest, _MANIFEST)
-            for name, noted in manifest["stages"].items():
-                check_shape(noted, _STAGE, f"stages.{name}")
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.manifest_file}: damaged ({error}); start again with another --out") from error
-        return manifest
+        return read_manifest(self.manifest_file)
+
+    def store(self, manifest: Manifest) -> None:
+        """Write the manifest."""
+        write_manifest(self.manifest_file, manifest)
 
     def done(self, stage: Stage) -> bool:
         """Tell whether a stage has finished."""
-        return stage in self.manifest()["stages"]
+        return stage in self.manifest().stages
 
     def require(self, stage: Stage) -> None:
         """Raise RunError unless `stage` has finished."""
@@ -189,93 +167,69 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, name: Stage) -> Iterator[dict[str, Any]]:
-        """Run a stage's body; when it succeeds, note its seconds, peak memory and output checksums in the manifest.
+        """Run a stage's body; when it succeeds, record seconds, peak memory and output checksums in the manifest.
 
-        Yields a dict for figures of the stage's own (images a second, ...), noted too. Seconds are those of the attempt
-        that succeeded. `peak_mb` is this process's alone; what worker processes took is up to the stage to note.
+        Yields a dict for other fields of the stage's note, such as `images` (see `StageNote`). Seconds are those of the
+        attempt that succeeded. `peak_mb` is of this process only; the stage itself records that of its workers.
         """
         started = time.monotonic()
         reset_peak_memory()
         figures: dict[str, Any] = {}
         yield figures
         seconds, peak = time.monotonic() - started, peak_memory_mb()
-        manifest = self.manifest()
-        manifest["stages"][name] = {
-            "seconds": round(seconds, 1),
-            "peak_mb": round(peak),
-            **figures,
-            "files": self._checksums(self.outputs(name)),
-        }
-        self.store(manifest)
+        files = self._checksums(self.outputs(name))
+        note = StageNote(seconds=round(seconds, 1), peak_mb=round(peak), files=files, **figures)
+        self.store(self.manifest().with_stage(name, note))
 
     def outputs(self, stage: Stage) -> tuple[str, ...]:
-        """Return what a stage leaves in the run folder; the list of the images belongs to the first one there is."""
+        """Return what a stage leaves in the run folder; data.json belongs to the run's first stage."""
         first = needed_stages(self.settings())[0]
         return (self.data_file.name, *OUTPUTS[stage]) if stage == first != "train" else OUTPUTS[stage]
 
-    def note(self, name: str) -> None:
-        """Note in the manifest the checksums of what a command beyond the stages has left (see OTHERS)."""
-        manifest = self.manifest()
-        manifest.setdefault("others", {})[name] = {"files": self._checksums(OTHERS[name])}
-        self.store(manifest)
+    def note(self, name: Other) -> None:
+        """Record in the manifest the checksums of what a command other than the stages has left (see OTHERS)."""
+        self.store(self.manifest().with_other(name, OtherNote(self._checksums(OTHERS[name]))))
 
-    def forget(self, *names: str) -> None:
-        """Delete what commands beyond the stages have left, and their note in the manifest."""
-        manifest = self.manifest()
-        for name in names:
-            manifest.get("others", {}).pop(name, None)
-        self.store(manifest)
+    def forget(self, *names: Other) -> None:
+        """Delete what commands other than the stages have left, and their entries in the manifest."""
+        self.store(self.manifest().without_others(names))
         for name in names:
             self._delete(OTHERS[name])
 
     def store_settings(self, settings: Settings) -> None:
-        """Write settings.toml, and its checksum into the manifest; nothing where it says so already."""
+        """Write settings.toml, and its checksum into the manifest; nothing when both are up to date."""
         text = settings.to_toml()
         manifest, digest = self.manifest(), hashlib.sha256(text.encode()).hexdigest()
-        if manifest.get("settings") == digest and self.settings_file.read_bytes() == text.encode():
+        if manifest.settings == digest and self.settings_file.read_bytes() == text.encode():
             return
         write_atomically(self.settings_file, text)
-        self.store(manifest | {"settings": digest})
-
-    def _checksums(self, outputs: tuple[str, ...]) -> dict[str, str]:
-        paths = [path for output in outputs for path in files_in(self.root / output)]
-        return {path.relative_to(self.root).as_posix(): checksum(path) for path in paths}
-
-    def store(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest."""
-        write_atomically(self.manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False))
+        self.store(msgspec.structs.replace(manifest, settings=digest))
 
     def amend(self, stage: Stage, files: Iterable[Path], figures: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Note new checksums of some outputs of a finished stage, and figures, in the manifest."""
+        """Record new checksums of some outputs of a finished stage, and new values of its note, in the manifest."""
         manifest = self.manifest()
-        manifest["stages"][stage] |= figures
-        manifest["stages"][stage]["files"] |= {path.relative_to(self.root).as_posix(): checksum(path) for path in files}
-        self.store(manifest)
-
-    def _delete(self, outputs: tuple[str, ...]) -> None:
-        for path in (self.root / output for output in outputs):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        old = manifest.stages[stage]
+        digests = {path.relative_to(self.root).as_posix(): checksum(path) for path in files}
+        note = msgspec.structs.replace(old, files={**old.files, **digests}, **figures)
+        self.store(manifest.with_stage(stage, note))
 
     def require_unchanged(self, stage: Stage, *files: Path) -> None:
-        """Check files that a finished stage left against their checksums in the manifest; what it does not name passes.
+        """Check files of a finished stage against their checksums in the manifest; files without a checksum pass.
 
         Raises:
-            RunError: naming a file that is not the one the stage left.
+            RunError: naming a file that has changed.
         """
-        noted = self.manifest()["stages"].get(stage, {}).get("files", {})
+        note = self.manifest().stages.get(stage, StageNote())
         for file in files:
             name = file.relative_to(self.root).as_posix()
-            if name in noted and not (is_file(file) and checksum(file) == noted[name]):
+            if name in note.files and not (is_file(file) and checksum(file) == note.files[name]):
                 raise RunError(
-                    f"{file}: is not the file that stage {stage} left, by its checksum in {self.manifest_file.name}: "
-                    f"it was damaged or changed. `tagseg {stage} {self.root} --force` makes it anew"
+                    f"{file}: differs from its checksum in {self.manifest_file.name}: it was damaged or changed after "
+                    f"stage {stage} wrote it. `tagseg {stage} {self.root} --force` makes it again"
                 )
 
     def require_inside(self, stage: Stage) -> None:
-        """Check that a stage's outputs lie in the run folder: a folder in it that is a link would send them elsewhere.
+        """Check that a stage writes inside the run folder: a link in it could lead elsewhere.
 
         Raises:
             RunError: naming the link.
@@ -286,15 +240,15 @@ class Run:
             for link in (top, *(Path(at, name) for at, names, _ in os.walk(top) for name in names)):
                 if link.is_symlink() and not link.resolve().is_relative_to(root):
                     raise RunError(
-                        f"{link}: is a link to {link.resolve()}, out of the run folder, where stage {stage} writes; "
-                        "remove it (the whole run folder may lie elsewhere)"
+                        f"{link}: stage {stage} writes here, but it is a link out of the run folder, to "
+                        f"{link.resolve()}; remove it (to keep a run elsewhere, move its whole folder)"
                     )
 
     def remove_leftovers(self, stage: Stage) -> None:
-        """Delete the temporary files that a killed run left where a stage writes; none may be at work there.
+        """Delete the temporary files that a killed run left where a stage writes; nothing may be writing there.
 
         Raises:
-            RunError: when that is not in the run folder (see `require_inside`).
+            RunError: when the stage would write outside the run folder (see `require_inside`).
         """
         self.require_inside(stage)
         for leftover in self.root.glob(f"{TEMPORARY}*"):
@@ -303,11 +257,9 @@ class Run:
             remove_temporary(self.root / output)
 
     def discard(self, first: Stage) -> None:
-        """Delete the outputs of `first` and of every later stage; calibration and atlas go with their network."""
-        manifest, stages = self.manifest(), STAGES[STAGES.index(first) :]
-        for stage in stages:
-            manifest["stages"].pop(stage, None)
-        self.store(manifest)
+        """Delete the outputs of `first` and of every later stage, and whatever else depends on them."""
+        stages = STAGES[STAGES.index(first) :]
+        self.store(self.manifest().without_stages(stages))
         for stage in stages:
             self._delete(OUTPUTS[stage])
         if STAGES.index(first) <= STAGES.index("segment"):
@@ -315,18 +267,20 @@ class Run:
         if first == "train":
             self.forget("calibration", "atlas")
 
+    def _checksums(self, outputs: tuple[str, ...]) -> dict[str, str]:
+        paths = [path for output in outputs for path in files_in(self.root / output)]
+        return {path.relative_to(self.root).as_posix(): checksum(path) for path in paths}
+
+    def _delete(self, outputs: tuple[str, ...]) -> None:
+        for path in (self.root / output for output in outputs):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def _require(self) -> None:
         for file in (self.manifest_file, self.settings_file):
             if not file.exists():
                 raise RunError(
                     f"{self.root}: not a run folder (no {file.name}); make one with `tagseg fit DATA --out RUN`"
                 )
-
-
-def needed_stages(settings: Settings) -> tuple[Stage, ...]:
-    """Return the stages of a run in order: where the segmentation network learns from masks of another tool, there are
-    no maps and no pseudo-masks to be made; where another method has made the maps, there is no network to be trained
-    for them."""
-    if settings.segment.labels:
-        return STAGES[STAGES.index("segment") :]
-    return STAGES[STAGES.index("localise") :] if settings.localise.maps_from else STAGES

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from tagseg.errors import RunError
-from tagseg.run.folder import LOCK, OUTPUTS, STAGES, Run, Stage
+from tagseg.run.folder import LOCK, Run
+from tagseg.run.manifest import Manifest
+from tagseg.run.stages import OUTPUTS, STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.settings.toml import read_toml
 from tagseg.system.files import TEMPORARY, checksum, write_atomically
@@ -44,9 +46,9 @@ def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool
         # The manifest comes last: until it is there, the folder is none that was begun.
         write_atomically(run.settings_file, settings.to_toml())
         digest = checksum(run.settings_file)
-        run.store({"tagseg": __version__, "data": str(data), "settings": digest, "stages": {}})
+        run.store(Manifest(tagseg=__version__, data=str(data), settings=digest, stages={}))
         return run
-    if Path(run.manifest()["data"]) != data:
+    if run.data_root() != data:
         raise RunError(f"{run.root}: a run of other data ({run.data_root()}), asked for {data}; choose another --out")
     change_settings(run, settings, force)
     return run

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tagseg.crf.dense_crf import dense_crf
 from tagseg.masks.resize import at_size, refined_size, strips
-from tagseg.settings.stages import CrfSettings, MaskSettings
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.masks import MaskSettings
 
 
 @dataclass(frozen=True)

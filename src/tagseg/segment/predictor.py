@@ -20,8 +20,8 @@ from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.infer import ClassProbabilities, as_tensor, in_windows, probabilities
 from tagseg.segment.label_pixels import Decided, candidates, label_pixels, refine
 from tagseg.segment.resolution import Resolution, picture
+from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import Precision, PredictOptions
-from tagseg.settings.stages import CrfSettings
 from tagseg.training.checkpoint import load_tensors, restore
 from tagseg.training.device import choose_device
 

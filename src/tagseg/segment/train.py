@@ -19,8 +19,8 @@ from tagseg.errors import RunError
 from tagseg.masks.mask_files import mask_file
 from tagseg.networks.backbones import warn_if_random
 from tagseg.networks.segmenters import Segmenter, choose_network
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import SegmentSettings
 from tagseg.system.progress import Track, silent
 from tagseg.training.checkpoint import save_trained
 from tagseg.training.device import choose_device, compile_network

@@ -1,31 +1,36 @@
-"""How an export looks."""
+"""Settings of `tagseg export`."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Unit
+from cyclopts import Parameter
 
 from tagseg.errors import DataError
+from tagseg.settings.bounds import check_fields
 
 LOCAL_FILES = "/data/local-files/?d="
-"""Where Label Studio serves files from its local storage."""
+"""Address under which Label Studio serves files from its local storage."""
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """How masks are written.
+    """How masks are written in another tool's format."""
 
-    parts: one annotation for each connected part, not one for each class and image. polygons: outlines, not run-length
-    codes (COCO). tolerance: how far outlines may move, in pixels (0: exact). address: what stands before an image's
-    path in Label Studio's tasks. min_part: connected parts of fewer pixels become background.
-    """
+    parts: Annotated[bool, Parameter(negative=())] = False
+    """One annotation per connected part instead of one per class and image; yolo always does this."""
 
-    parts: bool = False
-    polygons: bool = False
-    tolerance: float = 1.0
+    polygons: Annotated[bool, Parameter(negative=())] = False
+    """Outlines as polygons instead of run-length codes (coco, cvat)."""
+
+    tolerance: Annotated[float, Ge(0), Unit("pixels")] = 1.0
+    """How far an outline may move, in pixels (0: exact)."""
+
     address: str = LOCAL_FILES
-    min_part: int = 0
+    """Text before an image's path in Label Studio's tasks."""
+
+    min_part: Annotated[int, Ge(0), Unit("pixels")] = 0
+    """Smallest connected part to keep, in pixels; smaller parts become background."""
 
     def __post_init__(self) -> None:
-        if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
-            raise DataError(f"--tolerance {self.tolerance}: expected 0 or more pixels")
-        if self.min_part < 0:
-            raise DataError(f"--min-part {self.min_part}: expected 0 or more pixels")
+        check_fields(self, "--", DataError)

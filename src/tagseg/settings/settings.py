@@ -1,4 +1,4 @@
-"""All settings of a run: those of every stage, and what follows from several of them.
+"""All settings of a run.
 
 Precedence: defaults < a preset < a TOML file < flags. The resolved settings are written into the run folder.
 """
@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
 from cyclopts import Group, Parameter
 
-from tagseg.settings.stages import (
-    CrfSettings,
-    DataSettings,
-    LocaliseSettings,
-    MaskSettings,
-    RcaSettings,
-    ReportSettings,
-    SegmentSettings,
-    TrainSettings,
-    check,
-)
+from tagseg.settings.bounds import check_fields
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.data import DataSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.toml import build, plain, read_toml, to_toml
+from tagseg.settings.train import TrainSettings
 from tagseg.system.process import cores
 
 Baseline = Literal["cam", "oaa", "eps"]
@@ -36,29 +35,29 @@ def _panel(title: str, order: int) -> Parameter:
 class Settings:
     """All settings of a run."""
 
-    seed: int = 0
-    """Seed of everything random."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of all random numbers."""
 
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1, mps. auto takes a GPU when there is one."""
+    """Where to compute: auto, cpu, cuda, cuda:1, mps. auto uses a GPU if there is one."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the networks' forward and backward pass."""
+    """Number format of the networks' forward and backward passes."""
 
     compile: bool = False
-    """Let torch.compile translate the networks that learn: a minute at the start, and a long training on a GPU is
-    quicker. Results differ by rounding."""
+    """Compile the networks with torch.compile for training. It takes about a minute at the start and makes long
+    trainings on a GPU faster; results differ by rounding."""
 
-    workers: int = field(default_factory=lambda: min(cores(), 8))
-    """Processes that read images, and that make masks (0: none beside the main one). By default one a core, up to 8."""
+    workers: Annotated[int, Ge(0)] = field(default_factory=lambda: min(cores(), 8))
+    """Processes that load images and make masks (0: the main process does both). By default one per core, up to 8."""
 
     cache: bool = True
-    """Keep what is found in a data folder of 10,000 images or more in the user's cache folder (XDG_CACHE_HOME/tagseg,
-    by default ~/.cache/tagseg), so that it is opened in seconds the next time; changes of the folder are noticed."""
+    """Cache the listing of a data folder of 10,000 images or more in the user's cache folder (XDG_CACHE_HOME/tagseg,
+    by default ~/.cache/tagseg), so that it opens in seconds the next time. Changes of the folder are detected."""
 
     maps: Baseline = "cam"
     """Where maps come from. cam: the trained network, image by image; oaa: the maximum of an image's maps over the
-    epochs of training (OAA, ICCV 2019); eps: the network, taught by saliency maps too (EPS, CVPR 2021; needs
+    epochs of training (OAA, ICCV 2019); eps: a network that also learns from saliency maps (EPS, CVPR 2021; needs
     data.saliency)."""
 
     data: Annotated[DataSettings, _panel("Data", 1)] = field(default_factory=DataSettings)
@@ -71,16 +70,20 @@ class Settings:
     report: Annotated[ReportSettings, _panel("Report", 8)] = field(default_factory=ReportSettings)
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
-        check(self.workers >= 0, "workers", self.workers, "0 or more")
-        known = self.rca.aggregation and self.rca.background
-        check(known or self.localise.kind != "posterior", "localise.kind", self.localise.kind,
-               "refined, coarse or auto: posterior needs rca.aggregation and rca.background")  # fmt: skip
-        check(self.maps != "oaa" or not 0 < self.train.epochs <= self.warm_epochs(), "maps", self.maps,
-               f"train.epochs above {self.warm_epochs()}: oaa accumulates behind rca.warmup (at least 1)")  # fmt: skip
+        check_fields(self, "setting ")
+        if self.localise.kind == "posterior" and not (self.rca.aggregation and self.rca.background):
+            raise ValueError(
+                "setting localise.kind must be refined, coarse or auto unless rca.aggregation and rca.background are "
+                "on, got 'posterior'"
+            )
+        if self.maps == "oaa" and 0 < self.train.epochs <= self.warm_epochs():
+            raise ValueError(
+                f"setting train.epochs must be above {self.warm_epochs()} with maps = oaa, which accumulates maps "
+                f"after rca.warmup (at least 1 epoch), got {self.train.epochs}"
+            )
 
     def warm_epochs(self) -> int:
-        """Return after how many epochs maps are good enough to be accumulated (maps = oaa)."""
+        """Return the number of epochs after which maps are good enough to be accumulated (maps = oaa)."""
         return max(self.rca.warmup, 1)
 
     def mask_rule(self) -> MaskSettings:
@@ -88,7 +91,7 @@ class Settings:
         return self.masks.resolved(self.has_posteriors())
 
     def has_posteriors(self) -> bool:
-        """Tell whether maps are posteriors, which are probabilities, or another method's probabilities."""
+        """Return whether maps are probabilities: posteriors, or another method's probabilities."""
         if self.localise.maps_from:
             return self.localise.maps_hold == "probabilities"
         return self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
@@ -104,10 +107,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "settings") -> "Settings":
-        """Build settings from nested plain values; what is absent keeps its default.
+        """Build settings from nested plain values; absent ones keep their default.
 
         Raises:
-            ValueError: on an unknown name or a value of the wrong type, naming `source` and the setting.
+            ValueError: on an unknown name or a wrong value, naming `source` and the setting.
         """
         built = build(cls, values, source)
         assert isinstance(built, cls)
@@ -118,13 +121,13 @@ class Settings:
         """Read settings from a TOML file.
 
         Raises:
-            ValueError: when the file cannot be read, is not TOML, or holds an unknown or wrong setting.
+            ValueError: when the file cannot be read, is not TOML, or has an unknown setting or a wrong value.
         """
         return cls.from_dict(read_toml(path), str(path))
 
 
 def map_kind(localise: LocaliseSettings, rca: RcaSettings, maps: Baseline = "cam") -> MapKind:
-    """Return the kind of maps that `localise.kind` stands for."""
+    """Return the kind of map that `localise.kind` stands for."""
     if localise.kind != "auto":
         return localise.kind
     return "posterior" if rca.aggregation and rca.background and maps != "eps" else "refined"

@@ -1,36 +1,36 @@
-"""Settings as text: TOML files read, checked against the dataclasses, and written."""
+"""Read settings from TOML text, check them against their dataclasses, and write them."""
 
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
+from tagseg.settings.bounds import MAX_NUMBER, check_value, plain_type, type_hints
 from tagseg.system.untrusted import read_bytes, shown
 
 _MAX_BYTES, _MAX_DOTS = 1 << 18, 200
-_MAX_NUMBER = 2**62
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return a TOML file's tables.
 
     Raises:
-        ValueError: when the file cannot be read or is not TOML.
+        ValueError: when the file is unreadable or not TOML.
     """
     try:
         text = read_bytes(Path(path), _MAX_BYTES).decode("utf-8")
-        # The time that a name takes grows with the square of its parts.
+        # The time to parse a dotted name grows with the square of its length.
         if any(line.count(".") > _MAX_DOTS for line in text.split("\n")):
             raise ValueError(f"a line with more than {_MAX_DOTS} dots")
         return tomllib.loads(text.replace("\r\n", "\n"))
     except OSError as error:
         raise ValueError(f"{path}: cannot read the settings file ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # not TOMLDecodeError alone: numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: also numbers with thousands of digits
         raise ValueError(f"{path}: not a TOML file ({error})") from error
 
 
 def to_toml(values: dict[str, Any]) -> str:
-    """Return plain values, and tables of them, as TOML text."""
+    """Return plain values and tables of plain values as TOML text."""
     lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for section, table in values.items():
         if isinstance(table, dict):
@@ -39,58 +39,45 @@ def to_toml(values: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with its tuples, at any depth of dicts, as lists."""
+    """Return a value with its tuples as lists, also inside nested dicts."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
 def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
-    """Build a dataclass, and those it is made of, from nested plain values; what is absent keeps its default.
+    """Build a dataclass, and the dataclasses in it, from nested plain values; absent fields keep their default.
 
     Raises:
-        ValueError: on an unknown name or a value of the wrong type, naming `source` and the setting.
+        ValueError: on an unknown name or a wrong value, naming `source` and the setting.
     """
-    hints = get_type_hints(cls)
+    hints = type_hints(cls)
     arguments = {}
     for raw, value in values.items():
         name = raw.replace("-", "_")
         if name not in hints:
-            known = ", ".join(sorted(hints))
-            raise ValueError(f"{source}: unknown setting {prefix}{raw}; known here: {known}")
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
+            raise ValueError(f"{source}: unknown setting {prefix}{raw}; known here: {', '.join(sorted(hints))}")
+        kind = plain_type(hints[name])
+        if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise ValueError(f"{source}: {prefix}{raw} is a table of settings, got {shown(value)}")
-            arguments[name] = build(hint, value, source, f"{prefix}{raw}.")  # type: ignore[arg-type]
+                raise ValueError(f"{source}: setting {prefix}{raw} must be a table of settings, got {shown(value)}")
+            arguments[name] = build(kind, value, source, f"{prefix}{raw}.")  # type: ignore[arg-type]
         else:
-            arguments[name] = _typed(hint, value, f"{source}: setting {prefix}{raw}")
+            arguments[name] = _converted(value, hints[name])
+            check_value(f"{source}: setting {prefix}{raw}", arguments[name], hints[name])
     try:
         return cls(**arguments)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    choices: tuple[Any, ...] = get_args(hint)
-    origin = get_origin(hint)
-    if origin is Literal:
-        if value not in choices or isinstance(value, bool):
-            raise ValueError(f"{where}: got {shown(value)}, expected one of {', '.join(map(str, choices))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where}: got {shown(value)}, expected a list")
-        variadic = choices[-1] is Ellipsis
-        if not variadic and len(value) != len(choices):
-            raise ValueError(f"{where}: got {len(value)} values, expected {len(choices)}")
-        return tuple(_typed(choices[0], item, where) for item in value)
-    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
-        raise ValueError(f"{where}: got {shown(value)}, expected a number of at most {_MAX_NUMBER}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+def _converted(value: Any, hint: Any) -> Any:
+    """A value read from TOML in the type of its setting, where TOML has another one: tuples and whole floats."""
+    base = plain_type(hint)
+    if get_origin(base) is tuple and isinstance(value, list):
+        return tuple(_converted(item, get_args(base)[0]) for item in value)
+    if base is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
         return float(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ValueError(f"{where}: got {shown(value)}, expected {hint.__name__}")
     return value
 
 

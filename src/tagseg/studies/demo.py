@@ -4,14 +4,12 @@ from pathlib import Path
 
 from tagseg.demo.draw import draw_demo
 from tagseg.pipeline import Fitted, fit
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import (
-    LocaliseSettings,
-    RcaSettings,
-    ReportSettings,
-    SegmentSettings,
-    TrainSettings,
-)
+from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import Track, silent
 
 

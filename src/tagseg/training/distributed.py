@@ -169,7 +169,8 @@ class Group:
             key = f"tagseg/message/{store.add(f'tagseg/taken/{self.rank}', 1)}"
             while not store.check([key]):
                 time.sleep(POLL_S)
-            return store.get(key).decode()
+            message: str = store.get(key).decode()
+            return message
 
     def _rows(self, own: Tensor, counts: Sequence[int]) -> Tensor:
         raw = own.detach().view(torch.uint8) if own.dtype == torch.bool else own.detach()
@@ -289,10 +290,9 @@ def _accelerator(cpu: bool) -> Any:
     return accelerator
 
 
-def _store() -> dist.Store:
+def _store() -> Any:
     # PyTorch has no public name for the store by which the processes found each other.
-    store: dist.Store = dist.distributed_c10d._get_default_store()
-    return store
+    return dist.distributed_c10d._get_default_store()
 
 
 def _close() -> None:

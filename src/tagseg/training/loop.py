@@ -127,7 +127,7 @@ def run_epochs(training: Training, open_epoch: OpenEpoch) -> History:
                     "(lr)"
                 )
             row = {"epoch": epoch, **figures, "seconds": round(time.monotonic() - began, 1)}
-            log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             state = _State([*state.history, row], 0, {}, 0.0, {})
             _save(training, state)
             if training.group.any(came()):

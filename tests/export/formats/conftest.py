@@ -1,4 +1,4 @@
-"""Sets of masks and small runs to export, with names as people and machines make them."""
+"""Sets of masks and small runs to export, with realistic names."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ CLASSES = ("cat", "big dog", "Kühe: 'alle' <&> \"da\"")
 
 @pytest.fixture
 def masks() -> dict[str, np.ndarray]:
-    """Masks of three classes by id: parts that touch at a corner, a hole with an island, single pixels, none at all."""
+    """Return masks by id: parts that touch at a corner, a hole with an island, single pixels, and an empty mask."""
     ring = np.zeros((9, 14), np.uint8)
     ring[1:8, 1:8] = 1
     ring[3:6, 3:6] = 0
@@ -50,8 +50,11 @@ def mask_set(tmp_path: Path) -> Callable[..., MaskSet]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Return a run whose masks and predictions are made: images in folders, two that differ in suffix alone, a rotated
-    one; one class, `dog`, has an unsure pixel in every mask of a training image."""
+    """Return a run with masks and predictions.
+
+    Its images are in folders; two differ only in their suffix, one is rotated. Every mask of a training image has one
+    unsure pixel.
+    """
     data = tmp_path / "data"
     names = {"cat": ["1.png", "2.jpg", "2.png"], "dog": ["1.png", "ä b.png", "turned.jpg"]}
     rows = []

@@ -10,7 +10,7 @@ PIXELS = arrays.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12
 
 
 def decode(code: list[int]) -> list[int]:
-    """Return the values of a code, read bit by bit as rle-pack defines it."""
+    """Return the values of a code, read bit by bit according to rle-pack."""
     bits = [byte >> (7 - i) & 1 for byte in code for i in range(8)]
     place = 0
 
@@ -45,11 +45,11 @@ def test_runs_of_any_length(shape: tuple[int, int]) -> None:
     assert decode(encode_brush(pixels)) == np.repeat(pixels.ravel() * 255, 4).tolist()
 
 
-def test_the_head_is_label_studios() -> None:
-    # A task of Label Studio's own with an image of 3332 x 2527 begins so, and an empty image goes on so.
+def test_the_header_is_label_studios() -> None:
+    # A task from Label Studio itself, with an empty mask for an image of 3332 x 2527 pixels, starts with these bytes.
     code = encode_brush(np.zeros((2527, 3332), bool))
-    head = [2, 1, 233, 240, 57, 27, 255, 255, 255, 0, 255, 255, 224, 31, 255, 252, 3, 255, 255, 128, 127, 255, 240, 15]
-    assert code[: len(head)] == head
+    start = [2, 1, 233, 240, 57, 27, 255, 255, 255, 0, 255, 255, 224, 31, 255, 252, 3, 255, 255, 128, 127, 255, 240, 15]
+    assert code[: len(start)] == start
 
 
 def test_a_foreign_decoder_reads_the_pixels() -> None:

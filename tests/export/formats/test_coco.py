@@ -12,8 +12,8 @@ from tagseg.data.coco import read_coco
 from tagseg.data.images import load_mask
 from tagseg.export.coco import write_coco
 from tagseg.export.masks import MaskSet
+from tagseg.settings.data import DataSettings
 from tagseg.settings.export import ExportSettings
-from tagseg.settings.stages import DataSettings
 from tagseg.system.progress import silent
 
 Make = Callable[..., MaskSet]
@@ -26,7 +26,7 @@ def loaded(folder: Path, subset: str = "train") -> COCO:
 
 
 def decoded(coco: COCO, name: str) -> np.ndarray:
-    """Return an image's mask, painted from its annotations by pycocotools; crowds are 255 where nothing else is."""
+    """Return an image's mask as pycocotools decodes its annotations; crowds are 255 where there is nothing else."""
     (image,) = (image for image in coco.imgs.values() if image["file_name"] == name)
     mask = np.zeros((image["height"], image["width"]), np.uint8)
     for entry in sorted(coco.imgToAnns[image["id"]], key=lambda entry: -entry["iscrowd"]):
@@ -60,7 +60,7 @@ def test_pycocotools_decodes_the_exported_pixels(
         assert entry["area"] == pixels.sum()
         assert entry["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
     plain = [entry for entry in coco.anns.values() if entry["image_id"] == 1]
-    # Class 1 touches itself at a corner, class 3 is in two places.
+    # The two squares of class 1 touch at a corner, class 3 has two parts.
     assert [entry["category_id"] for entry in plain] == ([1, 2, 3, 3] if settings.parts else [1, 2, 3])
 
 
@@ -96,13 +96,13 @@ def test_our_own_reader_reads_it_back(masks: dict[str, np.ndarray], mask_set: Ma
         target.write_bytes(image.image.read_bytes())
     dataset = read_coco(tmp_path / "out", DataSettings())
     assert dataset.classes == exported.classes
-    # An image without annotations has no tags to learn from.
+    # An image without annotations has no tags, so it is left out.
     assert {sample.id for sample in dataset.samples} == {name for name, mask in masks.items() if mask.any()}
     for sample in dataset.samples:
         assert np.array_equal(load_mask(sample, dataset), masks[sample.id])
 
 
-def test_no_image_has_an_object(mask_set: Make, tmp_path: Path) -> None:
+def test_images_without_any_object(mask_set: Make, tmp_path: Path) -> None:
     write_coco(mask_set({"a": np.zeros((2, 3), np.uint8)}, subset="val"), tmp_path, ExportSettings(), silent)
     content = json.loads((tmp_path / "annotations" / "instances_val.json").read_text())
     assert (len(content["images"]), content["annotations"], len(content["categories"])) == (1, [], 3)

@@ -18,7 +18,7 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def test_lines_mean_classes_by_their_names(file: Path) -> None:
+def test_lines_are_matched_to_classes_by_name(file: Path) -> None:
     labels = read_label_map(file, CLASSES)
     assert labels.names == ("background", "dog", "ice: cream", "tree") and labels.ids == (0, 2, 3, None)
     assert labels.lines == {0: 0, 0x0A141E: 1, 0x010203: 2, 0x090909: 3}
@@ -27,7 +27,7 @@ def test_lines_mean_classes_by_their_names(file: Path) -> None:
 def test_void_and_background_may_be_classes(file: Path) -> None:
     file.write_text("background:0,0,0::\nvoid:::\nignore:1,1,1::\n")
     assert read_label_map(file, ("void", "background")).ids == (2, 1, 255)
-    # Without a colour it is VOC's of that line.
+    # A line without a colour has VOC's colour for its number.
     assert read_label_map(file, ()).lines == {0: 0, 0x800000: 1, 0x010101: 2}
 
 
@@ -56,7 +56,7 @@ def test_masks_in_colour_with_a_palette_or_in_grey(file: Path, tmp_path: Path) -
     picture = Image.fromarray(colours)
     picture.save(tmp_path / "colour.png")
     picture.convert("RGBA").save(tmp_path / "opaque.png")
-    # A palette in an order of its own: the colours count.
+    # A palette in a different order: only its colours count.
     picture.quantize(4).save(tmp_path / "palette.png")
     Image.fromarray(np.array([[0, 1, 2], [255, 2, 0]], np.uint8)).save(tmp_path / "grey.png")
     for name in ("colour", "opaque", "palette", "grey"):
@@ -67,10 +67,13 @@ def test_masks_in_colour_with_a_palette_or_in_grey(file: Path, tmp_path: Path) -
     ("pixel", "message"),
     [((7, 7, 8), "colour 7,7,8"), ((9, 9, 9), "label 'tree'"), (3, "label 'tree'"), (9, "value 9")],
 )
-def test_what_is_no_class_is_named(pixel: tuple[int, int, int] | int, message: str, file: Path, tmp_path: Path) -> None:
+def test_values_that_are_not_classes_are_named(
+    pixel: tuple[int, int, int] | int, message: str, file: Path, tmp_path: Path
+) -> None:
     Image.new("L" if isinstance(pixel, int) else "RGB", (3, 2), pixel).save(tmp_path / "a.png")
     with pytest.raises(
-        DataError, match=rf"a\.png: {message} in the mask, expected classes of the data set by .*labelmap\.txt"
+        DataError,
+        match=rf"a\.png: {message} in the mask, expected only classes of the data set listed in .*labelmap\.txt",
     ):
         coloured_mask(tmp_path / "a.png", read_label_map(file, CLASSES), (2, 3))
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_rle
 
 from tagseg.errors import DataError
-from tagseg.export.cvat import objects, write_cvat
+from tagseg.export.cvat import number_objects, write_cvat
 from tagseg.export.masks import MaskSet
 from tagseg.settings.export import ExportSettings
 from tagseg.system.progress import silent
@@ -40,7 +40,7 @@ def test_the_archives_hold_the_exported_pixels(
             assert np.array_equal(picture(archive, f"SegmentationClass/{name}.png"), mask)
             numbered = picture(archive, f"SegmentationObject/{name}.png")
             assert np.array_equal(numbered > 0, mask > 0)
-            # Every object is of one class; a class is one object, or as many as it has parts.
+            # Every object has one class; a class is one object, or one per part.
             owners = {(int(i), int(c)) for i, c in zip(numbered.ravel(), mask.ravel(), strict=True) if i}
             assert len({i for i, _ in owners}) == len(owners)
             if not parts:
@@ -72,11 +72,11 @@ def test_the_same_masks_give_the_same_archive(masks: dict[str, np.ndarray], mask
 def test_more_objects_than_a_palette_has_colours() -> None:
     mask = np.zeros((40, 40), np.uint8)
     mask[::2, ::2] = 1
-    numbered = objects(mask, parts=True)
+    numbered = number_objects(mask, parts=True)
     assert np.array_equal(numbered > 0, mask > 0) and numbered.max() == 254
     assert len(np.unique(numbered)) == 255
 
 
 def test_names_that_cvat_cannot_hold(mask_set: Make, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"class 'animal:cat'.*; CVAT imports --to coco as well"):
+    with pytest.raises(DataError, match=r"class 'animal:cat'.*; CVAT can also import --to coco"):
         write_cvat(mask_set({"a": np.ones((2, 2), np.uint8)}, ("animal:cat",)), tmp_path, ExportSettings(), silent)

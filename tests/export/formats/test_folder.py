@@ -8,7 +8,7 @@ from tagseg.export.folder import place_images, whole_folder
 from tagseg.system.progress import silent
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_once_it_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     with whole_folder(out, {"export": "coco"}, force=False) as folder:
         (folder / "a.txt").write_text("a")
@@ -19,7 +19,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_what_fails_leaves_nothing_and_harms_nothing(error: type[BaseException], tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing_behind_and_changes_nothing(error: type[BaseException], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with whole_folder(out, {}, force=False) as folder:
         (folder / "old.txt").write_text("old")
@@ -29,7 +29,7 @@ def test_what_fails_leaves_nothing_and_harms_nothing(error: type[BaseException],
     assert (out / "old.txt").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_only_with_force_and_only_our_own_is_replaced(tmp_path: Path) -> None:
+def test_only_our_own_folder_is_replaced_and_only_with_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()  # empty: as good as new
     with whole_folder(out, {}, force=False) as folder:
@@ -42,9 +42,9 @@ def test_only_with_force_and_only_our_own_is_replaced(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "dear.jpg").write_text("x")
-    with pytest.raises(DataError, match=r"photos: exists, and is no folder that export or import made"):
+    with pytest.raises(DataError, match=r"photos: exists and was not made by export or import; choose another --out"):
         whole_folder(photos, {}, force=True).__enter__()
-    with pytest.raises(DataError, match=r"dear\.jpg: exists, and is no folder"):
+    with pytest.raises(DataError, match=r"dear\.jpg: exists and was not made by export or import"):
         whole_folder(photos / "dear.jpg", {}, force=True).__enter__()
     assert (photos / "dear.jpg").read_text() == "x"
 
@@ -59,7 +59,7 @@ def test_images_are_copied_or_linked(tmp_path: Path) -> None:
     assert (tmp_path / "link" / "sub" / "a.jpg").resolve() == tmp_path / "a.jpg"
 
 
-def test_through_a_link_the_folder_that_it_means_is_replaced(tmp_path: Path) -> None:
+def test_through_a_link_the_folder_it_points_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "there")
     for force in (False, True):

@@ -57,13 +57,14 @@ def test_an_image_folder_holds_images_and_masks(run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("to", ["coco", "yolo", "labelstudio", "cvat"])
-def test_where_nothing_can_be_unsure_all_is_decided(to: Any, run: Run, tmp_path: Path) -> None:
+def test_formats_without_unsure_pixels_get_decided_masks(to: Any, run: Run, tmp_path: Path) -> None:
     export(run.root, to, tmp_path / "out")
     if to == "coco":
         content = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
         assert content["annotations"] and not any(entry["iscrowd"] for entry in content["annotations"])
     else:
-        with pytest.raises(DataError, match=f"--unsure void: --to {to} cannot do that, expected decided or background"):
+        message = f"--unsure void: not supported by --to {to}, expected decided or background"
+        with pytest.raises(DataError, match=message):
             export(run.root, to, tmp_path / "other", unsure="void")
         assert not (tmp_path / "other").exists()
 
@@ -71,14 +72,14 @@ def test_where_nothing_can_be_unsure_all_is_decided(to: Any, run: Run, tmp_path:
 @pytest.mark.parametrize(
     ("to", "flags", "message"),
     [
-        ("hf", {"images": "none"}, "--images none: --to hf cannot do that, expected copy or link"),
-        ("cvat", {"images": "copy"}, "--images copy: --to cvat cannot do that, expected none"),
-        ("voc", {"settings": ExportSettings(parts=True)}, "--parts: --to voc has no use for it"),
-        ("yolo", {"settings": ExportSettings(polygons=True)}, "--polygons: --to yolo has no use for it, .* coco, cvat"),
+        ("hf", {"images": "none"}, "--images none: not supported by --to hf, expected copy or link"),
+        ("cvat", {"images": "copy"}, "--images copy: not supported by --to cvat, expected none"),
+        ("voc", {"settings": ExportSettings(parts=True)}, "--parts: not supported by --to voc"),
+        ("yolo", {"settings": ExportSettings(polygons=True)}, "--polygons: not supported by --to yolo, .* coco, cvat"),
         ("coco", {"of": "nowhere"}, "--of nowhere: no such folder"),
     ],
 )
-def test_what_a_format_cannot_do_is_told(
+def test_unsupported_options_are_refused(
     to: Any, flags: dict[str, Any], message: str, run: Run, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):

@@ -32,7 +32,7 @@ def test_rows_name_images_and_masks(
         assert row["tags"] == [exported.classes[value - 1] for value in np.unique(mask) if value]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"- split: {split}\n    path: {split}/**\n" in card
-    # Our own reader takes the tags as they are.
+    # Our own reader returns the same tags.
     assert [row.tags for row in read_rows(tmp_path / "out" / split / "metadata.jsonl")] == [
         tuple(row["tags"]) for row in rows
     ]

@@ -38,15 +38,15 @@ def same(one: Path, two: Path, ids: tuple[str, ...] = IDS) -> bool:
     ],
     ids=["coco", "coco with void", "coco polygons", "voc", "voc masks", "hf masks"],
 )
-def test_what_was_exported_comes_back(to: Any, flags: Any, source: str, run: Run, tmp_path: Path) -> None:
+def test_an_export_can_be_imported_unchanged(to: Any, flags: Any, source: str, run: Run, tmp_path: Path) -> None:
     export(run.root, to, tmp_path / "out", **flags)
     done = import_masks(tmp_path / "out" / source, run.root, tmp_path / "back")
     assert (done.folder, done.corrected, done.own) == (tmp_path / "back", 6, 0)
     assert same(tmp_path / "back", run.decided_masks if to == "coco" and not flags.get("unsure") else run.masks)
 
 
-def test_what_cvat_gives_back(run: Run, tmp_path: Path) -> None:
-    """Colour images and other colours than ours, in another order, with a label for nothing."""
+def test_masks_that_cvat_exports(run: Run, tmp_path: Path) -> None:
+    """CVAT writes colour images, with colours and an order of its own, and an unused label."""
     export(run.root, "cvat", tmp_path / "out")
     with zipfile.ZipFile(tmp_path / "out" / "segmentation_mask_1.1.zip") as archive:
         for name in archive.namelist():
@@ -61,7 +61,7 @@ def test_what_cvat_gives_back(run: Run, tmp_path: Path) -> None:
     assert same(tmp_path / "back", run.decided_masks)
 
 
-def test_the_segmenter_learns_from_what_came_back(run: Run, tmp_path: Path) -> None:
+def test_the_segmenter_can_learn_from_an_import(run: Run, tmp_path: Path) -> None:
     export(run.root, "voc", tmp_path / "out")
     corrected = tmp_path / "out" / "SegmentationClass" / "dog" / "1.png"
     Image.fromarray(np.full((6, 8), 2, np.uint8)).save(corrected)
@@ -76,7 +76,7 @@ def test_the_segmenter_learns_from_what_came_back(run: Run, tmp_path: Path) -> N
 
 
 def coco(names: list[str], category: str = "dog", **entry: Any) -> dict[str, Any]:
-    """Return COCO instances: an object of 2 x 2 pixels in each image."""
+    """Return COCO instances with one object of 2 x 2 pixels per image."""
     square = {"segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]], "category_id": 7, "iscrowd": 0, **entry}
     return {
         "categories": [{"id": 7, "name": category}],
@@ -94,29 +94,32 @@ def test_names_with_other_folders_or_suffixes_are_found(name: str, run: Run, tmp
 
 
 @pytest.mark.parametrize("name", ["1.png", "bird/1.png", "new.png", "2.gif", "cat/2.gif"])
-def test_names_that_may_mean_another_image_are_not_taken(name: str, run: Run, tmp_path: Path) -> None:
-    """Two images are called 1.png or 2, no folder is called bird, new.png is for validation."""
+def test_ambiguous_and_unknown_names_are_refused(name: str, run: Run, tmp_path: Path) -> None:
+    """Two images are called 1.png or 2, no folder is called bird, and new.png is a validation image."""
     (tmp_path / "a.json").write_text(json.dumps(coco([name])))
-    with pytest.raises(DataError, match=rf"a\.json: holds no mask of a training image \(got {name} and so on\), exp"):
+    message = rf"a\.json: no mask belongs to a training image \(got {name}, for example\), expected names like"
+    with pytest.raises(DataError, match=message):
         import_masks(tmp_path / "a.json", run.root, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
-def test_others_images_are_left_out_and_counted(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_masks_of_other_images_are_left_out_and_counted(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = coco(["new.png", "dog/ä b.png", "cat/1.png"])
     content["annotations"].pop()
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert import_masks(tmp_path / "a.json", run.root, tmp_path / "back").corrected == 2
-    assert "1 masks are of no training image and are left out, first new.png" in caplog.text
-    assert "1 images have no annotation there, and so show no class" in caplog.text
+    assert "masks left out because they belong to no training image: 1, the first is new.png" in caplog.text
+    assert "images without annotations: 1; their masks are all background" in caplog.text
     assert not read_mask_file(mask_file(tmp_path / "back", "cat/1")).any()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (coco(["dog/ä b.png"], "horse"), r"a\.json: categories horse; the data set has cat, dog"),
-        (coco(["dog/ä b.png"], segmentation=[]), r"a\.json: an annotation of dog/ä b\.png is a box"),
+        (coco(["dog/ä b.png"], "horse"), r"a\.json: unknown categories horse, expected only cat, dog"),
+        (coco(["dog/ä b.png"], segmentation=[]), r"a\.json: an annotation of dog/ä b\.png is only a box"),
         (coco(["dog/ä b.png", "ä b.png"]), r"a\.json: dog/ä b\.png and ä b\.png are both masks of .*ä b\.png"),
         (coco(["dog/turned.jpg"]), r"turned\.jpg: mask of another size, 8 x 6 pixels, expected the image's 6 x 8"),
         ({"images": []}, r"a\.json: no list 'categories'"),
@@ -131,10 +134,10 @@ def test_wrong_instances_are_named(content: Any, message: str, run: Run, tmp_pat
 
 
 def test_wrong_folders_are_named(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such file or folder; expected a COCO JSON or a folder of PNGs"):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder, expected a COCO JSON or a folder of PNGs"):
         import_masks(tmp_path / "nowhere", run.root, tmp_path / "back")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no mask of a training image \(it is empty\)"):
+    with pytest.raises(DataError, match=r"empty: no mask belongs to a training image \(it is empty\)"):
         import_masks(tmp_path / "empty", run.root, tmp_path / "back")
     Image.new("L", (8, 6), 9).save(tmp_path / "empty" / "ä b.png")
     with pytest.raises(DataError, match=r"ä b\.png: unknown ids 9 in the mask"):

@@ -21,7 +21,7 @@ XML_TEXT = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\u
 
 
 def brushed(code: list[int], shape: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a code whose runs all repeat a value, as those of a brush do."""
+    """Return the pixels of a code in which every run repeats one value, as in all brush strokes."""
     bits = "".join(f"{byte:08b}" for byte in code)
     total, place = int(bits[:32], 2), 32 + 5 + 16
     values: list[int] = []
@@ -64,7 +64,7 @@ def test_brushes_hold_the_exported_pixels(
     assert len(tasks[0]["predictions"][0]["result"]) == (4 if parts else 3)
 
 
-def test_addresses_begin_as_asked(mask_set: Make, tmp_path: Path) -> None:
+def test_addresses_start_with_the_given_prefix(mask_set: Make, tmp_path: Path) -> None:
     settings = ExportSettings(address="https://example.org/photos/")
     write_labelstudio(mask_set({"ü": np.ones((1, 2), np.uint8)}), tmp_path, settings, silent)
     (task,) = json.loads((tmp_path / "tasks.json").read_text())
@@ -79,5 +79,5 @@ def test_class_names_survive_in_xml(names: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["$price", "a\0b", "a\x1b[31m", "\ufffe", "\udc80"])
 def test_class_names_that_xml_cannot_hold(name: str) -> None:
-    with pytest.raises(DataError, match="Label Studio cannot hold it"):
+    with pytest.raises(DataError, match="Label Studio cannot hold this name"):
         interface((name,))

@@ -21,7 +21,7 @@ def test_pseudo_masks_of_the_training_images(run: Run) -> None:
     ]
     assert [image.id for image in kept.images][1:3] == ["cat/2.jpg", "cat/2.png"]
     assert (kept.classes, kept.subset, kept.images[3].tags) == (("cat", "dog"), "train", (2,))
-    assert (kept.images[0].size, kept.images[5].size) == ((6, 8), (8, 6))  # as it is seen, not as it is stored
+    assert (kept.images[0].size, kept.images[5].size) == ((6, 8), (8, 6))  # after the EXIF orientation
     for one, two, three in zip(kept.images, decided.images, dropped.images, strict=True):
         mask = read_mask(kept, one)
         assert (mask == 255).sum() == 1 and mask.shape == one.size
@@ -33,7 +33,7 @@ def test_masks_after_self_training(run: Run) -> None:
     before = [
         read_mask(found, found.images[3]) for found in (collect_masks(run, of, "void") for of in ("final", "pseudo"))
     ]
-    assert np.array_equal(*before), "there is none"
+    assert np.array_equal(*before), "without self-training"
     run.settings_file.write_text(Settings.from_dict({"data": {"min_images": 1}, "segment": {"rounds": 3}}).to_toml())
     for number, value in ((1, 1), (2, 2)):
         write_mask(mask_file(run.round(number).masks, "dog/1"), np.full((6, 8), value, np.uint8))
@@ -77,7 +77,7 @@ def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
     assert sorted((image.id, image.name, image.size) for image in found.images) == [
         ("b", "b.png", (5, 7)), ("day 1/a", "day 1/a.jpg", (5, 7)),
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"predicted: holds no mask of an image of the run; --photos says where"):
+    with pytest.raises(DataError, match=r"predicted: holds no mask of an image of the run; .* add --photos"):
         collect_masks(run, str(folder), "decided")
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         collect_masks(run, str(folder), "decided", tmp_path / "nowhere")
@@ -86,8 +86,8 @@ def test_a_folder_of_masks_of_new_photos(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("of", "photos", "message"),
     [
-        ("lunch", None, "--of lunch: no such folder; expected final, pseudo, predictions or a folder of masks"),
-        ("pseudo", "photos", "--photos photos: the images of --of pseudo are the run's own"),
+        ("lunch", None, "--of lunch: no such folder, expected final, pseudo, predictions or a folder of masks"),
+        ("pseudo", "photos", "--photos photos: requires --of FOLDER, got --of pseudo, whose images are the run's own"),
     ],
 )
 def test_wrong_flags_are_named(of: str, photos: str | None, message: str, run: Run) -> None:
@@ -119,14 +119,14 @@ def test_small_parts_become_background(mask_set: Callable[..., MaskSet]) -> None
 
 def test_wrong_masks_are_named(mask_set: Callable[..., MaskSet]) -> None:
     void = mask_set({"a": np.full((3, 4), 255, np.uint8)}, unsure="decided")
-    with pytest.raises(DataError, match=r"0\.png: has unsure pixels \(255\), expected none; give --unsure void or"):
+    with pytest.raises(DataError, match=r"0\.png: has unsure pixels \(255\), expected none; choose --unsure void or"):
         read_mask(void, void.images[0])
     strange = mask_set({"a": np.full((3, 4), 9, np.uint8)})
     with pytest.raises(DataError, match=r"0\.png: unknown ids 9 in the mask"):
         read_mask(strange, strange.images[0])
 
 
-def test_what_was_decided_about_masks_leaves_with_them(run: Run) -> None:
+def test_decisions_about_masks_are_exported(run: Run) -> None:
     drawn = np.full((6, 8), 2, np.uint8), np.full((6, 8), 255, np.uint8)
     record_decision(run, "cat/1", Decision("accepted"), drawn)
     record_decision(run, "dog/1", Decision("rejected"))

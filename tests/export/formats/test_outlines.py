@@ -25,9 +25,9 @@ def parts(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def filled(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what OpenCV's fillPoly draws: the pixels on the lines, and by the even-odd rule those between them.
+    """Return what OpenCV's fillPoly draws: the pixels on the lines, and those inside by the even-odd rule.
 
-    Lines are level, upright or diagonal, as exact outlines have them.
+    Lines must be horizontal, vertical or diagonal, as in exact outlines.
     """
     drawn = np.zeros(shape, bool)
     ends = np.roll(points, -1, axis=0)

@@ -27,7 +27,7 @@ def flood(mask: np.ndarray) -> set[frozenset[tuple[int, int]]]:
 
 
 def decoded(region: Region) -> np.ndarray:
-    """Return a region's pixels as pycocotools reads its code."""
+    """Return a region's pixels as pycocotools decodes them."""
     return np.asarray(coco_rle.decode(region.code())).astype(bool)
 
 

@@ -34,7 +34,7 @@ def test_palette_pngs_hold_the_exported_pixels(masks: dict[str, np.ndarray], mas
 
 
 @pytest.mark.parametrize("name", ["a:b", "#a", " a", "a\nb", "a\u2028b", "", "cat", "background"])
-def test_names_that_a_label_map_cannot_hold(
+def test_class_names_that_a_label_map_cannot_hold(
     name: str, mask_set: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(DataError, match="class '"):
@@ -45,7 +45,7 @@ def test_names_that_a_label_map_cannot_hold(
 
 
 @pytest.mark.parametrize("name", ["a\nb", " a", "#a", "a\u2029b"])
-def test_names_that_a_list_cannot_hold(name: str, mask_set: Make) -> None:
+def test_image_names_that_a_list_cannot_hold(name: str, mask_set: Make) -> None:
     exported = mask_set({"0": np.zeros((2, 2), np.uint8)})
     (image,) = exported.images
     renamed = MaskSet(exported.classes, "train", (type(image)(name, name, image.image, (2, 2), image.mask),), "void")

@@ -18,9 +18,9 @@ EXACT = ExportSettings(tolerance=0.0)
 
 
 def drawn(file: Path, shape: tuple[int, ...], number: Callable[[float], int]) -> np.ndarray:
-    """Return a label file's mask, class 0 as 1: a polygon takes the pixels on it and, by the even-odd rule, inside.
+    """Return a label file's mask, with class 0 as 1: the pixels on each polygon and, by the even-odd rule, inside it.
 
-    `number` is how a reader makes whole pixels of a coordinate.
+    `number` turns a coordinate into a whole number of pixels, as a reader does.
     """
     mask = np.zeros(shape, np.uint8)
     for line in file.read_text().splitlines():
@@ -57,7 +57,7 @@ def test_lines_draw_the_exported_pixels(
         )
 
 
-def test_a_line_is_a_part(masks: dict[str, np.ndarray], mask_set: Make, tmp_path: Path) -> None:
+def test_every_line_is_a_connected_part(masks: dict[str, np.ndarray], mask_set: Make, tmp_path: Path) -> None:
     write_yolo(mask_set(masks), tmp_path / "out", EXACT, silent)
     labels = tmp_path / "out" / "labels" / "train"
     classes = [line.split()[0] for line in (labels / "plain.txt").read_text().splitlines()]
@@ -85,13 +85,13 @@ def test_any_class_name_survives_in_yaml(names: list[str]) -> None:
 
 
 def test_a_name_that_is_no_text_is_named() -> None:
-    with pytest.raises(DataError, match="is no Unicode text"):
+    with pytest.raises(DataError, match="not valid Unicode"):
         data_yaml(MaskSet(("\udc80",), "train", (), "decided"))
 
 
 def test_wrong_tolerances() -> None:
     for tolerance in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(DataError, match=f"--tolerance {tolerance}: expected 0 or more pixels"):
+        with pytest.raises(DataError, match=f"--tolerance must be .*, got {tolerance}$"):
             ExportSettings(tolerance=tolerance)
-    with pytest.raises(DataError, match="--min-part -1: expected 0 or more pixels"):
+    with pytest.raises(DataError, match="--min-part must be 0 pixels or more, got -1"):
         ExportSettings(min_part=-1)

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from tagseg.errors import DataError, RunError
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import LocaliseSettings, MaskSettings
 from tagseg.studies.ablation.ablate import ablate
 from tagseg.studies.ablation.arms import SCORE_FILE
 from tagseg.studies.ablation.table import ARMS, Ablation
@@ -65,7 +66,7 @@ def test_runs_differ_in_switches_and_seed_alone(original: Ablation, tiny: Settin
 
 
 def test_a_run_of_the_ablation_is_that_of_fit(original: Ablation, discs: Path, tmp_path: Path) -> None:
-    fit(discs, tmp_path / "run", Run(original.folder / "both_1").settings(), until="train")
+    fit_until(discs, tmp_path / "run", "train", Run(original.folder / "both_1").settings())
     alone, within = (
         folder / "network" / "network.safetensors" for folder in (tmp_path / "run", original.folder / "both_1")
     )

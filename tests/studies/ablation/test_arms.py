@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
@@ -11,11 +10,16 @@ from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.evaluate.evaluate import score_pseudo_masks
 from tagseg.masks.map_files import map_file, write_maps
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
+from tagseg.run.manifest import StageNote
 from tagseg.run.open import open_run
+from tagseg.settings.crf import CrfSettings
+from tagseg.settings.localise import LocaliseSettings
+from tagseg.settings.masks import MaskSettings
+from tagseg.settings.rca import RcaSettings
+from tagseg.settings.report import ReportSettings
 from tagseg.settings.settings import Settings
-from tagseg.settings.stages import CrfSettings, LocaliseSettings, MaskSettings, RcaSettings, ReportSettings
 from tagseg.studies.ablation.arms import (
     SCORE_FILE,
     arm_settings,
@@ -32,7 +36,7 @@ from tagseg.studies.ablation.table import ARMS, Arm
 def original(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return the scored run of arm both, seed 3."""
     root = tmp_path_factory.mktemp("arms") / "both_3"
-    fit(discs, root, arm_settings(tiny, "both", 3), until="train")
+    fit_until(discs, root, "train", arm_settings(tiny, "both", 3))
     score_run(prepare(Run(root)), Run(root), "both")
     return Run(root)
 
@@ -55,13 +59,15 @@ def test_arms_differ_in_their_switches_alone(arm: Arm, tiny: Settings) -> None:
 def test_an_arm_that_cannot_be_is_named(tiny: Settings) -> None:
     posterior = dataclasses.replace(tiny, localise=LocaliseSettings(kind="posterior"))
     assert arm_settings(posterior, "both", 0).localise.kind == "posterior"
-    with pytest.raises(ValueError, match=r"arm cam: setting localise\.kind: got 'posterior', expected refined, coarse"):
+    with pytest.raises(
+        ValueError, match=r"arm cam: setting localise\.kind must be refined, coarse or auto unless .*, got 'posterior'"
+    ):
         arm_settings(posterior, "cam", 0)
 
 
 def test_only_scored_images_get_maps_and_no_stage_is_called_done(original: Run) -> None:
     assert sorted(path.name for path in original.maps.iterdir()) == ["0.npz", "1.npz", "2.npz", "3.npz"]
-    assert tuple(original.manifest()["stages"]) == ("train",)
+    assert tuple(original.manifest().stages) == ("train",)
     assert not original.masks.exists() and not original.decided_masks.exists()
 
 
@@ -69,7 +75,7 @@ def test_the_figures_are_those_of_the_written_masks(run: Run, discs: Path) -> No
     prepared = prepare(run)
     before = {path.name: path.stat().st_mtime_ns for path in run.maps.iterdir()}
     # The run goes on to masks as any other: maps that are there stay.
-    fit(discs, run.root, until="masks")
+    fit_until(discs, run.root, "masks")
     assert {path.name for path in run.maps.iterdir()} == {f"{i}.npz" for i in range(9)}
     assert all((run.maps / name).stat().st_mtime_ns == time for name, time in before.items())
     expected, found = score_pseudo_masks(prepared, run), read_score(run, run.settings(), prepared)
@@ -119,9 +125,7 @@ def test_a_score_is_void_when_what_made_it_changes(run: Run) -> None:
     assert read_score(run, dataclasses.replace(settings, workers=1, report=ReportSettings(title="x")), prepared)
     fewer = Prepared(dataclasses.replace(prepared.dataset, samples=prepared.dataset.samples[1:]), prepared.sizes)
     assert read_score(run, settings, fewer) is None
-    manifest = run.manifest()
-    manifest["stages"]["train"]["files"]["network/network.safetensors"] = "another"
-    run.manifest_file.write_text(json.dumps(manifest))
+    run.store(run.manifest().with_stage("train", StageNote(files={"network/network.safetensors": "another"})))
     assert read_score(run, settings, prepared) is None
 
 

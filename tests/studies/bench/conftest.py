@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tagseg.masks.mask_files import write_mask
 from tagseg.settings.settings import Settings
@@ -18,24 +18,24 @@ VOC_IDS = {"cat": 8, "dog": 12, "person": 15}
 TAGS = (("cat",), ("dog",), ("person",), ("cat", "dog"), ("dog", "person"))
 
 
-def disc(number: int) -> tuple[int, int, int, int]:
-    return (4 + 28 * number, 8, 30 + 28 * number, 34)
-
-
-def draw(seed: int, tags: Sequence[str], file: Path) -> np.ndarray:
-    """Draw a photograph of discs, and return the ids of VOC that its pixels have."""
-    grey = np.random.default_rng(seed).integers(90, 160, (48, 64, 3), np.uint8)
-    image, mask = Image.fromarray(grey), Image.new("L", (64, 48))
-    for number, tag in enumerate(tags):
-        ImageDraw.Draw(image).ellipse(disc(number), fill=COLOURS[tag])
-        ImageDraw.Draw(mask).ellipse(disc(number), fill=VOC_IDS[tag])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, quality=95)
-    return np.asarray(mask)
+Draw = Callable[[int, Sequence[str], Path], np.ndarray]
 
 
 @pytest.fixture(scope="session")
-def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def draw(draw_discs: Callable[..., tuple[Image.Image, Image.Image]]) -> Draw:
+    """Return a function that draws a photograph of discs and returns its mask in VOC's ids."""
+
+    def draw(seed: int, tags: Sequence[str], file: Path) -> np.ndarray:
+        image, mask = draw_discs(seed, {COLOURS[tag]: VOC_IDS[tag] for tag in tags}, top=8, diameter=26)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file, quality=95)
+        return np.asarray(mask)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def voc(draw: Draw, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return VOCdevkit/VOC2012 with 15 training images (5 with masks), 3 of val and 2 of test, and saliency maps."""
     root = tmp_path_factory.mktemp("voc") / "VOCdevkit/VOC2012"
     names = [f"2008_{i:06}" for i in range(20)]
@@ -65,7 +65,7 @@ def small_voc() -> Protocol:
 
 
 @pytest.fixture(scope="session")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def coco(draw: Draw, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return COCO's folder: 11 and 4 images, of which 10 and 3 have annotations (one a crowd), and saliency maps."""
     root = tmp_path_factory.mktemp("coco") / "COCO"
     for split, count in (("train", 11), ("val", 4)):
@@ -78,7 +78,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(root / f"saliency/{name[:-4]}.png")
             images.append({"id": i, "file_name": name, "height": 48, "width": 64})
             for number, tag in enumerate(tags):
-                x, y, right, bottom = disc(number)
+                x, y, right, bottom = 4 + 28 * number, 8, 30 + 28 * number, 34
                 outline = [x, y, right, y, right, bottom, x, bottom]
                 entry = {"id": 100 * i + number, "image_id": i, "category_id": VOC_IDS[tag], "iscrowd": int(i == 0)}
                 runs = {"size": [48, 64], "counts": [48 * x, 48 * (right - x), 48 * (64 - right)]}

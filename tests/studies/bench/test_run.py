@@ -64,7 +64,7 @@ def test_the_whole_protocol_on_vocs_layout(followed: Bench, voc: Path) -> None:
         "segmenter_crf": miou(pairs(val, run.root / "bench/val"), to_voc),
     }
     assert followed.figures == {0: pytest.approx(expected)}
-    assert "bench/val/2008_000015.png" in run.manifest()["others"]["bench"]["files"]
+    assert "bench/val/2008_000015.png" in run.manifest().others["bench"].files
 
 
 def test_several_processes_follow_together(
@@ -157,7 +157,7 @@ def test_other_settings_and_other_networks_are_noticed(
     run = Run(out / "seed_0")
     run_stage(run.root, "segment", longer, force=True)
     # What the earlier network predicted is gone with it.
-    assert not (run.root / "bench").exists() and "bench" not in run.manifest().get("others", {})
+    assert not (run.root / "bench").exists() and "bench" not in run.manifest().others
     found = bench(voc, out, small_voc, longer, crf=False)
     assert "segmenter_crf" not in found.figures[0] and found.submissions
     assert "| segmenter and dense CRF, validation images | - | 71.1 |" in found.table()

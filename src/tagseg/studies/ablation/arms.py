@@ -147,7 +147,7 @@ def _made_with(run: Run, settings: Settings, prepared: Prepared) -> dict[str, An
         "data": str(prepared.dataset.root),
         "classes": list(prepared.dataset.classes),
         "images": [sample.id for sample in scored_samples(prepared.dataset, "train")],
-        "network": run.manifest()["stages"]["train"]["files"]["network/network.safetensors"],
+        "network": run.manifest().stages["train"].files["network/network.safetensors"],
     }
 
 

@@ -17,8 +17,9 @@ from tagseg.evaluate.evaluate import read_evaluation, score, scored_samples
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit
 from tagseg.predict.predict import predict
-from tagseg.run.folder import OTHERS, Run
+from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.run.stages import OTHERS
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.check import DataCheck, check_data
@@ -26,9 +27,9 @@ from tagseg.studies.bench.protocols import Protocol, PublishedFigure
 from tagseg.studies.bench.result import Bench
 from tagseg.studies.bench.submission import ARCHIVE, write_submission
 from tagseg.system.files import remove_temporary, write_atomically
+from tagseg.system.process import launched
 from tagseg.system.progress import Track, silent
 from tagseg.system.untrusted import check_shape, read_json
-from tagseg.training.distributed import open_ranks
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def bench(
     force: bool = False,
     track: Track = silent,
     command: str = "",
+    processes: int = 1,
 ) -> Bench:
     """Follow a protocol: check the data, train with every seed, score, and write a table beside the published figures.
 
@@ -59,6 +61,7 @@ def bench(
         crf: also score the segmenter with the dense CRF behind it, as the paper does, and make the submission so.
         force: allow other settings than existing runs'; what depends on them is done again.
         command: how this was called, to be noted.
+        processes: how many processes train the networks, as in `fit`.
 
     Raises:
         DataError: when the data is not there, or is not what the protocol asks for.
@@ -70,20 +73,18 @@ def bench(
     found.require()
     out, numbers = Path(out), range(settings.seed, settings.seed + seeds)
     result = Bench(out, found, settings, {}, {}, tuple(numbers), command)
-    with open_ranks(settings.device) as ranks:
-        if ranks.main:
-            _begin(result)
-        ranks.agree()
-        for seed in numbers:
-            log.info("%s, seed %d", protocol.name, seed)
-            run = Run(out / f"seed_{seed}")
-            fit(data, run.root, dataclasses.replace(settings, seed=seed), force, track)
-            if ranks.main:
-                with hold_lock(run.root):
-                    figures, submission = _finish(run, found, crf, track)
-                result = _with_seed(result, seed, figures, submission)
-                result.save()
-            ranks.agree()
+    is_main = launched()[0] == 0
+    if is_main:
+        _begin(result)
+    for seed in numbers:
+        log.info("%s, seed %d", protocol.name, seed)
+        run = Run(out / f"seed_{seed}")
+        fit(data, run.root, dataclasses.replace(settings, seed=seed), force, track, processes=processes)
+        if is_main:
+            with hold_lock(run.root):
+                figures, submission = _finish(run, found, crf, track)
+            result = _with_seed(result, seed, figures, submission)
+            result.save()
     return result
 
 
@@ -131,7 +132,7 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
 
 def _kept(run: Run, file: Path) -> dict[str, Any] | None:
     """What was found before, where it was finished with the network that the run has now."""
-    if "bench" not in run.manifest().get("others", {}):
+    if "bench" not in run.manifest().others:
         return None
     try:
         values: dict[str, Any] = read_json(file)

@@ -1,0 +1,97 @@
+"""Settings of section [segment]: the segmentation network and its training."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt, Unit
+
+from tagseg.settings.bounds import Scales, check_fields
+
+_Factor = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """The segmentation network that learns from the pseudo-masks."""
+
+    network: Literal["auto", "deeplabv2", "deeplabv3plus", "upernet"] = "auto"
+    """Decoder around the encoder. deeplabv2: the paper's, for any encoder (the paper sets stride 8); deeplabv3plus and
+    upernet: sharper borders, for encoders with features at several strides. auto: deeplabv3plus, or deeplabv2 for
+    vision transformers (ViT, DINOv2, DINOv3)."""
+
+    encoder: str = ""
+    """timm model used as encoder. Empty: train.backbone."""
+
+    weights: str = ""
+    """Initial weights, as for train.weights. Empty: train.weights."""
+
+    stride: Literal[8, 16] = 16
+    """Output stride of the encoder; upernet and vision transformers have their own."""
+
+    labels: str = ""
+    """Folder of another tool's masks (PNG, named like the training images) to learn from instead of pseudo-masks; the
+    earlier stages are skipped."""
+
+    rounds: Annotated[int, Ge(1)] = 1
+    """Rounds of self-training. From the second round on, the network learns from masks that it improved itself: it
+    predicts the training images, and tags, maps and the dense CRF correct the prediction. Each round takes as long as
+    the first."""
+
+    epochs: Annotated[int, Ge(0)] = 0
+    """Passes over the training images (0: enough for about 1,000 steps, at least 3 and at most 60)."""
+
+    batch: Annotated[int, Ge(2), Unit("images")] = 16
+    """Images per forward pass; the decoder's batch norm needs 2."""
+
+    accumulate: Annotated[int, Ge(1)] = 1
+    """Batches whose gradients are added up before the weights change. Batch 4 with accumulate 4 learns like batch 16,
+    in a quarter of the memory."""
+
+    crop: Annotated[int, Ge(32), Unit("pixels")] = 224
+    """Side of the square training crop in pixels, rounded to the nearest size that the network accepts."""
+
+    scale: tuple[_Factor, _Factor] = (0.5, 1.5)
+    """Smallest and largest factor by which a training image is scaled at random before the crop."""
+
+    jitter: Annotated[float, Ge(0)] = 0.3
+    """Strength of random changes of brightness, contrast and saturation (0: none)."""
+
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """As train.optimiser."""
+
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Decay per step of an exponential moving average of the weights, which is kept as the result; 0.99 for example
+    (0: keep the last weights, which are as good because the learning rate falls to zero)."""
+
+    lr: Annotated[float, Gt(0)] = 0.002
+    """Learning rate of the encoder."""
+
+    head_lr: Annotated[float, Gt(0)] = 10.0
+    """Learning rate of new layers, as a multiple of segment.lr."""
+
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+    """L2 penalty on weights; biases and norms have none."""
+
+    freeze_stride: Annotated[int, Ge(0)] = 4
+    """Encoder stages up to this stride keep their initial weights (0: train all stages)."""
+
+    freeze_batch_norm: bool = True
+    """Keep the initial statistics and weights of the encoder's batch norms."""
+
+    predict_scales: Scales = (0.75, 1.0, 1.25)
+    """Image scales at which class probabilities are predicted and then averaged."""
+
+    predict_flip: bool = True
+    """Also average over the mirrored image when predicting."""
+
+    max_side: Annotated[int, Ge(64), Unit("pixels")] = 512
+    """Long side to which larger images are reduced in training and prediction; masks have the image's own size."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "setting segment.")
+        if self.rounds > 1 and self.labels:
+            raise ValueError(
+                f"setting segment.rounds must be 1 with segment.labels, got {self.rounds}: self-training needs maps"
+            )
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"setting segment.scale must be the smaller factor, then the larger, got {self.scale}")
