@@ -134,7 +134,7 @@ def test_fit_again_does_nothing(finished: Run, original: Fitted, data: Path) -> 
 def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitted, data: Path) -> None:
     finished.discard("masks")
     before = times(finished.root)
-    assert fit_until(data, finished.root, "masks") is None
+    assert fit_until(data, finished.root, "masks") == finished
     assert tuple(finished.manifest().stages) == STAGES[:3] and not finished.segmenter.exists()
     rewritten = {name for name, time in times(finished.root).items() if before.get(name) != time}
     assert {name.split("/")[0] for name in rewritten} == {
@@ -144,6 +144,13 @@ def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitte
     }
     for name, digest in Run(original.run).manifest().stages["masks"].files.items():
         assert finished.manifest().stages["masks"].files[name] == digest
+
+
+def test_the_old_way_to_stop_names_the_new_one(finished: Run, data: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"fit\(until=\.\.\.\) is deprecated: use tagseg\.fit_until"):
+        assert fit(data, finished.root, until="masks") is None
+    with pytest.warns(DeprecationWarning):
+        assert fit(data, finished.root, until="report") == fit(data, finished.root)
 
 
 CHILD = """
@@ -230,7 +237,7 @@ def test_a_stage_needs_the_one_before(stage: Stage, finished: Run) -> None:
 
 def test_a_finished_stage_needs_force_and_undoes_the_later_ones(finished: Run) -> None:
     before = times(finished.root)
-    with pytest.raises(RunError, match="stage segment is done; --force does it again"):
+    with pytest.raises(RunError, match="stage segment is done; --force runs it again"):
         run_stage(finished.root, "segment")
     assert times(finished.root) == before
     network = (finished.segmenter / "network.safetensors").read_bytes()
