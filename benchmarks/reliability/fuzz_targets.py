@@ -172,7 +172,7 @@ def _reviews(root: Path) -> dict[str, Target]:
     record_decision(run, "a", Decision("accepted", (2,), 0.4), (mask, mask))
     record_decision(run, "b", Decision("rejected"))
     quality = ImageQuality("a", 0.5, {1: ClassQuality(0.5, 0.4, 0.9, 0.1, 0.3)}, {1: 0.9, 2: 0.1})
-    write_quality(run, [quality, dataclasses.replace(quality, id="b")])
+    write_quality(run, [quality, msgspec.structs.replace(quality, id="b")])
 
     def read_decisions() -> None:
         check_database(run)
