@@ -52,7 +52,7 @@ def main(data: Path, cams: Path, out: Path) -> None:
     config = resolve_model_data_config(model) | {"crop_mode": "squash", "crop_pct": 1.0}
     write_maps(data, cams, model, model.layer4, OUTPUTS, create_transform(**config))
     localise = tagseg.LocaliseSettings(maps_from=str(cams.resolve()))
-    tagseg.fit(data, out, tagseg.Settings(localise=localise), until="masks")  # as: tagseg masks OUT --maps-from CAMS
+    tagseg.fit_until(data, out, "masks", tagseg.Settings(localise=localise))  # as: tagseg masks OUT --maps-from CAMS
 
 
 if __name__ == "__main__":

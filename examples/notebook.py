@@ -85,7 +85,7 @@ print(found.per_class["train"], found.never_apart, found.broken)
 # resumes where it stopped.
 
 # %%
-tagseg.fit(data, OUT / "run", SETTINGS, until="train")
+tagseg.fit_until(data, OUT / "run", "train", SETTINGS)
 run = Run(OUT / "run")
 network, classes = load_network(run.network, torch.device("cpu"))
 print("prototypes of background and of each class:", network.exists.sum(1).tolist())
@@ -126,7 +126,7 @@ row("posterior", [heat(image, sample.tags[0], "posterior") for image, sample in 
 # two disagree are unsure (255, light here).
 
 # %%
-tagseg.fit(data, OUT / "run", SETTINGS, until="masks")
+tagseg.fit_until(data, OUT / "run", "masks", SETTINGS)
 
 
 def masked(sample: Sample, folder: Path) -> Image.Image:

@@ -41,7 +41,7 @@ class TagSegmenter(BaseEstimator):  # type: ignore[misc]
             for i, (image, (tags, _)) in enumerate(zip(images, truth, strict=True)):
                 os.link(image, data / f"{i}{image.suffix}")  # no copy
                 rows.writerow([f"{i}{image.suffix}", "|".join(tags)])
-        tagseg.fit(data, self.run_ / "run", self.settings, until="segment")
+        tagseg.fit_until(data, self.run_ / "run", "segment", self.settings)
         self.predictor_ = tagseg.load(self.run_ / "run")
         return self
 

@@ -21,9 +21,10 @@ import torch
 
 import tagseg
 from tagseg.errors import RunError, WriteError
-from tagseg.pipeline import MEMORY, fit, memory_named, run_stage
+from tagseg.pipeline import fit, fit_until, run_stage
 from tagseg.run.doctor import examine, result_checksums
 from tagseg.run.folder import Run
+from tagseg.run.memory import MEMORY, memory_named
 from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import load_tensors
@@ -35,7 +36,7 @@ SOURCE = Path(tagseg.__file__).parents[1]
 SERVER = """
 import logging, os, sys, time
 import torch
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit, fit_until
 
 torch.set_num_threads(1)
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -199,7 +200,7 @@ def test_a_crash_before_the_run_was_begun_is_no_obstacle(discs: Path, tiny: Sett
     assert [path.name for path in root.iterdir()] == ["settings.toml"]
     (root / ".writing-0.toml").touch()
     (root / ".lock").touch()
-    fit(discs, root, tiny, until="train")
+    fit_until(discs, root, "train", tiny)
     assert Run(root).done("train") and not (root / ".writing-0.toml").exists()
 
 
@@ -213,10 +214,10 @@ def test_a_training_that_was_finished_is_not_done_again(
     run = rewound("segment")
     with monkeypatch.context() as patched, pytest.raises(Crash):
         patched.setattr("tagseg.run.folder.checksum", _crash)
-        fit(discs, run.root, until="segment")
+        fit_until(discs, run.root, "segment")
     caplog.clear()
     with caplog.at_level("INFO", "tagseg"):
-        fit(discs, run.root, until="segment")
+        fit_until(discs, run.root, "segment")
     assert run.done("segment") and "stage segment" in caplog.text and "epoch 1:" not in caplog.text
 
 
@@ -240,7 +241,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_run_continues(
         patched.setattr(os, "fsync", full)
         while len(told) < 100 and not run.done(stage):
             try:
-                fit(discs, run.root, until=stage)
+                fit_until(discs, run.root, stage)
             except (WriteError, RunError) as error:
                 told.append(str(error))
     assert run.done(stage) and told and not list(run.root.rglob(".writing-*"))
@@ -343,7 +344,7 @@ def test_a_signal_ends_a_command_which_says_how_to_continue(
         assert partway["done"] == 2
     with caplog.at_level("INFO"):
         fit(discs, run.root)
-    assert not training or f"continuing behind step 2 of epoch {title[-1]} of 2" in caplog.text
+    assert not training or f"resuming after step 2 of epoch {title[-1]} of 2" in caplog.text
     assert result_checksums(run) == result_checksums(original)
 
 
@@ -353,7 +354,7 @@ def test_a_training_stopped_behind_every_step_makes_the_same_bytes(
 ) -> None:
     settings = Settings.from_dict(tiny.to_dict() | {"maps": maps, "workers": 1})
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, epochs=3))
-    fit(discs, tmp_path / "whole", settings, until="train")
+    fit_until(discs, tmp_path / "whole", "train", settings)
     stops = 0
     for _ in range(20):
 
@@ -364,7 +365,7 @@ def test_a_training_stopped_behind_every_step_makes_the_same_bytes(
                 yield item
 
         try:
-            fit(discs, tmp_path / "stopped", settings, track=stop_at_once, until="train")
+            fit_until(discs, tmp_path / "stopped", "train", settings, track=stop_at_once)
             break
         except KeyboardInterrupt:
             stops += 1
@@ -386,7 +387,7 @@ def test_memory_that_runs_out_names_the_settings_to_lower(
     with pytest.raises(RunError, match=message):
         run_stage(run.root, "segment")
     monkeypatch.undo()
-    fit(discs, run.root, until="segment")
+    fit_until(discs, run.root, "segment")
     assert run.done("segment")
 
 

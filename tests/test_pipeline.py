@@ -19,7 +19,7 @@ from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.scores import read_evaluation
-from tagseg.pipeline import Fitted, fit, run_stage
+from tagseg.pipeline import Fitted, fit, fit_until, run_stage
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import Run
 from tagseg.run.stages import OUTPUTS, STAGES, Stage
@@ -134,7 +134,7 @@ def test_fit_again_does_nothing(finished: Run, original: Fitted, data: Path) -> 
 def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitted, data: Path) -> None:
     finished.discard("masks")
     before = times(finished.root)
-    assert fit(data, finished.root, until="masks") is None
+    assert fit_until(data, finished.root, "masks") == finished
     assert tuple(finished.manifest().stages) == STAGES[:3] and not finished.segmenter.exists()
     rewritten = {name for name, time in times(finished.root).items() if before.get(name) != time}
     assert {name.split("/")[0] for name in rewritten} == {
@@ -146,9 +146,16 @@ def test_fit_stops_and_continues_where_it_is_told(finished: Run, original: Fitte
         assert finished.manifest().stages["masks"].files[name] == digest
 
 
+def test_the_old_way_to_stop_names_the_new_one(finished: Run, data: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"fit\(until=\.\.\.\) is deprecated: use tagseg\.fit_until"):
+        assert fit(data, finished.root, until="masks") is None
+    with pytest.warns(DeprecationWarning):
+        assert fit(data, finished.root, until="report") == fit(data, finished.root)
+
+
 CHILD = """
 import sys, time
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit, fit_until
 from tagseg.settings.settings import Settings
 
 def slowly(items, title, total):
@@ -181,9 +188,9 @@ def test_after_a_kill_the_training_continues_behind_the_last_epoch(
     epochs = len(load_tensors(checkpoint)[1]["history"])
     assert 1 <= epochs < 5 and not run.done("train")
     with caplog.at_level("INFO", "tagseg"):
-        fit(data, run.root, until="train")
-    assert f"continuing behind epoch {epochs} of 5" in caplog.text and f"epoch {epochs}:" not in caplog.text
-    fit(data, tmp_path / "undisturbed", settings, until="train")
+        fit_until(data, run.root, "train")
+    assert f"resuming after epoch {epochs} of 5" in caplog.text and f"epoch {epochs}:" not in caplog.text
+    fit_until(data, tmp_path / "undisturbed", "train", settings)
     for name in ("network.safetensors", "bank.safetensors", "network.json"):
         assert (run.network / name).read_bytes() == (tmp_path / "undisturbed/network" / name).read_bytes()
     assert not list(run.network.glob("checkpoint*"))
@@ -191,7 +198,7 @@ def test_after_a_kill_the_training_continues_behind_the_last_epoch(
 
 def test_data_that_changed_is_refused(draw: Callable[[Path], Path], tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
-    fit(data, tmp_path / "run", SETTINGS, until="train")
+    fit_until(data, tmp_path / "run", "train", SETTINGS)
     with (data / "tags.csv").open("a") as file:
         Image.new("RGB", (20, 20)).save(data / "images" / "new.png")
         file.write("new.png,red,train\n")
@@ -205,17 +212,17 @@ def test_bad_data_is_named_and_can_be_mended(draw: Callable[[Path], Path], tmp_p
     tags = (data / "tags.csv").read_text()
     (data / "tags.csv").write_text(tags + "gone.png,red,train\n")
     with pytest.raises(DataError, match=r"tags\.csv, row 16: image 'gone\.png' is missing"):
-        fit(data, tmp_path / "run", SETTINGS, until="train")
+        fit_until(data, tmp_path / "run", "train", SETTINGS)
     (data / "tags.csv").write_text(tags)
-    fit(data, tmp_path / "run", SETTINGS, until="train")
+    fit_until(data, tmp_path / "run", "train", SETTINGS)
     assert Run(tmp_path / "run").done("train")
 
 
 def test_weights_that_cannot_be_had_can_be_replaced(data: Path, tmp_path: Path) -> None:
     hub = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, weights="timm"))
     with pytest.raises(ValueError, match=r"pretrained weights of test_resnet cannot be had .*connect once.*FILE"):
-        fit(data, tmp_path / "run", hub, until="train")
-    fit(data, tmp_path / "run", SETTINGS, until="train")
+        fit_until(data, tmp_path / "run", "train", hub)
+    fit_until(data, tmp_path / "run", "train", SETTINGS)
     assert Run(tmp_path / "run").done("train")
 
 
@@ -230,7 +237,7 @@ def test_a_stage_needs_the_one_before(stage: Stage, finished: Run) -> None:
 
 def test_a_finished_stage_needs_force_and_undoes_the_later_ones(finished: Run) -> None:
     before = times(finished.root)
-    with pytest.raises(RunError, match="stage segment is done; --force does it again"):
+    with pytest.raises(RunError, match="stage segment is done; --force runs it again"):
         run_stage(finished.root, "segment")
     assert times(finished.root) == before
     network = (finished.segmenter / "network.safetensors").read_bytes()

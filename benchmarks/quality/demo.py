@@ -14,7 +14,7 @@ from benchmarks.harness import RUNS, iou_rows, record
 from tagseg.data.prepare import prepare
 from tagseg.demo.draw import draw_demo
 from tagseg.evaluate.scores import Scores, read_evaluation
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
 from tagseg.studies.ablation.arms import arm_settings
 from tagseg.studies.ablation.scores import ArmScore, read_score, score_run
@@ -35,12 +35,12 @@ def main() -> None:
         print(f"demo: {time.monotonic() - started:.0f} s, without what was finished before")
     if options.only != "both":
         settings = arm_settings(demo_settings(options.seed), "cam", options.seed)
-        fit(
+        fit_until(
             draw_demo(RUNS / "demo" / f"cam_{options.seed}_data", seed=options.seed),
             cam.root,
+            "train",
             settings,
             track=bars,
-            until="train",
         )
     finished = Run(full / "run")
     if cam.manifest_file.exists() and cam.done("train") and finished.evaluation_file.exists():

@@ -20,7 +20,7 @@ from benchmarks.harness import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.scores import Scores, read_evaluation
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
 from tagseg.run.stages import STAGES
 from tagseg.segment.train import build_segmenter, mask_loss
@@ -76,10 +76,10 @@ def until(deadline: float) -> Any:
 def run_all(data: Path, runs: dict[str, Run], base: Settings, track: Any) -> dict[str, int]:
     """Run all stages of both runs and the upper bound; returns the peak GPU memory in MB of those run now."""
     memory = {}
-    fit(data, runs["cam"].root, arm_settings(base, "cam", base.seed), track=track, until="train")
+    fit_until(data, runs["cam"].root, "train", arm_settings(base, "cam", base.seed), track=track)
     for stage in STAGES:
         torch.cuda.reset_peak_memory_stats()
-        fit(data, runs["both"].root, arm_settings(base, "both", base.seed), track=track, until=stage)
+        fit_until(data, runs["both"].root, stage, arm_settings(base, "both", base.seed), track=track)
         memory[stage] = round(torch.cuda.max_memory_allocated() / 2**20)
     train_upper_bound(runs["both"].root, track=track)
     return memory

@@ -27,7 +27,7 @@ from tagseg.data.records import Sample
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.masks.mask_files import mask_file
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.review.judge import assess
 from tagseg.review.scores import ImageQuality
 from tagseg.review.suspects import find_suspects
@@ -115,7 +115,7 @@ def judge_tags(options: argparse.Namespace) -> tuple[dict[str, float], list[str]
     settings = harness.animal_settings(options)
     settings = dataclasses.replace(settings, seed=options.seed, segment=dataclasses.replace(settings.segment, rounds=1))
     run = Run(home / f"both_{options.seed}")
-    fit(data, run.root, settings, track=bars, until="segment")
+    fit_until(data, run.root, "segment", settings, track=bars)
     dataset = prepare(run).dataset
     suspects = [
         (one.id, dataset.classes[one.class_id - 1], one.kind) for one in find_suspects(dataset, assess(run, bars))

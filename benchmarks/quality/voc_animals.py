@@ -17,7 +17,7 @@ from benchmarks.harness import iou_rows, record
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.scores import Scores, read_evaluation
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit, fit_until
 from tagseg.run.folder import Run
 from tagseg.run.stages import Stage
 from tagseg.studies.ablation.arms import arm_settings, run_folder
@@ -34,7 +34,7 @@ def main() -> None:
     settings = harness.animal_settings(options)
     runs = {arm: Run(run_folder(options.out, arm, options.seed)) for arm in ("cam", "both")}
     if options.only in (None, "cam"):
-        fit(options.data, runs["cam"].root, arm_settings(settings, "cam", options.seed), track=bars, until="train")
+        fit_until(options.data, runs["cam"].root, "train", arm_settings(settings, "cam", options.seed), track=bars)
     if options.only in (None, "both"):
         fit(options.data, runs["both"].root, arm_settings(settings, "both", options.seed), track=bars)
     needed: dict[str, Stage] = {"cam": "train", "both": "report"}

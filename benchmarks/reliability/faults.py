@@ -169,7 +169,7 @@ def kill_and_compare(start: Start, whole: Run, folder: Path, stage: Stage, momen
     return {
         "stage": unfinished[0] if killed and unfinished else "none",
         "seconds": round(seconds, 2),
-        "continued": any("continuing behind" in line for line in said),
+        "continued": any("resuming after" in line for line in said),
         "identical": said[-1].strip() == "status 0" and not different and not examine(run.root).damage,
         "different": different[:5] or ("" if said[-1].strip() == "status 0" else "".join(said)[-400:]),
     }

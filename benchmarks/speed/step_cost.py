@@ -19,10 +19,11 @@ import torch
 from benchmarks.harness import record
 from torch.profiler import ProfilerActivity, profile
 
-from tagseg.rca.bank import Bank, kmeans
+from tagseg.rca.bank import Bank
+from tagseg.rca.kmeans import kmeans
 from tagseg.rca.network import Maps, build_network
 from tagseg.rca.regions import mine_regions
-from tagseg.rca.train import contrast_loss, training_step
+from tagseg.rca.step import contrast_loss, training_step
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings

@@ -43,6 +43,7 @@ __all__ = [
     "contrast",
     "dense_crf",
     "fit",
+    "fit_until",
     "inspect",
     "iou",
     "kmeans",
@@ -67,11 +68,12 @@ if TYPE_CHECKING:
     from tagseg.evaluate.iou import Iou, confusion, iou
     from tagseg.evaluate.scores import Evaluation, Scores
     from tagseg.masks.foreign_maps import mask_from_maps
-    from tagseg.pipeline import Fitted, fit, run_stage
+    from tagseg.pipeline import Fitted, fit, fit_until, run_stage
     from tagseg.prediction.predict import Predictions, predict
     from tagseg.rca.aggregation import aggregate, attend, posterior
-    from tagseg.rca.bank import Bank, kmeans
+    from tagseg.rca.bank import Bank
     from tagseg.rca.contrast import contrast, mixed_contrast
+    from tagseg.rca.kmeans import kmeans
     from tagseg.rca.regions import Regions, mine_regions, pool_regions
     from tagseg.segment.label_pixels import Decided
     from tagseg.segment.predictor import Predictor, load
@@ -96,11 +98,12 @@ _HOMES = {
     "evaluate.scores": ("Evaluation", "Scores"),
     "evaluate.iou": ("Iou", "confusion", "iou"),
     "masks.foreign_maps": ("mask_from_maps",),
-    "pipeline": ("Fitted", "fit", "run_stage"),
+    "pipeline": ("Fitted", "fit", "fit_until", "run_stage"),
     "prediction.predict": ("Predictions", "predict"),
     "rca.aggregation": ("aggregate", "attend", "posterior"),
-    "rca.bank": ("Bank", "kmeans"),
+    "rca.bank": ("Bank",),
     "rca.contrast": ("contrast", "mixed_contrast"),
+    "rca.kmeans": ("kmeans",),
     "rca.regions": ("Regions", "mine_regions", "pool_regions"),
     "segment.label_pixels": ("Decided",),
     "segment.predictor": ("Predictor", "load"),

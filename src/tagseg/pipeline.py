@@ -1,11 +1,13 @@
-"""The stages in their order, and `fit`, which runs them all and continues where it stopped."""
+"""The stages in order, and `fit`, which runs them all and resumes where it stopped."""
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
@@ -14,46 +16,59 @@ from tagseg.evaluate.evaluate import evaluate
 from tagseg.evaluate.scores import Evaluation, read_evaluation
 from tagseg.masks.foreign_maps import import_maps
 from tagseg.masks.localise import localise
-from tagseg.masks.make import Masks, has_masks, make_masks, open_workers
+from tagseg.masks.make import has_masks, make_masks, open_workers
 from tagseg.masks.update import REVIEWED, unlearned, update_masks
-from tagseg.rca.train import train
+from tagseg.masks.workers import MaskWorkers
 from tagseg.report.page import report
 from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.run.memory import memory_named
 from tagseg.run.open import change_settings, open_run
 from tagseg.run.stages import STAGES, Stage, needed_stages
 from tagseg.segment.labels import foreign_labels
 from tagseg.segment.self_training import self_train
-from tagseg.segment.train import train_segmenter
 from tagseg.settings.settings import Settings
-from tagseg.system.process import ran_out
 from tagseg.system.progress import Track, silent
+from tagseg.trainer import Trainer, open_trainer, take_part
 from tagseg.training.checkpoint import is_trained
-from tagseg.training.distributed import ALONE, Ranks, open_ranks
 
 log = logging.getLogger(__name__)
-
-MEMORY: dict[Stage, tuple[str, ...]] = {
-    "train": ("train.batch", "train.crop", "workers"),
-    "localise": ("localise.max_side",),
-    "masks": ("masks.max_side", "workers"),
-    "segment": ("segment.batch", "segment.crop", "segment.max_side", "workers"),
-    "evaluate": ("segment.max_side",),
-    "report": ("report.examples",),
-}
-"""The settings by which each stage takes less memory."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished run: its folder, pseudo-masks of the training images (after self-training where there is any), figures
-    (None where no truth exists), report."""
+    """A finished run: its folder, the pseudo-masks of the training images (after self-training, if there is any), the
+    figures (None where true masks are missing) and the report."""
 
     run: Path
     masks: Path
     evaluation: Evaluation
     report: Path
+
+
+@overload
+def fit(
+    data: str | Path,
+    out: str | Path,
+    settings: Settings | None = None,
+    force: bool = False,
+    track: Track = silent,
+    *,
+    processes: int = 1,
+) -> Fitted: ...
+
+
+@overload
+def fit(
+    data: str | Path,
+    out: str | Path,
+    settings: Settings | None = None,
+    force: bool = False,
+    track: Track = silent,
+    until: Stage = "report",
+    processes: int = 1,
+) -> Fitted | None: ...
 
 
 def fit(
@@ -62,215 +77,212 @@ def fit(
     settings: Settings | None = None,
     force: bool = False,
     track: Track = silent,
-    until: Stage = "report",
+    until: Stage | None = None,
+    processes: int = 1,
 ) -> Fitted | None:
     """Train on a folder of tagged images and return masks, a segmentation network, figures and a report.
 
-    Runs train -> localise -> masks -> segment -> evaluate -> report; finished stages of an existing run are kept, and a
-    training continues behind its last finished epoch. Masks that were reviewed since (`tagseg review`) are made anew as
-    decided, and the segmentation network learns anew from them. Processes that were launched together (`accelerate
-    launch`) train together; the main one does all else, while the others wait.
+    Runs train, localise, masks, segment, evaluate and report. Finished stages of an existing run are kept, and a
+    training resumes after its last finished epoch. Masks that were reviewed since (`tagseg review`) are made again as
+    decided, and the segmentation network learns from them again.
+
+    `processes` are started to train the networks together, each on a GPU of its own if there are any; this process does
+    everything else. On several machines, launch the processes yourself: with `accelerate launch` the main one drives,
+    and the others sleep while no network is trained.
 
     Args:
-        data: a data folder of any layout that `read_dataset` recognises.
+        data: a data folder in any layout that `read_dataset` recognises.
         out: the run folder.
         settings: all settings; by default those of the existing run, or the defaults.
-        force: allow other settings than the existing run's; what depends on them is done again.
+        force: allow settings that differ from the existing run's; the stages that depend on them are run again.
         track: how to report progress.
-        until: the last stage to run; None is returned when it is not the last there is.
+        until: deprecated, use `fit_until`. The last stage to run; unless it is `report`, None is returned.
+        processes: how many processes train the networks.
 
     Raises:
-        ValueError: when data, settings or run folder are wrong, another process is at work on the run, or memory runs
+        ValueError: when data, settings or run folder are wrong, another process is writing to the run, or memory runs
             out; the message says what and where.
-        WriteError: when a file cannot be written, because the disk is full for example.
-        KeyboardInterrupt: at Ctrl-C, a training's state saved behind its step; SIGTERM ends the process likewise.
+        WriteError: when a file cannot be written, for example because the disk is full.
+        KeyboardInterrupt: at Ctrl-C, after the state of a training is saved; SIGTERM ends the process likewise.
+    """
+    if until is not None:
+        warnings.warn("fit(until=...) is deprecated: use tagseg.fit_until", DeprecationWarning, stacklevel=2)
+    last = until or STAGES[-1]
+    run = fit_until(data, out, last, settings, force, track, processes)
+    if last != STAGES[-1]:
+        return None
+    return Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
+
+
+def fit_until(
+    data: str | Path,
+    out: str | Path,
+    stage: Stage,
+    settings: Settings | None = None,
+    force: bool = False,
+    track: Track = silent,
+    processes: int = 1,
+) -> Run:
+    """Do what `fit` does, up to and including a stage, and return the run; `fit` resumes from there.
+
+    Raises:
+        ValueError, WriteError, KeyboardInterrupt: as `fit`.
     """
     run = Run(Path(out))
     if settings is None:
         settings = run.settings() if run.manifest_file.exists() else Settings()
-    with open_ranks(settings.device) as ranks, writing(run, ranks):
-        if ranks.main:
-            open_run(out, data, settings, force)
-            if run.done("masks") and run.decisions_file.exists():
-                _honour_decisions(run, track)
-        ranks.agree()
-        _run_stages(run, settings, track, until, ranks)
-        if until != STAGES[-1]:
-            return None
-        return Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
-
-
-def _run_stages(run: Run, settings: Settings, track: Track, until: Stage, ranks: Ranks) -> None:
-    wanted = [stage for stage in needed_stages(settings) if STAGES.index(stage) <= STAGES.index(until)]
-    for stage in wanted:
-        if ranks.agree(ranks.main and run.done(stage)):
-            continue
-        if stage != "localise" or "masks" not in wanted:
-            repeat_stage(run, stage, track, ranks)
-        elif ranks.main:
-            localise_and_mask(prepare(run, track), run, track)
+    if take_part(settings.device):
+        return run
+    with open_trainer(run, settings.device, processes) as trainer, hold_lock(run.root):
+        open_run(out, data, settings, force)
+        work = _Work(run, track, trainer)
+        if run.done("masks") and run.decisions_file.exists():
+            _honour_decisions(work)
+        wanted = STAGES[: STAGES.index(stage) + 1]
+        _run_stages(work, [one for one in needed_stages(settings) if one in wanted and not run.done(one)])
+    return run
 
 
 def run_stage(
-    root: str | Path, stage: Stage, settings: Settings | None = None, force: bool = False, track: Track = silent
+    root: str | Path,
+    stage: Stage,
+    settings: Settings | None = None,
+    force: bool = False,
+    track: Track = silent,
+    processes: int = 1,
 ) -> Run:
-    """Run one stage of an existing run folder.
+    """Run one stage of an existing run folder; `processes` as in `fit`.
 
     Raises:
         RunError: when an earlier stage has not finished, or this one has and `force` is not given. With `force` its
-            outputs and those of all later stages are deleted first. When another process is at work on the run, or
+            outputs and those of all later stages are deleted first. When another process is writing to the run, or
             memory runs out.
         WriteError: when a file cannot be written.
     """
     run = Run(Path(root))
     run.manifest()
-    with open_ranks((settings or run.settings()).device) as ranks, writing(run, ranks):
-        if ranks.main:
-            _begin_stage(run, stage, settings, force)
-        ranks.agree()
-        repeat_stage(run, stage, track, ranks)
+    device = (settings or run.settings()).device
+    if take_part(device):
+        return run
+    with open_trainer(run, device, processes) as trainer, hold_lock(run.root):
+        _begin_stage(run, stage, settings, force)
+        _run_stages(_Work(run, track, trainer), [stage])
     return run
 
 
-def writing(run: Run, ranks: Ranks) -> contextlib.AbstractContextManager[None]:
-    """Return the block in which a run folder is written to (see `hold_lock`); of several processes the main one's."""
-    return hold_lock(run.root) if ranks.main else contextlib.nullcontext()
+def repeat_stage(run: Run, stage: Stage, track: Track = silent) -> None:
+    """Run a stage whether or not it has finished; its existing outputs are kept where the stage itself keeps them."""
+    _run_stages(_Work(run, track, Trainer(run)), [stage])
 
 
 def _begin_stage(run: Run, stage: Stage, settings: Settings | None, force: bool) -> None:
-    """Change the settings, discard what is done and will be done again, and check that the stages before are done."""
+    """Change the settings, discard what will be done again, and check that the earlier stages have finished."""
     if settings is not None:
         change_settings(run, settings, force, stage)
     if run.done(stage):
         if not force:
-            raise RunError(f"{run.root}: stage {stage} is done; --force does it again (and undoes the later stages)")
+            raise RunError(f"{run.root}: stage {stage} is done; --force runs it again (and discards the later stages)")
         run.discard(stage)
     needed = needed_stages(run.settings())
     if stage not in needed:
-        raise RunError(f"{run.root}: {_taken(run.settings())}; it has no stage {stage}")
+        raise RunError(f"{run.root}: {_source(run.settings())}; it has no stage {stage}")
     for earlier in needed[: needed.index(stage)]:
         run.require(earlier)
 
 
-def _taken(settings: Settings) -> str:
+def _source(settings: Settings) -> str:
     if settings.segment.labels:
         return f"learns from the masks in {settings.segment.labels}"
     return f"makes masks from the maps in {settings.localise.maps_from}"
 
 
-def repeat_stage(run: Run, stage: Stage, track: Track = silent, ranks: Ranks = ALONE) -> None:
-    """Run a stage whether or not it was done before; what it finds of its own outputs it keeps.
+@dataclass(frozen=True)
+class _Work:
+    """What all stages of a command share: the run, progress reports, who trains, and the data set, which is read once,
+    when a stage first needs it."""
 
-    Several processes (`ranks`) share the stages that train; all others are the main one's alone.
-    """
-    if not ranks.main:
-        if stage in _SHARED:
-            with memory_named(run.root, stage, run.settings()):
-                _SHARED[stage](run, silent, ranks)
-        return
-    log.info("stage %s", stage)
-    run.remove_leftovers(stage)
-    with memory_named(run.root, stage, run.settings()), run.stage(stage) as figures:
-        figures |= _SHARED[stage](run, track, ranks) if stage in _SHARED else _STAGES[stage](run, track)
+    run: Run
+    track: Track
+    trainer: Trainer
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return prepare(self.run, self.track)
 
 
-def _honour_decisions(run: Run, track: Track) -> None:
-    """Make masks anew that were reviewed since, and let the segmentation network learn anew where any were."""
-    update_masks(prepare(run), run, track)
-    if count := unlearned(run):
-        log.info("%d masks were reviewed since the segmentation network learned from them: it learns anew", count)
-        run.discard("segment")
-
-
-def localise_and_mask(prepared: Prepared, run: Run, track: Track = silent) -> None:
-    """Run the stages localise and masks; worker processes make masks while the network still finds maps.
-
-    A second counts for one stage only: masks made beside localise leave less to do for the stage masks.
-    """
-    beside = run.settings().workers > 0
-    for stage in ("localise", "masks"):
-        run.remove_leftovers(stage)
-    with open_workers(prepared, run) as workers:
-
-        def then(sample: Sample) -> None:
-            if beside and not has_masks(run, sample.id):
-                workers.give(sample)
-
-        log.info("stage localise%s", ", masks beside it" if beside else "")
-        with memory_named(run.root, "localise", run.settings()), run.stage("localise") as figures:
-            figures |= _find_maps(prepared, run, track, then)
-        log.info("stage masks")
-        with memory_named(run.root, "masks", run.settings()), run.stage("masks") as figures:
-            figures |= _known_decisions(run)
-            figures |= _masks_figures(make_masks(prepared, run, track, workers))
+def _run_stages(work: _Work, stages: Collection[Stage]) -> None:
+    """Run stages in order; stages that belong together are run by one function."""
+    for group, function in _STAGES.items():
+        if todo := [stage for stage in group if stage in stages]:
+            for stage in todo:
+                work.run.remove_leftovers(stage)
+            function(work, todo)
 
 
 @contextlib.contextmanager
-def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]:
-    """Turn what is raised when memory runs out in a stage into an error that names the settings to lower.
+def _recorded(run: Run, stage: Stage) -> Iterator[dict[str, Any]]:
+    """Record a stage in the manifest when the block succeeds; yields the dict for its figures (see `Run.stage`)."""
+    log.info("stage %s", stage)
+    with memory_named(run.root, stage, run.settings()), run.stage(stage) as figures:
+        yield figures
 
-    Raises:
-        RunError: when memory ran out in the block, or the system killed a process that read images for it.
+
+def _honour_decisions(work: _Work) -> None:
+    """Make masks that were reviewed since again, and let the segmentation network learn again if there are any."""
+    update_masks(work.prepared, work.run, work.track)
+    if count := unlearned(work.run):
+        log.info(
+            "%d masks were reviewed since the segmentation network learned from them: it learns from them again", count
+        )
+        work.run.discard("segment")
+
+
+def _train(work: _Work, todo: Collection[Stage]) -> None:
+    run = work.run
+    with _recorded(run, "train"):
+        dataset = work.prepared.dataset
+        # It is trained already if the process was killed before the stage was recorded.
+        if not is_trained(run.network):
+            work.trainer.train_classifier(dataset, work.track)
+
+
+def _pseudo_masks(work: _Work, todo: Collection[Stage]) -> None:
+    localise_and_mask(work.prepared, work.run, work.track, todo)
+
+
+def localise_and_mask(
+    prepared: Prepared, run: Run, track: Track = silent, stages: Collection[Stage] = ("localise", "masks")
+) -> None:
+    """Run localise, masks or both; with both, worker processes make masks while the network still finds maps.
+
+    Each second counts for one stage only: masks made during localise leave less to do for the stage masks.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        cause = ran_out(error)
-        if not cause:
-            raise
-        values = settings.to_dict()
-        lower = ", ".join(f"--{name.replace('_', '-')} (now {_value(values, name)})" for name in MEMORY[stage])
-        raise RunError(
-            f"{root}: stage {stage} ran out of memory ({cause}); lower {lower} and run the same command again "
-            "(a stage that was begun asks for --force)"
-        ) from error
+    with open_workers(prepared, run) if "masks" in stages else contextlib.nullcontext() as workers:
+        if "localise" in stages:
+            with _recorded(run, "localise") as figures:
+                figures |= _find_maps(prepared, run, track, workers)
+        if workers is not None:
+            with _recorded(run, "masks") as figures:
+                figures |= _known_decisions(run)
+                done = make_masks(prepared, run, track, workers)
+                figures |= {"images": done.images, "images_per_s": done.images_per_s}
+                figures |= {"worker_peak_mb": round(done.worker_peak_mb)}
 
 
-def _value(values: dict[str, Any], name: str) -> Any:
-    for part in name.split("."):
-        values = values[part]
-    return values
+def _find_maps(prepared: Prepared, run: Run, track: Track, workers: MaskWorkers | None) -> dict[str, Any]:
+    """Make the maps, and give every image whose maps are finished to the workers, if there are any."""
+    settings, source = run.settings(), {}
 
+    def give(sample: Sample) -> None:
+        if workers is not None and settings.workers > 0 and not has_masks(run, sample.id):
+            workers.give(sample)
 
-def prepare_together(run: Run, track: Track, ranks: Ranks) -> Prepared:
-    """Return the data set as `prepare` does; of several processes the main one checks it, the others then read it.
-
-    Raises:
-        RunError: when another process does not see what the main one wrote.
-    """
-    prepared = prepare(run, track) if ranks.main else None
-    ranks.agree()
-    if prepared is None and not run.data_file.exists():
-        raise RunError(f"{run.data_file}: not there; all machines must see the same run folder")
-    return prepared or prepare(run)
-
-
-def _train(run: Run, track: Track, ranks: Ranks) -> dict[str, Any]:
-    dataset = prepare_together(run, track, ranks).dataset
-    # It is trained where the process was killed before the stage was noted.
-    if not ranks.agree(ranks.main and is_trained(run.network)):
-        train(dataset, run.settings(), run.network, track, ranks)
-    return {}
-
-
-def _localise(run: Run, track: Track) -> dict[str, Any]:
-    return _find_maps(prepare(run, track), run, track)
-
-
-def _find_maps(
-    prepared: Prepared, run: Run, track: Track, then: Callable[[Sample], None] | None = None
-) -> dict[str, Any]:
-    settings, source = run.settings().localise, {}
-    if settings.maps_from:
-        done = import_maps(prepared.dataset, run, track, then)
-        source = {"maps_from": settings.maps_from, "maps_hold": settings.maps_hold}
+    if settings.localise.maps_from:
+        done = import_maps(prepared.dataset, run, track, give)
+        source = {"maps_from": settings.localise.maps_from, "maps_hold": settings.localise.maps_hold}
     else:
-        done = localise(prepared.dataset, run, track, then=then)
+        done = localise(prepared.dataset, run, track, then=give)
     return {"images": done.images, "images_per_s": done.images_per_s} | source
-
-
-def _masks(run: Run, track: Track) -> dict[str, Any]:
-    return _known_decisions(run) | _masks_figures(make_masks(prepare(run), run, track))
 
 
 def _known_decisions(run: Run) -> dict[str, Any]:
@@ -278,42 +290,37 @@ def _known_decisions(run: Run) -> dict[str, Any]:
     return {REVIEWED: known} if known else {}
 
 
-def _masks_figures(done: Masks) -> dict[str, Any]:
-    pace = {"images": done.images, "images_per_s": done.images_per_s}
-    return pace | {"worker_peak_mb": round(done.worker_peak_mb)}
+def _segment(work: _Work, todo: Collection[Stage]) -> None:
+    run, prepared = work.run, work.prepared
+    settings, learn = run.settings(), work.trainer.train_segmenter
+    with _recorded(run, "segment") as figures:
+        figures |= _known_decisions(run)
+        if not settings.segment.labels:
+            update_masks(prepared, run, work.track)
+        if is_trained(run.segmenter):
+            return
+        if settings.segment.labels:
+            labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, work.track)
+            learn(labelled, run.labels, settings, run.segmenter, work.track)
+        else:
+            self_train(prepared, run, work.track, learn)
 
 
-def _segment(run: Run, track: Track, ranks: Ranks) -> dict[str, Any]:
-    settings, prepared, known = run.settings(), prepare_together(run, track, ranks), _known_decisions(run)
-    if ranks.main and not settings.segment.labels:
-        update_masks(prepared, run, track)
-    if ranks.agree(ranks.main and is_trained(run.segmenter)):
-        return known
-    if settings.segment.labels:
-        labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, track, ranks.main)
-        train_segmenter(labelled, run.labels, settings, run.segmenter, track, ranks)
-    else:
-        self_train(prepared, run, track, ranks)
-    return known
+def _evaluate(work: _Work, todo: Collection[Stage]) -> None:
+    with _recorded(work.run, "evaluate"):
+        evaluate(work.prepared, work.run, work.track)
 
 
-def _evaluate(run: Run, track: Track) -> dict[str, Any]:
-    evaluate(prepare(run), run, track)
-    return {}
+def _report(work: _Work, todo: Collection[Stage]) -> None:
+    with _recorded(work.run, "report"):
+        report(work.run, work.track)
 
 
-def _report(run: Run, track: Track) -> dict[str, Any]:
-    report(run, track)
-    return {}
-
-
-_SHARED: dict[Stage, Callable[[Run, Track, Ranks], dict[str, Any]]] = {"train": _train, "segment": _segment}
-"""What the stages do that several processes share, and the figures of their own that they note in the manifest."""
-
-_STAGES: dict[Stage, Callable[[Run, Track], dict[str, Any]]] = {
-    "localise": _localise,
-    "masks": _masks,
-    "evaluate": _evaluate,
-    "report": _report,
+_STAGES: dict[tuple[Stage, ...], Callable[[_Work, Collection[Stage]], None]] = {
+    ("train",): _train,
+    ("localise", "masks"): _pseudo_masks,
+    ("segment",): _segment,
+    ("evaluate",): _evaluate,
+    ("report",): _report,
 }
-"""The same of all others."""
+"""The functions of the stages in order: each runs those of its stages that are to be run."""

@@ -198,7 +198,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["review", "photos"], "photos: not a run folder (no manifest.json)"),
         (["review", "run", "--port", "70000"], "--port must be 0 or more and at most 65535, got 70000"),
         (["doctor", "photos"], "photos: not a run folder (no manifest.json)"),
-        (["train", "run"], "stage train is done; --force does it again"),
+        (["train", "run"], "stage train is done; --force runs it again"),
         (["ablate", "photos", "--out", "new", "--data.min-images", "2"], "photos: no training image has a true mask"),
         (["ablate", "photos", "--out", "new", "--arms", "cam,all"], "--arms must be some of cam,contrast,aggregation,"),
         (["breakfast"], "breakfast"),

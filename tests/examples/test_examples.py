@@ -63,7 +63,7 @@ def test_maps_of_pytorch_grad_cam_become_masks(discs: Path, tiny: Settings, tmp_
     model = Colours()
     load("grad_cam").write_maps(discs, tmp_path / "cams", model, model.see, {"red": 0, "blue": 1}, plain)
     localise = tagseg.LocaliseSettings(maps_from=str(tmp_path / "cams"))
-    tagseg.fit(discs, tmp_path / "run", dataclasses.replace(tiny, localise=localise), until="masks")
+    tagseg.fit_until(discs, tmp_path / "run", "masks", dataclasses.replace(tiny, localise=localise))
     for i in range(4):
         mask = read_mask_file(tmp_path / "run" / "masks_without_void" / f"{i}.png")
         assert (mask == truth(discs, i)).mean() > 0.97

@@ -17,7 +17,7 @@ from tagseg.errors import DataError, RunError
 from tagseg.masks.foreign_maps import MOST_SIDE, mask_from_maps, read_foreign_maps, to_shares
 from tagseg.masks.make import mask_sample
 from tagseg.masks.map_files import map_file, read_maps
-from tagseg.pipeline import fit, run_stage
+from tagseg.pipeline import fit, fit_until, run_stage
 from tagseg.review.judge import assess
 from tagseg.run.decisions import Decision
 from tagseg.run.doctor import examine
@@ -288,7 +288,7 @@ def test_background_has_the_probability_that_the_maps_leave(masked: Run, discs: 
     asked = Settings.from_dict(values)
     assert asked.has_posteriors() and asked.mask_rule().background == "rest"
     run = Run(tmp_path / "run")
-    assert fit(discs, run.root, asked, until="masks") is None
+    assert fit_until(discs, run.root, "masks", asked) is None
     maps, classes = read_maps(map_file(run, "2"))
     assert classes == (1, 2) and maps.shape == (2, 5, 7) and (maps == round(0.375 * 255)).all()
     # One tag has less than background's 0.625; two, 0.375 each, have more than its 0.25.

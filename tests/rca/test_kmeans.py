@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from tagseg.rca import bank as module
-from tagseg.rca.bank import Bank, kmeans
+from tagseg.rca import kmeans as module
+from tagseg.rca.bank import Bank
+from tagseg.rca.kmeans import kmeans
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 9999)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import build_network
-from tagseg.rca.train import training_step
+from tagseg.rca.step import training_step
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings

@@ -19,7 +19,8 @@ from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.network import Maps
 from tagseg.rca.regions import mine_regions, pool_regions
-from tagseg.rca.train import contrast_loss, load_network, tag_loss, train
+from tagseg.rca.step import contrast_loss, tag_loss
+from tagseg.rca.train import load_network, train
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
@@ -277,7 +278,7 @@ def test_classes_that_never_entered_the_bank_are_named(
 ) -> None:
     train(dataset, changed(confidence=0.99), tmp_path / "network")
     [message] = [record.getMessage() for record in caplog.records if "memory bank" in record.getMessage()]
-    assert message.startswith("the memory bank holds no region of background, red, green, so that")
+    assert message.startswith("the memory bank holds no region of background, red, green, so the maps")
     caplog.clear()
     train(dataset, changed(contrast=False, aggregation=False, confidence=0.99), tmp_path / "plain")
     assert not [record for record in caplog.records if "memory bank" in record.getMessage()]

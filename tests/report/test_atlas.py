@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tagseg.errors import RunError
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.rca.train import load_network
 from tagseg.report.atlas import atlas
 from tagseg.report.bank_view import load_memory
@@ -51,7 +51,7 @@ def train_run(folder, settings=SETTINGS, classes=("green", "red"), first_name="0
         rows.append(",".join('"' + cell.replace('"', '""') + '"' for cell in row))
     (folder / "data" / "tags.csv").write_text("\n".join(rows) + "\n")
     Image.fromarray(pixels.astype(np.uint8)).resize((320, 280)).save(folder / "new.png")
-    fit(folder / "data", folder / "run", settings, until="train")
+    fit_until(folder / "data", folder / "run", "train", settings)
     return Run(folder / "run")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tagseg.errors import RunError
-from tagseg.pipeline import fit, run_stage
+from tagseg.pipeline import fit_until, run_stage
 from tagseg.review import judge as module
 from tagseg.review.judge import Evidence, assess, expected_iou, judge
 from tagseg.review.scores import ImageQuality, read_quality
@@ -95,7 +95,7 @@ def trained(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactor
     segment = {"epochs": 1, "batch": 4, "crop": 32, "max_side": 64, "predict_scales": [1.0], "rounds": 2}
     settings = Settings.from_dict({**tiny.to_dict(), "segment": segment})
     root = tmp_path_factory.mktemp("quality") / "run"
-    fit(discs, root, settings, until="segment")
+    fit_until(discs, root, "segment", settings)
     return Run(root)
 
 
@@ -145,7 +145,7 @@ def test_scores_of_another_network_are_ignored(trained: Run) -> None:
 def test_the_scores_are_deleted_with_the_network(trained: Run, discs: Path) -> None:
     assess(trained)
     record_decision(trained, "1", Decision("rejected"))
-    fit(discs, trained.root, until="masks")
+    fit_until(discs, trained.root, "masks")
     assert not trained.quality_file.exists(), "the segmentation network must be trained again"
     with pytest.raises(RunError, match="stage segment has not finished"):
         assess(trained)

@@ -17,13 +17,10 @@ from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit, run_stage
 from tagseg.run.folder import Run
-from tagseg.segment import self_training as selftrain
 from tagseg.segment.self_training import join_evidence, self_train
-from tagseg.segment.train import Segmented
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import Track
-from tagseg.training.distributed import Ranks
 
 SHARES = st.integers(0, 255)
 
@@ -85,7 +82,7 @@ def test_both_kinds_of_masks_are_scored(trained: Run) -> None:
     assert evaluate(prepare(trained), trained) == found
 
 
-def test_what_is_finished_is_kept(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_kept(trained: Run) -> None:
     first = trained.round(1)
     lost, kept = map_file(first, "3"), map_file(first, "4")
     before, time = lost.read_bytes(), kept.stat().st_mtime_ns
@@ -93,12 +90,10 @@ def test_what_is_finished_is_kept(trained: Run, monkeypatch: pytest.MonkeyPatch)
     mask_file(first.masks, "3").unlink()
     asked: list[Path] = []
 
-    def train(data: Dataset, masks: Path, settings: Settings, folder: Path, track: Track, ranks: Ranks) -> Segmented:
+    def train(dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track) -> None:
         asked.append(masks)
-        return Segmented(folder, [])
 
-    monkeypatch.setattr(selftrain, "train_segmenter", train)
-    self_train(prepare(trained), trained)
+    self_train(prepare(trained), trained, train_segmenter=train)
     assert asked == [first.masks]  # the first round's network was there
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time and mask_file(first.masks, "3").exists()
 

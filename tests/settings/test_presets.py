@@ -16,7 +16,8 @@ from tagseg.masks.localise import localise_image
 from tagseg.networks.backbones import freeze
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import RcaNetwork, build_network
-from tagseg.rca.train import train, training_step
+from tagseg.rca.step import training_step
+from tagseg.rca.train import train
 from tagseg.run.folder import Run
 from tagseg.settings.presets import Preset, preset, preset_values
 from tagseg.settings.settings import Settings, map_kind

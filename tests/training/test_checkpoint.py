@@ -188,8 +188,8 @@ def test_tensors_that_are_not_expected_are_not_even_read(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bias": torch.tensor([0.0, torch.nan])}, "bias holds values that are no finite numbers"),
-        ({"weight": torch.full((2, 3), -torch.inf)}, "weight holds values that are no finite numbers"),
+        ({"bias": torch.tensor([0.0, torch.nan])}, "bias holds values that are not finite"),
+        ({"weight": torch.full((2, 3), -torch.inf)}, "weight holds values that are not finite"),
         ({"weight": torch.ones(2, 3).double()}, r"'weight' is float64 of \(2, 3\), expected float32 of \(2, 3\)"),
         ({"more": torch.ones(1)}, r"'more' is float32 of \(1,\), expected no such tensor"),
     ],

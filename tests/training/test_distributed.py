@@ -14,12 +14,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from PIL import Image
 
 from tagseg.cli.main import main
 from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.errors import RunError
 from tagseg.masks.mask_files import write_mask
 from tagseg.rca import train as rca_train
 from tagseg.rca.bank import Bank
@@ -34,8 +34,9 @@ from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import Track, silent
 from tagseg.system.signals import raised
 from tagseg.training.checkpoint import load_tensors, save_tensors
-from tagseg.training.distributed import ALONE, Ranks, Shares, open_ranks, share_of
+from tagseg.training.distributed import ALONE, Group, LostProcess, Shares, open_group, share_of
 from tagseg.training.loading import loader
+from tagseg.training.shared_layers import join_network
 
 Together = Callable[..., list[Any]]
 
@@ -99,11 +100,11 @@ def learn(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         again(network, bank, generator)
 
     again = RcaNetwork.refresh_prototypes
-    with pytest.MonkeyPatch.context() as patch, open_ranks("cpu") as ranks:
+    with pytest.MonkeyPatch.context() as patch, open_group("cpu") as group:
         patch.setattr(rca_train, "Bank", bank)
         patch.setattr(RcaNetwork, "refresh_prototypes", refresh)
-        train(dataset, settings, folder, track, ranks)
-    save_tensors(folder.with_name(f"bank{ranks.number}.safetensors"), banks[0].state_dict(), {})
+        train(dataset, settings, folder, track, group)
+    save_tensors(folder.with_name(f"bank{group.rank}.safetensors"), banks[0].state_dict(), {})
     return len(clustered)
 
 
@@ -137,8 +138,8 @@ def test_the_segmenter_learns_as_by_one_process(
     count: int, dataset: Dataset, together: Together, tmp_path: Path
 ) -> None:
     def learn_masks(folder: Path) -> None:
-        with open_ranks("cpu") as ranks:
-            train_segmenter(dataset, dataset.root / "masks", SETTINGS, folder, ranks=ranks)
+        with open_group("cpu") as group:
+            train_segmenter(dataset, dataset.root / "masks", SETTINGS, folder, group=group)
 
     learn_masks(tmp_path / "one")
     assert together(count, learn_masks, tmp_path / "many") == [None] * count
@@ -172,8 +173,9 @@ def test_after_a_process_died_the_others_say_so_and_the_next_run_continues(
     broken, whole = tmp_path / "broken" / "network", tmp_path / "whole" / "network"
     main_one, died = together(2, learn, dataset, SETTINGS, broken, dying, seconds=120)
     assert died is None
-    assert main_one.startswith("RunError: process 0 of 2: another process of this training has ended")
-    assert "Run the same command again to continue behind the last finished epoch" in main_one
+    assert main_one.startswith("LostProcess: process 0 of 2: another process of this training has ended")
+    assert issubclass(LostProcess, RunError)
+    assert "Run the same command again to resume after the last finished epoch" in main_one
     assert [path.name for path in broken.iterdir()] == ["checkpoint.safetensors"]
     for folder in (broken, whole):
         assert together(2, learn, dataset, SETTINGS, folder)[1] == 0
@@ -183,39 +185,46 @@ def test_after_a_process_died_the_others_say_so_and_the_next_run_continues(
 
 def test_those_that_wait_for_the_main_process_learn_of_its_end(together: Together) -> None:
     def work() -> int:
-        with open_ranks("cpu") as ranks:
-            ranks.agree()  # all are there
-            if ranks.main:
+        with open_group("cpu") as group:
+            group.broadcast_int()  # all are there
+            if group.is_main:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return ranks.agree(7)
+            return group.broadcast_int(7)
 
     killed, *others = together(4, work, seconds=120)
     assert killed is None
     assert all("another process of this training has ended" in other for other in others)
 
 
-def test_who_waits_for_one_that_never_comes_gives_up_but_the_main_process_may_take_its_time(
+def test_a_process_that_never_joins_is_noticed_but_the_main_process_may_take_its_time(
     together: Together, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tagseg.training.distributed.STEP", datetime.timedelta(seconds=3))
+    monkeypatch.setattr("tagseg.training.distributed.TIMEOUT", datetime.timedelta(seconds=3))
 
     def absent() -> int:
-        with pytest.MonkeyPatch.context() as patch:
-            if os.environ["RANK"] == "0":  # it dies when the first group is made and the second is not
-                patch.setattr(dist, "new_group", lambda **how: os.kill(os.getpid(), signal.SIGKILL))
-            with open_ranks("cpu"):
-                return 1
-
-    died, other = together(2, absent, seconds=120)
-    assert died is None and "another process of this training has ended" in other
-
-    def slow() -> int:
-        with open_ranks("cpu") as ranks:
-            if ranks.main:
+        with open_group("cpu") as group:
+            group.broadcast_int()  # both have joined
+            if group.is_main:
                 time.sleep(6)
-            return ranks.agree(7)
+            return group.broadcast_int(7)  # a collective waits for the timeout and no longer
 
-    assert together(2, slow, seconds=120) == [7, 7]
+    main_one, other = together(2, absent, seconds=120)
+    assert "another process of this training has ended or does not answer" in other and main_one != 7
+
+    def slow() -> str:
+        with open_group("cpu") as group:
+            if not group.is_main:
+                return group.next_message()
+            time.sleep(6)
+            group.post("train")
+            return "posted"
+
+    def both() -> str:
+        found = slow()
+        time.sleep(2)  # the store ends with the main process
+        return found
+
+    assert together(2, both, seconds=120) == ["posted", "train"]
 
 
 @pytest.mark.parametrize("asked", ["0", "1"])
@@ -259,23 +268,23 @@ def test_all_machines_must_see_the_same_state(dataset: Dataset, together: Togeth
     with pytest.raises(KeyboardInterrupt):
         learn(dataset, SETTINGS, tmp_path / "0" / "network", stop)
     _, other = together(2, apart, seconds=120)
-    assert "not what the main process sees; all machines must see the same run folder" in other
+    assert "differs from the main process's; all machines must see the same run folder" in other
 
 
 def test_rows_are_gathered_in_their_order_and_gradients_flow_into_ones_own(together: Together) -> None:
     def work(counts: list[int]) -> list[Any]:
-        with open_ranks("cpu") as ranks:
-            ranks.share = share_of(3, ranks.number, ranks.count)  # the first of four has no image of its own
-            rows = counts[ranks.number]
-            own = torch.full((rows, 2), ranks.number + 1.0, requires_grad=True)
-            numbers = torch.arange(rows) + 10 * ranks.number
-            values, flags, all_numbers = ranks.gather(own, numbers % 2 == 0, numbers)
+        with open_group("cpu") as group:
+            group.share = share_of(3, group.rank, group.world_size)  # the first of four has no image of its own
+            rows = counts[group.rank]
+            own = torch.full((rows, 2), group.rank + 1.0, requires_grad=True)
+            numbers = torch.arange(rows) + 10 * group.rank
+            values, flags, all_numbers = group.all_gather(own, numbers % 2 == 0, numbers)
             (values.square().sum() * 3).backward()
             assert own.grad is not None and flags.dtype == torch.bool
-            state = torch.tensor([ranks.number == 0, False])
-            ranks.copy_main(state)
-            sums = ranks.total(float(ranks.number), 0.5)
-            told = ranks.agree(ranks.number + 5)
+            state = torch.tensor([group.rank == 0, False])
+            group.broadcast(state)
+            sums = group.sum(float(group.rank), 0.5)
+            told = group.broadcast_int(group.rank + 5)
         return [
             values[:, 0].tolist(),
             flags.tolist(),
@@ -296,12 +305,12 @@ def test_rows_are_gathered_in_their_order_and_gradients_flow_into_ones_own(toget
 
 def test_alone_nothing_is_touched() -> None:
     rows = torch.rand(3, 2)
-    assert ALONE.gather(rows, rows)[1] is rows and ALONE.own(rows)[0] is rows
-    assert ALONE.total(1.0, 2.5) == [1, 2.5] and ALONE.agree(4) == 4 and ALONE.main
+    assert ALONE.all_gather(rows, rows)[1] is rows and ALONE.own(rows)[0] is rows
+    assert ALONE.sum(1.0, 2.5) == [1, 2.5] and ALONE.broadcast_int(4) == 4 and ALONE.is_main
     network = torch.nn.Linear(2, 1)
-    assert ALONE.join(network) is network
-    with open_ranks("anything at all") as ranks:
-        assert ranks is ALONE
+    assert join_network(network, ALONE) is network
+    with open_group("anything at all") as group:
+        assert group is ALONE
 
 
 @given(total=st.integers(1, 50), count=st.integers(1, 12))
@@ -316,7 +325,7 @@ def test_shares_are_neighbours_of_nearly_one_size(total: int, count: int) -> Non
 def test_processes_read_the_batches_of_one(length: int, batch: int, count: int) -> None:
     data = torch.utils.data.TensorDataset(torch.arange(length))
     whole = [numbers.tolist() for (numbers,) in loader(data, batch, 0, 3)]
-    loaders = [loader(data, batch, 0, 3, ranks=Ranks(number, count)) for number in range(count)]
+    loaders = [loader(data, batch, 0, 3, group=Group(number, count)) for number in range(count)]
     assert {len(one) for one in loaders} == {len(whole)}
     parts: list[list[int]] = [[] for _ in whole]
     for number, one in enumerate(loaders):
@@ -332,7 +341,7 @@ def test_processes_read_the_batches_of_one(length: int, batch: int, count: int) 
 def test_each_process_takes_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"--device cuda:1: 2 processes were launched"), open_ranks("cuda:1"):
+    with pytest.raises(ValueError, match=r"--device cuda:1: 2 processes were launched"), open_group("cuda:1"):
         pass
 
 
@@ -344,4 +353,4 @@ def test_commands_that_cannot_be_shared_are_refused(
     with pytest.raises(SystemExit) as left:
         main(["demo", "--out", str(tmp_path / "demo")])
     assert left.value.code == 2 and not (tmp_path / "demo").exists()
-    assert "2 processes were launched, demo runs in one" in capsys.readouterr().err
+    assert "tagseg demo runs in one process, 2 were launched" in capsys.readouterr().err

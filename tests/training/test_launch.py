@@ -85,7 +85,7 @@ def test_a_killed_process_ends_the_launch_and_the_next_one_continues(
         again.kill()
     assert again.returncode == 0, errors
     assert said.count("Done up to stage train") == 1
-    assert errors.count("continuing behind epoch") == 1 and errors.count("epoch 30: ") == 1
+    assert errors.count("resuming after epoch") == 1 and errors.count("epoch 30: ") == 1
     rows = [json.loads(line) for line in (run.network / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, 31))
     assert run.done("train") and not list(run.root.rglob(".writing-*"))

@@ -1,19 +1,24 @@
+import contextlib
+import itertools
 import json
 import logging
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from tagseg.errors import RunError
 from tagseg.networks.backbones import warn_if_random
 from tagseg.system.signals import Terminated, raised
 from tagseg.training.checkpoint import load_tensors, save_tensors
 from tagseg.training.device import choose_device
-from tagseg.training.loop import Steps, epochs
+from tagseg.training.loop import Epoch, Sums, Training, run_epochs
 from tagseg.training.optimizer import build_optimizer, enough_epochs, poly, set_lr
 
 
@@ -89,9 +94,9 @@ def test_a_random_start_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
     assert "resnet50 starts from random weights" in caplog.text
 
 
-class Training:
-    """A network of one layer that learns a little every epoch, three random steps long, and can be stopped: in an
-    epoch, or by a signal behind its second step."""
+class Learner:
+    """A network of one layer that learns a little in every epoch of three random steps. It can be stopped in an epoch,
+    or by a signal in the second step of an epoch."""
 
     def __init__(
         self, stop_in: int = 0, broken_in: int = 0, signal_in: tuple[int, signal.Signals] | None = None
@@ -105,28 +110,35 @@ class Training:
     def keep(self) -> None:
         self.kept += 1
 
-    def one_epoch(self, epoch: int, steps: Steps) -> dict[str, float]:
+    @contextlib.contextmanager
+    def open_epoch(self, epoch: int, seed: int, resumed: bool) -> Iterator[Epoch]:
         self.seen.append(epoch)
         if epoch == self.stop_in:
             raise KeyboardInterrupt
-        torch.manual_seed(epoch)
         generator = torch.Generator().manual_seed(epoch)
-        steps.begin([generator])
-        sums = {"loss": 0.0} | steps.sums
-        for step in range(steps.done, 3):
-            set_lr(self.optimizer, 0.1 / epoch)
+        steps_left = itertools.count(1 if resumed else 2, -1)
+
+        def step(batches: Iterator[Any], steps: int) -> Sums:
+            ((batch,),) = batches
+            assert steps == 3 and batch.shape == (1,)
             self.optimizer.zero_grad()
             loss = self.net(torch.rand(1, 2) + torch.rand(1, 2, generator=generator)).square().sum()
             loss.backward()
             self.optimizer.step()
-            sums["loss"] += loss.item()
-            if self.signal_in and (epoch, step) == (self.signal_in[0], 1):
+            if next(steps_left) == 1 and self.signal_in and epoch == self.signal_in[0]:
                 signal.raise_signal(self.signal_in[1])
-            steps.end(step + 1, sums, [generator], self.keep)
-        return {"loss": math.nan if epoch == self.broken_in else sums["loss"], "other": float(epoch)}
+            return {"loss": loss.item()}
+
+        def figures(sums: Sums) -> Sums:
+            return {"loss": math.nan if epoch == self.broken_in else sums["loss"], "other": float(epoch)}
+
+        yield Epoch(TensorDataset(torch.arange(3)), step, figures, (generator,), self.keep)
 
     def run(self, folder: Path, total: int) -> list[dict[str, float]]:
-        return epochs(folder, {"net": self.net}, self.optimizer, total, self.one_epoch)
+        training = Training(
+            "train", folder, {"network": self.net}, self.optimizer, lambda epoch, progress: 0.1 / epoch, total, 1, 7
+        )
+        return run_epochs(training, self.open_epoch)
 
 
 def losses(history: list[dict[str, float]]) -> list[float]:
@@ -135,12 +147,12 @@ def losses(history: list[dict[str, float]]) -> list[float]:
 
 @pytest.mark.parametrize("stop_in", [1, 2, 3])
 def test_interrupted_epochs_continue_as_if_undisturbed(stop_in: int, tmp_path: Path) -> None:
-    undisturbed = Training()
+    undisturbed = Learner()
     history = undisturbed.run(tmp_path / "one", 3)
     assert [row["epoch"] for row in history] == [1, 2, 3] and [row["other"] for row in history] == [1.0, 2.0, 3.0]
     with pytest.raises(KeyboardInterrupt):
-        Training(stop_in).run(tmp_path / "two", 3)
-    resumed = Training()
+        Learner(stop_in).run(tmp_path / "two", 3)
+    resumed = Learner()
     assert losses(resumed.run(tmp_path / "two", 3)) == losses(history)
     assert resumed.seen == list(range(stop_in, 4))
     assert torch.equal(resumed.net.weight, undisturbed.net.weight)
@@ -151,37 +163,37 @@ def test_interrupted_epochs_continue_as_if_undisturbed(stop_in: int, tmp_path: P
 def test_a_signal_finishes_the_step_and_the_epoch_goes_on_behind_it(
     number: signal.Signals, signal_in: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    undisturbed = Training()
+    undisturbed = Learner()
     history = undisturbed.run(tmp_path / "one", 3)
-    stopped = Training(signal_in=(signal_in, number))
+    stopped = Learner(signal_in=(signal_in, number))
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Terminated), raised():
         stopped.run(tmp_path / "two", 3)
     assert stopped.seen[-1] == signal_in and stopped.kept == 1
-    resumed = Training()
+    resumed = Learner()
     with caplog.at_level(logging.INFO):
         assert losses(resumed.run(tmp_path / "two", 3)) == losses(history)
-    assert f"continuing behind step 2 of epoch {signal_in} of 3" in caplog.text
+    assert f"resuming after step 2 of epoch {signal_in} of 3" in caplog.text
     assert resumed.seen == list(range(signal_in, 4)) and resumed.kept == 0
     assert torch.equal(resumed.net.weight, undisturbed.net.weight)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_a_signal_the_state_within_an_epoch_is_not_saved(tmp_path: Path) -> None:
-    Training().run(tmp_path, 2)
+    Learner().run(tmp_path, 2)
     tensors, about = load_tensors(tmp_path / "checkpoint.safetensors")
     assert set(about) == {"history"} and not any(name.startswith("random") for name in tensors)
 
 
 def test_finished_epochs_are_not_run_again(tmp_path: Path) -> None:
-    history = Training().run(tmp_path, 2)
-    again = Training()
+    history = Learner().run(tmp_path, 2)
+    again = Learner()
     assert again.run(tmp_path, 2) == history
     assert again.seen == []
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_epoch_before(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the loss became nan in epoch 2; lower the learning rate \(lr\)"):
-        Training(broken_in=2).run(tmp_path, 3)
+        Learner(broken_in=2).run(tmp_path, 3)
     _, about = load_tensors(tmp_path / "checkpoint.safetensors")
     assert [row["epoch"] for row in about["history"]] == [1]
     json.dumps(about, allow_nan=False)
@@ -191,10 +203,10 @@ def test_damaged_or_unfit_state(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(b"half a file")
     with pytest.raises(RunError, match=r"checkpoint.safetensors: missing or damaged"):
-        Training().run(tmp_path, 2)
-    save_tensors(file, {"net.weight": torch.ones(1, 5), "net.bias": torch.ones(1)}, {"history": []})
+        Learner().run(tmp_path, 2)
+    save_tensors(file, {"network.weight": torch.ones(1, 5), "network.bias": torch.ones(1)}, {"history": []})
     with pytest.raises(RunError, match=r"checkpoint.safetensors: does not fit the network"):
-        Training().run(tmp_path, 2)
+        Learner().run(tmp_path, 2)
 
 
 def test_enough_epochs_make_the_steps_within_bounds() -> None:

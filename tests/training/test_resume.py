@@ -15,7 +15,7 @@ import torch
 
 import tagseg
 from tagseg.errors import RunError
-from tagseg.pipeline import fit, run_stage
+from tagseg.pipeline import fit_until, run_stage
 from tagseg.run.folder import Run
 from tagseg.run.stages import OUTPUTS, STAGES, Stage
 from tagseg.settings.masks import MaskSettings
@@ -28,7 +28,7 @@ IMAGES = 9
 @pytest.fixture(scope="module")
 def original(discs: Path, tiny: Settings) -> Run:
     """Return a run whose masks were made one by one in one process."""
-    fit(discs, discs.parent / "resume", tiny, until="masks")
+    fit_until(discs, discs.parent / "resume", "masks", tiny)
     return Run(discs.parent / "resume")
 
 
@@ -67,7 +67,7 @@ def test_masks_are_made_while_maps_are_still_found(run: Run, original: Run, disc
                 time.sleep(0.01)
             yield item
 
-    fit(discs, run.root, dataclasses.replace(tiny, workers=2), track=wait_for_masks, until="masks")
+    fit_until(discs, run.root, "masks", dataclasses.replace(tiny, workers=2), track=wait_for_masks)
     assert beside and digests(run) == digests(original)
     stages = run.manifest().stages
     assert tuple(stages) == STAGES[:3]
@@ -89,29 +89,29 @@ def test_a_broken_image_ends_both_stages_and_can_be_mended(
     original: Run, discs: Path, tiny: Settings, tmp_path: Path
 ) -> None:
     data = shutil.copytree(discs, tmp_path / "data")
-    fit(data, tmp_path / "run", dataclasses.replace(tiny, workers=1), until="train")
+    fit_until(data, tmp_path / "run", "train", dataclasses.replace(tiny, workers=1))
     broken = data / "images/5.png"
     content = broken.read_bytes()
     broken.write_bytes(content[:300])
     with pytest.raises(ValueError, match=r"5\.png"):
-        fit(data, tmp_path / "run", until="masks")
+        fit_until(data, tmp_path / "run", "masks")
     run = Run(tmp_path / "run")
     assert not run.done("localise") and not run.done("masks") and len(images_of(run.maps)) < IMAGES
     broken.write_bytes(content)
-    fit(data, tmp_path / "run", until="masks")
+    fit_until(data, tmp_path / "run", "masks")
     assert digests(run) == digests(original)
 
 
 CHILD = """
 import sys, time
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 
 def stalling(items, title, total):
     for done, item in enumerate(items, 1):
         time.sleep(600 if title == sys.argv[3] and done == total - 3 else 0.05)
         yield item
 
-fit(sys.argv[1], sys.argv[2], track=stalling, until="masks")
+fit_until(sys.argv[1], sys.argv[2], "masks", track=stalling)
 """
 
 
@@ -145,7 +145,7 @@ def test_after_a_kill_the_images_continue(stage: Stage, workers: int, run: Run, 
     # Half a pair, and half a file under a temporary name, are done anew.
     (run.decided_masks / f"{pairs[0]}.png").unlink()
     (run.masks / ".writing-0.png").write_bytes(b"half")
-    fit(discs, run.root, until="masks")
+    fit_until(discs, run.root, "masks")
     assert digests(run) == whole and not list(run.root.rglob(".writing-*"))
     kept = {name for name in maps if not name.startswith(".")}
     assert {name: stamp for name, stamp in times(run.maps).items() if name in kept} == {n: maps[n] for n in kept}
@@ -162,9 +162,9 @@ def test_other_mask_settings_need_force_when_masks_were_begun_beside_maps(
     run.store(run.manifest().without_stages(["localise", "masks"]))
     other = dataclasses.replace(tiny, masks=MaskSettings(background="threshold", threshold=0.6))
     with pytest.raises(RunError, match=r"masks\.background was 'auto', now 'threshold'.*redo it from stage masks"):
-        fit(discs, run.root, other, until="masks")
+        fit_until(discs, run.root, "masks", other)
     maps = times(run.maps)
-    fit(discs, run.root, other, force=True, until="masks")
+    fit_until(discs, run.root, "masks", other, force=True)
     assert run.manifest().stages["localise"].images == 1
     assert run.manifest().stages["masks"].images == IMAGES
     assert maps.items() < times(run.maps).items()

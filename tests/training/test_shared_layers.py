@@ -8,7 +8,7 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from tagseg.training.distributed import ALONE, open_ranks, share_of
+from tagseg.training.distributed import ALONE, open_group, share_of
 from tagseg.training.shared_layers import share_layers
 
 Together = Callable[..., list[Any]]
@@ -39,19 +39,19 @@ def loss_of(scores: Tensor, first: int) -> Tensor:
 def learned(images: int, steps: int = 2) -> dict[str, list[float]]:
     """Sums over processes of losses and gradients of steps, and the batch norms' statistics behind them."""
     found: dict[str, list[float]] = {}
-    with open_ranks("cpu") as ranks:
+    with open_group("cpu") as group:
         net, pictures = network(), batch(images)
-        if ranks.count > 1:
-            share_layers(net, ranks)
-        ranks.share = share_of(images, ranks.number, ranks.count)
-        own = slice(ranks.share.first, ranks.share.first + ranks.share.own)
+        if group.world_size > 1:
+            share_layers(net, group)
+        group.share = share_of(images, group.rank, group.world_size)
+        own = slice(group.share.first, group.share.first + group.share.own)
         torch.manual_seed(3)
         for _ in range(steps):
-            seen = net(pictures[own] if ranks.share.own else pictures[:1])
-            loss_of(ranks.own(seen)[0], ranks.share.first).backward()
+            seen = net(pictures[own] if group.share.own else pictures[:1])
+            loss_of(group.own(seen)[0], group.share.first).backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None
-            found[name] = ranks.total(*parameter.grad.flatten().tolist())
+            found[name] = group.sum(*parameter.grad.flatten().tolist())
         found |= {name: value.flatten().tolist() for name, value in net.named_buffers()}
         net.eval()
         found["evaluated"] = net(pictures).flatten().tolist()

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tagseg._version import __version__
 from tagseg.cli.help import HelpPage
+from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.presets import preset_values
 from tagseg.settings.settings import Settings
 from tagseg.settings.toml import read_toml
@@ -123,6 +124,10 @@ def command(
 Options = Annotated[Settings, Parameter(name="*", group=Group("Settings of all stages", sort_key=1))]
 SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings. Flags override it.")]
 Force = Annotated[bool, Parameter(negative=(), help="Redo what is done, and everything that depends on it.")]
+Processes = Annotated[
+    AtLeastOne,
+    Parameter(help="Processes on this machine that train the networks, each on a GPU of its own if there are any."),
+]
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder made by tagseg fit.")]
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import START, Force, Options, SettingsFile, command, say
-from tagseg.run.stages import Stage
+from tagseg.cli.app import START, Force, Options, Processes, SettingsFile, command, say
+from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.presets import Preset
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import bars
@@ -21,6 +21,7 @@ def fit(
     *,
     out: Annotated[Path, Parameter(help="Run folder. An existing one is continued.")],
     until: Annotated[Stage, Parameter(help="Last stage to run.")] = "report",
+    processes: Processes = 1,
     preset: Annotated[
         Preset | None,
         Parameter(help="The paper's settings, or a vision transformer's. A TOML file and flags override them."),
@@ -42,12 +43,13 @@ def fit(
         tagseg fit VOC2012/ --out runs/paper --preset paper-voc --train.batch 4
         tagseg fit photos/ --out runs/a --settings my.toml --train.epochs 9
     """
-    from tagseg.pipeline import fit
+    from tagseg.pipeline import fit, fit_until
 
-    fitted = fit(data, out, settings, force, bars, until)
-    if fitted is None:
+    if until != STAGES[-1]:
+        fit_until(data, out, until, settings, force, bars, processes)
         say(f"Done up to stage {until}: {out}")
         return
+    fitted = fit(data, out, settings, force, bars, processes=processes)
     say(fitted.evaluation.table())
     say(f"Masks      {fitted.masks}")
     say(f"Report     {fitted.report}")

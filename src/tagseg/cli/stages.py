@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import STAGES, Force, Options, RunFolder, SettingsFile, command, say
+from tagseg.cli.app import STAGES, Force, Options, Processes, RunFolder, SettingsFile, command, say
 from tagseg.run.stages import Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import bars
@@ -16,6 +16,7 @@ def train(
     run: RunFolder,
     /,
     *,
+    processes: Processes = 1,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
@@ -26,7 +27,7 @@ def train(
 
         tagseg train runs/a --train.epochs 8 --force
     """
-    _run("train", run, settings, force)
+    _run("train", run, settings, force, processes)
 
 
 @command(STAGES, 1, sections=("localise",))
@@ -71,7 +72,7 @@ def masks(
     """
     import dataclasses
 
-    from tagseg.pipeline import fit
+    from tagseg.pipeline import fit_until
     from tagseg.run.folder import Run
 
     if maps_from is None:
@@ -79,7 +80,7 @@ def masks(
         return
     own = dataclasses.replace(settings.localise, maps_from=str(maps_from.resolve()))
     settings = dataclasses.replace(settings, localise=own)
-    fit(Run(run).data_root() if data is None else data, run, settings, force, bars, "masks")
+    fit_until(Run(run).data_root() if data is None else data, run, "masks", settings, force, bars)
     say(f"Stage masks done: {run}")
 
 
@@ -96,6 +97,7 @@ def segment(
         ),
     ] = "pseudo",
     data: Annotated[Path | None, Parameter(help="Data folder, to make a new RUN with --labels FOLDER.")] = None,
+    processes: Processes = 1,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
@@ -111,24 +113,24 @@ def segment(
     """
     import dataclasses
 
-    from tagseg.pipeline import fit
+    from tagseg.pipeline import fit_until
 
     if labels == "truth":
-        _train_upper_bound(run, settings, force)
+        _train_upper_bound(run, settings, force, processes)
         return
     if labels != "pseudo":
         own = dataclasses.replace(settings.segment, labels=str(Path(labels).resolve()))
         settings = dataclasses.replace(settings, segment=own)
         if data is not None:
-            fit(data, run, settings, force, bars, "segment")
+            fit_until(data, run, "segment", settings, force, bars, processes)
             return
-    _run("segment", run, settings, force)
+    _run("segment", run, settings, force, processes)
 
 
-def _train_upper_bound(run: Path, settings: Settings, force: bool) -> None:
+def _train_upper_bound(run: Path, settings: Settings, force: bool, processes: int) -> None:
     from tagseg.studies.full_supervision import train_upper_bound
 
-    bound = train_upper_bound(run, settings, force, bars)
+    bound = train_upper_bound(run, settings, force, bars, processes)
     say(f"Full supervision: mIoU {100 * bound.scores.miou:.1f} % on {bound.scores.images} validation images")
     if bound.share is not None:
         say(f"The run's own network reaches {100 * bound.share:.1f} % of it.")
@@ -170,8 +172,8 @@ def report(
     _run("report", run, settings, force)
 
 
-def _run(stage: Stage, run: Path, settings: Settings, force: bool) -> None:
+def _run(stage: Stage, run: Path, settings: Settings, force: bool, processes: int = 1) -> None:
     from tagseg.pipeline import run_stage
 
-    run_stage(run, stage, settings, force, bars)
+    run_stage(run, stage, settings, force, bars, processes)
     say(f"Stage {stage} done: {run}")

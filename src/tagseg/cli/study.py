@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import RESEARCH, Force, Options, SettingsFile, app, command, say
+from tagseg.cli.app import RESEARCH, Force, Options, Processes, SettingsFile, app, command, say
 from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.protocols import BackboneName, Method, Name
@@ -69,6 +69,7 @@ def bench(
         bool, Parameter(help="Also score the segmentation network with the dense CRF after it, as the paper does.")
     ] = True,
     check: Annotated[bool, Parameter(negative=(), help="Check the data and stop.")] = False,
+    processes: Processes = 1,
     settings_file: SettingsFile = None,
     force: Force = False,
     settings: Options = Settings(),
@@ -96,6 +97,6 @@ def bench(
         return
     call = shlex.join([app.name[0], *sys.argv[1:]])
     folder = out or Path("runs") / f"{protocol}_{method}_{backbone}"
-    done = follow(data, folder, record, settings, seeds, crf, force, bars, call)
+    done = follow(data, folder, record, settings, seeds, crf, force, bars, call, processes)
     say(done.table())
     say(f"Table: {folder / 'bench.md'}")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tagseg.networks.backbones import LAST, RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
-from tagseg.rca.bank import Bank, kmeans
+from tagseg.rca.bank import Bank
+from tagseg.rca.kmeans import kmeans
 from tagseg.rca.regions import Regions, mine_regions
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.train import TrainSettings

@@ -27,7 +27,7 @@ from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.settings import MapKind, Settings, map_kind
 from tagseg.system.files import atomic_path, reserve, write_atomically
 from tagseg.system.untrusted import DAMAGED_ARRAY, check_shape, read_json, require_regular
-from tagseg.training.distributed import ALONE, Ranks
+from tagseg.training.distributed import ALONE, Group
 from tagseg.training.loading import Crop
 
 GRID = 56
@@ -60,7 +60,7 @@ def accumulating(
     settings: Settings,
     epoch: int,
     partway: bool = False,
-    ranks: Ranks = ALONE,
+    group: Group = ALONE,
 ) -> Iterator[Accumulation | None]:
     """Yield the maps accumulated before `epoch`, to be raised during it; they are kept when the block succeeds.
 
@@ -79,7 +79,7 @@ def accumulating(
     counts = [len(sample.tags) for sample in samples]
     # The kind does not hang on localise.kind: that may change after the training.
     first, kind = torch.tensor([0, *counts[:-1]]).cumsum(0), map_kind(LocaliseSettings(), settings.rca)
-    if not ranks.main:
+    if not group.is_main:
         yield Accumulation(None, first, kind)
         return
     with atomic_path(_epoch_file(folder, epoch)) as temporary:
@@ -111,7 +111,7 @@ def keep_accumulated(folder: Path, epoch: int, accumulation: Accumulation | None
 
 
 @torch.no_grad()
-def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop, ranks: Ranks = ALONE) -> None:
+def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop, group: Group = ALONE) -> None:
     """Raise the accumulated maps to a batch's, each divided by its peak: `M_t = max(M_(t-1), A_t)` (OAA, ICCV 2019).
 
     Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes. The
@@ -122,7 +122,7 @@ def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop, 
     rows = into.first[crop.sample[image]] + (tags.cumsum(1) - 1)[image, column]
     sure = (maps.refined_scores.float().sigmoid() > CONFIDENT).cpu()[image, column]
     values = _placed_maps(network, maps, crop, into.kind, sure)
-    rows, values = ranks.gather(rows[sure], values)
+    rows, values = group.all_gather(rows[sure], values)
     if into.array is not None and len(rows):
         into.array[rows.numpy()] = np.maximum(into.array[rows.numpy()], values.numpy())
 

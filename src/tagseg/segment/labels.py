@@ -14,10 +14,8 @@ from tagseg.system.progress import Track, silent
 log = logging.getLogger(__name__)
 
 
-def true_labels(prepared: Prepared, folder: Path, track: Track = silent, write: bool = True) -> Dataset:
+def true_labels(prepared: Prepared, folder: Path, track: Track = silent) -> Dataset:
     """Write the true masks of the training images to `folder`, in class ids, and return the data set of these images.
-
-    Without `write` nothing is written: another process does so.
 
     Raises:
         DataError: when no training image has a true mask, or one is of another size than its image or holds other ids.
@@ -25,17 +23,15 @@ def true_labels(prepared: Prepared, folder: Path, track: Track = silent, write: 
     samples = tuple(sample for sample in prepared.dataset.split("train") if sample.mask is not None)
     if not samples:
         raise DataError(f"{prepared.dataset.root}: no training image has a true mask, so there is none to learn from")
-    return _collect(prepared, samples, prepared.dataset, folder, track if write else None)
+    return _collect(prepared, samples, prepared.dataset, folder, track)
 
 
-def foreign_labels(
-    prepared: Prepared, source: Path, folder: Path, track: Track = silent, write: bool = True
-) -> Dataset:
+def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track = silent) -> Dataset:
     """Write the masks in `source` to `folder`, in class ids, and return the data set of the images that have one.
 
     They are PNGs (palette or 8-bit grey) of their images' sizes, named like the images; 255 is void. A `classes.json`
     beside them says which class each value is, as in the folders of masks that tagseg writes; without it values are
-    those of the data set's own masks. Without `write` nothing is written: another process does so.
+    those of the data set's own masks.
 
     Raises:
         DataError: when the folder or a class is unknown, no image has a mask, or a mask is of another size than its
@@ -60,21 +56,21 @@ def foreign_labels(
         tuple(found),
         dataclasses.replace(prepared.dataset, mask_ids=meaning),
         folder,
-        track if write else None,
+        track,
     )
 
 
-def _collect(
-    prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, folder: Path, track: Track | None
-) -> Dataset:
-    if track is not None:
-        _write(prepared, samples, meaning, folder, track)
+def _collect(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, folder: Path, track: Track) -> Dataset:
+    _write(prepared, samples, meaning, folder, track)
     rest = tuple(sample for sample in prepared.dataset.samples if sample.split != "train")
     return dataclasses.replace(prepared.dataset, samples=(*samples, *rest))
 
 
 def _write(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, folder: Path, track: Track) -> None:
     write_classes(folder, meaning.classes)
+    # The folder tells other processes which images are learned from: none may be left of an earlier attempt.
+    for stale in set(folder.rglob("*.png")) - {mask_file(folder, sample.id) for sample in samples}:
+        stale.unlink()
     labelled = False
     for sample in track(samples, "read labels", len(samples)):
         mask = load_mask(sample, meaning, prepared.sizes[sample.id])

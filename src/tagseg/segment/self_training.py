@@ -1,6 +1,8 @@
 """Self-training: a segmentation network improves the maps of the training images, and the next one learns from them."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from PIL import Image
 
 from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared
+from tagseg.data.records import Dataset
 from tagseg.masks.localise import MAP_STRIDE
 from tagseg.masks.make import make_masks
 from tagseg.masks.map_files import map_file, read_maps, write_maps
@@ -18,35 +21,38 @@ from tagseg.masks.resize import enlarge
 from tagseg.run.folder import Run
 from tagseg.run.manifest import Manifest
 from tagseg.segment.predictor import Predictor, read_predictor
-from tagseg.segment.train import Segmented, train_segmenter
+from tagseg.segment.train import train_segmenter
 from tagseg.settings.masks import MaskSettings
+from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 from tagseg.training.checkpoint import is_trained
-from tagseg.training.distributed import ALONE, Ranks
+
+TrainSegmenter = Callable[[Dataset, Path, Settings, Path, Track], object]
+"""Trains a segmentation network: `train_segmenter`, in this process or in several."""
 
 
-def self_train(prepared: Prepared, run: Run, track: Track = silent, ranks: Ranks = ALONE) -> Segmented:
+def self_train(
+    prepared: Prepared, run: Run, track: Track = silent, train_segmenter: TrainSegmenter = train_segmenter
+) -> None:
     """Train the segmentation network on the run's masks, `segment.rounds` times.
 
-    After every round but the last the network predicts the training images; together with the maps so far (see
-    `join_evidence`) this gives the maps, and from these the masks stage makes the masks, that the next round learns
-    from. The round's network, maps and masks lie in a run folder of its own, `run.round(number)`; what is finished is
-    kept, so that an interrupted training continues. Several processes (`ranks`) train together; the main one alone
-    predicts and makes masks, while the others wait.
+    After every round but the last, the network predicts the training images. Its predictions and the maps so far (see
+    `join_evidence`) give new maps, and from these the masks stage makes the masks of the next round. Network, maps and
+    masks of a round are in a run folder of its own, `run.round(number)`; finished rounds are kept, so an interrupted
+    training resumes.
 
     Raises:
-        ValueError: when weights, encoder or device cannot be had.
+        ValueError: when weights, encoder or device are not available.
     """
     settings, source = run.settings(), run
     for number in range(1, settings.segment.rounds):
         current = run.round(number)
-        if not ranks.agree(ranks.main and is_trained(current.segmenter)):
-            train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track, ranks)
-        if ranks.main:
-            _improve(prepared, run, source, number, track)
+        if not is_trained(current.segmenter):
+            train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track)
+        _improve(prepared, run, source, number, track)
         source = current
-    return train_segmenter(prepared.dataset, source.masks, settings, run.segmenter, track, ranks)
+    train_segmenter(prepared.dataset, source.masks, settings, run.segmenter, track)
 
 
 def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Track) -> None:

@@ -1,10 +1,10 @@
-"""Training the segmentation network on masks; 255 counts for nothing."""
+"""Training of the segmentation network on masks; pixels of 255 (void) do not count."""
 
+import contextlib
 import dataclasses
-import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,21 @@ from tagseg.errors import RunError
 from tagseg.masks.mask_files import mask_file
 from tagseg.networks.backbones import warn_if_random
 from tagseg.networks.segmenters import Segmenter, choose_network
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
-from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
-from tagseg.training.checkpoint import CHECKPOINT, save_tensors
+from tagseg.training.checkpoint import save_trained
 from tagseg.training.device import choose_device, compile_network
-from tagseg.training.distributed import ALONE, Ranks
-from tagseg.training.history import write_history
-from tagseg.training.loading import MaskImages, epoch_seed, loader
-from tagseg.training.loop import History, Steps, epochs
-from tagseg.training.optimizer import build_optimizer, enough_epochs, poly, set_lr
+from tagseg.training.distributed import ALONE, Group
+from tagseg.training.loading import MaskImages
+from tagseg.training.loop import Epoch, History, Sums, Training, run_epochs
+from tagseg.training.optimizer import build_optimizer, enough_epochs, poly
+from tagseg.training.shared_layers import join_network
 
 SEGMENTER_STEPS = 1000
-"""Batches to learn from where the number of epochs is not given: a small data set is seen more often."""
+"""Batches to learn from when the number of epochs is not set: a small data set is seen more often."""
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Segmented:
 
 @dataclass(frozen=True)
 class _Learner:
-    """What learns: the network, how it is called (see `Ranks.join`), the average of its weights, the optimiser."""
+    """The network in training, the network as training calls it (see `join_network`), the moving average of its weights
+    and the optimiser."""
 
     network: Segmenter
     joined: nn.Module
@@ -53,58 +56,46 @@ class _Learner:
 
 
 def train_segmenter(
-    dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent, ranks: Ranks = ALONE
+    dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent, group: Group = ALONE
 ) -> Segmented:
-    """Train the segmentation network on the masks of the training images; resumes where it was left.
+    """Train the segmentation network on the masks of the training images; resume if the folder holds a saved state.
 
-    Leaves network.safetensors, network.json and history.jsonl in `folder`. Of several processes (`ranks`) the main one
-    leaves them.
+    Writes network.safetensors, network.json and history.jsonl to `folder`. Of several processes (`group`) the main one
+    writes.
 
     Raises:
-        ValueError: when encoder, network and stride do not go together, or weights or device cannot be had.
-        RunError: when the masks hold no pixel to learn from, or the loss stops being a number.
+        ValueError: when encoder, network and stride do not fit together, or weights or device are not available.
+        RunError: when the masks hold no pixel to learn from, or the loss is not a number any more.
     """
     options, images = settings.segment, len(dataset.split("train"))
-    chosen = enough_epochs(options.epochs, images, options.batch * options.accumulate, SEGMENTER_STEPS)
-    settings = dataclasses.replace(settings, segment=dataclasses.replace(options, epochs=chosen))
-    device = choose_device(settings.device, ranks)
-    torch.manual_seed(settings.seed)
-    network, about = build_segmenter(settings, len(dataset.classes) + 1)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = weight_average(network, options.ema) if options.ema else None
-    compile_network(network, settings.compile)
-    rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser)
-    optimizer = build_optimizer(network.encoder_parameters(), network.new_parameters(), *rates)
+    epochs = enough_epochs(options.epochs, images, options.batch * options.accumulate, SEGMENTER_STEPS)
+    options = dataclasses.replace(options, epochs=epochs)
+    settings = dataclasses.replace(settings, segment=options)
+    learner, about = _build(len(dataset.classes) + 1, settings, group)
+    network, average = learner.network, learner.average
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
-
-    learner = _Learner(network, ranks.join(network), average, optimizer)
-
-    def one_epoch(epoch: int, steps: Steps) -> dict[str, float]:
-        return _one_epoch(learner, pairs, settings, epoch, steps, track, ranks)
-
-    modules: dict[str, nn.Module] = {"network": network} | ({"average": average} if average else {})
-    history = epochs(folder, modules, optimizer, chosen, one_epoch, ranks)
-    if not ranks.main:
-        return Segmented(folder, history)
-    about |= {
-        "classes": ["background", *dataset.classes],
-        "predict_scales": options.predict_scales,
-        "predict_flip": options.predict_flip,
-        "max_side": options.max_side,
-    }
-    kept = average.module if average else network
-    save_tensors(folder / "network.safetensors", kept.state_dict(), about)
-    write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
-    write_history(folder / "history.jsonl", history)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    training = Training(
+        name="segment", folder=folder, modules={"network": network} | ({"average": average} if average else {}),
+        optimizer=learner.optimizer, lr=partial(_lr, options), epochs=epochs, batch=options.batch,
+        seed=settings.seed + 1, accumulate=options.accumulate, workers=settings.workers, group=group, track=track,
+    )  # fmt: skip
+    history = run_epochs(training, partial(_open_epoch, learner, pairs, settings, group))
+    if group.is_main:
+        about |= {
+            "classes": ["background", *dataset.classes],
+            "predict_scales": options.predict_scales,
+            "predict_flip": options.predict_flip,
+            "max_side": options.max_side,
+        }
+        save_trained(folder, average.module if average else network, about, history)
     return Segmented(folder, history)
 
 
 def build_segmenter(settings: Settings, ids: int) -> tuple[Segmenter, dict[str, Any]]:
-    """Return the network that the settings ask for, with its start weights, and what it takes to build it again.
+    """Return the network of the settings, with its start weights, and the description that builds it again.
 
     Raises:
-        ValueError: when encoder, network and stride do not go together, or weights cannot be had.
+        ValueError: when encoder, network and stride do not fit together, or weights are not available.
     """
     options = settings.segment
     encoder, weights = options.encoder or settings.train.backbone, options.weights or settings.train.weights
@@ -136,58 +127,78 @@ def mask_loss(scores: Float[Tensor, "b ids h w"], masks: Int64[Tensor, "b h w"])
     return F.cross_entropy(scores.float(), masks, ignore_index=VOID, reduction="sum")
 
 
-def _one_epoch(
+def _build(ids: int, settings: Settings, group: Group) -> tuple[_Learner, dict[str, Any]]:
+    options = settings.segment
+    device = choose_device(settings.device, group)
+    torch.manual_seed(settings.seed)
+    network, about = build_segmenter(settings, ids)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = weight_average(network, options.ema) if options.ema else None
+    compile_network(network, settings.compile)
+    rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser)
+    optimizer = build_optimizer(network.encoder_parameters(), network.new_parameters(), *rates)
+    return _Learner(network, join_network(network, group), average, optimizer), about
+
+
+@contextlib.contextmanager
+def _open_epoch(
     learner: _Learner,
     pairs: list[tuple[Path, Path]],
     settings: Settings,
+    group: Group,
     epoch: int,
-    steps: Steps,
-    track: Track,
-    ranks: Ranks,
-) -> dict[str, float]:
-    options, network, optimizer = settings.segment, learner.network, learner.optimizer
-    device = network.mean.device
-    seed = epoch_seed(settings.seed + 1, epoch)
-    torch.manual_seed(seed)
-    steps.begin([])
+    seed: int,
+    resumed: bool,
+) -> Iterator[Epoch]:
+    """Yield an epoch of the training."""
+    options, limit = settings.segment, settings.data.max_megapixels
     # Square, and of a size that the network takes.
-    crop, limit = network.fitting_size(options.crop, options.crop)[0], settings.data.max_megapixels
+    crop = learner.network.fitting_size(options.crop, options.crop)[0]
     images = MaskImages(pairs, crop, options.scale, options.max_side, options.jitter, limit, seed)
-    batches = loader(images, options.batch, settings.workers, seed, steps.done * options.accumulate, ranks)
-    shown = iter(track(ranks.batches(batches), f"segment, epoch {epoch}/{options.epochs}", len(batches)))
-    total = steps.done + -(-len(batches) // options.accumulate)
-    network.train()
-    # Sums are kept small by a constant, and turned into means when all labelled pixels of a step are counted.
+    # Keeps gradients small until the labelled pixels of a step are counted.
     scale = float(options.batch * crop * crop)
-    sums = {"loss": 0.0, "labelled": 0.0} | steps.sums
-    for step in range(steps.done, total):
-        set_lr(optimizer, options.lr * poly((epoch - 1 + step / total) / options.epochs))
-        optimizer.zero_grad()
-        pixels = lost = 0.0
-        for pictures, masks in itertools.islice(shown, options.accumulate):
-            pictures, masks = pictures.to(device, memory_format=torch.channels_last), masks.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                scores = learner.joined(pictures)
-            scores, masks = ranks.own(scores, masks)
-            loss = mask_loss(scores, masks) / scale
-            ranks.backward(loss)
-            lost += loss.item() * scale
-            pixels += int((masks != VOID).sum())
-        pixels, lost = ranks.total(pixels, lost)
-        # The mean over all batches of the step is what one large batch would give.
-        for parameter in network.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= scale / max(pixels, 1)
-        optimizer.step()
-        if learner.average:
-            learner.average.update_parameters(network)
-        sums["loss"] += lost
-        sums["labelled"] += pixels
-        sums["lr"] = optimizer.param_groups[0]["lr"]
-        steps.end(step + 1, sums, [], lambda: None)
-    if not sums["labelled"]:
-        raise RunError(
-            f"{pairs[0][1].parent}: the masks hold no pixel to learn from, all are 255; look at them, and lower "
-            "--masks.unsure or train the classifier longer (--train.epochs)"
-        )
-    return {"loss": sums["loss"] / sums["labelled"], "lr": sums["lr"]}
+
+    def step(batches: Iterator[Batch], steps: int) -> Sums:
+        return _step(learner, batches, scale, settings.precision == "bf16", group)
+
+    def figures(sums: Sums) -> Sums:
+        if not sums["labelled"]:
+            raise RunError(
+                f"{pairs[0][1].parent}: the masks hold no pixel to learn from, all are 255 (void); look at them, and "
+                "lower --masks.unsure or train the classifier longer (--train.epochs)"
+            )
+        return {"loss": sums["loss"] / sums["labelled"], "lr": sums["lr"]}
+
+    yield Epoch(images, step, figures)
+
+
+def _step(learner: _Learner, batches: Iterator[Batch], scale: float, bf16: bool, group: Group) -> Sums:
+    """Learn from the batches of a step; return the summed loss and the number of its labelled pixels.
+
+    The loss of a step is the mean over the labelled pixels of all its batches, as in one large batch.
+    """
+    network, device = learner.network, learner.network.mean.device
+    learner.optimizer.zero_grad()
+    pixels = lost = 0.0
+    for pictures, masks in batches:
+        pictures, masks = pictures.to(device, memory_format=torch.channels_last), masks.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            scores = learner.joined(pictures)
+        scores, masks = group.own(scores, masks)
+        loss = mask_loss(scores, masks) / scale
+        group.backward(loss)
+        lost += loss.item() * scale
+        pixels += int((masks != VOID).sum())
+    pixels, lost = group.sum(pixels, lost)
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            parameter.grad *= scale / max(pixels, 1)
+    learner.optimizer.step()
+    if learner.average:
+        learner.average.update_parameters(network)
+    return {"loss": lost, "labelled": pixels}
+
+
+def _lr(options: SegmentSettings, epoch: int, progress: float) -> float:
+    """Return the learning rate in an epoch, `progress` 0..1 through it."""
+    return options.lr * poly((epoch - 1 + progress) / options.epochs)

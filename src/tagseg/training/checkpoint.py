@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from tagseg.errors import RunError
 from tagseg.system.files import write_atomically
 from tagseg.system.untrusted import parse_json, require_regular, shown
+from tagseg.training.history import write_history
 
 About = dict[str, Any]
 
 _MAX_HEADER = 1 << 24
-"""Bytes of a file's header: names and shapes of tens of thousands of tensors, and what it says about itself."""
+"""Bytes of a file's header: names and shapes of tens of thousands of tensors, and metadata."""
 
 _CHECKSUM = "sha256"
 
@@ -40,23 +41,32 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors to `path` (.safetensors) in one atomic step; the metadata have `about` as JSON, and a checksum."""
+    """Write tensors to `path` (.safetensors) atomically; the metadata hold `about` as JSON, and a checksum."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    # Beside what the file says about itself: safetensors writes several entries of metadata in any order.
+    # Within the same entry: safetensors writes several entries of metadata in any order.
     text = json.dumps({**about, _CHECKSUM: _checksum(about, plain)}, ensure_ascii=False)
     write_atomically(path, save(plain, metadata={"tagseg": text}))
+
+
+def save_trained(folder: Path, network: nn.Module, about: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
+    """Write a finished training: network.safetensors, network.json (`about` again, for people) and history.jsonl. Its
+    saved state goes last (see `is_trained`)."""
+    save_tensors(folder / "network.safetensors", network.state_dict(), about)
+    write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
+    write_history(folder / "history.jsonl", history)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def load_tensors(
     path: Path, expected: Callable[[About], Mapping[str, Tensor]] | None = None
 ) -> tuple[dict[str, Tensor], About]:
-    """Read what `save_tensors` wrote.
+    """Read a file that `save_tensors` wrote.
 
-    `expected` returns, by what the file says about itself, tensors like those that it must hold (on the meta device,
-    say): only when names, shapes and dtypes agree is any tensor read.
+    `expected` receives the file's `about` and returns tensors like those the file must hold (on the meta device, for
+    example). Tensors are read only when names, shapes and dtypes agree.
 
     Raises:
-        RunError: when the file is missing or damaged, holds other tensors, or its checksum is not that of its content.
+        RunError: when the file is missing or damaged, holds other tensors, or its checksum does not match its content.
     """
     try:
         found, about, checksum = _header(path)
@@ -68,16 +78,16 @@ def load_tensors(
         tensors = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{path}: missing or damaged ({error})") from error
-    # Files of earlier versions, and of other programs, have none.
+    # Files of earlier versions and of other programs have no checksum.
     if checksum not in (None, _checksum(about, tensors)):
-        raise RunError(f"{path}: missing or damaged (its checksum is not that of its content: it was changed)")
+        raise RunError(f"{path}: missing or damaged (its checksum does not match its content: it was changed)")
     return tensors, about
 
 
 def is_trained(folder: Path) -> bool:
-    """Tell whether a training has left all that it leaves in its folder: its state goes last."""
-    whole = (folder / "network.safetensors").exists() and (folder / "history.jsonl").exists()
-    return whole and not (folder / CHECKPOINT).exists()
+    """Tell whether a training has finished in this folder: its result is complete and its saved state is gone."""
+    complete = (folder / "network.safetensors").exists() and (folder / "history.jsonl").exists()
+    return complete and not (folder / CHECKPOINT).exists()
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
@@ -89,7 +99,7 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None
     _require_fit(_kinds(module.state_dict()), _kinds(tensors), source)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise RunError(f"{source}: {name} holds values that are no finite numbers; it was damaged or changed")
+            raise RunError(f"{source}: {name} holds values that are not finite; it was damaged or changed")
     module.load_state_dict(tensors)
 
 
@@ -102,10 +112,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: Path) -> None:
-    """Load what `optimizer_tensors` returned; hyper-parameters stay as they are.
+    """Load what `optimizer_tensors` returned; hyper-parameters do not change.
 
     Raises:
-        RunError: when a tensor is none of a parameter's, or of another shape than it.
+        RunError: when a tensor belongs to no parameter, or has another shape than its parameter.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -124,7 +134,7 @@ def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def read_about(path: Path) -> About:
-    """Return what a file of `save_tensors` says about itself, without its tensors.
+    """Return the `about` of a file that `save_tensors` wrote, without reading its tensors.
 
     Raises:
         RunError: when the file is missing or damaged.
@@ -136,7 +146,7 @@ def read_about(path: Path) -> About:
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], About, object]:
-    """Dtype and shape of every tensor, what the file says about itself, and its checksum; no tensor is read."""
+    """Return dtype and shape of every tensor, `about`, and the checksum; no tensor is read."""
     from safetensors import safe_open
 
     require_regular(path)
@@ -180,7 +190,7 @@ def _require_fit(
 
 
 def _checksum(about: About, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of what a file says about itself and of all tensors: names, dtypes, shapes, bytes."""
+    """Return the SHA-256 of `about` and of all tensors: names, dtypes, shapes, bytes."""
     digest = hashlib.sha256(json.dumps(about).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -3,18 +3,18 @@
 import torch
 from torch import nn
 
-from tagseg.training.distributed import ALONE, Ranks
+from tagseg.training.distributed import ALONE, Group
 
 
-def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+def choose_device(name: str, group: Group = ALONE) -> torch.device:
     """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU. Of several processes each has
     its own.
 
     Raises:
         ValueError: when torch does not know the name or the device is not there.
     """
-    if ranks.device is not None:
-        return ranks.device
+    if group.device is not None:
+        return group.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from tagseg.data.images import read_image, read_mask_file, read_saliency, reduction
 from tagseg.data.records import VOID, Sample
-from tagseg.training.distributed import ALONE, Ranks, Shares
+from tagseg.training.distributed import ALONE, Group, Shares
 
 T = TypeVar("T")
 
@@ -101,20 +101,20 @@ class Shuffled(Sampler[int]):
         return iter(self.order)
 
 
-def loader(data: Dataset[T], batch: int, workers: int, seed: int, skip: int = 0, ranks: Ranks = ALONE) -> DataLoader[T]:
+def loader(data: Dataset[T], batch: int, workers: int, seed: int, skip: int = 0, group: Group = ALONE) -> DataLoader[T]:
     """Return a shuffled loader of one epoch, behind its first `skip` batches; the last batch is dropped when it holds a
     single image (batch norm).
 
-    Of several processes each gets its share of every batch, to be read through `ranks.batches`.
+    Of several processes each gets its share of every batch, to be read through `group.batches`.
     """
     length = len(data)  # type: ignore[arg-type]
     order, drop_last = Shuffled(length, seed, skip * batch), length > batch and length % batch == 1
     settled: dict[str, Any] = {"drop_last": drop_last, "batch_size": batch, "sampler": order}
-    if ranks.count > 1:
-        settled = {"batch_sampler": Shares(order.order, batch, drop_last, ranks)}
+    if group.world_size > 1:
+        settled = {"batch_sampler": Shares(order.order, batch, drop_last, group)}
     return DataLoader(
         data,
-        num_workers=-(-workers // ranks.local),
+        num_workers=-(-workers // group.local_world_size),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=_apart,

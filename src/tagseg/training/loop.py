@@ -1,16 +1,22 @@
-"""What both trainings share: device, optimiser, the learning rate's schedule, and epochs that can be resumed."""
+"""The training loop of both networks: epochs of steps, and a state that lets a stopped training resume exactly."""
 
+import contextlib
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from tagseg.errors import RunError
+from tagseg.system.progress import Track, silent
 from tagseg.system.signals import delay_signals
 from tagseg.system.untrusted import check_shape, shown
 from tagseg.training.checkpoint import (
@@ -22,7 +28,9 @@ from tagseg.training.checkpoint import (
     save_tensors,
     select,
 )
-from tagseg.training.distributed import ALONE, Ranks
+from tagseg.training.distributed import ALONE, Group
+from tagseg.training.loading import epoch_seed, loader
+from tagseg.training.optimizer import set_lr
 
 log = logging.getLogger(__name__)
 
@@ -30,121 +38,188 @@ History = list[dict[str, int | float]]
 Sums = dict[str, float]
 
 
-class Steps(NamedTuple):
-    """The steps of an epoch, which can be left behind any of them and taken up there by another process.
+@dataclass(frozen=True)
+class Training:
+    """A network in training: where, what, for how long and on which data.
 
-    `done` of them lie behind, and have summed up `sums`. `begin(generators)` is called when the epoch has seeded what
-    is random in it, `end(done, sums, generators, keep)` behind every step: when the process was asked to end, it calls
-    `keep`, which saves what else the epoch has changed, saves the rest and leaves the epoch with KeyboardInterrupt.
+    Attributes:
+        name: what progress reports call it.
+        folder: where its state is saved until it has finished.
+        modules: the modules whose state is saved, by name: `network`, and what else changes during training.
+        optimizer: the optimiser of the network.
+        lr: returns the learning rate in an epoch (from 1), given the share of its steps that are done.
+        epochs: how many epochs it takes.
+        batch: images per batch.
+        seed: what is random in an epoch depends on this seed and the epoch's number only.
+        accumulate: batches per step of the optimiser.
+        workers: processes that read images.
+        group: the processes that train together; all of them read the state, and the main one saves it.
+        track: how to report progress.
     """
 
+    name: str
+    folder: Path
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    lr: Callable[[int, float], float]
+    epochs: int
+    batch: int
+    seed: int
+    accumulate: int = 1
+    workers: int = 0
+    group: Group = ALONE
+    track: Track = silent
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of a training does.
+
+    Attributes:
+        images: the data set of the epoch.
+        step: learns from the batches of a step, given the number of steps in the epoch, and returns figures; the epoch
+            sums them up. It sets no learning rate.
+        figures: turns these sums into the epoch's line of the history, `loss` among them.
+        generators: random generators that the steps use in addition to PyTorch's own.
+        keep: saves what else the epoch has changed, when it is left before its end.
+    """
+
+    images: Dataset[Any]
+    step: Callable[[Iterator[Any], int], Sums]
+    figures: Callable[[Sums], Sums] = dict
+    generators: tuple[torch.Generator, ...] = ()
+    keep: Callable[[], None] = lambda: None
+
+
+OpenEpoch = Callable[[int, int, bool], contextlib.AbstractContextManager[Epoch]]
+"""Begins an epoch, given its number, its seed, and whether it resumes after some of its steps."""
+
+
+@dataclass
+class _State:
+    """What is saved of a training beside its tensors: the finished epochs, and of an epoch that was left before its end
+    the number of steps that are done, their sums, their seconds and the states of the random generators."""
+
+    history: History
     done: int
     sums: Sums
-    begin: Callable[[Sequence[torch.Generator]], None]
-    end: Callable[[int, Sums, Sequence[torch.Generator], Callable[[], None]], None]
+    seconds: float
+    random: dict[str, Tensor]
 
 
-def epochs(
-    folder: Path,
-    modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    total: int,
-    one_epoch: Callable[[int, Steps], dict[str, float]],
-    ranks: Ranks = ALONE,
-) -> History:
-    """Run epochs 1 to `total`, saving the state after each; continue where the saved state was left, if there is one.
+def run_epochs(training: Training, open_epoch: OpenEpoch) -> History:
+    """Train until all epochs are done, saving the state after each; resume from the saved state, if there is one.
 
-    Of several processes all read the state, and the main one saves it.
-
-    `one_epoch(epoch, steps)` trains and returns figures for the history, `loss` among them. At Ctrl-C or SIGTERM, in
-    whichever process, the step is finished and the state saved, then the signal takes its effect.
+    At Ctrl-C or SIGTERM, in any process of the group, the current step is finished and the state saved; then the signal
+    takes effect.
 
     Raises:
-        RunError: when the saved state is damaged or not the same for all processes, or the loss stops being a number.
+        RunError: when the saved state is damaged or differs between processes, or the loss is not a number any more.
     """
-    file = folder / CHECKPOINT
-    tensors, about = load_tensors(file) if file.exists() else ({}, {"history": []})
-    history = _history(about, file)
-    partway: dict[str, Any] = about.get("partway", {})
-    if tensors:
-        for name, module in modules.items():
-            restore(module, select(tensors, name), file)
-        restore_optimizer(optimizer, tensors, file)
-        within = f"step {partway['done']} of epoch {len(history) + 1}" if partway else f"epoch {len(history)}"
-        log.info("continuing behind %s of %d", within, total)
-    reached = [len(history), partway.get("done", 0)]
-    if [ranks.agree(number) for number in reached] != reached:
-        raise RunError(f"{file}: not what the main process sees; all machines must see the same run folder")
-
-    def save(more: dict[str, Tensor], partway: dict[str, Any]) -> None:
-        if not ranks.main:
-            return
-        state = {f"{name}.{key}": value for name, one in modules.items() for key, value in one.state_dict().items()}
-        save_tensors(file, state | optimizer_tensors(optimizer) | more, {"history": history} | partway)
-
+    state = _restore(training)
     with delay_signals() as came:
-
-        def asked() -> bool:
-            return ranks.any(came())
-
-        for epoch in range(len(history) + 1, total + 1):
-            started = time.monotonic() - partway.get("seconds", 0.0)
-            figures = one_epoch(epoch, _steps(partway, select(tensors, "random"), started, asked, save))
+        for epoch in range(len(state.history) + 1, training.epochs + 1):
+            began = time.monotonic() - state.seconds
+            figures = _run_epoch(training, open_epoch, state, epoch, began, came)
             if not math.isfinite(figures["loss"]):
                 raise RunError(
-                    f"{folder}: the loss became {figures['loss']} in epoch {epoch}; lower the learning rate (lr)"
+                    f"{training.folder}: the loss became {figures['loss']} in epoch {epoch}; lower the learning rate "
+                    "(lr)"
                 )
-            history.append({"epoch": epoch, **figures, "seconds": round(time.monotonic() - started, 1)})
-            log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
-            save({}, {})
-            partway, tensors = {}, {}
-            if asked():
-                break
-    return history
+            row = {"epoch": epoch, **figures, "seconds": round(time.monotonic() - began, 1)}
+            log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            state = _State([*state.history, row], 0, {}, 0.0, {})
+            _save(training, state)
+            if training.group.any(came()):
+                raise KeyboardInterrupt
+    return state.history
 
 
-def _steps(
-    partway: dict[str, Any],
-    states: dict[str, Tensor],
-    started: float,
-    asked: Callable[[], bool],
-    save: Callable[[dict[str, Tensor], dict[str, Any]], None],
-) -> Steps:
-    """The steps of an epoch that was left `partway`, with `states` of what is random, or of one that begins."""
+def _run_epoch(
+    training: Training, open_epoch: OpenEpoch, state: _State, epoch: int, began: float, came: Callable[[], bool]
+) -> Sums:
+    """Run the steps of an epoch that are left, and return its figures."""
+    group, optimizer, per_step = training.group, training.optimizer, training.accumulate
+    seed = epoch_seed(training.seed, epoch)
+    torch.manual_seed(seed)
+    with open_epoch(epoch, seed, state.done > 0) as current:
+        batches = loader(current.images, training.batch, training.workers, seed, state.done * per_step, group)
+        steps = state.done + -(-len(batches) // per_step)
+        title = f"{training.name}, epoch {epoch}/{training.epochs}"
+        tracked = iter(training.track(group.batches(batches), title, len(batches)))
+        training.modules["network"].train()
+        if state.done:
+            _restore_random(state.random, current.generators)
+        sums = dict(state.sums)
+        for step in range(state.done, steps):
+            set_lr(optimizer, training.lr(epoch, step / steps))
+            for name, value in current.step(itertools.islice(tracked, per_step), steps).items():
+                sums[name] = sums.get(name, 0.0) + value
+            sums["lr"] = optimizer.param_groups[0]["lr"]
+            if group.any(came()):
+                current.keep()
+                random = _random_states(current.generators)
+                _save(training, _State(state.history, step + 1, sums, time.monotonic() - began, random))
+                log.info("asked to end: saved the state after step %d of epoch %d", step + 1, epoch)
+                raise KeyboardInterrupt
+        deque(tracked, maxlen=0)  # nothing is left, but progress is reported when it ends
+        return current.figures(sums)
 
-    def begin(generators: Sequence[torch.Generator]) -> None:
-        if partway:
-            try:
-                _restore_random(states, generators)
-            except (KeyError, TypeError, RuntimeError) as error:
-                raise RunError(f"the saved state of what is random is damaged ({error}); start again") from error
 
-    def end(done: int, sums: Sums, generators: Sequence[torch.Generator], keep: Callable[[], None]) -> None:
-        if asked():
-            keep()
-            seconds = time.monotonic() - started
-            random = {f"random.{name}": state for name, state in _random(generators).items()}
-            save(random, {"partway": {"done": done, "sums": sums, "seconds": seconds}})
-            log.info("asked to end: saved behind step %d of the epoch", done)
-            raise KeyboardInterrupt
+def _restore(training: Training) -> _State:
+    """Load the saved state, if there is one, into the modules and the optimiser."""
+    file, group = training.folder / CHECKPOINT, training.group
+    tensors, about = load_tensors(file) if file.exists() else ({}, {"history": []})
+    history, partway = _history(about, file), about.get("partway", {})
+    state = _State(
+        history, partway.get("done", 0), partway.get("sums", {}), partway.get("seconds", 0.0), select(tensors, "random")
+    )
+    if tensors:
+        for name, module in training.modules.items():
+            restore(module, select(tensors, name), file)
+        restore_optimizer(training.optimizer, tensors, file)
+        place = f"step {state.done} of epoch {len(history) + 1}" if state.done else f"epoch {len(history)}"
+        log.info("resuming after %s of %d", place, training.epochs)
+    for number in (len(history), state.done):
+        if group.broadcast_int(number) != number:
+            raise RunError(f"{file}: differs from the main process's; all machines must see the same run folder")
+    return state
 
-    return Steps(partway.get("done", 0), partway.get("sums", {}), begin, end)
+
+def _save(training: Training, state: _State) -> None:
+    """Save the state; of several processes the main one does so, and the others wait for it."""
+    if training.group.is_main:
+        tensors = {
+            f"{name}.{key}": value
+            for name, module in training.modules.items()
+            for key, value in module.state_dict().items()
+        }
+        tensors |= optimizer_tensors(training.optimizer)
+        tensors |= {f"random.{name}": value for name, value in state.random.items()}
+        about: dict[str, Any] = {"history": state.history}
+        if state.done:
+            about["partway"] = {"done": state.done, "sums": state.sums, "seconds": state.seconds}
+        save_tensors(training.folder / CHECKPOINT, tensors, about)
+    training.group.broadcast_int()
 
 
-def _random(generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-    """The states of torch's own generators, on the CPU and on GPUs in use, and of others."""
+def _random_states(generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    """Return the states of PyTorch's own generators, on the CPU and on GPUs in use, and of others."""
     states = {f"generator{i}": generator.get_state() for i, generator in enumerate(generators)}
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return states | {"cpu": torch.get_rng_state()} | {f"cuda{i}": state for i, state in enumerate(gpus)}
 
 
 def _restore_random(states: dict[str, Tensor], generators: Sequence[torch.Generator]) -> None:
-    for i, generator in enumerate(generators):
-        generator.set_state(states[f"generator{i}"])
-    torch.set_rng_state(states["cpu"])
-    gpus = [states[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in states]
-    if gpus:
-        torch.cuda.set_rng_state_all(gpus)
+    try:
+        for i, generator in enumerate(generators):
+            generator.set_state(states[f"generator{i}"])
+        torch.set_rng_state(states["cpu"])
+        gpus = [states[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in states]
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"the saved state of the random generators is damaged ({error}); start again") from error
 
 
 def _history(about: dict[str, Any], source: Path) -> History:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tagseg.errors import DataError, RunError
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
@@ -67,7 +67,7 @@ def test_runs_differ_only_in_switches_and_seed(original: Ablation, tiny: Setting
 
 
 def test_a_run_of_the_ablation_equals_one_of_fit(original: Ablation, discs: Path, tmp_path: Path) -> None:
-    fit(discs, tmp_path / "run", Run(original.folder / "both_1").settings(), until="train")
+    fit_until(discs, tmp_path / "run", "train", Run(original.folder / "both_1").settings())
     alone, within = (
         folder / "network" / "network.safetensors" for folder in (tmp_path / "run", original.folder / "both_1")
     )

@@ -10,7 +10,7 @@ from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.evaluate.evaluate import score_pseudo_masks
 from tagseg.masks.map_files import map_file, write_maps
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
 from tagseg.run.manifest import StageNote
 from tagseg.run.open import open_run
@@ -28,7 +28,7 @@ from tagseg.studies.ablation.scores import SCORE_FILE, mask_rule_text, read_scor
 def original(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return the scored run of arm both, seed 3."""
     root = tmp_path_factory.mktemp("arms") / "both_3"
-    fit(discs, root, arm_settings(tiny, "both", 3), until="train")
+    fit_until(discs, root, "train", arm_settings(tiny, "both", 3))
     score_run(prepare(Run(root)), Run(root), "both")
     return Run(root)
 
@@ -49,7 +49,7 @@ def test_the_score_is_that_of_the_written_masks(run: Run, discs: Path) -> None:
     prepared = prepare(run)
     before = {path.name: path.stat().st_mtime_ns for path in run.maps.iterdir()}
     # The run can continue to masks like any other, and keeps its maps.
-    fit(discs, run.root, until="masks")
+    fit_until(discs, run.root, "masks")
     assert {path.name for path in run.maps.iterdir()} == {f"{i}.npz" for i in range(9)}
     assert all((run.maps / name).stat().st_mtime_ns == time for name, time in before.items())
     expected, found = score_pseudo_masks(prepared, run), read_score(run, run.settings(), prepared)

@@ -10,7 +10,7 @@ from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.read import read_dataset
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.evaluate import scored_samples
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.open import open_run
@@ -79,7 +79,7 @@ def ablate(
         (arm, seed), run = plan[i], runs[i]
         log.info("run %d of %d: %s, seed %d", i + 1, len(runs), arm, seed)
         named = _with_prefix(track, f"{i + 1}/{len(runs)} {run.root.name}: ")
-        fit(data, run.root, run.settings(), track=named, until="train")
+        fit_until(data, run.root, "train", run.settings(), track=named)
         with hold_lock(run.root):
             score = score_run(prepare(run), run, arm, named)
         log.info("%s, seed %d: mIoU %.1f %%", arm, seed, 100 * score.miou)

@@ -27,9 +27,9 @@ from tagseg.studies.bench.protocols import Protocol, PublishedFigure
 from tagseg.studies.bench.result import BenchResult
 from tagseg.studies.bench.submission import ARCHIVE, write_submission
 from tagseg.system.files import remove_temporary
+from tagseg.system.process import launched
 from tagseg.system.progress import Track, silent
 from tagseg.system.records import Count, Record, Share, read_record, write_record
-from tagseg.training.distributed import open_ranks
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def bench(
     force: bool = False,
     track: Track = silent,
     command: str = "",
+    processes: int = 1,
 ) -> BenchResult:
     """Follow a protocol: check the data, train and score each seed, and write a table of own and published figures.
 
@@ -68,6 +69,7 @@ def bench(
             submission with the CRF.
         force: allow settings that differ from those of existing runs; what depends on them is redone.
         command: the command line, to be recorded.
+        processes: how many processes train the networks, as in `fit`.
 
     Raises:
         DataError: when the data is missing or does not match the protocol.
@@ -78,20 +80,18 @@ def bench(
     found.require()
     out, numbers = Path(out), range(settings.seed, settings.seed + seeds)
     result = BenchResult(out, found, settings, {}, {}, tuple(numbers), command)
-    with open_ranks(settings.device) as ranks:
-        if ranks.main:
-            _begin(result)
-        ranks.agree()
-        for seed in numbers:
-            log.info("%s, seed %d", protocol.name, seed)
-            run = Run(out / f"seed_{seed}")
-            fit(data, run.root, dataclasses.replace(settings, seed=seed), force, track)
-            if ranks.main:
-                with hold_lock(run.root):
-                    figures, submission = _finish(run, found, crf, track)
-                result = _with_seed(result, seed, figures, submission)
-                result.save()
-            ranks.agree()
+    is_main = launched()[0] == 0
+    if is_main:
+        _begin(result)
+    for seed in numbers:
+        log.info("%s, seed %d", protocol.name, seed)
+        run = Run(out / f"seed_{seed}")
+        fit(data, run.root, dataclasses.replace(settings, seed=seed), force, track, processes=processes)
+        if is_main:
+            with hold_lock(run.root):
+                figures, submission = _finish(run, found, crf, track)
+            result = _with_seed(result, seed, figures, submission)
+            result.save()
     return result
 
 

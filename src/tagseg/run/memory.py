@@ -1,0 +1,48 @@
+"""The error of a stage that runs out of memory: it names the settings that lower the stage's memory."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tagseg.errors import RunError
+from tagseg.run.stages import Stage
+from tagseg.settings.settings import Settings
+from tagseg.system.process import ran_out
+
+MEMORY: dict[Stage, tuple[str, ...]] = {
+    "train": ("train.batch", "train.crop", "workers"),
+    "localise": ("localise.max_side",),
+    "masks": ("masks.max_side", "workers"),
+    "segment": ("segment.batch", "segment.crop", "segment.max_side", "workers"),
+    "evaluate": ("segment.max_side",),
+    "report": ("report.examples",),
+}
+"""The settings that lower the memory of each stage."""
+
+
+@contextlib.contextmanager
+def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]:
+    """Turn an out-of-memory error of a stage into an error that names the settings to lower.
+
+    Raises:
+        RunError: when memory runs out in the block, or the system kills a process that reads images for it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        cause = ran_out(error)
+        if not cause:
+            raise
+        values = settings.to_dict()
+        lower = ", ".join(f"--{name.replace('_', '-')} (now {_value(values, name)})" for name in MEMORY[stage])
+        raise RunError(
+            f"{root}: stage {stage} ran out of memory ({cause}); lower {lower} and run the same command again "
+            "(add --force when the stage has begun)"
+        ) from error
+
+
+def _value(values: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values

@@ -1,0 +1,156 @@
+"""Who trains a network: this process, processes that it starts (`--processes`), or those launched together with it.
+
+The process that drives a command does everything else alone. `python -m tagseg.trainer` is one of the processes that
+`--processes` starts. Of processes that were launched together (`accelerate launch`, `torchrun`), the main one drives,
+and the others train when it asks them to; meanwhile they sleep.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tagseg.data.prepare import prepare
+from tagseg.data.records import Dataset
+from tagseg.errors import RunError
+from tagseg.masks.mask_files import mask_file
+from tagseg.rca.train import train
+from tagseg.run.folder import Run
+from tagseg.run.lock import share_lock
+from tagseg.run.memory import memory_named
+from tagseg.segment.train import train_segmenter
+from tagseg.settings.settings import Settings
+from tagseg.system.process import launched
+from tagseg.system.progress import Track, silent
+from tagseg.training.distributed import ALONE, Group, LostProcess, open_group
+from tagseg.training.processes import require_devices, run_processes, serve
+
+_FINISHED, _FAILED = "finished", "failed"
+"""Messages of the main process when it asks for no more trainings."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A network to train: of which run, from which folder of masks (empty: from tags), into which folder.
+
+    `labelled` leaves out the training images that have no mask in that folder.
+    """
+
+    network: Literal["classifier", "segmenter"]
+    run: str
+    folder: str
+    masks: str = ""
+    labelled: bool = False
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains the networks of a run, alone or with other processes (see `open_trainer`)."""
+
+    run: Run
+    processes: int = 1
+    group: Group = ALONE
+
+    def train_classifier(self, dataset: Dataset, track: Track = silent) -> None:
+        """Train the classification network, see `tagseg.rca.train.train`."""
+        self._train(Job("classifier", str(self.run.root), str(self.run.network)), dataset, track)
+
+    def train_segmenter(
+        self, dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent
+    ) -> None:
+        """Train a segmentation network, see `tagseg.segment.train.train_segmenter`; the settings are the run's."""
+        job = Job("segmenter", str(self.run.root), str(folder), str(masks), labelled=masks != self.run.masks)
+        self._train(job, dataset, track)
+
+    def _train(self, job: Job, dataset: Dataset, track: Track) -> None:
+        text = msgspec.json.encode(job).decode()
+        if self.processes > 1:
+            run_processes("tagseg.trainer", text, self.processes, track)
+            return
+        if self.group.world_size > 1:
+            self.group.post(text)
+        _perform(job, dataset, track, self.group)
+
+
+@contextlib.contextmanager
+def open_trainer(run: Run, device: str, processes: int = 1) -> Iterator[Trainer]:
+    """Yield who trains the networks of a run: this process, `processes` that it starts, or those launched with it.
+
+    Raises:
+        ValueError: when the number of processes does not fit the machine, or processes are launched and to be started.
+    """
+    world_size = launched()[1]
+    if world_size == 1:
+        if processes != 1:
+            require_devices(processes, device)
+        yield Trainer(run, processes)
+        return
+    if processes != 1:
+        raise ValueError(
+            f"--processes {processes}: {world_size} processes were launched already; leave out --processes or "
+            "accelerate launch"
+        )
+    with open_group(device) as group:
+        try:
+            yield Trainer(run, group=group)
+        except BaseException:
+            with contextlib.suppress(RunError):
+                group.post(_FAILED)
+            raise
+        group.post(_FINISHED)
+        group.broadcast_int()  # all have read it: the store may end with this process
+
+
+def take_part(device: str) -> bool:
+    """Train along with the main process until it has finished, and return True; return False in a main process.
+
+    Raises:
+        RunError: when another process has ended or failed, or this one does not see the run folder.
+    """
+    if launched()[0] == 0:
+        return False
+    with open_group(device) as group:
+        while (text := group.next_message()) != _FINISHED:
+            if text == _FAILED:
+                raise LostProcess(f"process {group.rank} of {group.world_size}: the main process has failed")
+            job = msgspec.json.decode(text, type=Job)
+            _perform(job, _read_dataset(job), silent, group)
+        group.broadcast_int()
+    return True
+
+
+def _perform(job: Job, dataset: Dataset, track: Track, group: Group) -> None:
+    run, folder = Run(Path(job.run)), Path(job.folder)
+    settings = run.settings()
+    with memory_named(run.root, "train" if job.network == "classifier" else "segment", settings):
+        if job.network == "classifier":
+            train(dataset, settings, folder, track, group)
+        else:
+            train_segmenter(dataset, Path(job.masks), settings, folder, track, group)
+
+
+def _read_dataset(job: Job) -> Dataset:
+    """Return the data set of a job, as the driver has it."""
+    run = Run(Path(job.run))
+    if not run.data_file.exists():
+        raise RunError(f"{run.data_file}: missing; all machines must see the same run folder")
+    dataset = prepare(run).dataset
+    if not job.labelled:
+        return dataset
+    masks, samples = Path(job.masks), dataset.samples
+    return replace(
+        dataset, samples=tuple(one for one in samples if one.split != "train" or mask_file(masks, one.id).exists())
+    )
+
+
+def _serve(text: str, track: Track) -> None:
+    job = msgspec.json.decode(text, type=Job)
+    settings = Run(Path(job.run)).settings()
+    with share_lock(Path(job.run)), open_group(settings.device) as group:
+        _perform(job, _read_dataset(job), track, group)
+
+
+if __name__ == "__main__":
+    serve(_serve)
