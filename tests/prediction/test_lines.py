@@ -108,5 +108,5 @@ def test_a_file_that_tagseg_did_not_write_is_named(content: bytes, message: str,
 
 def test_a_pipe_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "predictions.jsonl")
-    with pytest.raises(DataError, match=r"predictions\.jsonl: cannot be read .*no regular file"):
+    with pytest.raises(DataError, match=r"predictions\.jsonl: cannot be read .*not a regular file"):
         read_lines(tmp_path / "predictions.jsonl")

@@ -216,7 +216,7 @@ def test_the_average_is_kept_and_survives_an_interruption(dataset: Dataset, tmp_
 def test_masks_without_a_labelled_pixel_are_an_error(dataset: Dataset, tmp_path: Path) -> None:
     for path in (tmp_path / "masks").glob("*.png"):
         write_mask(path, np.full((40, 48), VOID, np.uint8))
-    with pytest.raises(RunError, match="the masks hold no pixel to learn from, all are 255"):
+    with pytest.raises(RunError, match="the masks have no labelled pixel, all are 255"):
         fit(dataset, tmp_path / "net")
 
 

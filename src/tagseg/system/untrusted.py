@@ -1,4 +1,4 @@
-"""Files that strangers may have made: no devices and pipes, JSON without surprises, values fit for a message."""
+"""Safe reading of untrusted files: no devices or pipes, no endless nesting of JSON, short values in messages."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ DAMAGED_ARRAY: tuple[type[Exception], ...] = (
     *(OSError, ValueError, KeyError, EOFError, TypeError, OverflowError, RuntimeError, MemoryError, SyntaxError),
     *(NotImplementedError, RecursionError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
-"""What NumPy and zipfile raise on damaged arrays and archives: headers of arrays are read as Python."""
+"""Errors that NumPy and zipfile raise on damaged arrays and archives: NumPy parses an array's header as Python."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxtuple, _SHOWN.maxdict = 3, 10, 10, 10
@@ -32,19 +32,19 @@ _NAMES = {
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a path is a regular file; false also for names that no file can have."""
-    # os.path, unlike Path, has an answer for names with zeros in them or too long ones.
+    """Tell whether a path is a regular file; False also for names that no file can have."""
+    # os.path, unlike Path, returns False for names that contain a zero byte or are too long.
     return os.path.isfile(path)
 
 
 def require_regular(path: Path) -> None:
-    """Check that a path is not a device, a pipe, a socket or a folder: reading those may never end.
+    """Check that a path, if it exists, is not a device, pipe, socket or folder: reading one may never end.
 
     Raises:
-        OSError: when it is one; nothing when there is nothing at all.
+        OSError: when it is one.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
@@ -58,25 +58,25 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
-            raise ValueError(f"it has {size} bytes, expected at most {most}")
+            raise ValueError(f"size is {size} bytes, expected at most {most}")
         return file.read()
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file in UTF-8 holds.
+    """Return the content of a JSON file in UTF-8.
 
     Raises:
         OSError: when it cannot be read.
-        ValueError: when it holds no JSON, or nests absurdly deep.
+        ValueError: when it is not JSON, or nests too deep.
     """
     return parse_json(read_bytes(path))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text (as bytes: in UTF-8, with or without a byte order mark) says.
+    """Return the value of a JSON text; bytes are decoded as UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: when it is no JSON, or nests absurdly deep.
+        ValueError: when it is not JSON, or nests too deep.
     """
     try:
         return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
@@ -85,7 +85,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message can show it, whatever its length and depth."""
+    """Return a value as text that is short enough for a message, whatever its length and depth."""
     try:
         return _SHOWN.repr(value)
     except ValueError:  # Python refuses to write numbers of thousands of digits
@@ -93,17 +93,17 @@ def shown(value: object) -> str:
 
 
 def check_shape(value: object, shape: Any, at: str = "") -> None:
-    """Check a value that was read from JSON against what it must look like.
+    """Check that a value read from JSON has the expected shape.
 
     Args:
         value: the value.
-        shape: `str`, `int` (no bool), `float` (any finite number), `bool`, `dict`, None; `[shape]`, a list of such; a
-            dict of the keys that must be there, those with `?` behind their name may be missing; a tuple of
+        shape: `str`, `int` (not bool), `float` (any finite number), `bool`, `dict` or None; `[shape]`, a list of values
+            of that shape; a dict of the required keys, where a key that ends in `?` is optional; a tuple of
             alternatives.
-        at: where in the file the value is.
+        at: the value's place in the file.
 
     Raises:
-        ValueError: saying where, what came and what was expected.
+        ValueError: naming the place, the value found and what was expected.
     """
     if isinstance(shape, tuple):
         if not any(_fits(value, one) for one in shape[:-1]):
@@ -141,7 +141,7 @@ def _is(value: object, kind: Any) -> bool:
 def _is_finite(value: int | float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # a whole number larger than any float
         return False
 
 
