@@ -35,6 +35,7 @@ NOT_RUN = {
     r"python (-m benchmarks\.|examples/)": "minutes to hours, or data that is not here; they must exist",
     r"tagseg .* vit_small_patch14_dinov2": "too large for a test; tests/segment has vision transformers",
     r"tagseg .* --preset (dinov2|dinov3|clip)": "weights that are not here; tests/test_presets.py takes random ones",
+    r"tagseg .* --processes ": "processes of their own; tests/training starts some",
     r"accelerate launch ": "processes of their own; tests/test_launch.py starts some",
     r"tagseg .* --engine ray": "Ray may not be there; tests/segment/test_mass_on_ray.py needs it, too",
 }
