@@ -196,6 +196,19 @@ def test_modules_that_the_architecture_names_exist() -> None:
         assert hasattr(importlib.import_module(module), attribute), name
 
 
+def test_every_module_that_defines_a_json_record_is_in_the_table() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("\n## JSON files of a run\n")[2].partition("\n## ")[0]
+    package = ROOT / "src/tagseg"
+    defining = [
+        path.relative_to(package).as_posix()
+        for path in sorted(package.rglob("*.py"))
+        if re.search(r"^class \w+\(Record\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(defining) > 5
+    assert [name for name in defining if f"`{name}`" not in table] == []
+
+
 def test_cells_are_read(pages: dict[str, Any]) -> None:
     text = '"""Head."""\n\n# %% [markdown]\n# # Title\n#\n# Text\n\n# %%\na = 1\n\n# %% parameters\nb = 2\n'
     assert pages["cells"](text) == [("[markdown]", "# # Title\n#\n# Text"), ("", "a = 1"), ("parameters", "b = 2")]
