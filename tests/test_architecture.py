@@ -43,7 +43,6 @@ def test_no_layer_imports_from_a_later_one(checks: dict[str, Any], graph: dict[s
     assert checks["backward_imports"](graph, checks["documented_layers"]()) == []
 
 
-@pytest.mark.xfail(reason="training/distributed and training/shared_layers still do", strict=False)
 def test_no_modules_import_one_another(checks: dict[str, Any], graph: dict[str, frozenset[str]]) -> None:
     assert checks["cycles"](graph) == []
 
