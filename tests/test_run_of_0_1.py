@@ -21,6 +21,7 @@ from tagseg.data.prepare import prepare
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.make import make_masks
 from tagseg.pipeline import fit_until
+from tagseg.review.queue import read_queue
 from tagseg.review.scores import read_quality
 from tagseg.run.decisions import decisions
 from tagseg.run.doctor import examine
