@@ -89,24 +89,10 @@ def test_backward_imports_and_cycles_are_found(checks: dict[str, Any], tmp_path:
     assert checks["actual_layers"](source) == {"errors", "data", "rca"}
 
 
-COMMANDS = set(
-    [
-        "ablate",
-        "atlas",
-        "bench",
-        "calibrate",
-        "evaluate",
-        "export",
-        "export_model",
-        "fit",
-        "inspect",
-        "localise",
-        "predict",
-        "report",
-        "review",
-        "train",
-    ]
-)
+COMMANDS = {
+    *("ablate", "atlas", "bench", "calibrate", "evaluate", "export", "export_model", "fit", "inspect", "localise"),
+    *("predict", "report", "review", "train"),
+}
 """Functions of the command line that bear the name of the function that they call."""
 
 
