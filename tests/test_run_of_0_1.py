@@ -20,7 +20,7 @@ from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.make import make_masks
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.review.queue import read_queue
 from tagseg.review.scores import read_quality
 from tagseg.run.decisions import decisions
@@ -105,7 +105,7 @@ def test_its_network_predicts_the_same_masks(run: Run) -> None:
 
 @pytest.mark.slow
 def test_its_data_and_settings_give_the_same_masks_again(run: Run, tmp_path: Path) -> None:
-    fit(run.data_root(), tmp_path / "again", run.settings(), until="evaluate")
+    fit_until(run.data_root(), tmp_path / "again", "evaluate", run.settings())
     again = Run(tmp_path / "again")
     assert different(masks_in(again.predictions), masks_in(run.predictions)) <= DIFFERENT
     assert different(masks_in(again.masks), masks_in(run.masks)) <= DIFFERENT
