@@ -20,7 +20,7 @@ from tagseg.system.progress import Track, map_ahead, silent
 
 Kind = Literal["missing", "changed", "left over", "unreadable"]
 
-THREADS = 4
+CHECK_THREADS = 4
 """Threads that read files: on a disk over a network waiting takes longer than computing."""
 
 SHOWN = 20
@@ -139,7 +139,7 @@ def _check_files(root: Path, noted: Mapping[str, Mapping[str, str]], track: Trac
         except (OSError, ValueError):
             return Damage(name, "unreadable", part)
 
-    outcomes = track(map_ahead(files, check, THREADS), "check files", len(files))
+    outcomes = track(map_ahead(files, check, CHECK_THREADS), "check files", len(files))
     return [damage for damage in outcomes if damage is not None]
 
 
