@@ -46,8 +46,10 @@ CHECKED = (
     "benchmarks/**/*.py",
     "src/tagseg/**/*.py",
 )
-UNFINISHED = ("src/tagseg/run", "src/tagseg/networks", "src/tagseg/rca", "src/tagseg/system")
 """Where these expressions are not allowed."""
+
+UNFINISHED = ("src/tagseg/networks", "src/tagseg/rca")
+"""Folders that still contain them."""
 
 
 def found(text: str) -> list[str]:

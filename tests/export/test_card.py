@@ -179,7 +179,7 @@ def test_licences_in_the_front_matter(licence: str | None, front_matter: dict[st
 def test_the_segmenters_own_pretrained_weights_count(new_run: MakeRun, tmp_path: Path) -> None:
     values = {"train": {"weights": "random"}, "segment": {"weights": "timm", "encoder": "test_resnet"}}
     run = new_run(tmp_path, settings=Settings.from_dict(values))
-    assert describe(run)["licence"]["id"] == "apache-2.0"
+    assert describe(run).licence.id == "apache-2.0"
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"samples": 3}', "[]"])

@@ -157,7 +157,7 @@ def test_a_tag_file_that_is_a_device_or_a_pipe_is_not_read(photos: Path) -> None
     file = photos / "annotations/instances_train.json"
     for make in (lambda: file.symlink_to("/dev/zero"), lambda: os.mkfifo(file)):
         make()
-        with pytest.raises(ValueError, match=r"instances_train\.json: .*no regular file"):
+        with pytest.raises(ValueError, match=r"instances_train\.json: .*not a regular file"):
             read_all(photos)
         file.unlink()
     file.parent.rmdir()

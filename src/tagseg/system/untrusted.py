@@ -1,4 +1,4 @@
-"""Files that strangers may have made: no devices and pipes, and values fit for a message."""
+"""Safe reading of untrusted files: no devices or pipes, short values in messages."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ DAMAGED_ARRAY: tuple[type[Exception], ...] = (
     *(OSError, ValueError, KeyError, EOFError, TypeError, OverflowError, RuntimeError, MemoryError, SyntaxError),
     *(NotImplementedError, RecursionError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
-"""What NumPy and zipfile raise on damaged arrays and archives: headers of arrays are read as Python."""
+"""Errors that NumPy and zipfile raise on damaged arrays and archives: NumPy parses an array's header as Python."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxtuple, _SHOWN.maxdict = 3, 10, 10, 10
@@ -20,19 +20,19 @@ _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a path is a regular file; false also for names that no file can have."""
-    # os.path, unlike Path, has an answer for names with zeros in them or too long ones.
+    """Tell whether a path is a regular file; False also for names that no file can have."""
+    # os.path, unlike Path, returns False for names that contain a zero byte or are too long.
     return os.path.isfile(path)
 
 
 def require_regular(path: Path) -> None:
-    """Check that a path is not a device, a pipe, a socket or a folder: reading those may never end.
+    """Check that a path, if it exists, is not a device, pipe, socket or folder: reading one may never end.
 
     Raises:
-        OSError: when it is one; nothing when there is nothing at all.
+        OSError: when it is one.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
@@ -46,12 +46,12 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
-            raise ValueError(f"it has {size} bytes, expected at most {most}")
+            raise ValueError(f"size is {size} bytes, expected at most {most}")
         return file.read()
 
 
 def shown(value: object) -> str:
-    """Return a value as a message can show it, whatever its length and depth."""
+    """Return a value as text that is short enough for a message, whatever its length and depth."""
     try:
         return _SHOWN.repr(value)
     except ValueError:  # Python refuses to write numbers of thousands of digits
