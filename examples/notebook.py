@@ -81,8 +81,8 @@ print(found.per_class["train"], found.never_apart, found.broken)
 # %% [markdown]
 # ## The classification network and its memory bank
 #
-# It learns the tags and fills a bank with regions of every class. `until` stops after a stage; when called again, `fit`
-# resumes where it stopped.
+# It learns the tags and fills a bank with regions of every class. `fit_until` stops after a stage, and a later call
+# resumes there.
 
 # %%
 tagseg.fit_until(data, OUT / "run", "train", SETTINGS)

@@ -1,5 +1,6 @@
 """Imports point one way: a layer imports only from layers above it in the table of docs/architecture.md."""
 
+import ast
 import runpy
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ def test_no_layer_imports_from_a_later_one(checks: dict[str, Any], graph: dict[s
     assert checks["backward_imports"](graph, checks["documented_layers"]()) == []
 
 
-@pytest.mark.xfail(reason="training/distributed and training/shared_layers still do", strict=False)
 def test_no_modules_import_one_another(checks: dict[str, Any], graph: dict[str, frozenset[str]]) -> None:
     assert checks["cycles"](graph) == []
 
@@ -87,3 +87,30 @@ def test_backward_imports_and_cycles_are_found(checks: dict[str, Any], tmp_path:
     ]
     assert checks["cycles"](found) == [["tagseg.data.read", "tagseg.rca.bank", "tagseg.rca.train"]]
     assert checks["actual_layers"](source) == {"errors", "data", "rca"}
+
+
+COMMANDS = {
+    *("ablate", "atlas", "bench", "calibrate", "evaluate", "export", "export_model", "fit", "inspect", "localise"),
+    *("predict", "report", "review", "train"),
+}
+"""Functions of the command line that bear the name of the function that they call."""
+
+
+def test_a_public_name_is_defined_in_one_module_only() -> None:
+    defined: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "src/tagseg").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            if isinstance(node, ast.Assign) and not _is_type_variable(node.value):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            for name in names:
+                if not name.startswith("_") and name != "log":
+                    defined.setdefault(name, set()).add(str(path.relative_to(ROOT / "src/tagseg")))
+    assert len(defined) > 500
+    twice = {name: files for name, files in defined.items() if len(files) > 1}
+    assert {name: files for name, files in twice.items() if name not in COMMANDS} == {}
+    assert all(any(file.startswith("cli/") for file in twice[name]) for name in COMMANDS)
+
+
+def _is_type_variable(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "TypeVar"

@@ -176,5 +176,5 @@ def test_other_maps_need_another_training(dataset: Dataset, tmp_path: Path) -> N
     assert "maps" in SECTIONS["train"]
     run = open_run(tmp_path / "run", dataset.root, settings("cam"))
     Run(run.root).network.mkdir()
-    with pytest.raises(RunError, match=r"maps was 'cam', now 'oaa'.*redo it from stage train"):
+    with pytest.raises(RunError, match=r"maps was 'cam', now 'oaa'.*run it again from stage train"):
         change_settings(run, settings("oaa"), force=False)

@@ -155,7 +155,6 @@ def test_a_new_result_appears_by_itself(pages: dict[str, Any], tmp_path: Path, m
     assert foot.strip() not in text
 
 
-@pytest.mark.xfail(reason="fit may still return None", strict=False)
 def test_the_python_blocks_of_all_pages_pass_strict_type_checks(tmp_path: Path) -> None:
     checks = runpy.run_path(str(ROOT / "benchmarks/structure/checks.py"))
     assert checks["type_errors_of_pages"](tmp_path) == []

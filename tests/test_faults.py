@@ -246,7 +246,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_run_continues(
                 told.append(str(error))
     assert run.done(stage) and told and not list(run.root.rglob(".writing-*"))
     for said in told:
-        assert f"{run.root}" in said and "cannot be written, the disk is full; free some space and run" in said
+        assert f"{run.root}" in said and "cannot be written: the disk is full; free some space and run" in said
     # These say how many workers there were.
     made, whole = result_checksums(run), result_checksums(original)
     assert {Path(name).name for name in made if made[name] != whole[name]} <= {"settings.toml", "report.html"}

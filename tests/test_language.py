@@ -37,8 +37,19 @@ AVOIDED = {
 SPACE = r"(?:[ \t]+|[ \t]*\n[ \t]*(?:#[ \t]*)?)"
 """What a space in a pattern stands for: blanks or the end of a line, but not an empty line."""
 
-CHECKED = ("README.md", "CHANGELOG.md", "docs/*.md", "docs/*.py", "examples/*.py", "benchmarks/**/*.py")
+CHECKED = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/*.md",
+    "docs/*.py",
+    "examples/*.py",
+    "benchmarks/**/*.py",
+    "src/tagseg/**/*.py",
+)
 """Where these expressions are not allowed."""
+
+UNFINISHED = ("src/tagseg/networks", "src/tagseg/rca")
+"""Folders that still contain them."""
 
 
 def found(text: str) -> list[str]:
@@ -58,9 +69,15 @@ def test_avoided_expressions_are_found_across_lines() -> None:
     assert found("# It goes\n    # on where it stopped") == ["1: 'goes # on where'; write 'resumes'"]
 
 
+def _unfinished(path: Path) -> bool:
+    return any(path.is_relative_to(ROOT / folder) for folder in UNFINISHED)
+
+
 def files() -> list[Path]:
     """Return the files that are checked."""
-    return sorted({path for pattern in CHECKED for path in ROOT.glob(pattern) if path.is_file()})
+    return sorted(
+        {path for pattern in CHECKED for path in ROOT.glob(pattern) if path.is_file() and not _unfinished(path)}
+    )
 
 
 def test_every_kind_of_file_is_checked() -> None:

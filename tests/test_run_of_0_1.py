@@ -20,15 +20,15 @@ from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.make import make_masks
-from tagseg.pipeline import fit
+from tagseg.pipeline import fit_until
 from tagseg.review.queue import read_queue
 from tagseg.review.scores import read_quality
 from tagseg.run.decisions import decisions
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
+from tagseg.run.history import read_history
 from tagseg.run.stages import STAGES
 from tagseg.segment.predictor import load
-from tagseg.training.history import read_history
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "run_of_0_1.zip"
 
@@ -91,6 +91,7 @@ def test_masks_of_its_maps_are_the_same(run: Run, tmp_path: Path) -> None:
         (copy.root / name).write_bytes((run.root / name).read_bytes())
     (copy.root / "maps").symlink_to(run.maps)
     # Without its review: the decision is younger than the masks.
+    assert run.settings().crf.steps
     make_masks(prepare(copy), copy)
     assert different(masks_in(copy.masks), masks_in(run.masks)) == 0
     assert different(masks_in(copy.decided_masks), masks_in(run.decided_masks)) == 0
@@ -105,7 +106,7 @@ def test_its_network_predicts_the_same_masks(run: Run) -> None:
 
 @pytest.mark.slow
 def test_its_data_and_settings_give_the_same_masks_again(run: Run, tmp_path: Path) -> None:
-    fit(run.data_root(), tmp_path / "again", run.settings(), until="evaluate")
+    fit_until(run.data_root(), tmp_path / "again", "evaluate", run.settings())
     again = Run(tmp_path / "again")
     assert different(masks_in(again.predictions), masks_in(run.predictions)) <= DIFFERENT
     assert different(masks_in(again.masks), masks_in(run.masks)) <= DIFFERENT

@@ -1,8 +1,8 @@
-"""Who trains a network: this process, processes that it starts (`--processes`), or those launched together with it.
+"""Training of networks in this process, in processes that it starts (`--processes`), or in those launched with it.
 
-The process that drives a command does everything else alone. `python -m tagseg.trainer` is one of the processes that
-`--processes` starts. Of processes that were launched together (`accelerate launch`, `torchrun`), the main one drives,
-and the others train when it asks them to; meanwhile they sleep.
+The process that drives a command does everything else alone. `python -m tagseg.trainer` is a process that
+`--processes` starts. If processes are launched together (`accelerate launch`, `torchrun`), the main one drives; the
+others train when it asks them to, and sleep in between.
 """
 
 import contextlib
@@ -29,13 +29,14 @@ from tagseg.training.distributed import ALONE, Group, LostProcess, open_group
 from tagseg.training.processes import require_devices, run_processes, serve
 
 _FINISHED, _FAILED = "finished", "failed"
-"""Messages of the main process when it asks for no more trainings."""
+"""The last message of the main process."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A network to train: of which run, from which folder of masks (empty: from tags), into which folder.
+    """A network to train.
 
-    `labelled` leaves out the training images that have no mask in that folder.
+    network: which network. run: the run folder. folder: where the network is saved. masks: the folder of masks to learn
+    from; empty for tags. labelled: whether training images without a mask in that folder are left out.
     """
 
     network: Literal["classifier", "segmenter"]
@@ -47,7 +48,7 @@ class Job(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains the networks of a run, alone or with other processes (see `open_trainer`)."""
+    """Trains the networks of a run, alone or together with other processes (see `open_trainer`)."""
 
     run: Run
     processes: int = 1
@@ -76,10 +77,11 @@ class Trainer:
 
 @contextlib.contextmanager
 def open_trainer(run: Run, device: str, processes: int = 1) -> Iterator[Trainer]:
-    """Yield who trains the networks of a run: this process, `processes` that it starts, or those launched with it.
+    """Yield the trainer of a run, which uses this process, `processes` that it starts, or those launched with it.
 
     Raises:
-        ValueError: when the number of processes does not fit the machine, or processes are launched and to be started.
+        ValueError: when the machine does not support that many processes, or when `processes` is given although
+            processes were launched together.
     """
     world_size = launched()[1]
     if world_size == 1:
@@ -89,8 +91,8 @@ def open_trainer(run: Run, device: str, processes: int = 1) -> Iterator[Trainer]
         return
     if processes != 1:
         raise ValueError(
-            f"--processes {processes}: {world_size} processes were launched already; leave out --processes or "
-            "accelerate launch"
+            f"--processes {processes} cannot be combined with accelerate launch, which started {world_size} processes; "
+            "leave out one of the two"
         )
     with open_group(device) as group:
         try:
@@ -100,7 +102,7 @@ def open_trainer(run: Run, device: str, processes: int = 1) -> Iterator[Trainer]
                 group.post(_FAILED)
             raise
         group.post(_FINISHED)
-        group.broadcast_int()  # all have read it: the store may end with this process
+        group.broadcast_int()  # waits until all have read the message, because the store ends with this process
 
 
 def take_part(device: str) -> bool:
@@ -132,7 +134,7 @@ def _perform(job: Job, dataset: Dataset, track: Track, group: Group) -> None:
 
 
 def _read_dataset(job: Job) -> Dataset:
-    """Return the data set of a job, as the driver has it."""
+    """Return the data set of a job, the same as in the driving process."""
     run = Run(Path(job.run))
     if not run.data_file.exists():
         raise RunError(f"{run.data_file}: missing; all machines must see the same run folder")

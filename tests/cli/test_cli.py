@@ -156,7 +156,9 @@ def test_lists_are_given_as_flags(home: Path, tmp_path: Path, call: Call) -> Non
 
 def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
     status, text, error = call("fit", home / "photos", "--out", run.root, "--masks.power", "3")
-    assert status == 2 and "masks.power was 2.0, now 3.0" in error and "--force to redo it from stage masks" in error
+    assert (
+        status == 2 and "masks.power was 2.0, now 3.0" in error and "--force to run it again from stage masks" in error
+    )
     assert run.done("report") and "Traceback" not in text + error
     status, _, error = call("masks", run.root, "--masks.power", "3", "--force")
     assert status == 0 and tuple(run.manifest().stages) == STAGES[:3] and run.settings().masks.power == 3.0

@@ -25,12 +25,12 @@ from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.prediction.lines import read_lines
 from tagseg.run.folder import Run
+from tagseg.run.history import read_history
 from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
 from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import load_tensors, save_tensors
-from tagseg.training.history import read_history
 
 LENIENT = DataSettings(min_images=1, max_megapixels=1.0)
 SIZE = 12, 10
@@ -157,7 +157,7 @@ def test_a_tag_file_that_is_a_device_or_a_pipe_is_not_read(photos: Path) -> None
     file = photos / "annotations/instances_train.json"
     for make in (lambda: file.symlink_to("/dev/zero"), lambda: os.mkfifo(file)):
         make()
-        with pytest.raises(ValueError, match=r"instances_train\.json: .*no regular file"):
+        with pytest.raises(ValueError, match=r"instances_train\.json: .*not a regular file"):
             read_all(photos)
         file.unlink()
     file.parent.rmdir()

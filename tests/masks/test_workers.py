@@ -165,7 +165,7 @@ def test_an_interruption_finishes_the_image_in_progress_and_drops_the_rest(
 def test_a_worker_that_hangs_does_not_delay_the_exit(
     tmp_path: Path, children: "list[subprocess.Popen[str]]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "GRACE_S", 0.2)
+    monkeypatch.setattr(pool, "WORKER_GRACE_S", 0.2)
     prepared, run = localised(tmp_path, 1)
     with pytest.raises(KeyboardInterrupt), open_workers(prepared, run) as workers:
         workers.give(prepared.dataset.samples[0])

@@ -10,10 +10,10 @@ from tagseg.prediction.lines import (
     PredictedClass,
     PredictionLine,
     append_line,
-    encoded,
+    encoded_line,
     image_line,
-    read_lines,
-    write_lines,
+    read_predictions,
+    write_predictions,
 )
 from tagseg.segment.label_pixels import Decided
 
@@ -24,7 +24,7 @@ def test_a_line_lists_the_classes_found() -> None:
     assert line == PredictionLine(
         "in/a.jpg", "a.png", 3, 2, (PredictedClass(3, "Bär", 0.3765, 0.5), PredictedClass(1, "cat", 0.1235, 0.8765))
     )
-    assert json.loads(encoded(line)) == {
+    assert json.loads(encoded_line(line)) == {
         "image": "in/a.jpg", "mask": "a.png", "width": 3, "height": 2,
         "classes": [
             {"id": 3, "name": "Bär", "area": 0.3765, "confidence": 0.5},
@@ -41,11 +41,11 @@ OTHER = PredictionLine("b.jpg", "b.png", 4, 3, ())
 
 def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
     file = tmp_path / "predictions.jsonl"
-    assert read_lines(file) == []
-    write_lines(file, [])
+    assert read_predictions(file) == []
+    write_predictions(file, [])
     append_line(file, LINE)
     append_line(file, OTHER)
-    assert read_lines(file) == [LINE, OTHER]
+    assert read_predictions(file) == [LINE, OTHER]
     assert file.read_bytes().count(b"\n") == 2 and "Größe".encode() in file.read_bytes()
     assert [json.loads(text) for text in file.read_text("utf-8").split("\n")[:-1]] == [
         {"image": LINE.image, "error": "damaged"},
@@ -55,18 +55,18 @@ def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
     file = tmp_path / "predictions.jsonl"
-    write_lines(file, [LINE])
+    write_predictions(file, [LINE])
     whole = file.read_bytes()
     for end in range(len(whole)):
         file.write_bytes(whole + whole[:end])
-        assert read_lines(file) == [LINE]
+        assert read_predictions(file) == [LINE]
     file.write_bytes(whole[:-1])
-    assert read_lines(file) == []
+    assert read_predictions(file) == []
 
 
 def test_a_line_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "predictions.jsonl"
-    write_lines(file, [LINE])
+    write_predictions(file, [LINE])
     opened = Path.open
 
     class Full:
@@ -89,7 +89,7 @@ def test_a_line_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="no space left"):
         append_line(file, OTHER)
     monkeypatch.undo()
-    assert read_lines(file) == [LINE] and file.read_bytes().endswith(b"}\n")
+    assert read_predictions(file) == [LINE] and file.read_bytes().endswith(b"}\n")
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_a_line_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeypatc
 def test_a_file_that_tagseg_did_not_write_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "predictions.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        read_lines(tmp_path / "predictions.jsonl")
+        read_predictions(tmp_path / "predictions.jsonl")
 
 
 def test_a_pipe_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "predictions.jsonl")
-    with pytest.raises(DataError, match=r"predictions\.jsonl: cannot be read .*no regular file"):
-        read_lines(tmp_path / "predictions.jsonl")
+    with pytest.raises(DataError, match=r"predictions\.jsonl: cannot be read .*not a regular file"):
+        read_predictions(tmp_path / "predictions.jsonl")

@@ -8,7 +8,7 @@ from PIL import Image
 from tagseg.errors import DataError
 from tagseg.masks.palette import class_colours
 from tagseg.prediction import outputs
-from tagseg.prediction.lines import PredictionLine, write_lines
+from tagseg.prediction.lines import PredictionLine, write_predictions
 from tagseg.prediction.outputs import overlay, pending_images, probabilities_npy
 from tagseg.settings.predict import PredictOptions
 
@@ -47,7 +47,7 @@ def test_existing_files_and_lines_decide_which_images_are_pending(tmp_path: Path
     lines = [PredictionLine(str(found[name]), f"{name}.png") for name in ("done", "no mask", "no overlay")]
     lines.append(PredictionLine("elsewhere/other.jpg", "other.png"))
     older = PredictionLine("earlier.jpg", "earlier.png")
-    write_lines(out / "predictions.jsonl", [older, *lines])
+    write_predictions(out / "predictions.jsonl", [older, *lines])
     todo, kept = pending_images(found, out, PredictOptions(resume=True, overlays=True))
     assert set(todo) == {"no line", "no mask", "no overlay", "other"} and kept == [older, lines[0]]
     todo, kept = pending_images(found, out, PredictOptions(resume=True))

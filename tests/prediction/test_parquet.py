@@ -11,7 +11,7 @@ from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_png
 from tagseg.prediction import parquet
 from tagseg.prediction.find_images import Location
-from tagseg.prediction.lines import PredictedClass, PredictionLine, append_line, write_lines
+from tagseg.prediction.lines import PredictedClass, PredictionLine, append_line, write_predictions
 from tagseg.prediction.outputs import Outcome, pending_images
 from tagseg.prediction.parquet import part_file, pending_rows, write_parts
 from tagseg.settings.predict import PredictOptions
@@ -38,7 +38,7 @@ def written(out: Path, found: dict[str, Location], options: PredictOptions, stop
     """Write the pending images, up to a number of lines, and return the folder's files."""
     out.mkdir(exist_ok=True)
     todo, lines = pending_rows(found, out, options)
-    write_lines(out / "predictions.jsonl", lines)
+    write_predictions(out / "predictions.jsonl", lines)
 
     def outcomes() -> Iterator[Outcome]:
         for name in todo:
@@ -114,7 +114,7 @@ def test_existing_files_are_overwritten_only_with_force(tmp_path: Path) -> None:
 
 def test_parquet_files_are_not_mixed_with_png_files(tmp_path: Path) -> None:
     line = PredictionLine("in/a/0.jpg", "a/0.png")
-    write_lines(tmp_path / "predictions.jsonl", [line])
+    write_predictions(tmp_path / "predictions.jsonl", [line])
     with pytest.raises(DataError, match=r"line 1: has in/a/0\.jpg in a/0\.png, expected in/a/0\.jpg in masks-000000"):
         pending_rows(images(2), tmp_path, RESUME)
 

@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def made(run: Run, tmp_path: Path) -> Prepared:
-    """Return three images with masks of classes 1 (left) and 2 (right), the stage masks done."""
+    """Return three images with masks of classes 1 (left) and 2 (right) in a run whose stage masks has finished."""
     samples = tuple(Sample(name, tmp_path / "data" / f"{i}.png", (1, 2)) for i, name in enumerate(("a", "b", STRANGE)))
     maps = np.zeros((2, *SIZE))
     maps[0, :, :12], maps[1, :, 12:] = 0.6, 0.7
@@ -70,9 +70,9 @@ def mask(run: Run, name: str, decided: bool = False) -> np.ndarray:
     return read_mask_file(mask_file(run.decided_masks if decided else run.masks, name))
 
 
-def test_decisions_come_back_and_replace_one_another(run: Run) -> None:
+def test_decisions_are_read_as_stored_and_replace_earlier_ones(run: Run) -> None:
     assert decisions(run) == {} and decision_of(run, "a") == OPEN and accepted_masks(run, "a") is None
-    assert not run.review.exists(), "looking leaves nothing behind"
+    assert not run.review.exists(), "reading creates no files"
     for decision in (Decision("flagged"), Decision("open", (2, 1), 0.3), Decision("rejected")):
         record_decision(run, STRANGE, decision)
         assert decision_of(run, STRANGE) == decision
@@ -86,7 +86,7 @@ def test_decisions_come_back_and_replace_one_another(run: Run) -> None:
     assert run.round(1).decisions_file == run.decisions_file, "rounds of self-training share them"
 
 
-def test_only_decisions_that_change_masks_have_a_fingerprint(run: Run) -> None:
+def test_only_decisions_that_change_masks_have_a_digest(run: Run) -> None:
     masks = np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8)
     record_decision(run, "open", OPEN)
     record_decision(run, "flagged", Decision("flagged"))
@@ -121,7 +121,7 @@ def test_a_damaged_database_is_named(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "sql",
     [
         "drop table decisions; create view decisions as with recursive n(i) as (values(1) union all select i from n) "
         "select i as id, 'open' as verdict, '[]' as off, 0.5 as threshold, null as decided, null as sure from n",
@@ -129,12 +129,12 @@ def test_a_damaged_database_is_named(run: Run) -> None:
         "create trigger t after insert on decisions begin delete from decisions; end",
     ],
 )
-def test_sql_of_a_stranger_is_never_run(run: Run, spoil: str) -> None:
+def test_sql_in_an_untrusted_database_is_never_run(run: Run, sql: str) -> None:
     record_decision(run, "a", Decision("flagged"))
     with contextlib.closing(sqlite3.connect(run.decisions_file)) as database, database:
-        database.executescript(spoil)
+        database.executescript(sql)
     for ask in (decisions, decision_digests, check_database, lambda run: record_decision(run, "b", OPEN)):
-        with pytest.raises(RunError, match=r"decisions\.sqlite: damaged \(it has other tables than tagseg makes\)"):
+        with pytest.raises(RunError, match=r"decisions\.sqlite: damaged \(its tables are not those of tagseg\)"):
             ask(run)
 
 
@@ -157,7 +157,7 @@ def test_a_damaged_decision_is_named(run: Run, column: str, value: object, messa
         decisions(run)
 
 
-def test_accepted_masks_of_another_size_do_not_count_and_damaged_ones_are_named(run: Run) -> None:
+def test_accepted_masks_of_another_size_are_ignored_and_damaged_ones_are_named(run: Run) -> None:
     mask = np.ones(SIZE, np.uint8)
     record_decision(run, "a", Decision("accepted"), (mask, mask))
     kept = accepted_masks(run, "a", SIZE)
@@ -190,7 +190,7 @@ def test_the_threshold_is_where_a_class_beats_background() -> None:
         assert ((after[1] > after[0]) == (maps[0] > threshold)).all()
 
 
-def test_masks_follow_the_decisions_and_no_others_change(run: Run, made: Prepared) -> None:
+def test_only_masks_with_decisions_change(run: Run, made: Prepared) -> None:
     before = {name: mask(run, name, True) for name in ("a", "b", STRANGE)}
     assert set(np.unique(before["a"])) == {1, 2}
     untouched = mask_file(run.masks, "b").stat().st_mtime_ns
@@ -200,7 +200,7 @@ def test_masks_follow_the_decisions_and_no_others_change(run: Run, made: Prepare
     assert (mask(run, "a", True)[:, :11] == 1).all() and (mask(run, "a", True)[:, 13:] == 0).all()
     assert (mask(run, STRANGE) == VOID).all() and (mask(run, STRANGE, True) == VOID).all()
     assert mask_file(run.masks, "b").stat().st_mtime_ns == untouched
-    assert update_masks(made, run) == (), "they are up to date"
+    assert update_masks(made, run) == (), "the masks are up to date"
     noted = run.manifest().stages["masks"]
     assert noted.reviewed == decision_digests(run)
     content = mask_file(run.masks, "a").read_bytes()
@@ -225,7 +225,7 @@ def test_accepted_masks_stay_when_maps_change(run: Run, made: Prepared) -> None:
     assert (mask(run, "b", True) == 0).all()
 
 
-def test_masks_of_self_training_follow_too(run: Run, made: Prepared) -> None:
+def test_masks_of_self_training_change_too(run: Run, made: Prepared) -> None:
     later = run.round(1)
     for file in (run.settings_file, run.manifest_file):
         (later.root / file.name).write_bytes(file.read_bytes())
@@ -238,17 +238,17 @@ def test_masks_of_self_training_follow_too(run: Run, made: Prepared) -> None:
     assert (mask(later, "b") == VOID).all() and run.done("segment") and unlearned(run) == 1
 
 
-def test_a_network_that_learned_in_part_from_older_masks_is_discarded(run: Run, made: Prepared) -> None:
+def test_a_network_partly_trained_on_older_masks_is_discarded(run: Run, made: Prepared) -> None:
     (run.segmenter / "checkpoint.safetensors").parent.mkdir()
     (run.segmenter / "checkpoint.safetensors").write_bytes(b"half")
     update_masks(made, run)
-    assert (run.segmenter / "checkpoint.safetensors").exists(), "nothing was decided"
+    assert (run.segmenter / "checkpoint.safetensors").exists(), "there is no decision yet"
     record_decision(run, "b", Decision("rejected"))
     update_masks(made, run)
     assert not run.segmenter.exists()
 
 
-def test_the_database_is_only_asked_for_one_image(run: Run, made: Prepared) -> None:
+def test_making_one_mask_reads_its_decision_only(run: Run, made: Prepared) -> None:
     record_decision(run, "a", Decision("open", (1, 2)))
     decided, sure = mask_sample(run, made.dataset.samples[0], SIZE, run.settings(), decision_of(run, "a"))
     assert (decided == 0).all() and not (sure == 1).any() and not (sure == 2).any()

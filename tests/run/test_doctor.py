@@ -18,7 +18,7 @@ from tagseg.system.files import write_atomically
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Return a run whose stages have all finished, with two files for every output that is a folder."""
+    """Return a finished run, with two files in every folder that a stage writes."""
     (tmp_path / "my data").mkdir()
     run = open_run(tmp_path / "run", tmp_path / "my data", Settings())
     for stage in STAGES:
@@ -37,15 +37,15 @@ def found(checkup: Checkup) -> set[tuple[str, str, str]]:
     return {(one.part, one.kind, one.file) for one in checkup.damage}
 
 
-def test_a_whole_run_is_whole(run: Run) -> None:
+def test_an_intact_run_has_no_damage(run: Run) -> None:
     checkup = examine(run.root)
     assert found(checkup) == set() and checkup.unfinished == {} and checkup.temporary == ()
     assert set(checkup.finished) == {*STAGES, *OTHERS} and checkup.finished["masks"] == 4
     assert checkup.lines()[-1] == "Nothing is damaged." and "masks: 4 files, none damaged" in checkup.lines()
 
 
-def test_every_file_counts(run: Run) -> None:
-    """Each file in turn loses a bit, and is lost."""
+def test_damage_to_any_file_is_found(run: Run) -> None:
+    """Flip a bit of each file in turn, then delete it."""
     names = sorted(path.relative_to(run.root).as_posix() for path in run.root.rglob("*") if path.is_file())
     assert len(names) > 20
     for name in set(names) - {"manifest.json"}:
@@ -61,7 +61,7 @@ def test_every_file_counts(run: Run) -> None:
     assert found(examine(run.root)) == set()
 
 
-def test_what_is_damaged_is_named_with_the_stage_to_redo(run: Run) -> None:
+def test_damaged_files_are_named_with_the_stage_to_repeat(run: Run) -> None:
     (run.masks / "1.bin").write_text("x")
     (run.segmenter / "1.bin").unlink()
     (run.predictions / "stray.png").touch()
@@ -75,23 +75,25 @@ def test_what_is_damaged_is_named_with_the_stage_to_redo(run: Run) -> None:
     assert lines[lines.index("masks: 4 files, 1 damaged") + 1] == "  changed: masks/1.bin"
     assert f"Delete {run.predictions / 'stray.png'}" in lines
     fit = f"tagseg fit '{run.root.parent / 'my data'}' --out {run.root}"
-    assert lines[-1] == f"Make masks and all that follows anew: tagseg masks {run.root} --force, then {fit}"
+    assert lines[-1] == f"Repeat masks and all later stages: tagseg masks {run.root} --force, then {fit}"
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"),
+    ("part", "name", "advice"),
     [
-        ("calibration.md", "tagseg calibrate {} --masks DIR"),
-        ("atlas.html", "tagseg atlas {} --force"),
-        ("full_supervision/x", "tagseg segment {} --labels truth --force"),
+        ("calibration", "calibration.md", "tagseg calibrate {} --masks DIR"),
+        ("atlas", "atlas.html", "tagseg atlas {} --force"),
+        ("full_supervision", "full_supervision/x", "tagseg segment {} --labels truth --force"),
     ],
 )
-def test_what_is_no_stage_s_is_made_anew_by_its_own_command(name: str, advice: str, run: Run) -> None:
+def test_damaged_files_of_other_commands_are_repeated_by_these_commands(
+    part: str, name: str, advice: str, run: Run
+) -> None:
     (run.root / name).write_text("x")
-    assert examine(run.root).lines()[-1].endswith(f" anew: {advice.format(run.root)}")
+    assert examine(run.root).lines()[-1] == f"Repeat {part}: {advice.format(run.root)}"
 
 
-def test_settings_that_were_changed_by_hand(run: Run) -> None:
+def test_settings_changed_by_hand_are_damage(run: Run) -> None:
     run.settings_file.write_text(Settings(seed=8).to_toml())
     assert found(examine(run.root)) == {("the run itself", "changed", "settings.toml")}
     run.settings_file.write_text("seed = ")
@@ -106,7 +108,7 @@ def test_a_damaged_manifest_is_damage(content: str, run: Run) -> None:
     assert "Nothing can be checked without" in checkup.lines()[-1]
 
 
-def test_a_run_that_was_killed_is_not_damaged(run: Run) -> None:
+def test_a_killed_run_is_unfinished_but_not_damaged(run: Run) -> None:
     run.discard("masks")
     write_atomically(run.masks / "1.bin", "made so far")
     (run.masks / ".writing-1.png").touch()
@@ -119,7 +121,7 @@ def test_a_run_that_was_killed_is_not_damaged(run: Run) -> None:
     assert lines[-1].startswith("Nothing is damaged. Continue with tagseg fit ")
 
 
-def test_a_manifest_from_a_stranger_does_not_send_the_doctor_elsewhere(run: Run, tmp_path: Path) -> None:
+def test_an_untrusted_manifest_cannot_point_outside_of_the_run(run: Run, tmp_path: Path) -> None:
     (tmp_path / "secret").touch()
     (run.root / "link").symlink_to(tmp_path / "secret")
     names = ["../secret", str(tmp_path / "secret"), "link", "\0"]
@@ -129,12 +131,12 @@ def test_a_manifest_from_a_stranger_does_not_send_the_doctor_elsewhere(run: Run,
     assert [outcomes[name] for name in names[:3]] == ["missing"] * 3 and outcomes["\0"] in ("missing", "unreadable")
 
 
-def test_no_run_folder(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not a run folder \(no manifest\.json\)"):
         examine(tmp_path)
 
 
-def test_older_runs_have_no_checksum_of_their_settings(run: Run) -> None:
+def test_runs_of_older_versions_need_no_checksum_of_their_settings(run: Run) -> None:
     run.store(msgspec.structs.replace(run.manifest(), settings=None))
     assert "settings" not in json.loads(run.manifest_file.read_text())
     assert found(examine(run.root)) == set()
@@ -152,7 +154,7 @@ def test_thousands_of_files_take_seconds(tmp_path: Path) -> None:
     assert time.process_time() - started < 6
 
 
-def test_fingerprints_leave_out_what_clocks_say_and_nothing_else(run: Run) -> None:
+def test_result_checksums_leave_out_times_and_nothing_else(run: Run) -> None:
     page = """<h3>Time</h3><p class="value">{0} s</p><h3>Images</h3><p class="value">{1}</p>
 <tr><th scope="row">train</th><td>learn</td><td class="number">{0} s</td><td class="number">{0} MB</td></tr>
 <tr><th scope="row">2</th><td class="number">{1}</td><td class="number">{1}</td></tr>
@@ -173,7 +175,7 @@ def test_fingerprints_leave_out_what_clocks_say_and_nothing_else(run: Run) -> No
 
 
 @pytest.mark.parametrize("stage", ["train", "masks"])
-def test_what_is_discarded_is_not_missed(stage: Stage, run: Run) -> None:
+def test_discarded_files_are_not_missing(stage: Stage, run: Run) -> None:
     run.discard(stage)
     checkup = examine(run.root)
     assert found(checkup) == set() and ("calibration" in checkup.finished) == (stage == "masks")
@@ -186,4 +188,4 @@ def test_a_damaged_database_of_decisions_is_named(run: Run) -> None:
     run.decisions_file.write_bytes(content[:100] + b"\x7f" * 300 + content[400:])
     checkup = examine(run.root)
     assert found(checkup) == {("review", "unreadable", "review/decisions.sqlite")}
-    assert "review/decisions.sqlite: put it back from a copy, or delete it" in checkup.lines()[-1]
+    assert "review/decisions.sqlite: restore it from a copy, or delete it" in checkup.lines()[-1]

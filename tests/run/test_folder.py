@@ -35,7 +35,7 @@ DIFFERENT: dict[Stage, dict[str, Any]] = {
     "segment": {"segment": {"epochs": 9}},
     "evaluate": {"report": {"examples": 1}},
 }
-"""A change of settings for every stage that has some."""
+"""A change of settings for every stage that has settings."""
 
 
 def files(root: Path) -> set[str]:
@@ -50,7 +50,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def finished(tmp_path: Path, data: Path) -> Run:
-    """Return a run whose stages have all finished, with a line of text for every output."""
+    """Return a finished run, with a line of text in every output."""
     run = open_run(tmp_path / "run", data, Settings())
     for stage in STAGES:
         with run.stage(stage):
@@ -61,7 +61,7 @@ def finished(tmp_path: Path, data: Path) -> Run:
 
 
 @pytest.mark.parametrize(("content", "stored"), [("Füchse\n", "Füchse\n".encode()), (b"\x00\xff", b"\x00\xff")])
-def test_text_and_bytes_arrive_in_new_folders(content: str | bytes, stored: bytes, tmp_path: Path) -> None:
+def test_text_and_bytes_are_written_to_new_folders(content: str | bytes, stored: bytes, tmp_path: Path) -> None:
     write_atomically(tmp_path / "new" / "deep" / "file", content)
     assert (tmp_path / "new/deep/file").read_bytes() == stored
     assert files(tmp_path) == {"new/deep/file"}
@@ -76,13 +76,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert target.read_text() == "old" and files(tmp_path) == {"mask.png"}
 
 
-def test_a_failure_leaves_no_file_where_none_was(tmp_path: Path) -> None:
+def test_a_failure_leaves_no_new_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_atomically(tmp_path / "file", "\ud800")
     assert files(tmp_path) == set()
 
 
-def test_the_old_file_is_there_until_the_end(tmp_path: Path) -> None:
+def test_the_old_file_stays_until_the_block_succeeds(tmp_path: Path) -> None:
     target = tmp_path / "mask.png"
     target.write_text("old")
     with atomic_path(target) as temporary:
@@ -92,7 +92,7 @@ def test_the_old_file_is_there_until_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
-def test_permissions_are_those_of_a_file_that_was_simply_opened(tmp_path: Path) -> None:
+def test_permissions_are_those_of_a_plainly_opened_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "ours", "")
     (tmp_path / "plain").touch()
     ours, plain = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain"))
@@ -122,27 +122,27 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, data: Path) 
     assert files(tmp_path) == {"thesis.tex"}
 
 
-def test_a_file_in_the_place_of_the_run(tmp_path: Path, data: Path) -> None:
+def test_a_file_at_the_path_of_the_run_is_refused(tmp_path: Path, data: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(RunError, match="run: exists and is not a run folder"):
         open_run(tmp_path / "run", data, Settings())
 
 
-def test_data_that_is_not_there_leaves_no_run(tmp_path: Path) -> None:
+def test_a_missing_data_folder_leaves_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere: no such data folder"):
         open_run(tmp_path / "run", tmp_path / "nowhere", Settings())
     assert files(tmp_path) == set()
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_other_data_needs_another_run(force: bool, finished: Run, tmp_path: Path) -> None:
+def test_other_data_require_another_run(force: bool, finished: Run, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    with pytest.raises(RunError, match=r"a run of other data \(.*data\), asked for .*other; choose another --out"):
+    with pytest.raises(RunError, match=r"this run was made from .*data, not .*other; choose another --out"):
         open_run(finished.root, tmp_path / "other", Settings(), force)
     assert finished.done("report")
 
 
-def test_the_same_data_by_another_path(finished: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_data_may_be_given_by_another_path(finished: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     before = files(finished.root)
     open_run(finished.root, ".", Settings())
@@ -150,7 +150,7 @@ def test_the_same_data_by_another_path(finished: Run, data: Path, monkeypatch: p
     assert files(finished.root) == before and finished.done("report")
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     message = r"not a run folder \(no manifest\.json\); make one with `tagseg fit DATA --out RUN`"
     run = Run(tmp_path)
     for ask in (run.settings, run.data_root, run.manifest, lambda: run.done("train"), lambda: run.require("train")):
@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"data": ', b"[]", b"{}", b'"text"', b"\xff\xfe"])
-def test_a_damaged_manifest(content: bytes, finished: Run, data: Path) -> None:
+def test_a_damaged_manifest_is_refused(content: bytes, finished: Run, data: Path) -> None:
     finished.manifest_file.write_bytes(content)
     for ask in (lambda: finished.done("train"), lambda: open_run(finished.root, data, Settings())):
         with pytest.raises(RunError, match=r"manifest\.json: damaged \(.*start again with another --out"):
@@ -172,14 +172,14 @@ def test_a_damaged_manifest(content: bytes, finished: Run, data: Path) -> None:
 @pytest.mark.parametrize("stage", DIFFERENT)
 def test_without_force_nothing_changes(stage: Stage, finished: Run, data: Path) -> None:
     before = {name: (finished.root / name).read_bytes() for name in files(finished.root)}
-    changed = rf"made with other settings \(\w+\.\w+ was .*, now .*\)\. .*--force to redo it from stage {stage}"
+    changed = rf"made with other settings \(\w+\.\w+ was .*, now .*\)\. .*--force to run it again from stage {stage}"
     with pytest.raises(RunError, match=changed):
         open_run(finished.root, data, Settings.from_dict(DIFFERENT[stage]))
     assert {name: (finished.root / name).read_bytes() for name in files(finished.root)} == before
 
 
 @pytest.mark.parametrize("stage", DIFFERENT)
-def test_with_force_exactly_what_depends_on_them_goes(stage: Stage, finished: Run, data: Path) -> None:
+def test_force_deletes_exactly_the_outputs_that_depend_on_the_change(stage: Stage, finished: Run, data: Path) -> None:
     settings = Settings.from_dict(DIFFERENT[stage])
     open_run(finished.root, data, settings, force=True)
     place = STAGES.index(stage)
@@ -189,18 +189,18 @@ def test_with_force_exactly_what_depends_on_them_goes(stage: Stage, finished: Ru
     assert finished.settings() == settings
 
 
-def test_the_first_of_several_changes_counts(finished: Run, data: Path) -> None:
+def test_several_changes_discard_from_the_earliest_stage_on(finished: Run, data: Path) -> None:
     settings = Settings(masks=MaskSettings(power=3.0), segment=SegmentSettings(epochs=9))
     open_run(finished.root, data, settings, force=True)
     assert tuple(finished.manifest().stages) == ("train", "localise")
 
 
-def test_where_to_compute_may_change_any_time(finished: Run, data: Path) -> None:
+def test_device_and_workers_may_change_at_any_time(finished: Run, data: Path) -> None:
     open_run(finished.root, data, Settings(device="cpu", workers=0))
     assert finished.done("report") and finished.settings().workers == 0
 
 
-def test_stages_that_have_not_begun_may_change(tmp_path: Path, data: Path) -> None:
+def test_settings_of_stages_that_have_not_begun_may_change(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     with run.stage("train"):
         write_atomically(run.network / "network.safetensors", "weights")
@@ -208,14 +208,14 @@ def test_stages_that_have_not_begun_may_change(tmp_path: Path, data: Path) -> No
     assert run.settings().segment.epochs == 9 and run.done("train")
 
 
-def test_a_stage_that_was_interrupted_has_begun(tmp_path: Path, data: Path) -> None:
+def test_an_interrupted_stage_counts_as_begun(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     write_atomically(run.network / "checkpoint.safetensors", "half")
     with pytest.raises(RunError, match=r"train\.epochs was 0, now 9"):
         open_run(run.root, data, Settings(train=TrainSettings(epochs=9)))
 
 
-def test_a_training_that_could_not_begin_takes_other_settings(tmp_path: Path, data: Path) -> None:
+def test_settings_may_change_after_a_training_that_could_not_begin(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     write_atomically(run.data_file, "{}")
     open_run(run.root, data, Settings(train=TrainSettings(weights="mine.safetensors")))
@@ -223,20 +223,20 @@ def test_a_training_that_could_not_begin_takes_other_settings(tmp_path: Path, da
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_stage_alone_does_not_undo_an_earlier_one(force: bool, finished: Run) -> None:
-    with pytest.raises(RunError, match=r"which stage masks does not change\. .*`tagseg train .*run --force`"):
+def test_a_single_stage_does_not_undo_an_earlier_one(force: bool, finished: Run) -> None:
+    with pytest.raises(RunError, match=r"which affect stage train, before masks\. .*`tagseg train .*run --force`"):
         change(finished, Settings(train=TrainSettings(epochs=9)), force, "masks")
     assert finished.done("report") and finished.settings() == Settings()
 
 
-def test_every_setting_but_the_place_of_work_belongs_to_a_stage() -> None:
+def test_every_setting_that_affects_results_belongs_to_a_stage() -> None:
     known = [section for sections in SECTIONS.values() for section in sections]
     assert sorted([*known, "cache", "device", "workers"]) == sorted(
         field.name for field in dataclasses.fields(Settings)
     )
 
 
-def test_files_have_their_checksums(finished: Run) -> None:
+def test_the_manifest_has_the_checksum_of_every_file(finished: Run) -> None:
     stages = finished.manifest().stages
     assert tuple(stages) == STAGES
     listed = {name: digest for note in stages.values() for name, digest in note.files.items()}
@@ -246,7 +246,7 @@ def test_files_have_their_checksums(finished: Run) -> None:
     assert set(stages["masks"].files) == {"masks/a/masks.bin", "masks_without_void/a/masks.bin"}
 
 
-def test_leftovers_of_a_kill_are_not_listed(tmp_path: Path, data: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_not_listed(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     with run.stage("localise"):
         write_atomically(run.maps / "a.npz", "maps")
@@ -254,9 +254,9 @@ def test_leftovers_of_a_kill_are_not_listed(tmp_path: Path, data: Path) -> None:
     assert set(run.manifest().stages["localise"].files) == {"maps/a.npz"}
 
 
-def test_leftovers_of_a_kill_go_where_the_stage_writes(finished: Run) -> None:
+def test_a_stage_deletes_temporary_files_where_it_writes(finished: Run) -> None:
     before = files(finished.root)
-    # What lies in the run folder itself may come from any stage, and every one deletes it.
+    # Temporary files in the run folder itself may come from any stage, and every stage deletes them.
     leftovers = [".writing-4.json", ".writing-5.toml", "maps/.writing-1.npz"]
     leftovers += ["masks/a/.writing-2.png", "masks_without_void/.writing-3.png"]
     for name in leftovers:
@@ -267,7 +267,7 @@ def test_leftovers_of_a_kill_go_where_the_stage_writes(finished: Run) -> None:
         assert files(finished.root) == before | set(leftovers[gone:])
 
 
-def test_a_stage_notes_its_own_figures(tmp_path: Path, data: Path) -> None:
+def test_a_stage_records_its_own_figures(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     with run.stage("localise") as figures:
         figures["images"] = 3
@@ -276,7 +276,7 @@ def test_a_stage_notes_its_own_figures(tmp_path: Path, data: Path) -> None:
     assert run.manifest().stages["localise"].images == 3
 
 
-def test_seconds_are_those_of_the_body(tmp_path: Path, data: Path) -> None:
+def test_seconds_are_measured_over_the_block(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
     with run.stage("masks"):
         time.sleep(0.25)
@@ -284,11 +284,11 @@ def test_seconds_are_those_of_the_body(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak")
-def test_peak_memory_is_that_of_the_body(tmp_path: Path, data: Path) -> None:
+def test_peak_memory_is_measured_over_the_block(tmp_path: Path, data: Path) -> None:
     run = open_run(tmp_path / "run", data, Settings())
-    gc.collect()  # what earlier tests left is not to be freed between the two stages
+    gc.collect()  # otherwise objects of earlier tests could be freed between the two stages
     with run.stage("train"):
-        np.ones(25_000_000).sum()  # 200 MB, and gone
+        np.ones(25_000_000).sum()  # 200 MB, freed at once
     with run.stage("localise"):
         pass
     large, small = (run.manifest().stages[stage].peak_mb for stage in ("train", "localise"))
@@ -303,23 +303,23 @@ def test_a_stage_that_fails_has_not_finished(tmp_path: Path, data: Path) -> None
         run.require("train")
 
 
-def test_manifest_is_readable_json(finished: Run) -> None:
+def test_the_manifest_is_plain_json(finished: Run) -> None:
     assert json.loads(finished.manifest_file.read_text()) == msgspec.to_builtins(finished.manifest())
 
 
-def test_discarding_twice_is_no_error(finished: Run) -> None:
+def test_discarding_twice_is_allowed(finished: Run) -> None:
     finished.discard("masks")
     finished.discard("masks")
     assert tuple(finished.manifest().stages) == ("train", "localise")
     assert files(finished.maps) and not finished.masks.exists()
 
 
-def test_report_settings_undo_the_evaluation_that_chose_the_examples(finished: Run, data: Path) -> None:
+def test_changed_report_settings_discard_the_evaluation_that_chose_the_examples(finished: Run, data: Path) -> None:
     open_run(finished.root, data, Settings(report=ReportSettings(examples=3)), force=True)
     assert not finished.predictions.exists() and not finished.report_file.exists() and finished.segmenter.exists()
 
 
-def test_calibration_and_atlas_go_with_the_network_they_show_and_no_sooner(finished: Run) -> None:
+def test_calibration_and_atlas_are_discarded_with_the_classification_network_only(finished: Run) -> None:
     names = {"calibration.json", "calibration.md", "atlas.html"}
     for name in names:
         write_atomically(finished.root / name, "figures")
@@ -357,7 +357,7 @@ def test_links_out_of_the_run_folder_are_refused_where_a_stage_writes(finished: 
         if refused:
             with pytest.raises(
                 RunError,
-                match=r"masks/photos: stage masks writes here, but it is a link out of the run folder, to .*outside",
+                match=r"masks/photos: stage masks writes here, but this is a link to .*outside, outside the run folder",
             ):
                 finished.remove_leftovers(stage)  # type: ignore[arg-type]
         else:
@@ -366,13 +366,13 @@ def test_links_out_of_the_run_folder_are_refused_where_a_stage_writes(finished: 
     shutil.rmtree(finished.maps)
     finished.maps.symlink_to(outside)
     with pytest.raises(
-        RunError, match=r"run/maps: stage localise writes here, but it is a link out of the run folder, to"
+        RunError, match=r"run/maps: stage localise writes here, but this is a link to .*outside, outside the run folder"
     ):
         finished.remove_leftovers("localise")
     assert (outside / ".writing-0.png").exists()
 
 
-def test_links_within_the_run_folder_and_to_it_are_fine(finished: Run, tmp_path: Path) -> None:
+def test_links_within_the_run_folder_and_to_it_are_allowed(finished: Run, tmp_path: Path) -> None:
     finished.maps.rename(finished.root / "elsewhere")
     finished.maps.symlink_to("elsewhere")
     (tmp_path / "link").symlink_to(finished.root)

@@ -15,7 +15,7 @@ from tagseg.run.lock import hold_lock, share_lock
 from tagseg.run.open import open_run
 from tagseg.settings.settings import Settings
 
-pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="no locks here")
+pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="requires file locks")
 
 SOURCE = Path(tagseg.__file__).parents[1]
 HOLDER = """
@@ -47,37 +47,37 @@ def end(child: "subprocess.Popen[str]") -> None:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "PATIENCE_S", 0.3)
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_second_process_is_refused_and_told_who_is_at_work(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_a_second_process_is_refused_and_the_error_names_the_first(tmp_path: Path) -> None:
     child = hold(tmp_path / "run")
     try:
-        message = rf"run: another tagseg is at work on it \(process {child.pid} on .+\); let it finish or end it, or"
+        message = rf"run: another tagseg command is writing to it \(process {child.pid} on .+\); wait until it ends, st"
         with pytest.raises(RunError, match=message), hold_lock(tmp_path / "run"):
             pass
     finally:
         end(child)
-    # What it left locks nothing.
+    # The file that it left locks nothing.
     assert (tmp_path / "run/.lock").exists()
     with hold_lock(tmp_path / "run"):
         pass
     assert not (tmp_path / "run/.lock").exists()
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_stage_alone_is_refused_too_and_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_a_single_stage_is_refused_too_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     run = open_run(tmp_path / "run", tmp_path / "data", Settings())
     before = run.settings_file.read_bytes(), run.manifest_file.read_bytes()
-    with hold_lock(run.root), pytest.raises(RunError, match=rf"at work on it \(process {os.getpid()} on "):
+    with hold_lock(run.root), pytest.raises(RunError, match=rf"writing to it \(process {os.getpid()} on "):
         run_stage(run.root, "train", Settings(seed=7), force=True)
     assert (run.settings_file.read_bytes(), run.manifest_file.read_bytes()) == before
 
 
-def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path: Path) -> None:
+def test_a_command_waits_for_the_lock_of_a_process_that_ends(tmp_path: Path) -> None:
     child = hold(tmp_path)
     try:
         killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {child.pid}"])
@@ -90,18 +90,18 @@ def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path: Path) -> None:
     assert child.returncode == -signal.SIGKILL
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_holds_the_lock_together_with_its_main_process(tmp_path: Path) -> None:
     with hold_lock(tmp_path):
         worker = hold(tmp_path, "share_lock")
         (tmp_path / "before").hardlink_to(tmp_path / ".lock")
     try:
-        # Its main process has gone the ordinary way, which waits for workers: a new lock.
+        # The main process ended in the usual way and removed the lock's file: a new lock.
         with hold_lock(tmp_path):
             pass
-        # Its main process was killed: the lock's file is still there, and the worker holds it.
+        # The main process was killed: the lock's file still exists, and the worker holds it.
         (tmp_path / "before").rename(tmp_path / ".lock")
-        with pytest.raises(RunError, match="another tagseg is at work"), hold_lock(tmp_path):
+        with pytest.raises(RunError, match="another tagseg command is writing"), hold_lock(tmp_path):
             pass
     finally:
         end(worker)
@@ -109,35 +109,35 @@ def test_a_worker_holds_the_lock_together_with_its_main_process(tmp_path: Path) 
         pass
 
 
-def test_without_a_lock_a_worker_works_all_the_same(tmp_path: Path) -> None:
+def test_a_worker_works_without_a_lock(tmp_path: Path) -> None:
     with share_lock(tmp_path):
         assert not (tmp_path / ".lock").exists()
 
 
-def test_a_folder_that_nothing_came_of_is_gone(tmp_path: Path) -> None:
+def test_a_new_folder_is_removed_when_the_block_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyError), hold_lock(tmp_path / "a/run"):
         assert (tmp_path / "a/run/.lock").exists()
         raise KeyError
     assert not (tmp_path / "a/run").exists()
 
 
-def test_no_lock_is_left_in_what_is_no_run_folder(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_gets_no_lock(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with hold_lock(tmp_path), hold_lock(tmp_path / "thesis.tex"):
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(*_: object) -> int:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(OSError, match=r"run/\.lock: cannot be written, the file system is read-only"):  # noqa: SIM117
+    with pytest.raises(OSError, match=r"run/\.lock: cannot be written: the file system is read-only"):  # noqa: SIM117
         with hold_lock(tmp_path / "run"):
             pass
 
 
-def test_where_nothing_can_be_locked_it_is_said(
+def test_a_file_system_without_locks_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_locks(*_: object) -> None:
@@ -146,4 +146,4 @@ def test_where_nothing_can_be_locked_it_is_said(
     monkeypatch.setattr(lock.fcntl, "flock", no_locks)
     with hold_lock(tmp_path):
         pass
-    assert "cannot be locked (No locks available): let one tagseg at a time work on it" in caplog.text
+    assert "cannot be locked (No locks available); run only one tagseg command on it at a time" in caplog.text

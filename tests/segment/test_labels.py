@@ -45,7 +45,7 @@ def test_true_labels_need_true_masks(discs: Path, tiny: Settings, tmp_path: Path
     data = shutil.copytree(discs, tmp_path / "data")
     shutil.rmtree(data / "masks")
     found = prepare(open_run(tmp_path / "run", data, tiny))
-    with pytest.raises(DataError, match="no training image has a true mask"):
+    with pytest.raises(DataError, match="requires a true mask of at least one training image, found none"):
         true_labels(found, tmp_path / "labels")
 
 
@@ -54,7 +54,7 @@ def test_classes_json_says_what_values_mean(
 ) -> None:
     dataset = foreign_labels(prepared, drawn, tmp_path / "labels")
     assert [sample.id for sample in dataset.split("train")] == ["0", "1", "2"]
-    assert "6 training images have no mask here" in caplog.text
+    assert "has no masks of 6 training images" in caplog.text
     for i in range(3):
         truth = read_mask_file(discs / "masks" / f"{i}.png")
         assert np.array_equal(read_mask_file(tmp_path / "labels" / f"{i}.png"), truth) and truth.any()

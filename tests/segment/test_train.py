@@ -216,16 +216,16 @@ def test_the_average_is_kept_and_survives_an_interruption(dataset: Dataset, tmp_
 def test_masks_without_a_labelled_pixel_are_an_error(dataset: Dataset, tmp_path: Path) -> None:
     for path in (tmp_path / "masks").glob("*.png"):
         write_mask(path, np.full((40, 48), VOID, np.uint8))
-    with pytest.raises(RunError, match="the masks hold no pixel to learn from, all are 255"):
+    with pytest.raises(RunError, match="the masks have no labelled pixel, all are 255"):
         fit(dataset, tmp_path / "net")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"accumulate": 0}, r"segment\.accumulate: got 0"),
-        ({"ema": 1.0}, r"segment\.ema: got 1\.0"),
-        ({"crop": 16}, r"segment\.crop: got 16"),
+        ({"accumulate": 0}, r"segment\.accumulate must be 1 or more, got 0"),
+        ({"ema": 1.0}, r"segment\.ema must be 0 or more and below 1, got 1\.0"),
+        ({"crop": 16}, r"segment\.crop must be 32 pixels or more, got 16"),
     ],
 )
 def test_settings_out_of_range_are_named(values: dict[str, Any], message: str) -> None:

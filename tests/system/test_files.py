@@ -13,16 +13,16 @@ from tagseg.system.files import atomic_path, checksum, files_in, remove_temporar
     ("code", "advice"),
     [
         (errno.ENOSPC, "the disk is full; free some space"),
-        (errno.EDQUOT, r"your share of the disk is used up \(quota\)"),
+        (errno.EDQUOT, "your disk quota is used up; free some space"),
         (errno.EROFS, "the file system is read-only"),
-        (errno.EACCES, "the folder may not be written to; change its permissions"),
+        (errno.EACCES, "there is no permission to write to the folder; change its permissions"),
     ],
 )
-def test_what_keeps_a_file_from_being_written_is_told_with_its_name(code: int, advice: str, tmp_path: Path) -> None:
+def test_a_write_error_names_the_file_and_the_cause(code: int, advice: str, tmp_path: Path) -> None:
     target = tmp_path / "mask.png"
     target.write_text("old")
     with (
-        pytest.raises(WriteError, match=rf"mask\.png: cannot be written, {advice}.* and run the same command again"),
+        pytest.raises(WriteError, match=rf"mask\.png: cannot be written: {advice}.* and run the same command again"),
         atomic_path(target) as temporary,
     ):
         temporary.write_text("half")
@@ -30,35 +30,35 @@ def test_what_keeps_a_file_from_being_written_is_told_with_its_name(code: int, a
     assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["mask.png"]
 
 
-def test_a_disk_that_gets_full_as_the_file_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_when_the_file_is_flushed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WriteError, match=r"figures\.json: cannot be written, the disk is full"):
+    with pytest.raises(WriteError, match=r"figures\.json: cannot be written: the disk is full"):
         write_atomically(tmp_path / "figures.json", "{}")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(WriteError, match="new: cannot be written, the folder may not be written to"):
+        with pytest.raises(WriteError, match="new: cannot be written: there is no permission to write to the folder"):
             write_atomically(tmp_path / "new", "x")
     finally:
         tmp_path.chmod(0o700)
 
 
-def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+def test_other_errors_are_not_changed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), writing(tmp_path / "a"):
         (tmp_path / "none").read_bytes()
     with pytest.raises(WriteError, match=r"^inner$"), writing(tmp_path / "outer"):
         raise WriteError("inner")
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call here")
-def test_reserved_space_is_taken_from_the_disk(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="requires posix_fallocate")
+def test_reserved_space_is_allocated_on_the_disk(tmp_path: Path) -> None:
     file = tmp_path / "hole"
     file.touch()
     os.truncate(file, 1 << 20)
@@ -67,7 +67,7 @@ def test_reserved_space_is_taken_from_the_disk(tmp_path: Path) -> None:
     assert file.stat().st_blocks * 512 >= 1 << 20 and file.stat().st_size == 1 << 20
 
 
-def test_checksums_and_files(tmp_path: Path) -> None:
+def test_files_are_listed_in_order_with_their_checksums_without_temporary_ones(tmp_path: Path) -> None:
     for name in ("b/c/2", "b/1", "b/.writing-3"):
         write_atomically(tmp_path / name, name)
     assert checksum(tmp_path / "b/1") == hashlib.sha256(b"b/1").hexdigest()

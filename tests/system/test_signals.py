@@ -13,7 +13,7 @@ BOTH = pytest.mark.parametrize(
 
 
 @BOTH
-def test_a_signal_waits_for_the_end_of_the_block(
+def test_a_signal_takes_effect_at_the_end_of_the_block(
     number: signal.Signals, expected: type[KeyboardInterrupt], status: int
 ) -> None:
     seen = []
@@ -27,7 +27,9 @@ def test_a_signal_waits_for_the_end_of_the_block(
 
 
 @BOTH
-def test_the_second_signal_acts_at_once(number: signal.Signals, expected: type[KeyboardInterrupt], status: int) -> None:
+def test_a_second_signal_takes_effect_at_once(
+    number: signal.Signals, expected: type[KeyboardInterrupt], status: int
+) -> None:
     reached = False
     with pytest.raises(expected), raised(), delay_signals():
         signal.raise_signal(signal.SIGINT)
@@ -36,7 +38,7 @@ def test_the_second_signal_acts_at_once(number: signal.Signals, expected: type[K
     assert not reached
 
 
-def test_handlers_are_as_before() -> None:
+def test_handlers_are_restored_after_the_block() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with raised():
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -45,12 +47,12 @@ def test_handlers_are_as_before() -> None:
     assert signal.getsignal(signal.SIGTERM) is before and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_error_in_the_block_goes_before_no_signal() -> None:
+def test_an_error_in_the_block_is_raised_when_no_signal_was_received() -> None:
     with pytest.raises(ValueError, match="loss"), delay_signals():
         raise ValueError("loss")
 
 
-def test_a_process_that_ignores_a_signal_goes_on_ignoring_it() -> None:
+def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with delay_signals() as asked:
@@ -60,7 +62,7 @@ def test_a_process_that_ignores_a_signal_goes_on_ignoring_it() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_another_thread_handles_no_signals() -> None:
+def test_signals_are_not_handled_outside_the_main_thread() -> None:
     seen = []
 
     def work() -> None:

@@ -161,7 +161,7 @@ def test_other_mask_settings_need_force_when_masks_were_begun_beside_maps(
     (run.maps / "3.npz").unlink()
     run.store(run.manifest().without_stages(["localise", "masks"]))
     other = dataclasses.replace(tiny, masks=MaskSettings(background="threshold", threshold=0.6))
-    with pytest.raises(RunError, match=r"masks\.background was 'auto', now 'threshold'.*redo it from stage masks"):
+    with pytest.raises(RunError, match=r"masks\.background was 'auto', now 'threshold'.*run it again from stage masks"):
         fit_until(discs, run.root, "masks", other)
     maps = times(run.maps)
     fit_until(discs, run.root, "masks", other, force=True)

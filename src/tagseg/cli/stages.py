@@ -5,13 +5,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import STAGES, Force, Options, Processes, RunFolder, SettingsFile, command, say
+from tagseg.cli.app import STAGE_COMMANDS, Force, Options, Processes, RunFolder, SettingsFile, command, say
 from tagseg.run.stages import Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import bars
 
 
-@command(STAGES, 0, sections=("data", "train", "rca"))
+@command(STAGE_COMMANDS, 0, sections=("data", "train", "rca"))
 def train(
     run: RunFolder,
     /,
@@ -30,7 +30,7 @@ def train(
     _run("train", run, settings, force, processes)
 
 
-@command(STAGES, 1, sections=("localise",))
+@command(STAGE_COMMANDS, 1, sections=("localise",))
 def localise(
     run: RunFolder,
     /,
@@ -49,7 +49,7 @@ def localise(
     _run("localise", run, settings, force)
 
 
-@command(STAGES, 2, sections=("localise", "masks", "crf"))
+@command(STAGE_COMMANDS, 2, sections=("localise", "masks", "crf"))
 def masks(
     run: RunFolder,
     /,
@@ -84,7 +84,7 @@ def masks(
     say(f"Stage masks done: {run}")
 
 
-@command(STAGES, 3, sections=("segment",))
+@command(STAGE_COMMANDS, 3, sections=("segment",))
 def segment(
     run: RunFolder,
     /,
@@ -136,7 +136,7 @@ def _train_upper_bound(run: Path, settings: Settings, force: bool, processes: in
         say(f"The run's own network reaches {100 * bound.share:.1f} % of it.")
 
 
-@command(STAGES, 4, sections=())
+@command(STAGE_COMMANDS, 4, sections=())
 def evaluate(
     run: RunFolder,
     /,
@@ -154,7 +154,7 @@ def evaluate(
     _run("evaluate", run, settings, force)
 
 
-@command(STAGES, 5, sections=("report",))
+@command(STAGE_COMMANDS, 5, sections=("report",))
 def report(
     run: RunFolder,
     /,

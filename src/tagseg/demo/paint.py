@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 Colour = tuple[int, int, int]
 Points = Float[ndarray, "_ 2"]
-Number = int | float
+Coordinate = int | float
 Random = np.random.Generator
 
 DARK: Colour = (44, 36, 40)
@@ -88,25 +88,25 @@ def tint(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
-def box(left: Number, top: Number, right: Number, bottom: Number) -> Points:
+def box(left: Coordinate, top: Coordinate, right: Coordinate, bottom: Coordinate) -> Points:
     """Return the outline of a rectangle."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=float)
 
 
-def ellipse(x: Number, y: Number, across: Number, down: Number, turn: Number = 0) -> Points:
+def ellipse(x: Coordinate, y: Coordinate, across: Coordinate, down: Coordinate, turn: Coordinate = 0) -> Points:
     """Return the outline of an ellipse with the given half axes, turned by `turn` radians."""
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     a, b = across * np.cos(angle), down * np.sin(angle)
     return np.stack([x + a * np.cos(turn) - b * np.sin(turn), y + a * np.sin(turn) + b * np.cos(turn)], axis=1)
 
 
-def arc(x: Number, y: Number, radius: float, width: float) -> Points:
+def arc(x: Coordinate, y: Coordinate, radius: float, width: float) -> Points:
     """Return the outline of a fish scale: a half ring open to the left."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, 9)
     return stroke(np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1), width)
 
 
-def stroke(line: Sequence[tuple[Number, Number]] | Points, width: float) -> Points:
+def stroke(line: Sequence[tuple[Coordinate, Coordinate]] | Points, width: float) -> Points:
     """Return the outline of a line of the given width."""
     points = np.asarray(line, dtype=float)
     along = np.gradient(points, axis=0)
@@ -115,7 +115,7 @@ def stroke(line: Sequence[tuple[Number, Number]] | Points, width: float) -> Poin
     return np.concatenate([points + across, (points - across)[::-1]])
 
 
-def blob(corners: Sequence[tuple[Number, Number]] | Points) -> Points:
+def blob(corners: Sequence[tuple[Coordinate, Coordinate]] | Points) -> Points:
     """Return a smooth closed curve through the corners (uniform Catmull-Rom spline, 8 points per side)."""
     p1 = np.asarray(corners, dtype=float)
     p0, p2, p3 = np.roll(p1, 1, axis=0), np.roll(p1, -1, axis=0), np.roll(p1, -2, axis=0)
@@ -125,6 +125,6 @@ def blob(corners: Sequence[tuple[Number, Number]] | Points) -> Points:
     return curve.transpose(1, 0, 2).reshape(-1, 2)
 
 
-def mirrored(half: Sequence[tuple[Number, Number]]) -> list[tuple[Number, Number]]:
+def mirrored(half: Sequence[tuple[Coordinate, Coordinate]]) -> list[tuple[Coordinate, Coordinate]]:
     """Return the corners of a left-right symmetric outline from those of its right half, listed from top to bottom."""
     return [*half, *((-x, y) for x, y in reversed(half) if x != 0)]

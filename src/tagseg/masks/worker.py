@@ -13,7 +13,7 @@ from tagseg.run.lock import share_lock
 from tagseg.system.process import peak_memory_mb
 
 
-def serve(run: Run, parent: int) -> None:
+def serve_masks(run: Run, parent: int) -> None:
     """Answer lines of JSON, `[id, image file, tags, saliency file or null, [height, width]]`, until the input ends or
     the process `parent` has ended: no mask is written that nobody waits for.
 
@@ -41,6 +41,6 @@ if __name__ == "__main__":
     run = Run(Path(sys.argv[1]))
     try:
         with share_lock(run.root):
-            serve(run, int(sys.argv[2]))
+            serve_masks(run, int(sys.argv[2]))
     except BrokenPipeError:  # the main process was killed: the masks are written, but nobody reads the answer
         os._exit(0)

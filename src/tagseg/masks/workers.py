@@ -21,7 +21,7 @@ from tagseg.data.records import Sample
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
 
-GRACE_S = 20.0
+WORKER_GRACE_S = 20.0
 """Seconds in which an interrupted worker may finish its image before it is killed."""
 
 _ONE_THREAD = dict.fromkeys(
@@ -174,7 +174,7 @@ def _dismiss(child: "subprocess.Popen[str]") -> None:
 
 
 def _end(threads: list[threading.Thread], children: "list[subprocess.Popen[str]]") -> None:
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + WORKER_GRACE_S
     try:
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))

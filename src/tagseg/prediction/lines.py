@@ -52,7 +52,7 @@ def image_line(location: Location, mask: str, decided: Decided, classes: Sequenc
     return PredictionLine(str(location), mask, width, height, areas)
 
 
-def read_lines(file: Path) -> list[PredictionLine]:
+def read_predictions(file: Path) -> list[PredictionLine]:
     """Return the lines of a predictions.jsonl, or none if it does not exist. An incomplete last line is dropped.
 
     Raises:
@@ -63,9 +63,9 @@ def read_lines(file: Path) -> list[PredictionLine]:
     return list(records.read_lines(file, PredictionLine, "move the file away", DataError, lenient=True))
 
 
-def write_lines(file: Path, lines: Iterable[PredictionLine]) -> None:
+def write_predictions(file: Path, lines: Iterable[PredictionLine]) -> None:
     """Write a whole predictions.jsonl."""
-    write_atomically(file, b"".join(map(encoded, lines)))
+    write_atomically(file, b"".join(map(encoded_line, lines)))
 
 
 def append_line(file: Path, line: PredictionLine) -> None:
@@ -73,13 +73,13 @@ def append_line(file: Path, line: PredictionLine) -> None:
     before = file.stat().st_size
     try:
         with writing(file), file.open("ab") as opened:
-            opened.write(encoded(line))
+            opened.write(encoded_line(line))
     except BaseException:
         os.truncate(file, before)
         raise
 
 
-def encoded(line: PredictionLine) -> bytes:
+def encoded_line(line: PredictionLine) -> bytes:
     """Return a line of predictions.jsonl as it is written."""
     # A file name that is not valid Unicode contains lone surrogates, which JSON can escape and UTF-8 cannot encode.
     return records.record_line(line).encode("utf-8", "backslashreplace")

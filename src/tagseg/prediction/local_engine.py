@@ -16,7 +16,7 @@ from tagseg.segment.predictor import Predictor
 from tagseg.system.process import cores
 from tagseg.system.progress import map_ahead
 
-THREADS = min(cores(), 4)
+IMAGE_THREADS = min(cores(), 4)
 """Threads that read images while the network computes, and as many that make masks and write them. Each may hold a
 whole image."""
 
@@ -37,6 +37,6 @@ def local_outcomes(
         candidates = None if probabilities is None else needed_candidates(probabilities, plan)
         return finish_image(image, candidates, plan)
 
-    pictures = map_ahead((item for chunk in chunks for item in chunk.images.items()), read, THREADS)
+    pictures = map_ahead((item for chunk in chunks for item in chunk.images.items()), read, IMAGE_THREADS)
     predicted = (pair for chunk in chunks for pair in chunk_probabilities(chunk, pictures, predictor))
-    return map_ahead(predicted, finish, THREADS)
+    return map_ahead(predicted, finish, IMAGE_THREADS)

@@ -13,7 +13,7 @@ from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.palette import class_colours
 from tagseg.prediction.find_images import Location, canonical_location
-from tagseg.prediction.lines import LINES, PredictionLine, read_lines
+from tagseg.prediction.lines import LINES, PredictionLine, read_predictions
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.files import write_atomically
 
@@ -51,7 +51,7 @@ def pending_images(
             f"{present[0]}: already exists ({len(present)} of the masks do); choose another --out, add --resume to "
             "predict only the images without a mask, or --force to predict all of them again"
         )
-    lines = read_lines(out / LINES)
+    lines = read_predictions(out / LINES)
     masks = {name: files[0].relative_to(out).as_posix() for name, files in targets.items()}
     known = {line.mask: canonical_location(line.image) for line in lines} if options.resume else {}
     todo = [

@@ -14,7 +14,7 @@ import msgspec
 
 from tagseg.errors import DataError
 from tagseg.prediction.find_images import Location
-from tagseg.prediction.lines import LINES, PredictionLine, read_lines
+from tagseg.prediction.lines import LINES, PredictionLine, read_predictions
 from tagseg.prediction.outputs import Outcome
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.files import atomic_path
@@ -43,7 +43,7 @@ def pending_rows(
     """
     _import_pyarrow()
     present = sorted(_parts(out).values())
-    lines = [] if options.force else read_lines(out / LINES)
+    lines = [] if options.force else read_predictions(out / LINES)
     if present and not (options.force or options.resume):
         raise DataError(
             f"{present[0]}: already exists; choose another --out, add --resume to continue after the existing files, "

@@ -13,8 +13,8 @@ from pathlib import Path
 from tagseg.errors import DataError, RunError
 from tagseg.masks.mask_files import write_classes
 from tagseg.prediction.find_images import Location, find_images
-from tagseg.prediction.lines import LINES, PredictionLine, append_line, read_lines, write_lines
-from tagseg.prediction.local_engine import THREADS, local_outcomes
+from tagseg.prediction.lines import LINES, PredictionLine, append_line, read_predictions, write_predictions
+from tagseg.prediction.local_engine import IMAGE_THREADS, local_outcomes
 from tagseg.prediction.outputs import Outcome, pending_images, write_files
 from tagseg.prediction.parquet import pending_rows, write_parts
 from tagseg.prediction.plan import Plan
@@ -74,7 +74,7 @@ def predict(
     if options.resume:
         remove_temporary(out)
     write_classes(out, predictor.classes[1:])
-    write_lines(out / LINES, lines)
+    write_predictions(out / LINES, lines)
     order = {str(location): place for place, location in enumerate(found.values())}
     skipped = {line.image: line.error for line in lines if line.error is not None and line.image in order}
     for line in track(_within_memory(written), "predict", len(todo)):
@@ -83,7 +83,9 @@ def predict(
             log.warning("skipped: %s", line.error)
             skipped[line.image] = line.error
     if lines and options.format == "png":
-        write_lines(out / LINES, sorted(read_lines(out / LINES), key=lambda line: order.get(line.image, -1)))
+        write_predictions(
+            out / LINES, sorted(read_predictions(out / LINES), key=lambda line: order.get(line.image, -1))
+        )
     if len(skipped) == len(found):
         raise DataError(f"none of the {len(found)} images could be read; first: {next(iter(skipped.values()))}")
     ids = tuple(name for name, location in found.items() if str(location) not in skipped)
@@ -112,7 +114,7 @@ def _write_outcomes(
 ) -> Iterator[PredictionLine]:
     """Write outcomes, and yield each image's line once its files are written."""
     if options.format == "png":
-        return map_ahead(outcomes, lambda outcome: write_files(outcome, out), THREADS)
+        return map_ahead(outcomes, lambda outcome: write_files(outcome, out), IMAGE_THREADS)
     return write_parts(outcomes, out, len(found) - len(todo), len(todo), options.rows)
 
 

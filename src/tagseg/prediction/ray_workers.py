@@ -16,7 +16,7 @@ import numpy as np
 
 from tagseg.prediction.chunks import Chunk
 from tagseg.prediction.finish import finish_image, needed_candidates
-from tagseg.prediction.lines import PredictionLine, encoded
+from tagseg.prediction.lines import PredictionLine, encoded_line
 from tagseg.prediction.outputs import Outcome
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.read import InputImage, read_input
@@ -94,7 +94,7 @@ def finish_row(row: RayRow, plan: Plan, folder: str) -> RayRow:
 
 def to_row(outcome: Outcome) -> RayRow:
     """Return an outcome as a row."""
-    about = json.dumps([outcome.name, encoded(outcome.line).decode(), list(outcome.files)])
+    about = json.dumps([outcome.name, encoded_line(outcome.line).decode(), list(outcome.files)])
     return {"about": about, "files": list(outcome.files.values())}
 
 

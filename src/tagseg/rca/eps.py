@@ -8,7 +8,7 @@ from torch import Tensor
 FOREGROUND_SHARE = 0.5
 """lambda: what the foreground map contributes to the estimated saliency; the background map contributes the rest."""
 
-OVERLAP = 0.4
+SALIENT_OVERLAP = 0.4
 """tau: a class joins the foreground where more than this share of its map lies on salient cells."""
 
 
@@ -33,7 +33,7 @@ def saliency_estimate(
         inside = shown > 0.5
         salient = (inside & (saliency > 0.5)[:, None]).sum((2, 3))
         cells = inside.sum((2, 3))
-        foreground = tags & ((salient > OVERLAP * cells) | (cells == 0))
+        foreground = tags & ((salient > SALIENT_OVERLAP * cells) | (cells == 0))
     front = torch.einsum("bchw,bc->bhw", shown, foreground.to(shown.dtype))
     back = torch.einsum("bchw,bc->bhw", shown, (tags & ~foreground).to(shown.dtype)) + rest
     return FOREGROUND_SHARE * front + (1 - FOREGROUND_SHARE) * (1 - back)

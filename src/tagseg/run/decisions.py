@@ -1,4 +1,4 @@
-"""What a person has decided about an image's masks, kept in a database in the run folder."""
+"""The decisions of reviewers about masks, in a database in the run folder."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from tagseg.system.untrusted import require_regular, shown
 Verdict = Literal["open", "accepted", "rejected", "flagged"]
 
 NEUTRAL = 0.5
-"""The threshold at which masks are as the run's settings make them."""
+"""The threshold that leaves masks as the run's settings make them."""
 
 _TABLE = """create table if not exists decisions (
     id text primary key, verdict text not null, off text not null, threshold real not null, decided blob, sure blob,
@@ -36,11 +36,11 @@ def _require_verdict(verdict: str) -> None:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about an image.
+    """A decision about an image.
 
-    verdict: `accepted` masks are kept as they were seen, whatever is trained anew; `rejected` ones become 255
-    everywhere; `flagged` ones wait for someone to look again, and change nothing. off: ids of classes that the image
-    has been found not to show. threshold: the probability, against background, from which a pixel is a class's.
+    verdict: `accepted` masks are kept as they were shown, even if the networks are trained again; `rejected` masks
+    become 255 everywhere; `flagged` masks wait for a second look and do not change. off: ids of classes that the image
+    does not show. threshold: the probability, relative to background, from which a pixel belongs to a class.
     """
 
     verdict: Verdict = "open"
@@ -55,7 +55,7 @@ class Decision:
             raise ValueError(f"off {self.off!r}: expected class ids, 1 to 254")
 
     def changes_masks(self) -> bool:
-        """Tell whether masks differ, or are to be kept, because of it."""
+        """Tell whether the decision changes the masks, or keeps them from changing."""
         return self.verdict in ("accepted", "rejected") or bool(self.off) or self.threshold != NEUTRAL
 
 
@@ -67,19 +67,19 @@ class OffClasses(Record, frozen=True):
 
 
 OPEN = Decision()
-"""Nothing was decided."""
+"""The decision about an image that was not reviewed."""
 
 MaskPair = tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]
-"""An image's masks: every pixel decided, and with unsure ones 255."""
+"""An image's masks: one that decides every pixel, and one in which unsure pixels are 255."""
 
 
 def record_decision(run: Run, sample_id: str, decision: Decision, masks: MaskPair | None = None) -> None:
-    """Store a decision about an image at once, in place of an earlier one; `masks` are those that were accepted.
+    """Store a decision about an image, in place of an earlier one; `masks` are the accepted ones.
 
     Raises:
         RunError: when the database cannot be written.
     """
-    assert (decision.verdict == "accepted") == (masks is not None), "accepted masks are kept, no others"
+    assert (decision.verdict == "accepted") == (masks is not None), "masks are stored if and only if they are accepted"
     kept = [_packed(mask) for mask in masks] if masks is not None else [None, None]
     run.review.mkdir(parents=True, exist_ok=True)
     row = (sample_id, decision.verdict, record_line(OffClasses(decision.off)).rstrip(), decision.threshold, *kept)
@@ -90,23 +90,24 @@ def record_decision(run: Run, sample_id: str, decision: Decision, masks: MaskPai
 
 
 def decision_of(run: Run, sample_id: str) -> Decision:
-    """Return what was decided about an image; where nothing was, that is an open decision."""
+    """Return the decision about an image; `OPEN` if there is none."""
     rows = _select(run, "select verdict, off, threshold from decisions where id = ?", sample_id)
     return _decision(run, sample_id, *rows[0]) if rows else OPEN
 
 
 def decisions(run: Run) -> dict[str, Decision]:
-    """Return everything that was decided, by sample id."""
+    """Return all decisions by sample id."""
     rows = _select(run, "select id, verdict, off, threshold from decisions")
     return {row[0]: _decision(run, *row) for row in rows}
 
 
 def accepted_masks(run: Run, sample_id: str, size: tuple[int, int] | None = None) -> MaskPair | None:
-    """Return the masks of an image as they were accepted; None where they were not, or are not of `size` (height,
-    width), because the image has another size now.
+    """Return the accepted masks of an image.
+
+    None if there are none, or if they are not of `size` (height, width) because the image has another size now.
 
     Raises:
-        RunError: when they, or the database, are damaged.
+        RunError: when the masks or the database are damaged.
     """
     query = "select decided, sure from decisions where id = ? and verdict = 'accepted'"
     rows = _select(run, query, sample_id)
@@ -117,7 +118,7 @@ def accepted_masks(run: Run, sample_id: str, size: tuple[int, int] | None = None
 
 
 def decision_digests(run: Run) -> dict[str, str]:
-    """Return a short digest of every decision that changes masks, by sample id, the accepted masks included."""
+    """Return a short digest of every decision that changes masks, accepted masks included, by sample id."""
     rows = _select(run, "select id, verdict, off, threshold, decided, sure from decisions order by id")
     return {
         row[0]: hashlib.sha256(repr(row[1:]).encode()).hexdigest()[:16]
@@ -127,7 +128,7 @@ def decision_digests(run: Run) -> dict[str, str]:
 
 
 def check_database(run: Run) -> None:
-    """Check that the database of a run's decisions is whole; where nothing was decided there is none.
+    """Check that the database of a run's decisions, if there is one, is intact.
 
     Raises:
         RunError: when it is damaged.
@@ -174,7 +175,7 @@ def _unpacked(run: Run, sample_id: str, content: Any, size: tuple[int, int] | No
             if picture.mode != "L":
                 raise ValueError(f"mode {picture.mode}")
             return np.array(picture)
-    except Exception as error:  # whatever Pillow raises
+    except Exception as error:  # Pillow raises errors of many kinds
         raise _damaged(run, f"the accepted mask of image {shown(sample_id)}: {error}") from error
 
 
@@ -190,10 +191,10 @@ def _open(run: Run) -> Iterator[sqlite3.Connection]:
     try:
         require_regular(run.decisions_file)
         with contextlib.closing(sqlite3.connect(run.decisions_file, timeout=30)) as database:
-            # What SQL a stranger's database has of its own (views, triggers, computed columns) is never run.
+            # An untrusted database may contain SQL (views, triggers, computed columns): it is never run.
             database.execute("pragma trusted_schema = off")
             if _schema(database) not in ([], _own_schema()):
-                raise _damaged(run, "it has other tables than tagseg makes")
+                raise _damaged(run, "its tables are not those of tagseg")
             yield database
     except (OSError, sqlite3.Error) as error:
         raise RunError(f"{run.decisions_file}: cannot be read or written ({error})") from error
@@ -211,4 +212,4 @@ def _own_schema() -> list[Any]:
 
 
 def _damaged(run: Run, why: object) -> RunError:
-    return RunError(f"{run.decisions_file}: damaged ({why}); delete it, and what was decided is forgotten")
+    return RunError(f"{run.decisions_file}: damaged ({why}); restore a copy, or delete it and lose all decisions")

@@ -1,7 +1,6 @@
-"""Is a run folder whole? Every file against its checksum in the manifest, what is left over, what to do about it."""
+"""Check every file of a run folder against its checksum in the manifest, and say how to repair the damage."""
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -10,23 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from tagseg.errors import RunError
 from tagseg.run.decisions import check_database
 from tagseg.run.folder import LOCK, Run
+from tagseg.run.history import read_history
 from tagseg.run.manifest import Manifest, read_manifest
 from tagseg.run.stages import OTHERS, OUTPUTS, STAGES, needed_stages
 from tagseg.system.files import TEMPORARY, checksum
 from tagseg.system.progress import Track, map_ahead, silent
+from tagseg.system.records import record_line
 
 Kind = Literal["missing", "changed", "left over", "unreadable"]
 
-THREADS = 4
-"""Threads that read files: on a disk over a network waiting takes longer than computing."""
+CHECK_THREADS = 4
+"""Threads that read files: on a network disk, waiting takes longer than computing."""
 
 SHOWN = 20
-"""So many damaged files of a part are named."""
+"""At most this many damaged files of a part are listed."""
 
-_ANEW = {
+_REPEAT = {
     "calibration": "tagseg calibrate {run} --masks DIR",
     "atlas": "tagseg atlas {run} --force",
     "full_supervision": "tagseg segment {run} --labels truth --force",
@@ -34,12 +37,12 @@ _ANEW = {
     "ablation": "tagseg ablate DATA --out DIR, as before",
     "bench": "delete it, then tagseg bench, as before",
 }
-"""How what is no stage's is made anew."""
+"""How to repeat the commands other than the stages."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not as `part` (a stage, or another name in the manifest) has left it."""
+    """A file that is not as `part` (a stage, or another name in the manifest) wrote it."""
 
     file: str
     kind: Kind
@@ -48,10 +51,11 @@ class Damage:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What was found in a run folder.
+    """The state of a run folder.
 
-    finished: how many files each finished part has. unfinished: how many a part has that was begun. temporary: files
-    that a killed process was writing; the next one deletes them. advice: what to do, a line each.
+    finished: the number of files of every finished part. unfinished: the number of files of every part that has begun
+    and not finished. temporary: files that a killed process was writing; the next command deletes them. advice: what to
+    do, as lines of text.
     """
 
     run: Path
@@ -73,18 +77,18 @@ class Checkup:
             found += [f"  {one.kind}: {one.file}" for one in mine[:SHOWN]]
             found += [f"  and {len(mine) - SHOWN} more"] if len(mine) > SHOWN else []
         if self.temporary:
-            found.append(f"{len(self.temporary)} temporary files of a killed process; the next one deletes them")
+            found.append(f"{len(self.temporary)} temporary files of a killed process; the next command deletes them")
         return [*found, *self.advice]
 
 
 def examine(root: str | Path, track: Track = silent) -> Checkup:
-    """Check every file of a run folder against its checksum; nothing is changed.
+    """Check every file of a run folder against its checksum, without changing anything.
 
-    Files of stages that have not finished have no checksum yet: they are counted. Files that tagseg never writes are
-    none of its business, unless they lie where a finished stage has left its own.
+    Files of unfinished stages have no checksum yet and are only counted. Files that tagseg never writes are ignored,
+    unless they are in a folder of a finished stage.
 
     Raises:
-        RunError: when the folder is no run folder.
+        RunError: when the folder is not a run folder.
     """
     run = Run(Path(root))
     if not run.manifest_file.exists():
@@ -93,7 +97,7 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
         manifest = read_manifest(run.manifest_file)
     except RunError:
         lost = Damage(run.manifest_file.name, "unreadable", "the run itself")
-        lost_advice = f"Nothing can be checked without {run.manifest_file}: take it from a copy, or start another run."
+        lost_advice = f"Nothing can be checked without {run.manifest_file}: restore it from a copy, or start a new run."
         return Checkup(run.root, {}, {}, (lost,), (), (lost_advice,))
     noted, data = manifest.checksums(), manifest.data
     damage = [*_check_settings(run, manifest), *_check_files(run.root, noted, track), *_check_decisions(run)]
@@ -106,7 +110,7 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
             temporary.append(name)
         elif part in noted:
             damage.append(Damage(name, "left over", part))
-        elif part and name != run.data_file.name:  # whichever stage is the first makes it, and nothing is lost with it
+        elif part and name != run.data_file.name:  # made by whichever stage runs first, in little time
             unfinished[part] = unfinished.get(part, 0) + 1
     finished = {part: len(files) for part, files in noted.items()}
     advice = tuple(_advice(run, data, damage, unfinished, finished))
@@ -132,19 +136,19 @@ def _check_files(root: Path, noted: Mapping[str, Mapping[str, str]], track: Trac
         part, name, digest = file
         path = root / name
         try:
-            # A manifest may come from a stranger: what lies elsewhere is not looked at.
+            # An untrusted manifest may name files outside of the run folder: they are not read.
             if ".." in Path(name).parts or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
                 return Damage(name, "missing", part)
             return None if checksum(path) == digest else Damage(name, "changed", part)
         except (OSError, ValueError):
             return Damage(name, "unreadable", part)
 
-    outcomes = track(map_ahead(files, check, THREADS), "check files", len(files))
+    outcomes = track(map_ahead(files, check, CHECK_THREADS), "check files", len(files))
     return [damage for damage in outcomes if damage is not None]
 
 
 def _check_decisions(run: Run) -> list[Damage]:
-    # It changes with every decision: there is no checksum of it.
+    # It has no checksum, because it changes with every decision.
     try:
         check_database(run)
     except RunError:
@@ -157,7 +161,7 @@ def _all_files(root: Path) -> set[str]:
 
 
 def _part(name: str) -> str:
-    """The stage, or other part, that writes a file; empty for what tagseg never writes."""
+    """Return the stage or other part that writes a file; empty for a file that tagseg never writes."""
     first = name.split("/")[0]
     return next((part for part, outputs in [*OUTPUTS.items(), *OTHERS.items()] if first in outputs), "")
 
@@ -170,15 +174,16 @@ def _advice(
     lines = [f"Delete {shlex.quote(str(run.root / one.file))}" for one in damage if one.kind == "left over"][:SHOWN]
     if "the run itself" in parts:
         lines.append(
-            f"{run.settings_file}: what is finished was made with other settings than it holds now. If a command was "
-            "interrupted as it changed them, give it again; otherwise put the file back, or start another run."
+            f"{run.settings_file}: the finished stages were made with settings other than those in this file. If a "
+            "command was interrupted while it changed them, run it again; otherwise restore the file, or start a new "
+            "run."
         )
     if "review" in parts:
-        lines.append(f"{run.decisions_file}: put it back from a copy, or delete it: what was decided is lost then.")
+        lines.append(f"{run.decisions_file}: restore it from a copy, or delete it and lose all decisions.")
     stages = [stage for stage in STAGES if stage in parts]
     if stages:
-        lines.append(f"Make {stages[0]} and all that follows anew: tagseg {stages[0]} {place} --force, then {again}")
-    lines += [f"Make {name} anew: {command.format(run=place)}" for name, command in _ANEW.items() if name in parts]
+        lines.append(f"Repeat {stages[0]} and all later stages: tagseg {stages[0]} {place} --force, then {again}")
+    lines += [f"Repeat {name}: {command.format(run=place)}" for name, command in _REPEAT.items() if name in parts]
     if not damage and (unfinished or not set(needed_stages(run.settings())) <= finished.keys()):
         lines.append(f"Nothing is damaged. Continue with {again}")
     elif not damage:
@@ -187,10 +192,10 @@ def _advice(
 
 
 def result_checksums(run: Run) -> dict[str, str]:
-    """Return the checksum of every result of a run by its path, without what clocks and memory meters say.
+    """Return the checksum of every result of a run by its path, independent of time and memory.
 
-    Two runs that made the same have the same ones. Left out are the manifest (it notes checksums, seconds and memory),
-    the seconds in history.jsonl, and in report.html the time, memory and the run's own path.
+    Two runs with the same results have the same checksums. Left out are the manifest (it contains checksums, seconds
+    and memory), the seconds in history.jsonl, and time, memory and the path of the run in report.html.
     """
     found = {}
     for name in sorted(_all_files(run.root)):
@@ -198,24 +203,24 @@ def result_checksums(run: Run) -> dict[str, str]:
         if path.name in (run.manifest_file.name, LOCK) or path.name.startswith(TEMPORARY):
             continue
         timeless = _TIMELESS.get(path.name)
-        text = timeless(path.read_text(encoding="utf-8")) if timeless else ""
+        text = timeless(path) if timeless else ""
         found[name] = hashlib.sha256(text.encode()).hexdigest() if timeless else checksum(path)
     return found
 
 
-def _history_without_seconds(text: str) -> str:
-    rows = [json.loads(line) for line in text.splitlines()]
-    return json.dumps([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+def _history_without_seconds(path: Path) -> str:
+    return "".join(record_line(msgspec.structs.replace(row, seconds=None)) for row in read_history(path))
 
 
-def _report_without_times(text: str) -> str:
+def _report_without_times(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
     text = re.sub(r'<h3>Time</h3>\s*<p class="value">[^<]*', "", text)
     text = re.sub(r'(<td>[^<]*</td>)<td class="number">[^<]*</td><td class="number">[^<]*</td></tr>', r"\1", text)
     return re.sub(r"<code>tagseg [^<]*", "", text)
 
 
-_TIMELESS: dict[str, Callable[[str], str]] = {
+_TIMELESS: dict[str, Callable[[Path], str]] = {
     "history.jsonl": _history_without_seconds,
     "report.html": _report_without_times,
 }
-"""How files that say how long something took are read without it."""
+"""Functions that remove times from the text of a file, by the name of the file."""

@@ -22,7 +22,7 @@ from tagseg.system.process import peak_memory_mb, reset_peak_memory
 from tagseg.system.untrusted import is_file
 
 LOCK = ".lock"
-"""The file by which processes keep one another out of a run folder (see tagseg.run.lock)."""
+"""The file that a process locks while it writes to a run folder (see tagseg.run.lock)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Run:
 
     @property
     def review(self) -> Path:
-        """Folder of a person's decisions about the masks; rounds of self-training share that of their run."""
+        """Folder of the decisions about the masks; rounds of self-training share that of their run."""
         home = self.root.parent.parent if self.root.parent.name == ROUNDS else self.root
         return home / "review"
 
@@ -118,7 +118,7 @@ class Run:
 
     @property
     def quality_file(self) -> Path:
-        """The estimated quality of the masks, where it was computed: see review/scores.py."""
+        """The estimated quality of the masks, if it was computed: see review/scores.py."""
         return self.root / "quality.jsonl"
 
     @property
@@ -182,22 +182,22 @@ class Run:
         self.store(self.manifest().with_stage(name, note))
 
     def outputs(self, stage: Stage) -> tuple[str, ...]:
-        """Return what a stage leaves in the run folder; data.json belongs to the run's first stage."""
+        """Return the files and folders that a stage writes; data.json belongs to the run's first stage."""
         first = needed_stages(self.settings())[0]
         return (self.data_file.name, *OUTPUTS[stage]) if stage == first != "train" else OUTPUTS[stage]
 
     def note(self, name: Other) -> None:
-        """Record in the manifest the checksums of what a command other than the stages has left (see OTHERS)."""
+        """Record the checksums of the files that a command other than the stages wrote (see OTHERS)."""
         self.store(self.manifest().with_other(name, OtherNote(self._checksums(OTHERS[name]))))
 
     def forget(self, *names: Other) -> None:
-        """Delete what commands other than the stages have left, and their entries in the manifest."""
+        """Delete the files of commands other than the stages, and their entries in the manifest."""
         self.store(self.manifest().without_others(names))
         for name in names:
             self._delete(OTHERS[name])
 
     def store_settings(self, settings: Settings) -> None:
-        """Write settings.toml, and its checksum into the manifest; nothing when both are up to date."""
+        """Write settings.toml, and its checksum to the manifest, unless both are up to date."""
         text = settings.to_toml()
         manifest, digest = self.manifest(), hashlib.sha256(text.encode()).hexdigest()
         if manifest.settings == digest and self.settings_file.read_bytes() == text.encode():
@@ -240,12 +240,12 @@ class Run:
             for link in (top, *(Path(at, name) for at, names, _ in os.walk(top) for name in names)):
                 if link.is_symlink() and not link.resolve().is_relative_to(root):
                     raise RunError(
-                        f"{link}: stage {stage} writes here, but it is a link out of the run folder, to "
-                        f"{link.resolve()}; remove it (to keep a run elsewhere, move its whole folder)"
+                        f"{link}: stage {stage} writes here, but this is a link to {link.resolve()}, outside the run "
+                        "folder; remove it (to keep a run elsewhere, move its whole folder)"
                     )
 
     def remove_leftovers(self, stage: Stage) -> None:
-        """Delete the temporary files that a killed run left where a stage writes; nothing may be writing there.
+        """Delete the temporary files of killed processes where a stage writes; no process may be writing there.
 
         Raises:
             RunError: when the stage would write outside the run folder (see `require_inside`).
@@ -257,7 +257,7 @@ class Run:
             remove_temporary(self.root / output)
 
     def discard(self, first: Stage) -> None:
-        """Delete the outputs of `first` and of every later stage, and whatever else depends on them."""
+        """Delete the outputs of `first` and of all later stages, and files of other commands that depend on them."""
         stages = STAGES[STAGES.index(first) :]
         self.store(self.manifest().without_stages(stages))
         for stage in stages:

@@ -1,4 +1,4 @@
-"""One process at a time writes into a run folder: a lock that ends with whoever holds it, however that ends."""
+"""A lock on a run folder, so that one process at a time writes to it; it ends with its process, even a killed one."""
 
 import contextlib
 import logging
@@ -15,27 +15,27 @@ from tagseg.system.files import writing
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing keeps two processes apart there
+except ImportError:  # Windows, where nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 15.0
-"""Seconds to wait for a lock: the worker processes of a killed run hold it until they have noticed."""
+"""Seconds to wait for a lock: the worker processes of a killed run hold it until they notice its end."""
 
 
 @contextlib.contextmanager
 def hold_lock(root: Path) -> Iterator[None]:
-    """Keep other processes from writing into the run folder `root` within the block; it is made where it is missing.
+    """Keep other processes from writing to the run folder `root` in the block; create the folder if it is missing.
 
-    The worker processes hold the lock too (see `share_lock`), so that none of a killed run writes among the files of
-    the next one. A process that was killed leaves the lock's file behind, but it locks nothing then.
+    Worker processes hold the lock too (see `share_lock`), so that those of a killed run do not write into the next one.
+    A killed process leaves the lock's file, but the file locks nothing then.
 
     Raises:
-        RunError: when another process is at work there.
+        RunError: when another process is writing to the folder.
         WriteError: when the folder cannot be written to.
     """
-    if fcntl is None or not _may_be_run(root):  # what is no run folder is refused by whoever opens it
+    if fcntl is None or not _may_be_run(root):  # opening it reports that it is not a run folder
         yield
         return
     made = not root.exists()
@@ -46,16 +46,16 @@ def hold_lock(root: Path) -> Iterator[None]:
         (root / LOCK).unlink(missing_ok=True)
         os.close(file)
         if made:
-            with contextlib.suppress(OSError):  # nothing came of it, or there is something in it now
+            with contextlib.suppress(OSError):  # removes it only if it is still empty
                 root.rmdir()
 
 
 @contextlib.contextmanager
 def share_lock(root: Path) -> Iterator[None]:
-    """Hold the lock together with the process that this one works for, within the block."""
+    """Hold the lock together with the main process of this worker in the block."""
     file = None
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # made by hand, in a test or on a system without: there is no lock
+        with contextlib.suppress(OSError):  # without a main process, or on a system without locks, there is none
             file = os.open(root / LOCK, os.O_RDONLY)
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     try:
@@ -72,7 +72,7 @@ def _may_be_run(root: Path) -> bool:
 
 
 def _take(root: Path) -> int:
-    """The lock's open file, locked: at first alone, then shared, so that workers can join."""
+    """Return the lock's open file, locked: exclusively at first, then shared, so that workers can join."""
     path, deadline, waited = root / LOCK, time.monotonic() + PATIENCE_S, False
     while True:
         with writing(path):
@@ -80,30 +80,32 @@ def _take(root: Path) -> int:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed the file since it was opened here.
+            # The previous holder may have removed the file since it was opened here.
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 _sign(file)
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return file
         except BlockingIOError:
-            holder = os.pread(file, 300, 0).decode(errors="replace") or "no name yet"
+            holder = os.pread(file, 300, 0).decode(errors="replace") or "not yet named"
             if time.monotonic() > deadline:
                 os.close(file)
                 raise RunError(
-                    f"{root}: another tagseg is at work on it ({holder}); let it finish or end it, or choose another "
-                    "folder"
+                    f"{root}: another tagseg command is writing to it ({holder}); wait until it ends, stop it, or "
+                    "choose another folder"
                 ) from None
             if not waited:
-                log.info("%s: another tagseg is at work on it (%s); waiting %g s for it", root, holder, PATIENCE_S)
+                log.info(
+                    "%s: another tagseg command is writing to it (%s); waiting up to %g s", root, holder, PATIENCE_S
+                )
             waited = True
             time.sleep(0.1)
         except OSError as error:  # some network file systems have no locks
-            log.warning("%s: cannot be locked (%s): let one tagseg at a time work on it", root, error.strerror)
+            log.warning("%s: cannot be locked (%s); run only one tagseg command on it at a time", root, error.strerror)
             return file
         os.close(file)
 
 
 def _sign(file: int) -> None:
-    with contextlib.suppress(OSError):  # on a full disk nobody is told who holds it
+    with contextlib.suppress(OSError):  # on a full disk the holder stays unnamed
         os.truncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())

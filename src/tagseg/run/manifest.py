@@ -10,13 +10,13 @@ from tagseg.system.records import Amount, Count, Record, read_record, write_reco
 
 
 class StageNote(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the manifest says about a finished stage.
+    """The manifest's note about a finished stage.
 
-    seconds: of the attempt that succeeded. peak_mb: peak memory of the main process, in MB. images, images_per_s: how
-    many images the attempt processed, and how fast. worker_peak_mb: peak memory of the worker processes, in MB.
-    maps_from, maps_hold: the settings of these names, where another method made the maps. reviewed: digests of the
-    decisions that the stage took into account, by sample id. files: SHA-256 of every output, by its path in the run
-    folder.
+    seconds: duration of the attempt that succeeded. peak_mb: peak memory of the main process, in MB. images: number of
+    images that the attempt processed. images_per_s: images per second. worker_peak_mb: peak memory of the worker
+    processes, in MB. maps_from, maps_hold: the settings of these names, if another method made the maps. reviewed:
+    digests of the decisions that the stage took into account, by sample id. files: SHA-256 of every output, by its path
+    in the run folder.
     """
 
     seconds: Amount | None = None
@@ -31,7 +31,7 @@ class StageNote(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class OtherNote(msgspec.Struct, frozen=True):
-    """What the manifest says about a command other than the stages: SHA-256 of every file that it left."""
+    """The manifest's note about a command other than the stages: SHA-256 of every file that it wrote."""
 
     files: dict[str, str]
 
@@ -54,7 +54,7 @@ class Manifest(Record, frozen=True, omit_defaults=True, kw_only=True):
     round: Count | None = None
 
     def with_stage(self, name: Stage, note: StageNote) -> "Manifest":
-        """Return the manifest with a stage that has finished."""
+        """Return the manifest with another finished stage."""
         return msgspec.structs.replace(self, stages={**self.stages, name: note})
 
     def without_stages(self, names: Iterable[Stage]) -> "Manifest":
@@ -63,11 +63,11 @@ class Manifest(Record, frozen=True, omit_defaults=True, kw_only=True):
         return msgspec.structs.replace(self, stages={key: note for key, note in self.stages.items() if key not in gone})
 
     def with_other(self, name: Other, note: OtherNote) -> "Manifest":
-        """Return the manifest with what a command other than the stages has left."""
+        """Return the manifest with the note of a command other than the stages."""
         return msgspec.structs.replace(self, others={**self.others, name: note})
 
     def without_others(self, names: Iterable[Other]) -> "Manifest":
-        """Return the manifest without what some commands other than the stages have left."""
+        """Return the manifest without the notes of some commands other than the stages."""
         gone = set(names)
         return msgspec.structs.replace(self, others={key: note for key, note in self.others.items() if key not in gone})
 

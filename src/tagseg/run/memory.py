@@ -1,4 +1,4 @@
-"""The error of a stage that runs out of memory: it names the settings that lower the stage's memory."""
+"""Out-of-memory errors that name the settings to lower."""
 
 import contextlib
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]
         lower = ", ".join(f"--{name.replace('_', '-')} (now {_value(values, name)})" for name in MEMORY[stage])
         raise RunError(
             f"{root}: stage {stage} ran out of memory ({cause}); lower {lower} and run the same command again "
-            "(add --force when the stage has begun)"
+            "(with --force if the stage has begun)"
         ) from error
 
 

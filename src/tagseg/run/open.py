@@ -1,4 +1,4 @@
-"""A run folder is begun, or opened again, perhaps with other settings: what they touch is done again."""
+"""Create a run folder, or open an existing one; stages whose settings have changed run again."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ SECTIONS: dict[Stage, tuple[str, ...]] = {
 
 
 def is_blank(root: Path) -> bool:
-    """Tell whether a folder is empty, or holds no more than a run that was killed in its first moments leaves."""
+    """Tell whether a folder is empty, or holds only what a run leaves that was killed before it wrote its manifest."""
     return all(path.name in (LOCK, "settings.toml") or path.name.startswith(TEMPORARY) for path in root.iterdir())
 
 
@@ -43,23 +43,23 @@ def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool
             raise RunError(f"{data}: no such data folder")
         if run.root.exists() and not (run.root.is_dir() and is_blank(run.root)):
             raise RunError(f"{run.root}: exists and is not a run folder; choose another --out")
-        # The manifest comes last: until it is there, the folder is none that was begun.
+        # Written last: a folder without a manifest counts as blank.
         write_atomically(run.settings_file, settings.to_toml())
         digest = checksum(run.settings_file)
         run.store(Manifest(tagseg=__version__, data=str(data), settings=digest, stages={}))
         return run
     if run.data_root() != data:
-        raise RunError(f"{run.root}: a run of other data ({run.data_root()}), asked for {data}; choose another --out")
+        raise RunError(f"{run.root}: this run was made from {run.data_root()}, not {data}; choose another --out")
     change_settings(run, settings, force)
     return run
 
 
 def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "train") -> None:
-    """Store `settings` in the run; a change that touches started stages needs `force` and discards them.
+    """Store `settings` in the run; a change that affects started stages requires `force` and discards these stages.
 
     Raises:
         RunError: naming the settings that differ, when `force` is not given, or when a stage before `first` (the one
-            that will run next) would have to be done again.
+            to run next) would have to run again.
     """
     run.manifest()
     old, new = _stored(run), settings.to_dict()
@@ -69,14 +69,14 @@ def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "t
         ]
         if changed and STAGES.index(stage) < STAGES.index(first):
             raise RunError(
-                f"{run.root}: made with other settings ({'; '.join(changed)}), which stage {first} does not change. "
-                f"Use the run's own settings, or start with `tagseg {stage} {run.root} --force`"
+                f"{run.root}: made with other settings ({'; '.join(changed)}), which affect stage {stage}, before "
+                f"{first}. Use the run's own settings, or start with `tagseg {stage} {run.root} --force`"
             )
         if changed:
             if not force and any(_started(run, later) for later in STAGES[STAGES.index(stage) :]):
                 raise RunError(
                     f"{run.root}: made with other settings ({'; '.join(changed)}). Use the run's own settings, another "
-                    f"--out, or --force to redo it from stage {stage}"
+                    f"--out, or --force to run it again from stage {stage}"
                 )
             run.discard(stage)
             break
@@ -84,15 +84,15 @@ def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "t
 
 
 def _stored(run: Run) -> dict[str, Any]:
-    """The run's settings; those that tagseg has learned since are at their defaults."""
+    """Return the run's settings; settings that its version did not have are at their defaults."""
     try:
         return run.settings().to_dict()
-    except ValueError:  # it has settings that are no more: they differ from whatever is asked for
+    except ValueError:  # it has settings that no longer exist: they differ from any new ones
         return read_toml(run.settings_file)
 
 
 def _started(run: Run, stage: Stage) -> bool:
-    # A list of the images alone is nothing to lose: a training that could not begin leaves it behind.
+    # data.json alone does not count: it takes little to make, and a training that could not begin leaves it.
     return any((run.root / output).exists() for output in OUTPUTS[stage] if output != run.data_file.name)
 
 

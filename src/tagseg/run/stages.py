@@ -8,7 +8,7 @@ Stage = Literal["train", "localise", "masks", "segment", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 ROUNDS = "self_training"
-"""Folder of the rounds of self-training."""
+"""The folder of the rounds of self-training."""
 
 OUTPUTS: dict[Stage, tuple[str, ...]] = {
     "train": ("network", "data.json"),
@@ -18,7 +18,7 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
     "evaluate": ("predictions", "evaluation.json", "evaluation.md"),
     "report": ("report.html",),
 }
-"""What each stage leaves in the run folder."""
+"""The files and folders that each stage writes in the run folder."""
 
 Other = Literal["calibration", "atlas", "full_supervision", "quality", "ablation", "bench"]
 OTHERS: dict[Other, tuple[str, ...]] = {
@@ -29,14 +29,14 @@ OTHERS: dict[Other, tuple[str, ...]] = {
     "ablation": ("ablation_score.json",),
     "bench": ("bench",),
 }
-"""What commands other than the stages leave in the run folder."""
+"""The files and folders that commands other than the stages write in the run folder."""
 
 
 def needed_stages(settings: Settings) -> tuple[Stage, ...]:
     """Return the stages of a run in order.
 
-    A run that learns from masks of another tool has no maps and no pseudo-masks to make; one that takes its maps from
-    another method has no classification network to train.
+    A run that learns from masks of another tool makes no maps and no pseudo-masks; one that takes its maps from another
+    method trains no classification network.
     """
     if settings.segment.labels:
         return STAGES[STAGES.index("segment") :]

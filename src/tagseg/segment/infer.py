@@ -15,7 +15,7 @@ from tagseg.settings.predict import Precision
 
 ClassProbabilities = Float32[np.ndarray, "ids y x"]
 
-OVERLAP = 0.25
+WINDOW_OVERLAP = 0.25
 """Least share of a window's side that overlaps with the next window: near its edge a window misses the most of what
 surrounds a pixel."""
 
@@ -100,7 +100,7 @@ def windowed_probabilities(
 def window_starts(length: int, window: int) -> list[int]:
     """Return the starts of windows along a side of `length` pixels: multiples of 4, evenly spaced, and as few as
     overlap enough."""
-    step = max(int(window * (1 - OVERLAP)), CELL)
+    step = max(int(window * (1 - WINDOW_OVERLAP)), CELL)
     count = math.ceil((length - window) / step) + 1
     return [round(i * (length - window) / max(count - 1, 1) / CELL) * CELL for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Masks to learn from that tagseg did not make: the true masks, or a folder of masks from another tool."""
+"""Training masks that tagseg did not make: the true masks, or masks from another tool."""
 
 import dataclasses
 import logging
@@ -18,24 +18,28 @@ def true_labels(prepared: Prepared, folder: Path, track: Track = silent) -> Data
     """Write the true masks of the training images to `folder`, in class ids, and return the data set of these images.
 
     Raises:
-        DataError: when no training image has a true mask, or one is of another size than its image or holds other ids.
+        DataError: when no training image has a true mask, or when a mask differs from its image in size or has unknown
+            ids.
     """
     samples = tuple(sample for sample in prepared.dataset.split("train") if sample.mask is not None)
     if not samples:
-        raise DataError(f"{prepared.dataset.root}: no training image has a true mask, so there is none to learn from")
+        raise DataError(
+            f"{prepared.dataset.root}: learning from true masks requires a true mask of at least one training image, "
+            "found none"
+        )
     return _collect(prepared, samples, prepared.dataset, folder, track)
 
 
 def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track = silent) -> Dataset:
-    """Write the masks in `source` to `folder`, in class ids, and return the data set of the images that have one.
+    """Write the masks in `source` to `folder`, in class ids, and return the data set of the images that have a mask.
 
-    They are PNGs (palette or 8-bit grey) of their images' sizes, named like the images; 255 is void. A `classes.json`
-    beside them says which class each value is, as in the folders of masks that tagseg writes; without it values are
-    those of the data set's own masks.
+    Masks are PNGs (palette or 8-bit grey) named like the images and of the same size; 255 is void. A `classes.json` in
+    their folder says which class each value stands for, as in the folders of masks that tagseg writes; without it,
+    values mean what they mean in the data set's own masks.
 
     Raises:
-        DataError: when the folder or a class is unknown, no image has a mask, or a mask is of another size than its
-            image or holds other ids.
+        DataError: when the folder or a class is unknown, no image has a mask, or a mask differs from its image in size
+            or has unknown ids.
     """
     if not source.is_dir():
         raise DataError(f"--labels {source}: no such folder; expected masks as PNGs named like the training images")
@@ -49,7 +53,7 @@ def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track 
         example = prepared.dataset.split("train")[0].id
         raise DataError(f"--labels {source}: has no mask of a training image; expected files such as {example}.png")
     if missing:
-        log.warning("%s: %d training images have no mask here and are left out", source, missing)
+        log.warning("%s: has no masks of %d training images, which are left out", source, missing)
     meaning = class_values(source / "classes.json", prepared.dataset)
     return _collect(
         prepared,
@@ -68,7 +72,7 @@ def _collect(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, 
 
 def _write(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, folder: Path, track: Track) -> None:
     write_classes(folder, meaning.classes)
-    # The folder tells other processes which images are learned from: none may be left of an earlier attempt.
+    # Other processes learn from the images with a mask in this folder: masks of an earlier attempt must not stay.
     for stale in set(folder.rglob("*.png")) - {mask_file(folder, sample.id) for sample in samples}:
         stale.unlink()
     labelled = False
@@ -77,7 +81,9 @@ def _write(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, fo
         labelled = labelled or bool((mask != VOID).any())
         write_mask(mask_file(folder, sample.id), mask)
     if not labelled:
-        raise DataError(f"{samples[0].mask} and the {len(samples) - 1} other masks: every pixel is void (255)")
+        raise DataError(
+            f"{samples[0].mask} and {len(samples) - 1} other masks: every pixel is void (255), expected class ids"
+        )
 
 
 def class_values(file: Path, dataset: Dataset) -> dict[int, int] | None:

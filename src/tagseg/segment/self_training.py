@@ -56,7 +56,7 @@ def self_train(
 
 
 def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Track) -> None:
-    """Make the maps and masks that the round behind `number` learns from."""
+    """Make the maps and masks that the round after `number` learns from."""
     settings, current = run.settings(), run.round(number)
     # Joined maps are probabilities, whatever the maps before them were.
     joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))

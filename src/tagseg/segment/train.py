@@ -1,4 +1,4 @@
-"""Training of the segmentation network on masks; pixels of 255 (void) do not count."""
+"""Training of the segmentation network on masks; pixels of 255 (void) are ignored."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from tagseg.errors import RunError
 from tagseg.masks.mask_files import mask_file
 from tagseg.networks.backbones import warn_if_random
 from tagseg.networks.segmenters import Segmenter, choose_network
+from tagseg.segment.about import SegmenterAbout
 from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import Track, silent
@@ -31,14 +31,14 @@ from tagseg.training.optimizer import build_optimizer, enough_epochs, poly
 from tagseg.training.shared_layers import join_network
 
 SEGMENTER_STEPS = 1000
-"""Batches to learn from when the number of epochs is not set: a small data set is seen more often."""
+"""Steps of a training whose number of epochs is not set: a small data set is seen more often."""
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """A trained segmentation network: its folder and the figures of every epoch."""
+    """A trained segmentation network: its folder, and the figures of every epoch."""
 
     folder: Path
     history: History
@@ -60,18 +60,18 @@ def train_segmenter(
 ) -> Segmented:
     """Train the segmentation network on the masks of the training images; resume if the folder holds a saved state.
 
-    Writes network.safetensors, network.json and history.jsonl to `folder`. Of several processes (`group`) the main one
-    writes.
+    Writes network.safetensors, network.json and history.jsonl to `folder`. If several processes train together
+    (`group`), only the main one writes.
 
     Raises:
         ValueError: when encoder, network and stride do not fit together, or weights or device are not available.
-        RunError: when the masks hold no pixel to learn from, or the loss is not a number any more.
+        RunError: when the masks have no labelled pixel, or the loss is no longer finite.
     """
     options, images = settings.segment, len(dataset.split("train"))
     epochs = enough_epochs(options.epochs, images, options.batch * options.accumulate, SEGMENTER_STEPS)
     options = dataclasses.replace(options, epochs=epochs)
     settings = dataclasses.replace(settings, segment=options)
-    learner, about = _build(len(dataset.classes) + 1, settings, group)
+    learner, about = _build(("background", *dataset.classes), settings, group)
     network, average = learner.network, learner.average
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
     training = Training(
@@ -81,18 +81,12 @@ def train_segmenter(
     )  # fmt: skip
     history = run_epochs(training, partial(_open_epoch, learner, pairs, settings, group))
     if group.is_main:
-        about |= {
-            "classes": ["background", *dataset.classes],
-            "predict_scales": options.predict_scales,
-            "predict_flip": options.predict_flip,
-            "max_side": options.max_side,
-        }
         save_trained(folder, average.module if average else network, about, history)
     return Segmented(folder, history)
 
 
-def build_segmenter(settings: Settings, ids: int) -> tuple[Segmenter, dict[str, Any]]:
-    """Return the network of the settings, with its start weights, and the description that builds it again.
+def build_segmenter(settings: Settings, classes: tuple[str, ...]) -> tuple[Segmenter, SegmenterAbout]:
+    """Return the network of the settings with its initial weights, and the description from which it can be built.
 
     Raises:
         ValueError: when encoder, network and stride do not fit together, or weights are not available.
@@ -102,36 +96,40 @@ def build_segmenter(settings: Settings, ids: int) -> tuple[Segmenter, dict[str, 
     warn_if_random(encoder, weights)
     name = choose_network(options.network, encoder)
     freezing = (options.freeze_stride, options.freeze_batch_norm)
-    network = Segmenter(encoder, ids, options.stride, weights, freezing, name)
-    return network, {"network": name, "encoder": encoder, "stride": options.stride}
+    network = Segmenter(encoder, len(classes), options.stride, weights, freezing, name)
+    about = SegmenterAbout(
+        network=name, encoder=encoder, stride=options.stride, classes=classes, max_side=options.max_side,
+        predict_scales=tuple(options.predict_scales), predict_flip=options.predict_flip,
+    )  # fmt: skip
+    return network, about
 
 
 def weight_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Return a copy of a network for the exponential moving average of its weights and batch norms.
+    """Return a copy of a network that holds the exponential moving average of its weights and batch norms.
 
-    A step moves it by 1 - `decay` towards the network, and by more while few steps are done: step t has a decay of
-    (1 + t) / (10 + t) at most, so that start weights do not stay in a short training.
+    A step moves the average towards the network by a share of 1 - `decay`. The decay of step t is at most
+    (1 + t) / (10 + t), so that the initial weights lose their influence in a short training too.
     """
 
     def step(mean: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
         for one, other in zip(mean, now, strict=True):
-            # Counters of batches are whole numbers: there is no average of them.
+            # Counters of batches are integers, which are copied, not averaged.
             one.lerp_(other, share) if one.is_floating_point() else one.copy_(other)
 
     return AveragedModel(network, multi_avg_fn=step, use_buffers=True)
 
 
 def mask_loss(scores: Float[Tensor, "b ids h w"], masks: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Return the cross-entropy, summed over the pixels that are not void."""
+    """Return the sum of the cross-entropy over the pixels that are not void."""
     return F.cross_entropy(scores.float(), masks, ignore_index=VOID, reduction="sum")
 
 
-def _build(ids: int, settings: Settings, group: Group) -> tuple[_Learner, dict[str, Any]]:
+def _build(classes: tuple[str, ...], settings: Settings, group: Group) -> tuple[_Learner, SegmenterAbout]:
     options = settings.segment
     device = choose_device(settings.device, group)
     torch.manual_seed(settings.seed)
-    network, about = build_segmenter(settings, ids)
+    network, about = build_segmenter(settings, classes)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = weight_average(network, options.ema) if options.ema else None
     compile_network(network, settings.compile)
@@ -164,7 +162,7 @@ def _open_epoch(
     def figures(sums: Sums) -> Sums:
         if not sums["labelled"]:
             raise RunError(
-                f"{pairs[0][1].parent}: the masks hold no pixel to learn from, all are 255 (void); look at them, and "
+                f"{pairs[0][1].parent}: the masks have no labelled pixel, all are 255 (void); look at them, and "
                 "lower --masks.unsure or train the classifier longer (--train.epochs)"
             )
         return {"loss": sums["loss"] / sums["labelled"], "lr": sums["lr"]}

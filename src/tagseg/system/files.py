@@ -1,4 +1,4 @@
-"""Files that get there whole or not at all, and their checksums."""
+"""Atomic writing of files, and their checksums."""
 
 import contextlib
 import errno
@@ -11,24 +11,24 @@ from pathlib import Path
 from tagseg.errors import WriteError
 
 TEMPORARY = ".writing-"
-"""How the names begin that files have while they are written."""
+"""Prefix of the names of files while they are written."""
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
-    errno.EDQUOT: "your share of the disk is used up (quota); free some space",
-    errno.EFBIG: "a file may not get that large here (ulimit -f, or the file system); allow more",
+    errno.EDQUOT: "your disk quota is used up; free some space",
+    errno.EFBIG: "it exceeds the largest size of a file (ulimit -f, or the file system's own); raise the limit",
     errno.EROFS: "the file system is read-only; make it writable",
-    errno.EACCES: "the folder may not be written to; change its permissions",
-    errno.EPERM: "the folder may not be written to; change its permissions",
+    errno.EACCES: "there is no permission to write to the folder; change its permissions",
+    errno.EPERM: "there is no permission to write to the folder; change its permissions",
 }
-"""What keeps a file from being written, and what can be done about it."""
+"""Why a file cannot be written, and what to do about it."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part.
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part of it.
 
     Raises:
-        WriteError: as `writing`.
+        WriteError: see `writing`.
     """
     with atomic_path(path) as temporary:
         if isinstance(content, str):
@@ -39,15 +39,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix) that is renamed to `path` when the block succeeds.
+    """Yield a temporary path in the folder of `path`, with its suffix, and rename it to `path` when the block succeeds.
 
     Raises:
-        WriteError: as `writing`.
+        WriteError: see `writing`.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
-        # As a plain `open` makes it, with the permissions of the umask; only its name must be new.
+        # A plain `open` gives the file the permissions of the umask; "x" refuses a name that exists.
         temporary.open("xb").close()
         try:
             yield temporary
@@ -60,10 +60,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Let an error of the system within the block name `path` and say what to do: a full disk does not say which file.
+    """Turn an error of the file system in the block into one that names `path` and says what to do.
 
     Raises:
-        WriteError: when the disk is full or may not be written to.
+        WriteError: when the disk is full, or there is no permission to write to it.
     """
     try:
         yield
@@ -73,19 +73,22 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in _CAUSES:
             raise
         raise WriteError(
-            f"{path}: cannot be written, {_CAUSES[error.errno]} and run the same command again to continue"
+            f"{path}: cannot be written: {_CAUSES[error.errno]} and run the same command again to continue"
         ) from error
 
 
 def reserve(path: Path, size: int) -> None:
-    """Have the disk set `size` bytes aside for a file: one that is mapped into memory meets a full disk as a crash."""
+    """Reserve `size` bytes on the disk for a file that will be mapped into memory.
+
+    Otherwise the process would crash when the disk gets full.
+    """
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete what a killed process was about to write below a folder; none may be at work there."""
+    """Delete the temporary files of killed processes below a folder; no process may be writing there."""
     for leftover in folder.rglob(f"{TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
 
@@ -97,7 +100,10 @@ def checksum(path: Path) -> str:
 
 
 def files_in(path: Path) -> list[Path]:
-    """Return the file itself, or all files below a folder in order, without temporary ones; none where nothing is."""
+    """Return the files at a path: the file itself, or all files below a folder in order, without temporary ones.
+
+    If there is nothing at the path, the list is empty.
+    """
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(TEMPORARY))
     return [path] if path.exists() else []

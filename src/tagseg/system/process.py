@@ -1,4 +1,4 @@
-"""This process and its machine: memory, cores, versions, and how many processes were launched together."""
+"""This process and its machine: memory, cores, versions, and the number of processes launched together."""
 
 import contextlib
 import gc
@@ -11,27 +11,27 @@ from pathlib import Path
 
 
 def reset_peak_memory() -> None:
-    """Let the peak be counted from now on, where the system can do so (Linux)."""
+    """Start measuring peak memory from now on (Linux only)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def ran_out(error: Exception) -> str:
-    """Return what an error says of memory that ran out, the computer's or a GPU's; empty where it is another error."""
-    said = str(error).splitlines()[0][:200] if str(error) else "not enough of it"
-    # By what they are called: this module does without torch.
+    """Return the message of an out-of-memory error, of the computer or a GPU; empty for any other error."""
+    message = str(error).splitlines()[0][:200] if str(error) else "no details"
+    # Recognised by name, because this module does not import torch.
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return said if known or says_out_of_memory(said) else ""
+    return message if known or says_out_of_memory(message) else ""
 
 
-def says_out_of_memory(said: str) -> bool:
-    """Tell whether a message, perhaps another process's, is one of memory that ran out."""
+def says_out_of_memory(message: str) -> bool:
+    """Tell whether a message, perhaps from another process, says that memory ran out."""
     allocators = ("DefaultCPUAllocator", "out of memory", "not enough memory", "OutOfMemory", "MemoryError")
-    return any(words in said for words in (*allocators, "DataLoader worker (pid"))
+    return any(words in message for words in (*allocators, "DataLoader worker (pid"))
 
 
 def peak_memory_mb() -> float:
-    """Return this process's peak resident memory since the last reset, in MB (0 where the system does not tell)."""
+    """Return the peak resident memory of this process since the last reset, in MB (0 if the system does not tell)."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -45,8 +45,10 @@ def peak_memory_mb() -> float:
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """Put off Python's searches for garbage: while a million objects are made, none of them garbage, they would take
-    longer than making them."""
+    """Pause Python's garbage collection in the block.
+
+    While a program creates a million objects and none is garbage, collecting takes longer than creating them.
+    """
     before = gc.isenabled()
     gc.disable()
     try:
@@ -57,12 +59,12 @@ def gc_paused() -> Iterator[None]:
 
 
 def cores() -> int:
-    """Return how many cores this process may use: a container or a scheduler may grant fewer than there are."""
+    """Return the number of cores that this process may use: a container or a scheduler may grant fewer than exist."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def launched() -> tuple[int, int]:
-    """Return this process's number, from 0, and how many were launched together: (0, 1) when it runs by itself."""
+    """Return the rank of this process (from 0) and the number of processes launched together: (0, 1) if it is alone."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -72,19 +74,19 @@ PACKAGES = ("tagseg", "torch", "torchvision", "timm", "segmentation-models-pytor
 
 
 def machine() -> str:
-    """Return the machine in words: cores, processor, memory, system, and the GPU of a PyTorch that is loaded."""
+    """Describe the machine: cores, processor, memory, system, and the GPU if PyTorch is loaded."""
     torch = sys.modules.get("torch")
     gpu = f", {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
     return f"{os.cpu_count()} cores, {_processor()}, {_memory_gb()} GB, {platform.system()}{gpu}"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that compute; those that are not installed are left out."""
+    """Return the versions of Python and of the installed packages that influence results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout
+        except PackageNotFoundError:  # tagseg itself, in a checkout that is not installed
             continue
     return found
 

@@ -1,4 +1,4 @@
-"""How stages go through many items: they report progress, and threads may work ahead of them."""
+"""Iteration over many items: progress reports, and threads that work ahead."""
 
 import logging
 import sys
@@ -19,18 +19,18 @@ SECONDS_BETWEEN_LINES = 30
 
 @runtime_checkable
 class Track(Protocol):
-    """Pass `items` through; `title` says what is being done, `total` how many items there are."""
+    """Pass `items` through and report progress; `title` names the work, `total` is the number of items."""
 
     def __call__(self, items: Iterable[T], title: str, total: int) -> Iterator[T]: ...
 
 
 def silent(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Report nothing."""
+    """Pass items through without a report."""
     return iter(items)
 
 
 def bars(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Draw a bar with time gone and time left on the terminal; elsewhere log a line every half minute."""
+    """Show a progress bar with elapsed and remaining time; without a terminal, log a line every 30 seconds."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -62,19 +62,20 @@ def bars(items: Iterable[T], title: str, total: int) -> Iterator[T]:
 
 
 def _lines(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    started = said = time.monotonic()
+    started = logged = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - said >= SECONDS_BETWEEN_LINES and done < total:
-            said = now
-            left = (now - started) / done * (total - done)
-            gone, pace = now - started, images_per_s(done, now - started)
-            log.info("%s: %d/%d, %.1f/s, %s gone, %s left", title, done, total, pace, _minutes(gone), _minutes(left))
+        if now - logged >= SECONDS_BETWEEN_LINES and done < total:
+            logged = now
+            elapsed = now - started
+            left, pace = elapsed / done * (total - done), images_per_s(done, elapsed)
+            times = _minutes(elapsed), _minutes(left)
+            log.info("%s: %d/%d, %.1f/s, %s elapsed, %s left", title, done, total, pace, *times)
 
 
 def images_per_s(images: int, seconds: float) -> float:
-    """Return how many images were done in a second, to two decimals; 0 where there were none."""
+    """Return the images per second, rounded to two decimals; 0 if there were none."""
     return round(images / seconds, 2) if images and seconds > 0 else 0.0
 
 
@@ -83,8 +84,10 @@ def _minutes(seconds: float) -> str:
 
 
 def map_ahead(items: Iterable[A], work: Callable[[A], B], threads: int) -> Generator[B]:
-    """Yield the outcomes of `work` in the order of the items; threads are at work on a few items ahead, and what they
-    have begun is finished when the iteration ends early."""
+    """Yield the results of `work` in the order of the items, while threads work on the next items.
+
+    If the iteration ends early, the threads finish the items they have started.
+    """
     waiting: deque[Future[B]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is begun is finished and saved before they take effect."""
+"""Handling of Ctrl-C and SIGTERM: a step that has begun is finished and saved before they take effect."""
 
 import contextlib
 import signal
@@ -11,17 +11,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came. What cleans up behind Ctrl-C cleans up behind it, too."""
+    """SIGTERM was received. Code that cleans up after Ctrl-C also cleans up after this."""
 
 
 def exit_status(stopped: KeyboardInterrupt) -> int:
-    """Return the exit status of a process that a signal has ended: 128 and the signal's number."""
+    """Return the exit status of a process that was ended by a signal: 128 plus the number of the signal."""
     return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Let SIGTERM raise Terminated within the block, as Ctrl-C raises KeyboardInterrupt; in the main thread only."""
+    """Raise Terminated on SIGTERM in the block, as KeyboardInterrupt on Ctrl-C; in the main thread only."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -38,10 +38,10 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def delay_signals() -> Iterator[Callable[[], bool]]:
-    """Postpone Ctrl-C and SIGTERM to the end of the block; yields a function that tells whether one has come.
+    """Delay Ctrl-C and SIGTERM until the end of the block; yield a function that tells whether one was received.
 
-    The second one takes effect at once. Where no signal can be handled (another thread than the main one, a process
-    that was told to ignore them) nothing is postponed.
+    A second signal takes effect at once. Nothing is delayed where signals cannot be handled: outside the main thread,
+    and in a process that ignores them.
     """
     came: list[int] = []
     before: dict[int, Any] = {}
