@@ -102,8 +102,8 @@ class Shuffled(Sampler[int]):
 
 
 def loader(data: Dataset[T], batch: int, workers: int, seed: int, skip: int = 0, group: Group = ALONE) -> DataLoader[T]:
-    """Return a shuffled loader of an epoch, without its first `skip` batches; the last batch is dropped when it has only
-    one image (batch norm).
+    """Return a shuffled loader of an epoch, without its first `skip` batches; the last batch is dropped when it has
+    only one image (batch norm).
 
     Of several processes each gets its share of every batch, to be read through `group.batches`.
     """
