@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,21 +13,13 @@ from tagseg.evaluate.scores import read_evaluation
 from tagseg.networks.backbones import RANDOM, TIMM
 from tagseg.run.folder import Run
 from tagseg.run.history import read_history
-from tagseg.segment.about import ExportedAbout
+from tagseg.segment.about import ExportedAbout, Licence
 from tagseg.settings.toml import to_toml
 
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")
 """Licences whose ids in timm are ids of the Hugging Face Hub too; any other is `other` with a `license_name`."""
 
 _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "\\`*_[]<>|~&@:#$"}
-
-
-@dataclass(frozen=True)
-class Licence:
-    """The licence of pretrained weights: its id in timm (None if unknown or not applicable), and a text about it."""
-
-    id: str | None
-    text: str
 
 
 def weights_licence(encoder: str, weights: str) -> Licence:

@@ -13,7 +13,7 @@ from tagseg.export.folder import replacing
 from tagseg.export.onnx import require_exporter, write_onnx
 from tagseg.masks.palette import class_colours
 from tagseg.run.folder import Run
-from tagseg.segment.about import ExportedAbout, Licence, check_about
+from tagseg.segment.about import ExportedAbout, check_about
 from tagseg.segment.predictor import Predictor, load
 from tagseg.system.files import write_atomically
 from tagseg.system.records import record_values, write_record
@@ -81,9 +81,7 @@ def describe(run: Run) -> ExportedAbout:
     licence = weights_licence(about.encoder, settings.segment.weights or settings.train.weights)
     # Only known keys: another one may hold a path of this machine.
     own = msgspec.structs.asdict(about) | {"encoder": without_folders(about.encoder)}
-    return ExportedAbout(
-        **own, tagseg=__version__, torch=str(torch.__version__), licence=Licence(licence.id, licence.text)
-    )
+    return ExportedAbout(**own, tagseg=__version__, torch=str(torch.__version__), licence=licence)
 
 
 def without_folders(value: Any, keep: tuple[str, ...] = ()) -> Any:

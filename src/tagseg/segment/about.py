@@ -20,7 +20,7 @@ Scale = Annotated[float, msgspec.Meta(ge=0.01, le=_MAX_SCALE)]
 
 
 class Licence(msgspec.Struct, frozen=True):
-    """The licence of weights: its SPDX identifier, if it has one, and what is known about it."""
+    """The licence of pretrained weights: its id in timm (None if unknown or not applicable), and a text about it."""
 
     id: str | None
     text: str
