@@ -26,9 +26,9 @@ from tagseg.review.scores import read_quality
 from tagseg.run.decisions import decisions
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
+from tagseg.run.history import read_history
 from tagseg.run.stages import STAGES
 from tagseg.segment.predictor import load
-from tagseg.training.history import read_history
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "run_of_0_1.zip"
 
@@ -91,6 +91,7 @@ def test_masks_of_its_maps_are_the_same(run: Run, tmp_path: Path) -> None:
         (copy.root / name).write_bytes((run.root / name).read_bytes())
     (copy.root / "maps").symlink_to(run.maps)
     # Without its review: the decision is younger than the masks.
+    assert run.settings().crf.steps
     make_masks(prepare(copy), copy)
     assert different(masks_in(copy.masks), masks_in(run.masks)) == 0
     assert different(masks_in(copy.decided_masks), masks_in(run.decided_masks)) == 0

@@ -46,12 +46,12 @@ from tagseg.run.decisions import (
     record_decision,
 )
 from tagseg.run.folder import Run
+from tagseg.run.history import read_history
 from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
 from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import save_tensors
-from tagseg.training.history import read_history
 from tagseg.training.loop import Steps, epochs
 from tagseg.training.optimizer import build_optimizer
 

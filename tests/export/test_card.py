@@ -17,6 +17,7 @@ from tagseg.export.card import as_text, model_card, weights_licence
 from tagseg.export.model import ExportedModel, describe, without_folders
 from tagseg.masks.mask_files import write_mask
 from tagseg.run.folder import Run
+from tagseg.segment.about import Licence
 from tagseg.settings.settings import Settings
 
 MakeRun = Callable[..., Run]
@@ -169,7 +170,7 @@ def test_licences_of_pretrained_weights(encoder: str, weights: str, licence: str
     ],
 )
 def test_licences_in_the_front_matter(licence: str | None, front_matter: dict[str, str], run: Run) -> None:
-    about = describe(run) | {"licence": {"id": licence, "text": "those of someone"}}
+    about = msgspec.structs.replace(describe(run), licence=Licence(licence, "those of someone"))
     front, body = parsed(model_card(run, about, run.settings().to_dict(), onnx=False))
     assert {key: value for key, value in front.items() if key.startswith("license")} == front_matter
     assert "Pretrained weights: those of someone." in body
@@ -178,7 +179,7 @@ def test_licences_in_the_front_matter(licence: str | None, front_matter: dict[st
 def test_the_segmenters_own_pretrained_weights_count(new_run: MakeRun, tmp_path: Path) -> None:
     values = {"train": {"weights": "random"}, "segment": {"weights": "timm", "encoder": "test_resnet"}}
     run = new_run(tmp_path, settings=Settings.from_dict(values))
-    assert describe(run)["licence"]["id"] == "apache-2.0"
+    assert describe(run).licence.id == "apache-2.0"
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"samples": 3}', "[]"])

@@ -100,7 +100,7 @@ def test_no_path_of_this_machine_is_exported(new_run: MakeRun, tmp_path: Path) -
     for path in (tmp_path / "model").iterdir():
         content = path.read_bytes()
         assert b"anna" not in content and str(tmp_path).encode() not in content, path.name
-    assert json.loads((tmp_path / "model/network.json").read_text())["nested"] == {"labels": ["drawn"]}
+    assert not {"weights", "nested"} & json.loads((tmp_path / "model/network.json").read_text()).keys()
     card = (tmp_path / "model/MODEL_CARD.md").read_text()
     assert '"start.safetensors"' in card and '"second.safetensors"' in card and "Data folder: my photos," in card
 

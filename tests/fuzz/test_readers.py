@@ -25,12 +25,12 @@ from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
 from tagseg.prediction.lines import read_lines
 from tagseg.run.folder import Run
+from tagseg.run.history import read_history
 from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
 from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import load_tensors, save_tensors
-from tagseg.training.history import read_history
 
 LENIENT = DataSettings(min_images=1, max_megapixels=1.0)
 SIZE = 12, 10

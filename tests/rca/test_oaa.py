@@ -192,7 +192,7 @@ def test_an_epoch_done_again_starts_from_the_one_before(tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"accumulated\.json: missing or damaged"):
+    with pytest.raises(RunError, match=r"accumulated\.json: missing; train again with --force"):
         read_accumulated(tmp_path)
     with pytest.raises(RunError, match=r"accumulated-2\.npy: missing or damaged .*; train again with --force"):
         train_epochs(tmp_path, range(3, 4))

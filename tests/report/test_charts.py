@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from tagseg.errors import RunError
 from tagseg.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_chart, nice_ticks, values
-from tagseg.training.history import read_history
+from tagseg.run.history import read_history
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagseg.system.untrusted import check_shape, is_file, parse_json, read_bytes, read_json, require_regular, shown
+from tagseg.system.records import parse_json, read_json
+from tagseg.system.untrusted import is_file, read_bytes, require_regular, shown
 
 
 def test_files_that_never_end_are_not_read(tmp_path: Path) -> None:
@@ -58,38 +59,3 @@ def test_deep_and_enormous_values_are_abbreviated() -> None:
     assert shown(deep) == "[[[[...]]]]"
     assert shown(1 << 50_000) == "an enormous number"
     assert len(shown("x" * 10**6)) <= 200 and shown("x" * 100) == repr("x" * 100)
-
-
-@pytest.mark.parametrize(
-    ("value", "shape"),
-    [
-        (3, int), (3, float), (0.5, float), ("a", str), (True, bool), (None, None), ([], [int]), ([1, 2], [int]),
-        ({"a": 1, "b": "more"}, {"a": int}), ({}, {"a?": int}), ({"a": 1}, {"a?": int}), (None, (None, {"a": int})),
-        ({"a": [{"b": None}]}, {"a": [{"b": (float, None)}]}), ({"x": 1}, dict), ([1], list),
-    ],
-)  # fmt: skip
-def test_a_value_of_the_expected_shape_passes(value: object, shape: Any) -> None:
-    check_shape(value, shape)
-
-
-@pytest.mark.parametrize(
-    ("value", "shape", "message"),
-    [
-        (True, int, "the file is True, expected a whole number"),
-        (1, bool, "the file is 1, expected true or false"),
-        (float("nan"), float, "the file is nan, expected a finite number"),
-        (10**400, float, "expected a finite number"),
-        ([1, "x"], [int], r"^\[1\] is 'x', expected a whole number"),
-        ({}, {"a": int}, "^a is missing"),
-        ({"a": {"b": [0, {}]}}, {"a": {"b": [{"c": str}]}}, r"^a.b\[0\] is 0, expected an object"),
-        ({"a": {"b": [{}]}}, {"a": {"b": [{"c": str}]}}, r"^a.b\[0\].c is missing"),
-        ({"a": 1}, {"a?": str}, "^a is 1, expected text"),
-        ([], {"a": int}, r"the file is \[\], expected an object"),
-        ({}, [int], r"the file is {}, expected a list"),
-        ("x", (None, {"a": int}), "the file is 'x', expected an object"),
-        ({"a": 0}, {"a": None}, "a is 0, expected nothing"),
-    ],
-)
-def test_a_value_of_another_shape_is_named(value: object, shape: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_shape(value, shape)

@@ -10,7 +10,8 @@ from tagseg.data.images import find_image
 from tagseg.data.records import CocoMask, Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
-from tagseg.system.untrusted import read_json, shown
+from tagseg.system.records import read_json
+from tagseg.system.untrusted import shown
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from tagseg.data.images import IMAGE_SUFFIXES, find_image, inside
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
-from tagseg.system.untrusted import is_file, parse_json, shown
+from tagseg.system.records import parse_json
+from tagseg.system.untrusted import is_file, shown
 
 TAG_FILES = ("tags.csv", "metadata.csv", "metadata.jsonl")
 """Names of tag files, the preferred one first."""

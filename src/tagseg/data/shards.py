@@ -1,12 +1,10 @@
 """Read tar shards as WebDataset writes them: members of one key (NAME.jpg, NAME.json, ...) are one sample."""
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tagseg.data.folder import SPLITS, TagRow, attach, split_rows
 from tagseg.data.gather import TaggedImage, class_list, gather
@@ -15,6 +13,7 @@ from tagseg.data.records import Dataset
 from tagseg.data.tars import COMPRESSED, Member, members, open_file, refuse_compressed
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
+from tagseg.system.records import parse_json
 
 _TAGS = ("json", "txt", "cls")
 _MASK, _SALIENCY = "mask.png", ("saliency.png", "saliency.jpg")
@@ -163,8 +162,8 @@ def _row(shard: Path, split: str, key: str, parts: Parts, classes: Sequence[str]
 
 def _from_json(text: str, where: str, key: str, split: str) -> TagRow:
     try:
-        about: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        about = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{where}: not valid JSON ({error})") from error
     tags, named = (about.get("tags", []), about.get("split") or split) if isinstance(about, dict) else (None, split)
     if not isinstance(tags, str) and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):

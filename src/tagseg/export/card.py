@@ -1,7 +1,7 @@
 """The model card of an exported network: what it is, what it was trained on, how accurate it is, and its limits."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.networks.backbones import RANDOM, TIMM
 from tagseg.run.folder import Run
+from tagseg.run.history import read_history
+from tagseg.segment.about import ExportedAbout
 from tagseg.settings.toml import to_toml
-from tagseg.training.history import read_history
 
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")
 """Licences whose ids in timm are ids of the Hugging Face Hub too; any other is `other` with a `license_name`."""
@@ -44,7 +45,7 @@ def weights_licence(encoder: str, weights: str) -> Licence:
 
 
 def model_card(
-    run: Run, about: Mapping[str, Any], settings: Mapping[str, Any], onnx: bool = False, difference: float | None = None
+    run: Run, about: ExportedAbout, settings: Mapping[str, Any], onnx: bool = False, difference: float | None = None
 ) -> str:
     """Return the model card of a run's segmentation network as Markdown with Hugging Face's front matter.
 
@@ -59,13 +60,13 @@ def model_card(
         RunError: when the run's data.json is missing or damaged.
     """
     parts = (
-        _front_matter(about["licence"]["id"], bool(settings["segment"]["labels"])),
+        _front_matter(about.licence.id, bool(settings["segment"]["labels"])),
         _summary(about, settings),
-        _data(run, about["classes"], settings),
+        _data(run, about.classes, settings),
         _results(run),
-        _PYTHON + (_by_onnx(about["max_side"], difference) if onnx else ""),
+        _PYTHON + (_by_onnx(about.max_side, difference) if onnx else ""),
         _settings(run, about, settings),
-        _licence(about["licence"]["text"]),
+        _licence(about.licence.text),
         _limits(settings),
     )
     return "\n".join(parts)
@@ -91,17 +92,17 @@ tags:
 """
 
 
-def _summary(about: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _summary(about: ExportedAbout, settings: Mapping[str, Any]) -> str:
     teacher = "masks" if settings["segment"]["labels"] else "image tags"
     return f"""# A segmentation network trained on {teacher}
 
-This network assigns one of {len(about["classes"])} ids to every pixel of a photograph: background, or one of the
+This network assigns one of {len(about.classes)} ids to every pixel of a photograph: background, or one of the
 classes below. It was trained with tagseg, which trains segmentation networks on photographs and image tags (RCA, CVPR
 2022).
 """
 
 
-def _data(run: Run, classes: list[str], settings: Mapping[str, Any]) -> str:
+def _data(run: Run, classes: Sequence[str], settings: Mapping[str, Any]) -> str:
     data = read_data_file(run)
     splits = Counter(row.split for row in data.samples)
     tagged = Counter(tag for row in data.samples if row.split == "train" for tag in row.tags)
@@ -157,14 +158,14 @@ def _by_onnx(max_side: int, difference: float | None) -> str:
     return _ONNX.replace("MAX_SIDE", str(max_side)).replace("CHECKED", checked)
 
 
-def _settings(run: Run, about: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _settings(run: Run, about: ExportedAbout, settings: Mapping[str, Any]) -> str:
     epochs = len(read_history(run.segmenter / "history.jsonl"))
     trained = f"The segmentation network was trained for {_counted(epochs, 'epoch')}. " if epochs else ""
     shown = {"seed": settings["seed"], "segment": settings["segment"], "train": settings["train"]}
     version = as_text(run.manifest().tagseg or "(unknown)")
     return (
-        f"## Settings\n\n{trained}Encoder `{about['encoder']}`. Trained with tagseg {version}, exported with tagseg "
-        f"{about['tagseg']} and PyTorch {about['torch']}.\n\n````toml\n{to_toml(shown)}````\n"
+        f"## Settings\n\n{trained}Encoder `{about.encoder}`. Trained with tagseg {version}, exported with tagseg "
+        f"{about.tagseg} and PyTorch {about.torch}.\n\n````toml\n{to_toml(shown)}````\n"
     )
 
 

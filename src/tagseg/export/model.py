@@ -1,10 +1,10 @@
 """Export of a trained segmentation network: weights, description, model card, and optionally an ONNX file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import msgspec
 import torch
 
 from tagseg.errors import RunError
@@ -13,8 +13,10 @@ from tagseg.export.folder import replacing
 from tagseg.export.onnx import require_exporter, write_onnx
 from tagseg.masks.palette import class_colours
 from tagseg.run.folder import Run
+from tagseg.segment.about import ExportedAbout, Licence, check_about
 from tagseg.segment.predictor import Predictor, load
 from tagseg.system.files import write_atomically
+from tagseg.system.records import record_values, write_record
 from tagseg.training.checkpoint import read_about, save_tensors
 
 _CARD = "MODEL_CARD.md"
@@ -60,8 +62,8 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
     about, settings = describe(source), without_folders(source.settings().to_dict())
     difference = None
     with replacing(folder) as temporary:
-        save_tensors(temporary / "network.safetensors", predictor.network.state_dict(), about)
-        write_atomically(temporary / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
+        save_tensors(temporary / "network.safetensors", predictor.network.state_dict(), record_values(about))
+        write_record(temporary / "network.json", about)
         if onnx:
             difference = write_onnx(predictor.network, _onnx_metadata(predictor, about), temporary / "model.onnx")
         write_atomically(temporary / _CARD, model_card(source, about, settings, onnx, difference))
@@ -69,16 +71,19 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
     return ExportedModel(folder, files, difference)
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: Run) -> ExportedAbout:
     """Return the description of an exported network: that of the trained one, versions, and the weights' licence."""
     from tagseg._version import __version__
 
     settings = run.settings()
-    about = read_about(run.segmenter / "network.safetensors")
-    licence = weights_licence(about["encoder"], settings.segment.weights or settings.train.weights)
-    versions = {"tagseg": __version__, "torch": torch.__version__}
-    own: dict[str, Any] = without_folders(about, keep=("classes",))
-    return own | versions | {"licence": {"id": licence.id, "text": licence.text}}
+    file = run.segmenter / "network.safetensors"
+    about = check_about(read_about(file), file)
+    licence = weights_licence(about.encoder, settings.segment.weights or settings.train.weights)
+    # Only known keys: another one may hold a path of this machine.
+    own = msgspec.structs.asdict(about) | {"encoder": without_folders(about.encoder)}
+    return ExportedAbout(
+        **own, tagseg=__version__, torch=str(torch.__version__), licence=Licence(licence.id, licence.text)
+    )
 
 
 def without_folders(value: Any, keep: tuple[str, ...] = ()) -> Any:
@@ -90,15 +95,15 @@ def without_folders(value: Any, keep: tuple[str, ...] = ()) -> Any:
     return PureWindowsPath(value).name if isinstance(value, str) else value
 
 
-def _onnx_metadata(predictor: Predictor, about: dict[str, Any]) -> dict[str, Any]:
+def _onnx_metadata(predictor: Predictor, about: ExportedAbout) -> dict[str, Any]:
     mean, std = (numbers.flatten().tolist() for numbers in (predictor.network.mean, predictor.network.std))
     return {
-        "classes": about["classes"],
+        "classes": about.classes,
         "palette": class_colours(len(predictor.classes) - 1),
         "normalisation": {"inside": True, "mean": mean, "std": std},
-        "max_side": about["max_side"],
-        "licence": about["licence"],
-        "tagseg": about["tagseg"],
+        "max_side": about.max_side,
+        "licence": msgspec.to_builtins(about.licence),
+        "tagseg": about.tagseg,
     }
 
 

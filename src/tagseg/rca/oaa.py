@@ -5,13 +5,13 @@ of a run lie in one array on disk, a row per image and tag, so that memory does 
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,9 @@ from tagseg.rca.network import Maps, RcaNetwork
 from tagseg.rca.tag_maps import pair_maps
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.settings import MapKind, Settings, map_kind
-from tagseg.system.files import atomic_path, reserve, write_atomically
-from tagseg.system.untrusted import DAMAGED_ARRAY, check_shape, read_json, require_regular
+from tagseg.system.files import atomic_path, reserve
+from tagseg.system.records import ClassId, Positive, Record, read_record, write_record
+from tagseg.system.untrusted import DAMAGED_ARRAY, require_regular
 from tagseg.training.distributed import ALONE, Group
 from tagseg.training.loading import Crop
 
@@ -39,7 +40,23 @@ CONFIDENT = 0.5
 FILE = "accumulated.npy"
 INDEX = "accumulated.json"
 
+_AGAIN = "train again with --force"
+
 Array = np.memmap[Any, np.dtype[np.uint8]]
+
+
+class SampleRows(msgspec.Struct, frozen=True, array_like=True):
+    """A sample of accumulated.npy, which has a row for each of its tags, in their order."""
+
+    id: str
+    tags: tuple[ClassId, ...]
+
+
+class MapIndex(Record, frozen=True):
+    """accumulated.json: cells per side of a map, and the samples in the order of their rows in accumulated.npy."""
+
+    grid: Positive
+    samples: tuple[SampleRows, ...]
 
 
 @dataclass(frozen=True)
@@ -161,8 +178,8 @@ def place(
 
 def finish_accumulating(folder: Path, samples: Sequence[Sample], epochs: int) -> None:
     """Keep the last epoch's maps as accumulated.npy, with accumulated.json that says which row is whose."""
-    index = {"grid": GRID, "samples": [[sample.id, list(sample.tags)] for sample in samples]}
-    write_atomically(folder / INDEX, json.dumps(index, ensure_ascii=False))
+    index = MapIndex(GRID, tuple(SampleRows(sample.id, tuple(sample.tags)) for sample in samples))
+    write_record(folder / INDEX, index)
     if _epoch_file(folder, epochs).exists():
         _epoch_file(folder, epochs).replace(folder / FILE)
     # Beside the epoch before, a training that was killed leaves the copy it worked on.
@@ -177,14 +194,9 @@ def read_accumulated(folder: Path) -> tuple[Array, dict[str, slice]]:
     Raises:
         RunError: when a file is missing or damaged.
     """
-    try:
-        index = read_json(folder / INDEX)
-        check_shape(index, {"samples": [list]})
-        samples = [(str(name), len(tags)) for name, tags in index["samples"]]
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{folder / INDEX}: missing or damaged ({error})") from error
-    ends = np.cumsum([count for _, count in samples]).tolist()
-    rows = {name: slice(end - count, end) for (name, count), end in zip(samples, ends, strict=True)}
+    samples = read_record(folder / INDEX, MapIndex, _AGAIN).samples
+    ends = np.cumsum([len(sample.tags) for sample in samples]).tolist()
+    rows = {sample.id: slice(end - len(sample.tags), end) for sample, end in zip(samples, ends, strict=True)}
     return _open(folder / FILE, "r", ends[-1] if ends else 0), rows
 
 
@@ -201,10 +213,9 @@ def _open(path: Path, mode: Literal["r", "r+"], rows: int) -> Array:
         require_regular(path)
         array = open_memmap(path, mode)
     except DAMAGED_ARRAY as error:
-        raise RunError(f"{path}: missing or damaged ({error}); train again with --force") from error
+        raise RunError(f"{path}: missing or damaged ({error}); {_AGAIN}") from error
     if array.shape != (rows, GRID, GRID) or array.dtype != np.uint8:
         raise RunError(
-            f"{path}: holds {array.dtype} of {array.shape}, expected uint8 of {(rows, GRID, GRID)}; train again with "
-            "--force"
+            f"{path}: holds {array.dtype} of {array.shape}, expected uint8 of {(rows, GRID, GRID)}; {_AGAIN}"
         )
     return array

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +25,8 @@ from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import Track, silent
-from tagseg.system.untrusted import check_shape
-from tagseg.training.checkpoint import load_tensors, restore, save_tensors, save_trained
+from tagseg.system.records import Record, record_values
+from tagseg.training.checkpoint import as_record, load_tensors, restore, save_tensors, save_trained
 from tagseg.training.device import choose_device, compile_network
 from tagseg.training.distributed import ALONE, Group
 from tagseg.training.loading import Crop, TagImages, epoch_seed
@@ -37,6 +38,31 @@ log = logging.getLogger(__name__)
 
 CLASSIFIER_STEPS = 500
 """Batches to learn from when the number of epochs is not set: a small data set is seen more often."""
+
+
+class BankAbout(Record, frozen=True):
+    """The metadata of bank.safetensors."""
+
+    classes: tuple[str, ...]
+
+
+class ClassifierAbout(Record, frozen=True, omit_defaults=True):
+    """network.json of the classification network, and the metadata of its weights: its classes and the settings that
+    build it; those that an earlier version did not have are the standard ones."""
+
+    classes: tuple[str, ...]
+    maps: str | None = None
+    train: dict[str, Any] = msgspec.field(default_factory=dict)
+    rca: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def settings(self) -> Settings:
+        """Return the settings that build the network.
+
+        Raises:
+            ValueError: when a setting is unknown or has a wrong value.
+        """
+        values = {"train": self.train, "rca": self.rca} | ({} if self.maps is None else {"maps": self.maps})
+        return Settings.from_dict(values, "its settings")
 
 
 @dataclass(frozen=True)
@@ -86,9 +112,9 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         _warn_if_unknown(bank, dataset.classes, rca)
     if settings.maps == "oaa":
         finish_accumulating(folder, dataset.split("train"), options.epochs)
-    classes, plain = list(dataset.classes), settings.to_dict()
-    about = {"classes": classes, **{key: plain[key] for key in ("maps", "train", "rca")}}
-    save_tensors(folder / "bank.safetensors", bank.state_dict(), {"classes": classes})
+    classes, plain = tuple(dataset.classes), settings.to_dict()
+    about = ClassifierAbout(classes, plain["maps"], plain["train"], plain["rca"])
+    save_tensors(folder / "bank.safetensors", bank.state_dict(), record_values(BankAbout(classes)))
     save_trained(folder, network, about, history)
     return Trained(folder, history)
 
@@ -102,12 +128,11 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
     file = folder / "network.safetensors"
 
     def build(about: dict[str, Any]) -> RcaNetwork:
+        told = as_record(about, ClassifierAbout, file)
         try:
-            check_shape(about, {"classes": [str]})
-            values: dict[str, Any] = {key: about[key] for key in ("maps", "train", "rca") if key in about}
-            settings = Settings.from_dict(values, "its settings")
+            settings = told.settings()
             eps = settings.maps == "eps"
-            return build_network(len(about["classes"]), settings.train, settings.rca, start=False, background=eps)
+            return build_network(len(told.classes), settings.train, settings.rca, start=False, background=eps)
         except (RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
 
@@ -119,7 +144,7 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
     tensors, about = load_tensors(file, expected)
     network = build(about)
     restore(network, tensors, file)
-    return network.to(device, memory_format=torch.channels_last).eval(), tuple(about["classes"])  # type: ignore[call-overload]
+    return network.to(device, memory_format=torch.channels_last).eval(), as_record(about, ClassifierAbout, file).classes  # type: ignore[call-overload]
 
 
 def _with_epochs(settings: Settings, images: int) -> Settings:

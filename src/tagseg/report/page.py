@@ -14,12 +14,12 @@ from tagseg.report.charts import Chart, draw_chart, values
 from tagseg.report.pictures import draw_galleries
 from tagseg.report.render import css, render_page
 from tagseg.run.folder import Run
+from tagseg.run.history import read_history
 from tagseg.run.manifest import Manifest
 from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
-from tagseg.training.history import read_history
 
 DUTIES: dict[Stage, str] = {
     "train": "Trains the classifier on the tags, with the memory bank of regions",

@@ -5,7 +5,6 @@ would send one too, and writes would depend on other checks alone. Without the p
 expires with the server, and the page never discloses it (`Referrer-Policy`).
 """
 
-import json
 import secrets
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tagseg.system.records import parse_json
 
 HOSTS = ("127.0.0.1", "localhost")
 """Names of this machine; other names that resolve to it (DNS rebinding) are refused. Forwarded ports are allowed."""
@@ -99,8 +100,8 @@ async def read_body(request: Request) -> dict[str, Any]:
         if len(body) > LARGEST_BODY:
             raise HTTPException(413, f"expected a body of at most {LARGEST_BODY} bytes")
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(bytes(body))
+    except ValueError as error:
         raise HTTPException(400, "expected JSON") from error
     if not isinstance(found, dict):
         raise HTTPException(400, "expected a JSON object")

@@ -1,7 +1,6 @@
 """Check every file of a run folder against its checksum in the manifest, and say how to repair the damage."""
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -10,13 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from tagseg.errors import RunError
 from tagseg.run.decisions import check_database
 from tagseg.run.folder import LOCK, Run
+from tagseg.run.history import read_history
 from tagseg.run.manifest import Manifest, read_manifest
 from tagseg.run.stages import OTHERS, OUTPUTS, STAGES, needed_stages
 from tagseg.system.files import TEMPORARY, checksum
 from tagseg.system.progress import Track, map_ahead, silent
+from tagseg.system.records import record_line
 
 Kind = Literal["missing", "changed", "left over", "unreadable"]
 
@@ -200,23 +203,23 @@ def result_checksums(run: Run) -> dict[str, str]:
         if path.name in (run.manifest_file.name, LOCK) or path.name.startswith(TEMPORARY):
             continue
         timeless = _TIMELESS.get(path.name)
-        text = timeless(path.read_text(encoding="utf-8")) if timeless else ""
+        text = timeless(path) if timeless else ""
         found[name] = hashlib.sha256(text.encode()).hexdigest() if timeless else checksum(path)
     return found
 
 
-def _history_without_seconds(text: str) -> str:
-    rows = [json.loads(line) for line in text.splitlines()]
-    return json.dumps([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+def _history_without_seconds(path: Path) -> str:
+    return "".join(record_line(msgspec.structs.replace(row, seconds=None)) for row in read_history(path))
 
 
-def _report_without_times(text: str) -> str:
+def _report_without_times(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
     text = re.sub(r'<h3>Time</h3>\s*<p class="value">[^<]*', "", text)
     text = re.sub(r'(<td>[^<]*</td>)<td class="number">[^<]*</td><td class="number">[^<]*</td></tr>', r"\1", text)
     return re.sub(r"<code>tagseg [^<]*", "", text)
 
 
-_TIMELESS: dict[str, Callable[[str], str]] = {
+_TIMELESS: dict[str, Callable[[Path], str]] = {
     "history.jsonl": _history_without_seconds,
     "report.html": _report_without_times,
 }

@@ -1,69 +1,78 @@
-"""Check the description in a saved segmentation network before anything is built from it."""
+"""The description of a segmentation network: network.json, and the metadata of its weights."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
+
+import msgspec
 
 from tagseg.data.records import MAX_CLASSES
 from tagseg.errors import RunError
 from tagseg.networks.segmenters import NetworkName
-from tagseg.system.untrusted import read_json, shown
+from tagseg.system.records import Positive, Record, convert_record, read_json
+from tagseg.system.untrusted import shown
 
 _MAX_SCALE, _MAX_SIDE = 32, 8192
 """Largest image scale and largest side of a scaled image in pixels: with more, a file could fill the memory."""
 
+ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
-def _are_classes(value: Any) -> bool:
-    names = isinstance(value, list) and all(isinstance(name, str) and 0 < len(name) <= 1000 for name in value)
-    return names and 2 <= len(value) <= MAX_CLASSES + 1 and value[0] == "background"
-
-
-def _are_scales(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= 100 and all(map(_is_scale, value))
+Scale = Annotated[float, msgspec.Meta(ge=0.01, le=_MAX_SCALE)]
 
 
-def _is_scale(value: Any) -> bool:
-    return _is_number(value) and 0.01 <= value <= _MAX_SCALE
+class Licence(msgspec.Struct, frozen=True):
+    """The licence of weights: its SPDX identifier, if it has one, and what is known about it."""
+
+    id: str | None
+    text: str
 
 
-def _is_number(value: Any, kinds: tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+class SegmenterAbout(Record, frozen=True, kw_only=True):
+    """What builds a segmentation network and predicts with it; it may come from an untrusted source.
+
+    classes: `background` and the classes. network: networks saved before there was a choice are DeepLabV3+. encoder:
+    the name of a timm model. predict_scales, predict_flip, max_side: how to predict (see `SegmentSettings`).
+    """
+
+    network: NetworkName = "deeplabv3plus"
+    classes: Annotated[tuple[ClassName, ...], msgspec.Meta(min_length=2, max_length=MAX_CLASSES + 1)]
+    encoder: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    stride: Positive
+    predict_scales: Annotated[tuple[Scale, ...], msgspec.Meta(min_length=1, max_length=100)]
+    predict_flip: bool
+    max_side: Positive
+
+    def __post_init__(self) -> None:
+        if self.classes[0] != "background":
+            raise ValueError(f"classes begin with {shown(self.classes[0])}, expected background")
+        if self.stride not in (8, 16, 32):
+            raise ValueError(f"stride is {self.stride}, expected 8, 16 or 32")
+        if max(self.predict_scales) * self.max_side > _MAX_SIDE:
+            raise ValueError(
+                f"max_side {self.max_side} at scale {max(self.predict_scales):g} is too large, expected at most "
+                f"{_MAX_SIDE} pixels"
+            )
 
 
-_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "classes": (f"background and 1 to {MAX_CLASSES} other names", _are_classes),
-    "network": (" or ".join(get_args(NetworkName)), lambda value: value in get_args(NetworkName)),
-    "encoder": ("the name of a timm model", lambda value: isinstance(value, str) and 0 < len(value) <= 200),
-    "stride": ("8, 16 or 32", lambda value: _is_number(value, (int,)) and value in (8, 16, 32)),
-    "predict_scales": (f"a list of numbers from 0.01 to {_MAX_SCALE}", _are_scales),
-    "predict_flip": ("true or false", lambda value: isinstance(value, bool)),
-    "max_side": ("a number of pixels", lambda value: _is_number(value, (int,)) and value >= 1),
-}
+class ExportedAbout(SegmenterAbout, frozen=True, kw_only=True):
+    """The description of an exported network: also the versions that exported it and the licence of its weights."""
+
+    tagseg: str
+    torch: str
+    licence: Licence
 
 
-def check_about(about: object, source: Path) -> None:
-    """Check a network's description, which may come from an untrusted source.
-
-    Its `network` may be missing: networks saved before there was a choice are DeepLabV3+.
+def check_about(about: object, source: Path) -> SegmenterAbout:
+    """Return the description that a network's metadata hold.
 
     Raises:
-        RunError: naming `source`, what was found and what was expected.
+        RunError: naming `source`, the place in it, what was found and what was expected.
     """
     if not isinstance(about, dict) or not about:
         raise RunError(f"{source}: has no description of a segmentation network of tagseg")
-    for name, (expected, holds) in _EXPECTED.items():
-        if name not in about and name == "network":
-            continue
-        if name not in about:
-            raise RunError(f"{source}: not a segmentation network of tagseg: {name} is missing, expected {expected}")
-        if not holds(about[name]):
-            raise RunError(f"{source}: {name} is {shown(about[name])}, expected {expected}")
-    side = max(about["predict_scales"]) * about["max_side"]
-    if side > _MAX_SIDE:
-        raise RunError(
-            f"{source}: max_side {shown(about['max_side'])} at scale {max(about['predict_scales']):g} is too large, "
-            f"expected at most {_MAX_SIDE} pixels"
-        )
+    try:
+        return convert_record(about, SegmenterAbout)
+    except ValueError as error:
+        raise RunError(f"{source}: does not describe a segmentation network of tagseg ({error})") from error
 
 
 def check_twin(file: Path, about: dict[str, Any]) -> None:
@@ -82,7 +91,7 @@ def check_twin(file: Path, about: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: damaged ({error})") from error
     if not isinstance(twin, dict):
-        raise RunError(f"{file}: damaged (not a JSON object)")
+        raise RunError(f"{file}: damaged (expected an object)")
     for name, value in about.items():
         if name not in twin or twin[name] != value:
             found = shown(twin[name]) if name in twin else "missing"

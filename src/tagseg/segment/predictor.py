@@ -132,10 +132,9 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     file = folder / "network.safetensors"
 
     def build(about: dict[str, Any]) -> Segmenter:
-        # Networks saved before there was a choice are DeepLabV3+.
-        name = about.get("network", "deeplabv3plus")
+        told = check_about(about, file)
         try:
-            return empty_segmenter(about["encoder"], len(about["classes"]), about["stride"], name)
+            return empty_segmenter(told.encoder, len(told.classes), told.stride, told.network)
         except (RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
 
@@ -150,8 +149,8 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     network = build(about)
     restore(network, tensors, file)
     network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    classes, scales, side = tuple(about["classes"]), tuple(about["predict_scales"]), about["max_side"]
-    return Predictor(network, classes, scales, about["predict_flip"], side, window=side)
+    told = check_about(about, file)
+    return Predictor(network, told.classes, told.predict_scales, told.predict_flip, told.max_side, window=told.max_side)
 
 
 def configure(predictor: Predictor, options: PredictOptions) -> Predictor:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from tagseg.errors import RunError
 from tagseg.masks.mask_files import mask_file
 from tagseg.networks.backbones import warn_if_random
 from tagseg.networks.segmenters import Segmenter, choose_network
+from tagseg.segment.about import SegmenterAbout
 from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import Track, silent
@@ -71,7 +71,7 @@ def train_segmenter(
     epochs = enough_epochs(options.epochs, images, options.batch * options.accumulate, SEGMENTER_STEPS)
     options = dataclasses.replace(options, epochs=epochs)
     settings = dataclasses.replace(settings, segment=options)
-    learner, about = _build(len(dataset.classes) + 1, settings, group)
+    learner, about = _build(("background", *dataset.classes), settings, group)
     network, average = learner.network, learner.average
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
     training = Training(
@@ -81,17 +81,11 @@ def train_segmenter(
     )  # fmt: skip
     history = run_epochs(training, partial(_open_epoch, learner, pairs, settings, group))
     if group.is_main:
-        about |= {
-            "classes": ["background", *dataset.classes],
-            "predict_scales": options.predict_scales,
-            "predict_flip": options.predict_flip,
-            "max_side": options.max_side,
-        }
         save_trained(folder, average.module if average else network, about, history)
     return Segmented(folder, history)
 
 
-def build_segmenter(settings: Settings, ids: int) -> tuple[Segmenter, dict[str, Any]]:
+def build_segmenter(settings: Settings, classes: tuple[str, ...]) -> tuple[Segmenter, SegmenterAbout]:
     """Return the network of the settings with its initial weights, and the description from which it can be built.
 
     Raises:
@@ -102,8 +96,12 @@ def build_segmenter(settings: Settings, ids: int) -> tuple[Segmenter, dict[str, 
     warn_if_random(encoder, weights)
     name = choose_network(options.network, encoder)
     freezing = (options.freeze_stride, options.freeze_batch_norm)
-    network = Segmenter(encoder, ids, options.stride, weights, freezing, name)
-    return network, {"network": name, "encoder": encoder, "stride": options.stride}
+    network = Segmenter(encoder, len(classes), options.stride, weights, freezing, name)
+    about = SegmenterAbout(
+        network=name, encoder=encoder, stride=options.stride, classes=classes, max_side=options.max_side,
+        predict_scales=tuple(options.predict_scales), predict_flip=options.predict_flip,
+    )  # fmt: skip
+    return network, about
 
 
 def weight_average(network: nn.Module, decay: float) -> AveragedModel:
@@ -127,11 +125,11 @@ def mask_loss(scores: Float[Tensor, "b ids h w"], masks: Int64[Tensor, "b h w"])
     return F.cross_entropy(scores.float(), masks, ignore_index=VOID, reduction="sum")
 
 
-def _build(ids: int, settings: Settings, group: Group) -> tuple[_Learner, dict[str, Any]]:
+def _build(classes: tuple[str, ...], settings: Settings, group: Group) -> tuple[_Learner, SegmenterAbout]:
     options = settings.segment
     device = choose_device(settings.device, group)
     torch.manual_seed(settings.seed)
-    network, about = build_segmenter(settings, ids)
+    network, about = build_segmenter(settings, classes)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = weight_average(network, options.ema) if options.ema else None
     compile_network(network, settings.compile)

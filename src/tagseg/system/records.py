@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -96,6 +96,24 @@ def parse_record(content: bytes, kind: type[R], lenient: bool = False) -> R:
         half = _SURROGATE.search(content) and "surrogate" if "malformed" not in str(error) else ""
         reason = "it has text that is not Unicode, an unpaired surrogate" if half else f"it is not JSON: {error}"
         raise ValueError(reason[:_LONGEST]) from error
+
+
+def convert_record(values: object, kind: type[R]) -> R:
+    """Return the record that plain values, read from JSON, stand for.
+
+    Raises:
+        ValueError: naming the place in the values and what was expected there.
+    """
+    try:
+        return msgspec.convert(values, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(_in_words(str(error))) from error
+
+
+def record_values(record: Record) -> dict[str, Any]:
+    """Return a record as plain values, as JSON has them."""
+    values: dict[str, Any] = msgspec.to_builtins(record, str_keys=True)
+    return values
 
 
 def read_record(path: Path, kind: type[R], remedy: str, error: type[ValueError] = RunError) -> R:
@@ -207,6 +225,38 @@ def json_text(value: object, indent: int | None = None) -> str:
     """
     # Not msgspec's writer: it turns numbers that are not finite into null, unasked.
     return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def ascii_json(value: object) -> bytes:
+    """Return plain values as ASCII JSON. Checksums are computed from it: the bytes are the same in every version."""
+    return json.dumps(value).encode()
+
+
+def metadata_json(value: object) -> str:
+    """Return plain values as JSON for metadata, where NaN and Infinity may stand in the sums of a broken training."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file of another program (in UTF-8) holds.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is not JSON, or nested too deeply.
+    """
+    return parse_json(read_bytes(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON text of another program (as bytes: in UTF-8, with or without a byte order mark) says.
+
+    Raises:
+        ValueError: when it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _members(record: Record) -> Iterator[str]:

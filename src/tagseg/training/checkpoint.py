@@ -1,10 +1,9 @@
 """Networks and training states as safetensors and JSON; nothing is ever unpickled."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -12,11 +11,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tagseg.errors import RunError
+from tagseg.run.history import write_history
 from tagseg.system.files import write_atomically
-from tagseg.system.untrusted import parse_json, require_regular, shown
-from tagseg.training.history import write_history
+from tagseg.system.records import (
+    Record,
+    ascii_json,
+    convert_record,
+    metadata_json,
+    parse_json,
+    record_values,
+    write_record,
+)
+from tagseg.system.untrusted import require_regular, shown
 
 About = dict[str, Any]
+
+R = TypeVar("R", bound=Record)
 
 _MAX_HEADER = 1 << 24
 """Bytes of a file's header: names and shapes of tens of thousands of tensors, and metadata."""
@@ -44,15 +54,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     """Write tensors to `path` (.safetensors) atomically; the metadata hold `about` as JSON, and a checksum."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # Within the same entry: safetensors writes several entries of metadata in any order.
-    text = json.dumps({**about, _CHECKSUM: _checksum(about, plain)}, ensure_ascii=False)
+    text = metadata_json({**about, _CHECKSUM: _checksum(about, plain)})
     write_atomically(path, save(plain, metadata={"tagseg": text}))
 
 
-def save_trained(folder: Path, network: nn.Module, about: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
+def save_trained(folder: Path, network: nn.Module, about: Record, history: Sequence[dict[str, Any]]) -> None:
     """Write a finished training: network.safetensors, network.json (`about` again, for people) and history.jsonl. Its
     saved state goes last (see `is_trained`)."""
-    save_tensors(folder / "network.safetensors", network.state_dict(), about)
-    write_atomically(folder / "network.json", json.dumps(about, indent=1, ensure_ascii=False))
+    save_tensors(folder / "network.safetensors", network.state_dict(), record_values(about))
+    write_record(folder / "network.json", about)
     write_history(folder / "history.jsonl", history)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
@@ -145,6 +155,18 @@ def read_about(path: Path) -> About:
         raise RunError(f"{path}: missing or damaged ({error})") from error
 
 
+def as_record(about: About, kind: type[R], source: Path) -> R:
+    """Return the record that the `about` of `source` stands for; keys that the record does not know are ignored.
+
+    Raises:
+        RunError: when it does not fit, naming the place in it and what was expected there.
+    """
+    try:
+        return convert_record(about, kind)
+    except ValueError as error:
+        raise RunError(f"{source}: damaged ({error})") from error
+
+
 def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], About, object]:
     """Return dtype and shape of every tensor, `about`, and the checksum; no tensor is read."""
     from safetensors import safe_open
@@ -191,9 +213,9 @@ def _require_fit(
 
 def _checksum(about: About, tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of `about` and of all tensors: names, dtypes, shapes, bytes."""
-    digest = hashlib.sha256(json.dumps(about).encode())
+    digest = hashlib.sha256(ascii_json(about))
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(ascii_json([name, str(tensor.dtype), list(tensor.shape)]))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tagseg.errors import RunError
 from tagseg.system.progress import Track, silent
+from tagseg.system.records import Amount, Positive, Record, record_values
 from tagseg.system.signals import delay_signals
-from tagseg.system.untrusted import check_shape, shown
+from tagseg.system.untrusted import shown
 from tagseg.training.checkpoint import (
     CHECKPOINT,
+    as_record,
     load_tensors,
     optimizer_tensors,
     restore,
@@ -93,6 +96,28 @@ class Epoch:
 
 OpenEpoch = Callable[[int, int, bool], contextlib.AbstractContextManager[Epoch]]
 """Begins an epoch, given its number, its seed, and whether it resumes after some of its steps."""
+
+
+class Partway(msgspec.Struct, frozen=True):
+    """An epoch that was left before its end: the number of steps that are done, their sums and their seconds."""
+
+    done: Positive
+    sums: Sums
+    seconds: Amount
+
+
+class TrainingState(Record, frozen=True, omit_defaults=True):
+    """The metadata of checkpoint.safetensors: the figures of the finished epochs, and the unfinished one."""
+
+    history: tuple[dict[str, int | float], ...]
+    partway: Partway | None = None
+
+    def __post_init__(self) -> None:
+        if [row.get("epoch") for row in self.history] != list(range(1, len(self.history) + 1)):
+            raise ValueError("history: its epochs are not 1, 2, 3 and so on")
+        for row in self.history:
+            if not all(key.isidentifier() for key in row):
+                raise ValueError(f"history: {shown(list(row))}, expected names of figures")
 
 
 @dataclass
@@ -170,10 +195,10 @@ def _restore(training: Training) -> _State:
     """Load the saved state, if there is one, into the modules and the optimiser."""
     file, group = training.folder / CHECKPOINT, training.group
     tensors, about = load_tensors(file) if file.exists() else ({}, {"history": []})
-    history, partway = _history(about, file), about.get("partway", {})
-    state = _State(
-        history, partway.get("done", 0), partway.get("sums", {}), partway.get("seconds", 0.0), select(tensors, "random")
-    )
+    saved = as_record(about, TrainingState, file)
+    history, partway = list(saved.history), saved.partway
+    done, sums, seconds = (partway.done, partway.sums, partway.seconds) if partway else (0, {}, 0.0)
+    state = _State(history, done, sums, seconds, select(tensors, "random"))
     if tensors:
         for name, module in training.modules.items():
             restore(module, select(tensors, name), file)
@@ -196,10 +221,9 @@ def _save(training: Training, state: _State) -> None:
         }
         tensors |= optimizer_tensors(training.optimizer)
         tensors |= {f"random.{name}": value for name, value in state.random.items()}
-        about: dict[str, Any] = {"history": state.history}
-        if state.done:
-            about["partway"] = {"done": state.done, "sums": state.sums, "seconds": state.seconds}
-        save_tensors(training.folder / CHECKPOINT, tensors, about)
+        partway = Partway(state.done, state.sums, state.seconds) if state.done else None
+        about = TrainingState(tuple(state.history), partway)
+        save_tensors(training.folder / CHECKPOINT, tensors, record_values(about))
     training.group.broadcast_int()
 
 
@@ -220,17 +244,3 @@ def _restore_random(states: dict[str, Tensor], generators: Sequence[torch.Genera
             torch.cuda.set_rng_state_all(gpus)
     except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(f"the saved state of the random generators is damaged ({error}); start again") from error
-
-
-def _history(about: dict[str, Any], source: Path) -> History:
-    try:
-        check_shape(about, {"history": [{"epoch": int}], "partway?": {"done": int, "sums": dict, "seconds": float}})
-        if [row["epoch"] for row in about["history"]] != list(range(1, len(about["history"]) + 1)):
-            raise ValueError("its epochs are not 1, 2, 3 and so on")
-        for row in about["history"]:
-            if not all(key.isidentifier() and isinstance(value, int | float) for key, value in row.items()):
-                raise ValueError(f"its history has {shown(row)}, expected numbers")
-    except ValueError as error:
-        raise RunError(f"{source}: damaged ({error})") from error
-    history: History = about["history"]
-    return history
