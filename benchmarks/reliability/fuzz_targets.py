@@ -32,7 +32,7 @@ from tagseg.masks.foreign_maps import read_foreign_maps
 from tagseg.masks.map_files import read_maps, write_maps
 from tagseg.networks.backbones import weight_options
 from tagseg.networks.segmenters import empty_segmenter
-from tagseg.prediction.lines import read_lines
+from tagseg.prediction.lines import read_predictions
 from tagseg.rca.network import build_network
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.train import load_network
@@ -261,7 +261,9 @@ def _runs(root: Path) -> dict[str, Target]:
     told = files["history.jsonl"]
     found["history.jsonl"] = Target(told, (history,), mutate.json_lines, lambda: read_history(told), 4, text=True)
     lines = files["predictions.jsonl"]
-    found["predictions.jsonl"] = Target(lines, (line * 2,), mutate.json_lines, lambda: read_lines(lines), 4, text=True)
+    found["predictions.jsonl"] = Target(
+        lines, (line * 2,), mutate.json_lines, lambda: read_predictions(lines), 4, text=True
+    )
     found["maps .npz"] = Target(maps, (maps.read_bytes(),), mutate.archive, lambda: read_maps(maps), 8)
     theirs = root / "theirs.npz"
     np.savez(theirs, cat=np.eye(4, 3), dog=np.ones((4, 3)))

@@ -34,7 +34,7 @@ from benchmarks.harness import record
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.prediction.chunks import cut_chunks
 from tagseg.prediction.find_images import Location
-from tagseg.prediction.lines import LINES, read_lines
+from tagseg.prediction.lines import LINES, read_predictions
 from tagseg.prediction.outputs import Outcome, write_files
 from tagseg.prediction.parquet import pending_rows, write_parts
 from tagseg.prediction.ray_workers import chunk_json
@@ -217,7 +217,7 @@ def reading(run: Run) -> dict[str, float]:
 
 def writing(masks: Path) -> dict[str, float]:
     """Return how many masks of a folder one process writes per second, as PNG and as Parquet files."""
-    lines = [line for line in read_lines(masks / LINES) if line.mask][:1000]
+    lines = [line for line in read_predictions(masks / LINES) if line.mask][:1000]
     outcomes = [Outcome(line.mask, line, {line.mask: (masks / line.mask).read_bytes()}) for line in lines if line.mask]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
