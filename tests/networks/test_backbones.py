@@ -123,7 +123,7 @@ def test_weights_files_that_do_not_do(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_downloaded_name_both_ways_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # nothing was downloaded before
     with pytest.raises(
-        ValueError, match=r"(?s)connect once .*--train.weights FILE.safetensors.*--train.weights random"
+        ValueError, match=r"(?s)Connect once .*--train.weights FILE.safetensors.*--train.weights random"
     ):
         build_backbone("test_resnet", "timm", 16)
 

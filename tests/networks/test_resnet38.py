@@ -108,7 +108,7 @@ def test_start_weights_come_from_a_file_that_is_checked(narrow: None, tmp_path: 
     save_file(tensors, file)
     with pytest.raises(ValueError, match=r"not weights of resnet38: 1 of .* first b6\.conv_branch2b1\.weight"):
         build_backbone("resnet38", str(file), 8)
-    with pytest.raises(ValueError, match=r"resnet38 cannot be had from timm; give a file with --train\.weights"):
+    with pytest.raises(ValueError, match=r"resnet38 are not available from timm; give a file with --train\.weights"):
         build_backbone("resnet38", "timm", 8)
 
 

@@ -84,7 +84,7 @@ def test_start_weights_from_a_file(tmp_path: Path) -> None:
 
 def test_missing_weights_name_both_ways() -> None:
     with pytest.raises(
-        ValueError, match=r"weights of mobilenetv2_100 cannot be had .*connect once.*--train\.weights FILE"
+        ValueError, match=r"weights of mobilenetv2_100 are not available .*Connect once.*--train\.weights FILE"
     ):
         Segmenter("mobilenetv2_100", 3, 16, "timm", FREE)
 

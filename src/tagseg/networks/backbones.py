@@ -25,14 +25,14 @@ AUTO = "auto"
 
 
 class Backbone(nn.Module):
-    """A timm model that turns images into a feature map, and hands out an earlier layer's output beside it.
+    """A timm model that turns images into a feature map and also returns the output of an earlier layer.
 
     Attributes:
         channels: channels of the feature map.
         earlier_channels: channels of the earlier layer's output.
         stride: image pixels per cell.
-        cornered: whether cell (i, j) lies on pixel (stride i, stride j), as with padded odd kernels; else cells tile
-            the image like patches. Decides which sizes fit and how maps are enlarged without a shift.
+        cornered: whether cell (i, j) is centred on pixel (stride i, stride j), as with padded odd kernels; else cells
+            tile the image like patches. Decides which sizes fit and how maps are enlarged without a shift.
         mean, std: normalisation the weights expect, for RGB in 0..1.
     """
 
@@ -78,11 +78,11 @@ class Backbone(nn.Module):
         return h, w
 
     def enlarge(self, maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
-        """Return maps at `size` pixels (bilinear), each cell where the network saw it."""
+        """Return maps at `size` pixels (bilinear), with each cell centred on its receptive field."""
         return F.interpolate(maps.float(), size, mode="bilinear", align_corners=self.cornered)
 
     def reduce(self, pixels: Float[Tensor, "b H W"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
-        """Return what lies where the network has its `size` (height, width) cells (bilinear); `enlarge` goes back."""
+        """Return maps sampled at the network's `size` (height, width) cells (bilinear); the inverse of `enlarge`."""
         return F.interpolate(pixels[:, None], size, mode="bilinear", align_corners=self.cornered)[:, 0]
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
@@ -122,11 +122,11 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
         name: a timm model, or resnet38.
         weights: `timm` (pretrained weights from the hub), `random`, or a safetensors file with timm's names.
         stride: image pixels per cell: 8, 16 or 32, of a vision transformer those of its patches; None: that of a model
-            which has but one.
+            that has only one.
         layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or a name among the model's modules.
 
     Raises:
-        ValueError: when timm does not know the model, it cannot have that stride, or the weights cannot be had.
+        ValueError: when timm does not know the model, it does not support the stride, or weights are not available.
     """
     if name == RESNET38:
         return Backbone(name, _resnet38(stride or 32, weights), stride, layer)
@@ -135,7 +135,7 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
         raise ValueError(f"backbone {name!r}: timm has no such model" + (f"; close: {close}" if close else ""))
     try:
         timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # the part behind the dot
+    except RuntimeError as error:  # the part after the dot
         raise ValueError(f"backbone {name!r}: timm has no such model ({error})") from error
     options = weight_options(name, weights)
     try:
@@ -153,8 +153,8 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
 def earlier_layer(model: nn.Module) -> str:
     """Return the name of the block before the last one of a timm model.
 
-    What the last block makes of an image is shaped by the classes; the block before it still tells objects from what
-    surrounds them, which is what regions are compared by.
+    The last block's output is specific to the classes; the block before it still separates objects from their
+    surroundings, which is what comparing regions needs.
     """
     info: list[dict[str, Any]] = model.feature_info  # type: ignore[assignment]
     last = info[-1]["module"]
@@ -165,7 +165,7 @@ def earlier_layer(model: nn.Module) -> str:
         return f"{inner}.{[name for name, _ in blocks.named_children()][-2]}"
     parent, _, own = last.rpartition(".")
     siblings = [name for name, _ in model.get_submodule(parent).named_children()]
-    if isinstance(stage, (nn.MaxPool2d, nn.ReLU)):  # VGG: behind the last but one convolution and its ReLU
+    if isinstance(stage, (nn.MaxPool2d, nn.ReLU)):  # VGG: after the last but one convolution and its ReLU
         convolutions = [name for name in siblings if isinstance(model.get_submodule(f"{parent}.{name}"), nn.Conv2d)]
         own = convolutions[-1]
     return f"{parent}.{siblings[siblings.index(own) - 1]}".lstrip(".")
@@ -180,7 +180,7 @@ def _find_layer(name: str, model: nn.Module, layer: str) -> nn.Module:
 
 
 def weight_options(name: str, weights: str) -> dict[str, Any]:
-    """Return timm's create_model options that load `weights`; a file is checked first, so nothing starts random unseen.
+    """Return timm's create_model options that load `weights`; a file is checked first, so no layer starts random.
 
     Raises:
         ValueError: when the file is missing, no safetensors file, or lacks a tensor of the model.
@@ -248,7 +248,7 @@ def _create(name: str, stride: int | None, options: dict[str, Any]) -> nn.Module
         if stride is not None:
             model: nn.Module = timm.create_model(name, num_classes=0, output_stride=stride, **options)
             return model
-    except (TypeError, NotImplementedError):  # models with a fixed stride, vision transformers above all
+    except (TypeError, NotImplementedError):  # models with a fixed stride, mostly vision transformers
         pass
     except AssertionError as error:
         raise ValueError(f"backbone {name}: cannot have stride {stride}; try --train.stride 32 or 16") from error
@@ -264,7 +264,7 @@ def _create(name: str, stride: int | None, options: dict[str, Any]) -> nn.Module
 def _resnet38(stride: int, weights: str) -> ResNet38:
     if weights == TIMM:
         raise ValueError(
-            f"pretrained weights of {RESNET38} cannot be had from timm; give a file with --train.weights "
+            f"pretrained weights of {RESNET38} are not available from timm; give a file with --train.weights "
             "FILE.safetensors (docs/reproduce.md says how it is made), or say so: --train.weights random"
         )
     model = ResNet38(stride)
@@ -275,7 +275,7 @@ def _resnet38(stride: int, weights: str) -> ResNet38:
 
 
 def _dilate_vgg(model: nn.Module, stride: int) -> nn.Module:
-    """Dilate a VGG as RCA does: pools beyond `stride` move by 1, convolutions behind them are dilated."""
+    """Dilate a VGG as RCA does: pools beyond `stride` get stride 1, and the convolutions after them are dilated."""
     features = model.features
     assert isinstance(features, nn.Sequential)
     reached, dilation = 1, 1
@@ -293,16 +293,16 @@ def _dilate_vgg(model: nn.Module, stride: int) -> nn.Module:
 
 
 def no_weights(name: str, error: Exception) -> ValueError:
-    """Return the error that says how start weights can be had."""
+    """Return the error that says how to get start weights."""
     reason = str(error).splitlines()[0][:200]
     return ValueError(
-        f"pretrained weights of {name} cannot be had ({reason}). Two ways on: connect once so that timm can download "
-        f"them, or give a file with --train.weights FILE.safetensors (timm's names). To train from scratch all the "
-        f"same, say so: --train.weights random"
+        f"pretrained weights of {name} are not available ({reason}). Connect once so that timm can download them, or "
+        f"give a file with --train.weights FILE.safetensors (timm's names). To train from scratch, pass "
+        f"--train.weights random"
     )
 
 
 def warn_if_random(name: str, weights: str) -> None:
-    """Say aloud that a network starts without pretrained weights."""
+    """Warn that a network starts without pretrained weights."""
     if weights == RANDOM:
         log.warning("%s starts from random weights (weights = random): it learns everything from your images", name)

@@ -12,7 +12,7 @@ RATES = (6, 12, 18, 24)
 
 
 class Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: 3x3 convolutions of several dilations side by side, whose scores are added.
+    """Atrous spatial pyramid pooling: 3x3 convolutions of several dilations in parallel, whose scores are added.
 
     `hidden` channels stand between a branch's dilated convolution and its scores: 1024 around VGG16, with dropout
     (fc6, fc7 and fc8 of figure 7); 0 around ResNets, where the dilated convolution gives the scores itself.

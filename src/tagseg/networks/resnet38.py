@@ -1,7 +1,7 @@
 """ResNet-38, a wide and shallow residual network (Wu, Shen and van den Hengel, arXiv 1611.10080), dilated; not in timm.
 
-EPS and much of weakly supervised segmentation stand on it. Modules are called as in the converted ImageNet weights that
-the field passes around, so that these fit once they are a .safetensors file (docs/reproduce.md says how).
+EPS and many weakly supervised methods build on it. Modules are named as in the converted ImageNet weights that are in
+common use, so these load once they are a .safetensors file (see docs/reproduce.md).
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Unit(nn.Module):
     """A residual unit that activates first: two 3x3 convolutions, or 1x1, 3x3, 1x1 where it has three.
 
     Where the shape changes the shortcut is a 1x1 convolution of the activated input, else the input itself. `dilation`
-    is that of the 3x3 convolutions before and behind the unit's stride, which the first convolution has.
+    is that of the 3x3 convolutions before and after the unit's stride, which the first convolution has.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Unit(nn.Module):
 
 
 class ResNet38(nn.Module):
-    """ResNet-38 without its classifier, with the face of a timm model. Its features have 64 `width` channels.
+    """ResNet-38 without its classifier, with the interface of a timm model. Its features have 64 `width` channels.
 
     Blocks beyond `stride` (8, 16 or 32) image pixels per cell are dilated: they see what they would see with strides,
     in more places.
@@ -77,16 +77,16 @@ class ResNet38(nn.Module):
             channels = tuple(multiple * width for multiple in multiples)
             # The last block has no stride of its own.
             moves = block != "b7" and reached < stride
-            behind = dilation if moves or block == "b7" else 2 * dilation
+            after = dilation if moves or block == "b7" else 2 * dilation
             reached *= 2 if moves else 1
             for i, name in enumerate(_names(block, units)):
                 # What had the stride still sees the cells before it: only what follows is dilated further.
-                reach = (behind if i else dilation, behind)
+                reach = (after if i else dilation, after)
                 unit = Unit(given, channels, 2 if moves and not i else 1, reach, DROPOUT.get(block, 0.0))
                 self.add_module(name, unit)
                 self.order.append(name)
                 given = channels[-1]
-            dilation = behind
+            dilation = after
             self.feature_info.append({"num_chs": given, "reduction": reached, "module": self.order[-1]})
         self.bn7 = nn.BatchNorm2d(given)
 

@@ -1,4 +1,4 @@
-"""Segmentation networks on timm's encoders: DeepLab-v2, DeepLabV3+ and UPerNet, with one face."""
+"""Segmentation networks on timm's encoders: DeepLab-v2, DeepLabV3+ and UPerNet, behind one interface."""
 
 from typing import Any, Literal, get_args
 
@@ -19,10 +19,10 @@ class Segmenter(nn.Module):
     """A network that takes RGB in 0..1 and returns class scores at image size; id 0 is background.
 
     `network` is what is built around `encoder`, a timm model that starts from `weights` (see `weight_options`);
-    `freezing` is up to which stride its stages stay as they came (0: none), and whether its batch norms do.
+    `freezing`: the stride up to which its stages keep their weights (0: none), and whether its batch norms do.
 
     Raises:
-        ValueError: when the encoder is unknown, does not suit the network or the stride, or its weights cannot be had.
+        ValueError: when the encoder is unknown, does not fit network or stride, or its weights are not available.
     """
 
     mean: Float[Tensor, "1 3 1 1"]
@@ -80,7 +80,7 @@ class Segmenter(nn.Module):
         return list(self.net.encoder.parameters())
 
     def new_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of all that is built around the encoder."""
+        """Return the parameters of everything built around the encoder."""
         return [parameter for name, parameter in self.net.named_parameters() if not name.startswith("encoder.")]
 
 
@@ -104,7 +104,7 @@ def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> Networ
 
 
 def plain_transformer(encoder: str) -> bool:
-    """Tell whether a timm model has features at one stride alone and takes no other (ViT, DINOv2, DINOv3, CLIP)."""
+    """Tell whether a timm model has features at a single stride and supports no other (ViT, DINOv2, DINOv3, CLIP)."""
     if encoder == RESNET38:
         return False
     with torch.device("meta"):
@@ -141,7 +141,7 @@ def _pyramid_network(network: NetworkName, encoder: str, ids: int, stride: int, 
                 f"tu-{encoder}", encoder_weights=pretrained, encoder_output_stride=stride, classes=ids, **options
             )
         with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, 64, 96))  # encoders of one image size show themselves here
+            net.eval()(torch.zeros(1, 3, 64, 96))  # encoders with a fixed image size fail here
         return net
     except (RuntimeError, OSError) as error:
         if weights != TIMM:

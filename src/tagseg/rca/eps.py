@@ -9,7 +9,7 @@ FOREGROUND_SHARE = 0.5
 """lambda: what the foreground map contributes to the estimated saliency; the background map contributes the rest."""
 
 SALIENT_OVERLAP = 0.4
-"""tau: a class joins the foreground where more than this share of its map lies on salient cells."""
+"""tau: a class joins the foreground where more than this share of its map falls on salient cells."""
 
 
 def saliency_estimate(

@@ -20,13 +20,13 @@ from tagseg.settings.train import TrainSettings
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network sees in a batch: the features F that the bank is made of (those of an earlier layer and of the
+    """The network's outputs for a batch: the features F that the bank stores (those of an earlier layer and of the
     last one, each of unit length), the coarse map P, the scores (means over cells) of P and of the refined map O, the
     attention S of every cell to the prototypes of m entries of the bank, and which m these are (both None without
     aggregation). With a background channel also that channel of both maps.
 
-    The refined map itself (P again without aggregation) is made when it is first asked for, with the weights as they
-    then are: learning from tags needs its scores alone, and these cost far less.
+    The refined map itself (P again without aggregation) is computed on first access, with the weights of
+    that moment: learning from tags needs only its scores, which cost far less.
     """
 
     features: Float[Tensor, "b d h w"]
@@ -56,7 +56,7 @@ class Maps:
 class RcaNetwork(nn.Module):
     """Class activation maps from tags, refined by what a memory bank's prototypes know (RCA).
 
-    `background` adds a channel for background to both maps, behind the classes' (EPS)."""
+    `background` adds a channel for background to both maps, after the classes' channels (EPS)."""
 
     prototypes: Float[Tensor, "e k d"]
     exists: Bool[Tensor, "e k"]
@@ -97,7 +97,7 @@ class RcaNetwork(nn.Module):
         features = last if self.rca.layer == LAST else torch.cat([_unit(earlier), _unit(last)], 1)
         activations = self.coarse_head[:-1](last)
         coarse, coarse_background = self._split(self.coarse_head[-1](activations))
-        # The mean over cells and the last 1x1 convolution commute: so the gradient of the scores takes one cell an
+        # The mean over cells and the last 1x1 convolution commute: so the gradient of the scores takes one cell per
         # image, not all of them, which with 1,000 classes would be a fifth of the step.
         coarse_scores = self.coarse_head[-1](_mean(activations))[:, : self.classes, 0, 0]
         if not self.rca.aggregation:

@@ -1,7 +1,7 @@
 """Online accumulation: the maximum of every training image's maps over the epochs (OAA, ICCV 2019), in a mapped file.
 
 The maps that training computes anyway are written back from their crop into a fixed grid over the whole image. All maps
-of a run lie in one array on disk, a row per image and tag, so that memory does not grow with the data set.
+of a run are in one array on disk, one row per image and tag, so memory does not grow with the data set.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class MapIndex(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Accumulation:
-    """Accumulated maps on disk: `array` (rows GRID GRID, 0..255 = 0..peak), a row per sample and tag in their order;
+    """Accumulated maps on disk: `array` (rows GRID GRID, 0..255 = 0..peak), one row per sample and tag in order;
     sample i's begin at row `first[i]`. `kind` is the kind of maps that are accumulated. Of several processes only the
     main one has the array, which takes the maps of all."""
 
@@ -81,10 +81,10 @@ def accumulating(
 ) -> Iterator[Accumulation | None]:
     """Yield the maps accumulated before `epoch`, to be raised during it; they are kept when the block succeeds.
 
-    None where nothing is accumulated: in the epochs of warm-up, and with other settings than maps = oaa. Every epoch
-    has a file of its own, begun as a copy of the one before, which stays until the next epoch: wherever a training is
-    interrupted, it resumes without the maps of an epoch that will be done again, or, when the epoch was left `partway`,
-    with what `keep_accumulated` has kept.
+    Yields None when nothing is accumulated: during warm-up, and unless maps = oaa. Every epoch has its own file, which
+    starts as a copy of the previous one; that stays until the next epoch. So an interrupted training resumes without
+    the maps of an epoch that will be repeated, or, when the epoch was left `partway`, with those that
+    `keep_accumulated` kept.
 
     Raises:
         RunError: when the maps of the epoch before are missing or damaged.
@@ -116,10 +116,10 @@ def accumulating(
 
 
 def keep_accumulated(folder: Path, epoch: int, accumulation: Accumulation | None) -> None:
-    """Keep the maps of an epoch that is left partway, for `accumulating` to go on with.
+    """Keep the maps of an epoch that is left partway, for `accumulating` to continue from.
 
-    Should the process end before the rest of its state is saved, they are ahead of it: that does no harm, as the steps
-    that are done again raise them to what they are already.
+    If the process ends before the rest of its state is saved, the maps are ahead of it. That does no harm: the repeated
+    steps raise them to the values that they already have.
     """
     if accumulation is not None and accumulation.array is not None:
         accumulation.array.flush()
@@ -132,7 +132,7 @@ def accumulate(into: Accumulation, network: RcaNetwork, maps: Maps, crop: Crop, 
     """Raise the accumulated maps to a batch's, each divided by its peak: `M_t = max(M_(t-1), A_t)` (OAA, ICCV 2019).
 
     Maps of tags that the network does not predict (see CONFIDENT) are left out. No loop over images or classes. The
-    maps of several processes come together in every step.
+    maps of all processes are gathered in every step.
     """
     tags = crop.tags.bool().cpu()
     image, column = tags.nonzero(as_tuple=True)
@@ -177,12 +177,12 @@ def place(
 
 
 def finish_accumulating(folder: Path, samples: Sequence[Sample], epochs: int) -> None:
-    """Keep the last epoch's maps as accumulated.npy, with accumulated.json that says which row is whose."""
+    """Keep the last epoch's maps as accumulated.npy, with accumulated.json, which assigns the rows."""
     index = MapIndex(GRID, tuple(SampleRows(sample.id, tuple(sample.tags)) for sample in samples))
     write_record(folder / INDEX, index)
     if _epoch_file(folder, epochs).exists():
         _epoch_file(folder, epochs).replace(folder / FILE)
-    # Beside the epoch before, a training that was killed leaves the copy it worked on.
+    # A killed training leaves the copy it worked on, in addition to the previous epoch.
     others = (_epoch_file(folder, epochs - 1), _partway_file(folder, epochs))
     for leftover in (*others, *folder.glob(".writing-*.npy")):
         leftover.unlink(missing_ok=True)

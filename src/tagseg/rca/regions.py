@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Regions:
-    """n regions of a batch: the image each lies in, its label (0 background, 1..C classes), its cells, and whether its
+    """n regions of a batch: the image of each, its label (0 background, 1..C classes), its cells, and whether its
     tag was predicted with enough confidence to enter the bank."""
 
     image: Int[Tensor, "n"]

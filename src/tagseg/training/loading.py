@@ -26,7 +26,7 @@ class Crop(NamedTuple):
     """A randomly cropped image, or a batch of them (dimensions `...` in front).
 
     picture: RGB in 0..1. tags: multi-hot. sample: its number. box: the crop's top, left, height and width as shares of
-    the whole image's. mirrored: whether left and right were swapped behind the crop. saliency: 0..1, crop and mirror as
+    the whole image's. mirrored: whether left and right were swapped after cropping. saliency: 0..1, crop and mirror as
     the picture's; without saliency it has no pixels.
     """
 
@@ -88,7 +88,7 @@ class TagImages(Dataset[Crop]):
 
 
 class Shuffled(Sampler[int]):
-    """A permutation drawn from a seed, behind its first `skip`; a last batch of a single image is left out by
+    """A permutation drawn from a seed, without its first `skip`; a last batch of a single image is left out by
     `loader`."""
 
     def __init__(self, length: int, seed: int, skip: int = 0) -> None:
@@ -102,8 +102,8 @@ class Shuffled(Sampler[int]):
 
 
 def loader(data: Dataset[T], batch: int, workers: int, seed: int, skip: int = 0, group: Group = ALONE) -> DataLoader[T]:
-    """Return a shuffled loader of one epoch, behind its first `skip` batches; the last batch is dropped when it holds a
-    single image (batch norm).
+    """Return a shuffled loader of an epoch, without its first `skip` batches; the last batch is dropped when it has
+    only one image (batch norm).
 
     Of several processes each gets its share of every batch, to be read through `group.batches`.
     """

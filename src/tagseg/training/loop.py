@@ -122,8 +122,8 @@ class TrainingState(Record, frozen=True, omit_defaults=True):
 
 @dataclass
 class _State:
-    """What is saved of a training beside its tensors: the finished epochs, and of an epoch that was left before its end
-    the number of steps that are done, their sums, their seconds and the states of the random generators."""
+    """What is saved of a training besides its tensors: the finished epochs, and for an epoch that was left early the
+    number of finished steps, their sums, their seconds and the states of the random generators."""
 
     history: History
     done: int
