@@ -146,22 +146,22 @@ class Crash(BaseException):
 
 
 CRASHES: list[tuple[Stage, str, str]] = [
-    ("train", "data.json", "behind"),
+    ("train", "data.json", "after"),
     ("train", "network/checkpoint.safetensors", "before"),
-    ("train", "network/checkpoint.safetensors", "behind"),
-    ("train", "network/bank.safetensors", "behind"),
-    ("train", "network/network.safetensors", "behind"),
-    ("train", "network/history.jsonl", "behind"),
+    ("train", "network/checkpoint.safetensors", "after"),
+    ("train", "network/bank.safetensors", "after"),
+    ("train", "network/network.safetensors", "after"),
+    ("train", "network/history.jsonl", "after"),
     ("train", "manifest.json", "before"),
-    ("localise", "manifest.json", "behind"),
-    ("masks", "masks/classes.json", "behind"),
-    ("segment", "self_training/round_1/segmenter/network.safetensors", "behind"),
-    ("segment", "self_training/round_1/segmenter/history.jsonl", "behind"),
-    ("segment", "self_training/round_1/settings.toml", "behind"),
-    ("segment", "segmenter/network.json", "behind"),
+    ("localise", "manifest.json", "after"),
+    ("masks", "masks/classes.json", "after"),
+    ("segment", "self_training/round_1/segmenter/network.safetensors", "after"),
+    ("segment", "self_training/round_1/segmenter/history.jsonl", "after"),
+    ("segment", "self_training/round_1/settings.toml", "after"),
+    ("segment", "segmenter/network.json", "after"),
     ("segment", "manifest.json", "before"),
-    ("evaluate", "evaluation.json", "behind"),
-    ("report", "report.html", "behind"),
+    ("evaluate", "evaluation.json", "after"),
+    ("report", "report.html", "after"),
 ]
 
 
@@ -180,7 +180,7 @@ def test_after_a_crash_between_two_files_the_bytes_are_the_same(
 
     def crashing(self: Path, target: Path) -> Path:
         if target == run.root / name:
-            if moment == "behind":
+            if moment == "after":
                 replace(self, target)
             raise Crash
         return replace(self, target)
@@ -192,7 +192,7 @@ def test_after_a_crash_between_two_files_the_bytes_are_the_same(
     assert result_checksums(run) == result_checksums(original) and not examine(run.root).damage
 
 
-def test_a_crash_before_the_run_was_begun_is_no_obstacle(discs: Path, tiny: Settings, tmp_path: Path) -> None:
+def test_a_run_starts_after_a_crash_before_its_manifest(discs: Path, tiny: Settings, tmp_path: Path) -> None:
     root = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Crash):
         patched.setattr(Run, "store", _crash)
@@ -223,7 +223,7 @@ def test_a_training_that_was_finished_is_not_done_again(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_is_told_with_the_file_and_the_run_continues(
+def test_a_full_disk_is_reported_with_the_file_and_the_run_continues(
     stage: Stage, original: Run, rewound: Callable[[Stage], Run], discs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first write fails, and one in ten from there on, as where somebody else makes and takes room."""
@@ -298,7 +298,7 @@ def command(title: str, data: Path, run: Run) -> "subprocess.Popen[str]":
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="nothing tells which processes there are")
 @pytest.mark.parametrize("title", ["train, epoch 1", "masks"])
-def test_a_killed_run_leaves_no_process_behind(title: str, rewound: Callable[[Stage], Run], discs: Path) -> None:
+def test_a_killed_run_leaves_no_processes(title: str, rewound: Callable[[Stage], Run], discs: Path) -> None:
     run = rewound("train" if title.startswith("train") else "masks")
     child = command(title, discs, run)
     assert len(_processes(str(run.root))) == 3  # two work for it
@@ -349,7 +349,7 @@ def test_a_signal_ends_a_command_which_says_how_to_continue(
 
 
 @pytest.mark.parametrize("maps", ["oaa", "cam"])
-def test_a_training_stopped_behind_every_step_makes_the_same_bytes(
+def test_a_training_stopped_after_every_step_gives_the_same_bytes(
     maps: str, discs: Path, tiny: Settings, tmp_path: Path
 ) -> None:
     settings = Settings.from_dict(tiny.to_dict() | {"maps": maps, "workers": 1})
@@ -369,7 +369,7 @@ def test_a_training_stopped_behind_every_step_makes_the_same_bytes(
             break
         except KeyboardInterrupt:
             stops += 1
-    # Three batches an epoch, of which the last of one image is dropped: two, and behind the last there is no epoch.
+    # Three batches an epoch, of which the last of one image is dropped: two, and no epoch follows the last.
     assert stops == 6
     assert result_checksums(Run(tmp_path / "stopped")) == result_checksums(Run(tmp_path / "whole"))
 

@@ -168,7 +168,7 @@ fit(sys.argv[1], sys.argv[2], Settings.from_toml(sys.argv[3]), track=slowly)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_after_a_kill_the_training_continues_behind_the_last_epoch(
+def test_after_a_kill_the_training_resumes_after_the_last_epoch(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, epochs=5))
@@ -218,7 +218,7 @@ def test_bad_data_is_named_and_can_be_mended(draw: Callable[[Path], Path], tmp_p
     assert Run(tmp_path / "run").done("train")
 
 
-def test_weights_that_cannot_be_had_can_be_replaced(data: Path, tmp_path: Path) -> None:
+def test_unavailable_weights_can_be_replaced(data: Path, tmp_path: Path) -> None:
     hub = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, weights="timm"))
     with pytest.raises(ValueError, match=r"pretrained weights of test_resnet cannot be had .*connect once.*FILE"):
         fit_until(data, tmp_path / "run", "train", hub)
@@ -265,7 +265,7 @@ def test_a_stage_with_settings_of_an_earlier_one_undoes_nothing(finished: Run) -
     assert finished.done("report") and finished.settings() == SETTINGS
 
 
-def test_a_stage_of_no_run(tmp_path: Path) -> None:
+def test_a_stage_of_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     for settings in (None, SETTINGS):
         with pytest.raises(RunError, match="not a run folder"):
             run_stage(tmp_path, "masks", settings, force=True)

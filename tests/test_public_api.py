@@ -1,6 +1,6 @@
 """What users may rely on is listed in docs/public_api.md, and nothing of it changes unseen.
 
-`python tests/test_public_api.py` writes the listing anew, where a change is meant.
+`python tests/test_public_api.py` rewrites the listing after an intended change.
 """
 
 import ast
@@ -96,7 +96,7 @@ def command_listing() -> str:
 
 def test_the_listing_is_what_there_is() -> None:
     listed = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
-    meant = "; if the change is meant, `python tests/test_public_api.py` writes it anew, and CHANGELOG.md names it"
+    meant = "; if the change is meant, `python tests/test_public_api.py` rewrites it, and CHANGELOG.md names it"
     assert listed[0] == python_listing(), f"{PAGE.name} does not list what Python users find{meant}"
     assert listed[1] == command_listing(), f"{PAGE.name} does not list the commands{meant}"
 

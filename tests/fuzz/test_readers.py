@@ -23,7 +23,7 @@ from tagseg.data.read import read_dataset
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
-from tagseg.prediction.lines import read_lines
+from tagseg.prediction.lines import read_predictions
 from tagseg.run.folder import Run
 from tagseg.run.history import read_history
 from tagseg.run.open import open_run
@@ -280,7 +280,7 @@ LINES: dict[str, tuple[bytes, Callable[[Path, Run], object]]] = {
     "classes.json": (b'{"0": "background", "1": "cat", "255": "void"}',
                      lambda file, run: class_values(file, read_dataset(run.data_root(), LENIENT))),
     "history.jsonl": (b'{"epoch": 1, "loss": 0.5}\n', lambda file, _: read_history(file)),
-    "predictions.jsonl": (b'{"image": "a.png", "mask": "a.png"}\n', lambda file, _: read_lines(file)),
+    "predictions.jsonl": (b'{"image": "a.png", "mask": "a.png"}\n', lambda file, _: read_predictions(file)),
 }  # fmt: skip
 
 

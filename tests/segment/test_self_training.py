@@ -46,7 +46,7 @@ def test_evidence_is_joined_as_a_loop_would(maps: np.ndarray, raw: np.ndarray) -
     assert found.dtype == np.float32 and np.allclose(found, slow_join(seen, maps), atol=1e-4)
 
 
-def test_what_one_is_sure_of_decides_where_the_other_is_not() -> None:
+def test_the_more_certain_evidence_decides() -> None:
     seen = np.array([[[0.5, 0.99]], [[0.5, 0.01]]], np.float32)
     maps = np.array([[[250, 128]]], np.uint8)
     sure, unsure = join_evidence(seen, maps, MaskSettings("rest"))[0, 0]
@@ -82,7 +82,7 @@ def test_both_kinds_of_masks_are_scored(trained: Run) -> None:
     assert evaluate(prepare(trained), trained) == found
 
 
-def test_what_is_finished_is_kept(trained: Run) -> None:
+def test_finished_rounds_are_kept(trained: Run) -> None:
     first = trained.round(1)
     lost, kept = map_file(first, "3"), map_file(first, "4")
     before, time = lost.read_bytes(), kept.stat().st_mtime_ns

@@ -50,7 +50,7 @@ def fit(dataset: Dataset, folder: Path, settings: Settings = SETTINGS, **more: A
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_network_is_left_with_what_it_takes_to_use_it(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_network_is_saved_with_its_description_and_history(dataset: Dataset, tmp_path: Path) -> None:
     left = fit(dataset, tmp_path / "net")
     assert set(left) == {"network.safetensors", "network.json", "history.jsonl"}
     _, about = load_tensors(tmp_path / "net" / "network.safetensors")
@@ -80,7 +80,9 @@ def test_the_same_seed_gives_the_same_bytes(dataset: Dataset, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("finished", [0, 1, 2])
-def test_an_interrupted_training_ends_as_an_undisturbed_one(finished: int, dataset: Dataset, tmp_path: Path) -> None:
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(
+    finished: int, dataset: Dataset, tmp_path: Path
+) -> None:
     def interrupted(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
         for i, item in enumerate(items):
             if i == 1 and title == f"segment, epoch {finished + 1}/3":
@@ -125,13 +127,13 @@ def test_encoder_and_weights_may_differ_from_the_classifiers(dataset: Dataset, t
     assert json.loads(fit(dataset, tmp_path / "net", settings)["network.json"])["encoder"] == "test_resnet"
 
 
-def test_a_random_start_is_said_aloud(dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_random_start_gives_a_warning(dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     once = dataclasses.replace(SETTINGS, segment=dataclasses.replace(SETTINGS.segment, epochs=1))
     fit(dataset, tmp_path / "net", once)
     assert "test_resnet starts from random weights (weights = random)" in caplog.text
 
 
-def test_void_counts_for_nothing() -> None:
+def test_void_pixels_do_not_affect_the_loss() -> None:
     scores = torch.randn(2, 3, 4, 5)
     masks = torch.randint(0, 3, (2, 4, 5))
     masks[0, :2], masks[1, :, 3] = VOID, VOID
@@ -152,7 +154,7 @@ def test_loss_by_hand() -> None:
     assert mask_loss(scores, torch.tensor([[[1, VOID]]])).item() == pytest.approx(np.log(4 / 3))
 
 
-def test_void_alone_is_no_loss_and_no_gradient() -> None:
+def test_void_alone_gives_zero_loss_and_gradient() -> None:
     scores = torch.randn(1, 3, 2, 2, requires_grad=True)
     loss = mask_loss(scores, torch.full((1, 2, 2), VOID))
     loss.backward()  # type: ignore[no-untyped-call]

@@ -102,7 +102,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adam", "before the first step"])
-def test_restored_optimizer_goes_on_as_the_undisturbed_one(kind: str, tmp_path: Path) -> None:
+def test_a_restored_optimizer_continues_like_an_uninterrupted_one(kind: str, tmp_path: Path) -> None:
     def build() -> tuple[nn.Linear, torch.optim.Optimizer]:
         torch.manual_seed(0)
         module = nn.Linear(3, 2)
@@ -151,7 +151,7 @@ def saved(tmp_path: Path) -> Path:
         (b'sha256\\": \\"', b'sha256\\": \\"x'),
     ],
 )
-def test_what_was_changed_is_refused(old: bytes, new: bytes, saved: Path) -> None:
+def test_a_changed_file_is_refused(old: bytes, new: bytes, saved: Path) -> None:
     content = saved.read_bytes()
     assert old in content and len(old) <= len(new) <= len(old) + 1
     changed = content.replace(old, new, 1)

@@ -303,7 +303,7 @@ def test_rows_are_gathered_in_their_order_and_gradients_flow_into_ones_own(toget
         assert state == [True, False] and sums == [6, 2] and told == 5
 
 
-def test_alone_nothing_is_touched() -> None:
+def test_a_single_process_leaves_tensors_and_networks_unchanged() -> None:
     rows = torch.rand(3, 2)
     assert ALONE.all_gather(rows, rows)[1] is rows and ALONE.own(rows)[0] is rows
     assert ALONE.sum(1.0, 2.5) == [1, 2.5] and ALONE.broadcast_int(4) == 4 and ALONE.is_main
@@ -314,7 +314,7 @@ def test_alone_nothing_is_touched() -> None:
 
 
 @given(total=st.integers(1, 50), count=st.integers(1, 12))
-def test_shares_are_neighbours_of_nearly_one_size(total: int, count: int) -> None:
+def test_shares_are_contiguous_and_differ_by_at_most_one_image(total: int, count: int) -> None:
     shares = [share_of(total, number, count) for number in range(count)]
     seen = [image for share in shares for image in range(share.first, share.first + share.own)]
     assert seen == list(range(total)) and all(share.total == total for share in shares)

@@ -85,7 +85,7 @@ def test_everything_but_the_new_layers_may_be_frozen() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
 
 
-def test_a_random_start_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_random_start_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         warn_if_random("resnet50", "timm")
         warn_if_random("resnet50", "some.safetensors")
@@ -160,7 +160,7 @@ def test_interrupted_epochs_continue_as_if_undisturbed(stop_in: int, tmp_path: P
 
 @pytest.mark.parametrize("signal_in", [1, 3])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_and_the_epoch_goes_on_behind_it(
+def test_a_signal_finishes_the_step_and_the_epoch_resumes_after_it(
     number: signal.Signals, signal_in: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed = Learner()
@@ -191,7 +191,7 @@ def test_finished_epochs_are_not_run_again(tmp_path: Path) -> None:
     assert again.seen == []
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_epoch_before(tmp_path: Path) -> None:
+def test_a_loss_of_nan_stops_and_keeps_the_epoch_before(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the loss became nan in epoch 2; lower the learning rate \(lr\)"):
         Learner(broken_in=2).run(tmp_path, 3)
     _, about = load_tensors(tmp_path / "checkpoint.safetensors")

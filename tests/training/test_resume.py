@@ -57,18 +57,18 @@ def times(folder: Path) -> dict[str, int]:
 
 def test_masks_are_made_while_maps_are_still_found(run: Run, original: Run, discs: Path, tiny: Settings) -> None:
     run.discard("localise")
-    beside: set[str] = set()
+    early: set[str] = set()
 
     def wait_for_masks(items, title, total):  # type: ignore[no-untyped-def]
         for done, item in enumerate(items, 1):
             deadline = time.monotonic() + 60
-            while title == "localise" and done == total and not beside and time.monotonic() < deadline:
-                beside.update(images_of(run.masks))
+            while title == "localise" and done == total and not early and time.monotonic() < deadline:
+                early.update(images_of(run.masks))
                 time.sleep(0.01)
             yield item
 
     fit_until(discs, run.root, "masks", dataclasses.replace(tiny, workers=2), track=wait_for_masks)
-    assert beside and digests(run) == digests(original)
+    assert early and digests(run) == digests(original)
     stages = run.manifest().stages
     assert tuple(stages) == STAGES[:3]
     for stage in ("localise", "masks"):
@@ -142,7 +142,7 @@ def test_after_a_kill_the_images_continue(stage: Stage, workers: int, run: Run, 
     ):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == whole[path.relative_to(run.root).as_posix()]
 
-    # Half a pair, and half a file under a temporary name, are done anew.
+    # Half a pair, and half a file under a temporary name, are made again.
     (run.decided_masks / f"{pairs[0]}.png").unlink()
     (run.masks / ".writing-0.png").write_bytes(b"half")
     fit_until(discs, run.root, "masks")
@@ -155,7 +155,7 @@ def test_after_a_kill_the_images_continue(stage: Stage, workers: int, run: Run, 
     assert 1 <= run.manifest().stages["masks"].images <= IMAGES - len(pairs) + 1
 
 
-def test_other_mask_settings_need_force_when_masks_were_begun_beside_maps(
+def test_other_mask_settings_need_force_when_masks_were_begun_during_localise(
     run: Run, discs: Path, tiny: Settings
 ) -> None:
     (run.maps / "3.npz").unlink()

@@ -37,7 +37,7 @@ def loss_of(scores: Tensor, first: int) -> Tensor:
 
 
 def learned(images: int, steps: int = 2) -> dict[str, list[float]]:
-    """Sums over processes of losses and gradients of steps, and the batch norms' statistics behind them."""
+    """Sums over processes of losses and gradients of steps, and the batch norms' statistics after them."""
     found: dict[str, list[float]] = {}
     with open_group("cpu") as group:
         net, pictures = network(), batch(images)

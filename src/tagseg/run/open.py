@@ -31,7 +31,7 @@ def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool
     """Create a run folder, or open an existing one to continue it.
 
     Raises:
-        RunError: when the folder holds something else, or a run of other data or settings and `force` is not given.
+        RunError: when the folder holds something else, or a run with other data or settings and `force` is not given.
             With `force` the outputs of the first stage whose settings differ, and of all later ones, are deleted.
     """
     from tagseg._version import __version__
