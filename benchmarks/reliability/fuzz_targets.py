@@ -1,12 +1,13 @@
 """What fuzz.py feeds with spoiled files: every reader of a file that a stranger may have made."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,14 @@ from benchmarks.reliability import fuzz_mutate as mutate
 from benchmarks.reliability.fuzz_files import SIZE, coco, encoded, image_folder, tar, twin
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import tagseg
 from tagseg.data import listing
 from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
+from tagseg.errors import RunError
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.export.colours import coloured_mask, read_label_map
@@ -51,8 +54,9 @@ from tagseg.run.open import open_run
 from tagseg.segment.labels import class_values
 from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
+from tagseg.system.records import Record, read_record, record_kinds
 from tagseg.training.checkpoint import save_tensors
-from tagseg.training.loop import Steps, epochs
+from tagseg.training.loop import Epoch, Training, run_epochs
 from tagseg.training.optimizer import build_optimizer
 
 LENIENT = DataSettings(min_images=1, max_megapixels=1.0)
@@ -77,7 +81,44 @@ class Target:
 
 def targets(root: Path) -> dict[str, Target]:
     """Make valid files of all kinds below `root`, an empty folder, and return what reads them."""
-    return {**_data(root), **_shards(root), **_pictures(root), **_runs(root), **_reviews(root), **_networks(root)}
+    found = {**_data(root), **_shards(root), **_pictures(root), **_runs(root), **_reviews(root), **_networks(root)}
+    return found | _records(root)
+
+
+def _records(root: Path) -> dict[str, Target]:
+    """A target for every kind of record, found in the code: a document with made-up values in all of its fields."""
+    return {f"record {kind.__name__}": _record(root / f"record_{kind.__name__}.json", kind) for kind in record_kinds()}
+
+
+def _record(file: Path, kind: type[Record]) -> Target:
+    def read() -> None:
+        with contextlib.suppress(RunError):  # its message is checked by the test of records; it names the file
+            read_record(file, kind, "make it again")
+
+    content = json.dumps(_example(msgspec.inspect.type_info(kind))).encode()
+    return Target(file, (content,), mutate.some_json, read, 0.5, text=True)
+
+
+def _example(kind: msgspec.inspect.Type) -> object:
+    """Return a value of a type as JSON has it; it need not satisfy every bound."""
+    inspect = msgspec.inspect
+    if isinstance(kind, inspect.StructType):
+        fields = [_example(field.type) for field in kind.fields]
+        return (
+            fields if kind.array_like else {f.encode_name: value for f, value in zip(kind.fields, fields, strict=True)}
+        )
+    if isinstance(kind, inspect.UnionType):
+        return _example(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
+    if isinstance(kind, inspect.LiteralType):
+        return kind.values[0]
+    if isinstance(kind, inspect.TupleType):
+        return [_example(one) for one in kind.item_types]
+    if isinstance(kind, inspect.ListType | inspect.VarTupleType | inspect.CollectionType):
+        return [_example(kind.item_type)] * 2
+    if isinstance(kind, inspect.DictType):
+        return {str(_example(kind.key_type)): _example(kind.value_type)}
+    plain = {inspect.IntType: 16, inspect.FloatType: 0.5, inspect.BoolType: True, inspect.StrType: "cat"}
+    return plain.get(type(kind))
 
 
 def _data(root: Path) -> dict[str, Target]:
@@ -322,14 +363,19 @@ def _train(folder: Path, total: int) -> None:
     module = nn.Linear(3, 2)
     optimizer = build_optimizer(module.parameters(), [], 0.1, 1.0, 0.0)
 
-    def one_epoch(_: int, steps: Steps) -> dict[str, float]:
+    def learn(batches: Iterator[torch.Tensor], steps: int) -> dict[str, float]:
         optimizer.zero_grad()
-        loss = module(torch.ones(1, 3)).square().sum()
+        loss = module(torch.cat([images for (images,) in batches])).square().sum()
         loss.backward()
         optimizer.step()
         return {"loss": loss.item()}
 
-    epochs(folder, {"network": module}, optimizer, total, one_epoch)
+    def open_epoch(epoch: int, seed: int, resumed: bool) -> contextlib.AbstractContextManager[Epoch]:
+        return contextlib.nullcontext(Epoch(TensorDataset(torch.ones(1, 3)), learn))
+
+    modules: dict[str, nn.Module] = {"network": module}
+    training = Training("fuzz", folder, modules, optimizer, lambda epoch, progress: 0.1, total, batch=1, seed=0)
+    run_epochs(training, open_epoch)
 
 
 def _reader(folder: Path, layout: str = "auto") -> Callable[[], object]:

@@ -1,31 +1,15 @@
 """Every kind of record, found in the code, is fed with invented documents: it reads them or raises a ValueError."""
 
-import importlib
 import json
-import pkgutil
-from collections.abc import Iterator
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tagseg
-from tagseg.system.records import Record, parse_record, record_line, record_text
+from tagseg.system.records import Record, parse_record, record_kinds, record_line, record_text
 
-
-def kinds(base: type[Record] = Record) -> Iterator[type[Record]]:
-    """Yield all kinds of records of the package; a new one is tested from the day it exists."""
-    for kind in base.__subclasses__():
-        yield kind
-        yield from kinds(kind)
-
-
-for module in pkgutil.walk_packages(tagseg.__path__, "tagseg."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-
-KINDS = sorted({kind for kind in kinds() if kind.__module__.startswith("tagseg.")}, key=lambda kind: kind.__name__)
+KINDS = record_kinds()
 
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

@@ -12,13 +12,39 @@ from jaxtyping import Float, Int, Num
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
-from tagseg.system.records import json_text
+from tagseg.system.records import Count, Number, Record, Share, record_values, write_record
 
 CONFIDENCE = 0.95
 """Probability that the interval of a gain contains the true gain."""
 
 RESAMPLES = 2_000
 """Number of bootstrap resamples of the images."""
+
+
+class TriedSettings(msgspec.Struct, frozen=True):
+    """Mask settings that were tried: see `Candidate`; miou in per cent."""
+
+    name: str
+    flags: str
+    miou: Number
+    folds: Count
+
+
+class CalibrationFile(Record, frozen=True):
+    """calibration.json: see `Calibration` and `Gain`; mIoU in per cent, on images left out of the choice."""
+
+    images: tuple[str, ...]
+    candidates: tuple[TriedSettings, ...]
+    best: Count
+    present_left_out: Number
+    chosen_left_out: Number
+    gain_left_out: Number
+    gain_low_left_out: Number
+    gain_high_left_out: Number
+    confidence: Share
+    better_share: Share
+    recommended: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -115,28 +141,38 @@ class Calibration:
         """Write calibration.json and calibration.md to the run, and record the images, which are never scored again."""
         used = sorted(calibration_images(run) | set(self.images))
         run.store(msgspec.structs.replace(run.manifest(), calibration_images=tuple(used)))
-        write_atomically(run.calibration_file, json_text(self.to_dict(), 1) + "\n")
+        write_record(run.calibration_file, self.to_record())
         write_atomically(run.calibration_file.with_suffix(".md"), f"# Calibration of the masks\n\n{self.table()}")
         run.note("calibration")
 
+    def to_record(self) -> CalibrationFile:
+        """Return the result as it is written: mIoU in per cent, rounded to two decimals."""
+        gain = self.gain
+        return CalibrationFile(
+            images=self.images,
+            candidates=tuple(
+                TriedSettings(one.name, one.flags, _per_cent(one.miou), one.folds) for one in self.candidates
+            ),
+            best=self.best,
+            present_left_out=_per_cent(gain.present),
+            chosen_left_out=_per_cent(gain.chosen),
+            gain_left_out=_per_cent(gain.points),
+            gain_low_left_out=_per_cent(gain.low),
+            gain_high_left_out=_per_cent(gain.high),
+            confidence=CONFIDENCE,
+            better_share=round(gain.better, 4),
+            recommended=self.candidates[self.best].flags if self.certain else "",
+            advice=self.advice(),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values, with mIoU in per cent rounded to two decimals."""
-        rows = [
-            {"name": one.name, "flags": one.flags, "miou": round(100 * one.miou, 2), "folds": one.folds}
-            for one in self.candidates
-        ]
-        values = {"present": self.gain.present, "chosen": self.gain.chosen, "gain": self.gain.points}
-        values |= {"gain_low": self.gain.low, "gain_high": self.gain.high}
-        return {
-            "images": list(self.images),
-            "candidates": rows,
-            "best": self.best,
-            **{f"{name}_left_out": round(100 * value, 2) for name, value in values.items()},
-            "confidence": CONFIDENCE,
-            "better_share": round(self.gain.better, 4),
-            "recommended": self.candidates[self.best].flags if self.certain else "",
-            "advice": self.advice(),
-        }
+        values = record_values(self.to_record())
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _per_cent(share: float) -> float:
+    return round(100 * share, 2)
 
 
 def calibration_images(run: Run) -> frozenset[str]:

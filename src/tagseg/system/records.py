@@ -5,7 +5,9 @@ because it is damaged or another program's, is one error: it names the file, the
 and what to do. Keys that a record does not know are ignored: a later version may write more of them.
 """
 
+import importlib
 import json
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,6 +68,19 @@ class Record(msgspec.Struct, frozen=True):
 
 
 R = TypeVar("R", bound=Record)
+
+
+def record_kinds() -> list[type[Record]]:
+    """Return every kind of record of the package, by name: all modules are imported, so that none is forgotten."""
+    for module in pkgutil.walk_packages([str(Path(__file__).parents[1])], "tagseg."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, todo = set[type[Record]](), [Record]
+    while todo:
+        children = [kind for kind in todo.pop().__subclasses__() if kind.__module__.startswith("tagseg.")]
+        found.update(children)
+        todo += children
+    return sorted(found, key=lambda kind: kind.__name__)
 
 
 def parse_record(content: bytes, kind: type[R], lenient: bool = False) -> R:
