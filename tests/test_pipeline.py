@@ -220,7 +220,7 @@ def test_bad_data_is_named_and_can_be_mended(draw: Callable[[Path], Path], tmp_p
 
 def test_unavailable_weights_can_be_replaced(data: Path, tmp_path: Path) -> None:
     hub = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, weights="timm"))
-    with pytest.raises(ValueError, match=r"pretrained weights of test_resnet cannot be had .*connect once.*FILE"):
+    with pytest.raises(ValueError, match=r"pretrained weights of test_resnet are not available .*Connect once.*FILE"):
         fit_until(data, tmp_path / "run", "train", hub)
     fit_until(data, tmp_path / "run", "train", SETTINGS)
     assert Run(tmp_path / "run").done("train")

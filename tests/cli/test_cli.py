@@ -238,7 +238,7 @@ def test_an_interruption_says_how_to_continue(
 def test_unavailable_weights_name_both_ways(home: Path, tmp_path: Path, call: Call) -> None:
     fit = ("fit", home / "photos", "--out", tmp_path / "run", "--settings", home / "small.toml", "--until", "train")
     status, _, error = call(*fit, "--train.weights", "timm")
-    assert status == 2 and "connect once so that timm can download them" in error
+    assert status == 2 and "Connect once so that timm can download them" in error
     assert "--train.weights FILE.safetensors" in error and "Traceback" not in error
     status, _, error = call(*fit, "--train.weights", tmp_path / "none.safetensors")
     assert status == 2 and "none.safetensors: not found; give timm, random or the path" in error

@@ -272,7 +272,8 @@ def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: 
         assert status == 2 and message in text
     status, text = told("masks", tmp_path / "none", "--maps-from", cams)
     assert status == 2 and "not a run folder" in text
-    with pytest.raises(ValueError, match=r"localise\.maps-from: got .*an ablation compares the maps of its own"):
+    message = r"setting localise\.maps-from must be empty, got .*an ablation compares the maps of its own"
+    with pytest.raises(ValueError, match=message):
         from tagseg.studies.ablation.ablate import ablate
 
         ablate(discs, tmp_path / "arms", masked.settings())
@@ -288,7 +289,7 @@ def test_background_has_the_probability_that_the_maps_leave(masked: Run, discs: 
     asked = Settings.from_dict(values)
     assert asked.has_posteriors() and asked.mask_rule().background == "rest"
     run = Run(tmp_path / "run")
-    assert fit_until(discs, run.root, "masks", asked) is None
+    assert fit_until(discs, run.root, "masks", asked) == run
     maps, classes = read_maps(map_file(run, "2"))
     assert classes == (1, 2) and maps.shape == (2, 5, 7) and (maps == round(0.375 * 255)).all()
     # One tag has less than background's 0.625; two, 0.375 each, have more than its 0.25.
