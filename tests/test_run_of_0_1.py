@@ -18,6 +18,7 @@ import pytest
 
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.prepare import prepare
+from tagseg.data.records import VOID
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.make import make_masks
 from tagseg.pipeline import fit_until
@@ -95,6 +96,7 @@ def test_masks_of_its_maps_are_the_same(run: Run, tmp_path: Path) -> None:
     make_masks(prepare(copy), copy)
     assert different(masks_in(copy.masks), masks_in(run.masks)) == 0
     assert different(masks_in(copy.decided_masks), masks_in(run.decided_masks)) == 0
+    assert {int(value) for mask in masks_in(copy.masks).values() for value in np.unique(mask)} == {0, 2, VOID}
 
 
 def test_its_network_predicts_the_same_masks(run: Run) -> None:
