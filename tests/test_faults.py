@@ -409,3 +409,7 @@ def test_every_way_in_which_memory_runs_out_is_known(error: Exception, tmp_path:
 def test_other_errors_are_not_taken_for_it(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"), memory_named(tmp_path, "train", Settings()):
         raise RuntimeError("shapes do not fit")
+    ended = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
+    with pytest.raises(RunError, match=r"its own error is above.*__main__"):  # noqa: SIM117
+        with memory_named(tmp_path, "train", Settings()):
+            raise ended

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,6 +247,30 @@ def test_shapes_that_do_not_match_are_named() -> None:
         dense_crf(start(2), picture(0).transpose(1, 0, 2).copy(), CrfSettings())
     with pytest.raises(ValueError, match="expected"):
         dense_crf(np.zeros((0, 32, 40), np.float32), picture(0), CrfSettings())
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        ((picture(0) / 255).astype(np.float32), "ndarray of float32"),
+        (picture(0).astype(np.uint16), "ndarray of uint16"),
+        (torch.from_numpy(picture(0)), "Tensor of torch.uint8"),
+        (picture(0).tolist(), "list of no dtype"),
+    ],
+    ids=["float", "uint16", "tensor", "list"],
+)
+def test_an_image_that_is_not_rgb_bytes_is_refused(image: Any, got: str) -> None:
+    """As floats from 0 to 1 it would be nearly black, and its colours would have no effect."""
+    with pytest.raises(ValueError, match=rf"an image of uint8 .* both as tensors; got ndarray of float32 and {got}"):
+        dense_crf(start(2), image, CrfSettings())
+    with pytest.raises(ValueError, match=r"got Tensor of torch.float32 and Tensor of torch.float32"):
+        dense_crf(torch.from_numpy(start(2)), torch.from_numpy(picture(0)) / 255, CrfSettings())
+
+
+def test_half_precision_is_refined_like_float32() -> None:
+    half = torch.from_numpy(start(2)).half()
+    wanted = dense_crf(half.float(), torch.from_numpy(picture(0)), CrfSettings(1))
+    assert torch.equal(dense_crf(half, torch.from_numpy(picture(0)), CrfSettings(1)), wanted)
 
 
 def test_kernels_too_small_for_the_image_are_refused() -> None:

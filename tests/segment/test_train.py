@@ -71,6 +71,14 @@ def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
+def test_a_single_mask_is_a_training_set(dataset: Dataset, tmp_path: Path) -> None:
+    one = dataclasses.replace(dataset, samples=dataset.samples[:1])
+    fit(one, tmp_path / "net")
+    predictor = read_predictor(tmp_path / "net")
+    with Image.open(one.samples[0].image) as image:
+        assert predictor(image).shape == (40, 48)
+
+
 def test_the_same_seed_gives_the_same_bytes(dataset: Dataset, tmp_path: Path) -> None:
     one, two, other = (
         fit(dataset, tmp_path / name, dataclasses.replace(SETTINGS, seed=seed))["network.safetensors"]

@@ -38,8 +38,8 @@ def dense_crf(
             depend on it.
 
     Raises:
-        ValueError: when the sizes differ, a probability is negative or not finite, or the kernels are too small for
-            the image.
+        ValueError: when the sizes differ, the image is not uint8, a probability is negative or not finite, or the
+            kernels are too small for the image.
 
     >>> image = np.zeros((20, 30, 3), np.uint8)
     >>> image[:, 15:] = 255  # an edge in the middle
@@ -48,6 +48,13 @@ def dense_crf(
     >>> dense_crf(probabilities, image).argmax(0).sum(1).tolist() == 20 * [15]
     True
     """
+    kinds = [f"{type(given).__name__} of {getattr(given, 'dtype', 'no dtype')}" for given in (probabilities, image)]
+    arrays = [isinstance(given, np.ndarray) for given in (probabilities, image)]
+    if arrays[0] != arrays[1] or not kinds[1].endswith(("of uint8", "torch.uint8")) or kinds[0].endswith("no dtype"):
+        raise ValueError(
+            "dense CRF: expected probabilities and an image of uint8 (RGB, 0 to 255), both as arrays or both as "
+            f"tensors; got {kinds[0]} and {kinds[1]}. Multiply an image with values from 0 to 1 by 255 and round it"
+        )
     shapes = tuple(probabilities.shape), tuple(image.shape)
     if len(shapes[0]) != 3 or shapes[1] != (*shapes[0][1:], 3) or 0 in shapes[0]:
         raise ValueError(
@@ -62,7 +69,7 @@ def dense_crf(
     # The workers that make masks never import PyTorch, which takes a second and 200 MB.
     from tagseg.crf.torch_crf import on_tensors
 
-    return cast(Array, on_tensors(probabilities, image, settings))
+    return cast(Array, on_tensors(probabilities.float(), image, settings))
 
 
 def _on_cpu(

@@ -31,6 +31,12 @@ def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if "exited unexpectedly" in str(error):
+            raise RunError(
+                f"{root}: stage {stage}: a process that reads images ended; its own error is above. If it is about "
+                'starting processes, put the calls of your script below `if __name__ == "__main__":`; workers = 0 '
+                "reads images without other processes"
+            ) from error
         cause = ran_out(error)
         if not cause:
             raise

@@ -74,6 +74,8 @@ def train_segmenter(
     learner, about = _build(("background", *dataset.classes), settings, group)
     network, average = learner.network, learner.average
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
+    if len(pairs) == 1:
+        pairs *= 2  # batch norm needs two crops
     training = Training(
         name="segment", folder=folder, modules={"network": network} | ({"average": average} if average else {}),
         optimizer=learner.optimizer, lr=partial(_lr, options), epochs=epochs, batch=options.batch,

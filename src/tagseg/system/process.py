@@ -5,6 +5,7 @@ import gc
 import os
 import platform
 import sys
+import types
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,24 @@ def ran_out(error: Exception) -> str:
 def says_out_of_memory(message: str) -> bool:
     """Tell whether a message, perhaps from another process, says that memory ran out."""
     allocators = ("DefaultCPUAllocator", "out of memory", "not enough memory", "OutOfMemory", "MemoryError")
-    return any(words in message for words in (*allocators, "DataLoader worker (pid"))
+    # The system ends a process that reads images by a signal; one that fails by itself "exited unexpectedly".
+    killed = "DataLoader worker (pid" in message and "killed by signal" in message
+    return killed or any(words in message for words in allocators)
+
+
+@contextlib.contextmanager
+def script_hidden() -> Iterator[None]:
+    """Hide the caller's script from multiprocessing in the block.
+
+    A spawned process first imports the script of its parent. Without `if __name__ == "__main__":` in it, that would
+    start the same work again, and the process would fail.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def peak_memory_mb() -> float:

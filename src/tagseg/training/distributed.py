@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from tagseg.errors import RunError
-from tagseg.system.process import launched
+from tagseg.system.process import launched, script_hidden
 
 T = TypeVar("T")
 
@@ -140,13 +140,13 @@ class Group:
 
     def batches(self, loader: DataLoader[T]) -> Iterator[T]:
         """Yield the batches of a loader that was built for this group, and keep `share` up to date."""
-        if self.world_size == 1:
-            return iter(loader)
-        return self._shared(loader)
+        with script_hidden():  # worker processes start here
+            batches = iter(loader)
+        return batches if self.world_size == 1 else self._shared(loader, batches)
 
-    def _shared(self, loader: DataLoader[T]) -> Iterator[T]:
+    def _shared(self, loader: DataLoader[T], batches: Iterator[T]) -> Iterator[T]:
         assert isinstance(loader.batch_sampler, Shares)
-        for share, batch in zip(loader.batch_sampler.shares, loader, strict=True):
+        for share, batch in zip(loader.batch_sampler.shares, batches, strict=True):
             self.share = share
             yield batch
 
