@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tagseg.data.records import Dataset
     from tagseg.networks.segmenters import Segmenter
+    from tagseg.run.folder import Run
     from tagseg.settings.settings import Settings
 
 # Hugging Face's client reads this when it is imported, child processes inherit it: no test reaches for the network.
@@ -266,3 +267,44 @@ def pixelwise() -> "Segmenter":
 def nearsighted() -> "Segmenter":
     """Return a network that sees two pixels far, so that it is wrong beside an edge."""
     return _local_network(2)
+
+
+@pytest.fixture
+def masked_run(tmp_path: Path) -> "Run":
+    """Return a run with masks and predictions.
+
+    Its images are in folders; two differ only in their suffix, one is rotated. Every mask of a training image has one
+    unsure pixel.
+    """
+    from PIL import Image
+
+    from tagseg.masks.mask_files import mask_file, write_mask
+    from tagseg.run.folder import Run
+    from tagseg.settings.settings import Settings
+
+    data = tmp_path / "data"
+    names = {"cat": ["1.png", "2.jpg", "2.png"], "dog": ["1.png", "ä b.png", "turned.jpg"]}
+    rows = []
+    for number, (tag, name) in enumerate((tag, name) for tag, found in names.items() for name in found):
+        path = data / "images" / tag / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if name == "turned.jpg" else 1
+        Image.new("RGB", (8, 6), (number * 40, 0, 0)).save(path, exif=exif)
+        rows.append({"image": f"{tag}/{name}", "tags": [tag], "split": "train"})
+    Image.new("RGB", (5, 4)).save(data / "images" / "new.png")
+    rows.append({"image": "new.png", "tags": ["cat"], "split": "val"})
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = Run(tmp_path / "run")
+    run.root.mkdir()
+    run.settings_file.write_text(Settings.from_dict({"data": {"min_images": 1}}).to_toml())
+    stages = {name: {"seconds": 1.0, "peak_mb": 1, "files": {}} for name in ("train", "masks", "segment", "evaluate")}
+    run.manifest_file.write_text(json.dumps({"tagseg": "0", "data": str(data), "stages": stages}))
+    for number, name in enumerate(("cat/1", "cat/2.jpg", "cat/2.png", "dog/1", "dog/ä b", "dog/turned")):
+        mask = np.zeros((8, 6) if name == "dog/turned" else (6, 8), np.uint8)
+        mask[1:3, 1 : 2 + number % 3] = 1 if name.startswith("cat") else 2
+        write_mask(mask_file(run.decided_masks, name), mask)
+        mask[5, 5] = 255
+        write_mask(mask_file(run.masks, name), mask)
+    write_mask(mask_file(run.predictions, "new"), np.full((4, 5), 2, np.uint8))
+    return run

@@ -29,8 +29,8 @@ from tagseg.data.read import read_dataset
 from tagseg.errors import RunError
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
-from tagseg.export.colours import coloured_mask, read_label_map
-from tagseg.export.importing import import_masks
+from tagseg.importing.import_masks import import_masks
+from tagseg.importing.meaning import read_label_map, read_mask_by
 from tagseg.masks.foreign_maps import read_foreign_maps
 from tagseg.masks.map_files import read_maps, write_maps
 from tagseg.networks.backbones import weight_options
@@ -248,14 +248,14 @@ def _pictures(root: Path) -> dict[str, Target]:
     (root / "map").mkdir()
     labels, colours = root / "map/labelmap.txt", root / "map/colours.png"
     labels.write_bytes(b"background:0,0,0::\ncat:1,1,1::\ndog:2,2,2::\n")
-    read = lambda: coloured_mask(colours, read_label_map(labels, ("cat", "dog")), SIZE)  # noqa: E731
+    read = lambda: read_mask_by(colours, read_label_map(labels, ("cat", "dog")), SIZE)  # noqa: E731
     colours.write_bytes(masks[1])
     found["labelmap.txt"] = Target(
         labels, (labels.read_bytes(),), mutate.any_bytes, read, 4, ("labelmap.txt", "colours"), True
     )
     other = root / "map2/colours.png"
     other.parent.mkdir()
-    again = lambda: coloured_mask(other, read_label_map(labels, ("cat", "dog")), SIZE)  # noqa: E731
+    again = lambda: read_mask_by(other, read_label_map(labels, ("cat", "dog")), SIZE)  # noqa: E731
     found["colour mask PNG"] = Target(other, masks, mutate.png, again, 3)
     return found
 

@@ -22,7 +22,7 @@ from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
-from tagseg.export.colours import coloured_mask, read_label_map
+from tagseg.importing.meaning import read_label_map, read_mask_by
 from tagseg.prediction.lines import read_predictions
 from tagseg.run.folder import Run
 from tagseg.run.history import read_history
@@ -194,7 +194,7 @@ def test_masks(tmp_path: Path) -> None:
     @given(spoiled(encoded("P")) | spoiled(encoded("L")))
     def feed(data: bytes) -> None:
         fed(file, data, lambda: read_mask_file(file, SIZE))
-        fed(file, data, lambda: coloured_mask(file, read_label_map(labels, ("cat",)), SIZE))
+        fed(file, data, lambda: read_mask_by(file, read_label_map(labels, ("cat",)), SIZE))
 
     feed()
 

@@ -61,7 +61,11 @@ def export(
 def import_(
     corrected: Annotated[
         Path,
-        Parameter(name="CORRECTED", help="COCO JSON file, or folder of PNGs (VOC devkit, class ids or colours)."),
+        Parameter(
+            name="CORRECTED",
+            help="What the tool exported: ZIP file, folder or file with COCO, Label Studio, CVAT or LabelMe annotations, "
+            "or with PNGs.",
+        ),
     ],
     /,
     *,
@@ -79,7 +83,7 @@ def import_(
         tagseg import corrected.json --run runs/a --out drawn/ --with-pseudo
         tagseg segment runs/a --labels drawn/ --force
     """
-    from tagseg.export.importing import import_masks
+    from tagseg.importing.import_masks import import_masks
 
     done = import_masks(corrected, run, out, with_pseudo, force, bars)
     own = f" and {done.own} of the run's own" if with_pseudo else ""

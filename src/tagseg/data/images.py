@@ -8,9 +8,10 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Int32, Num, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tagseg.data.records import VOID, CocoMask, Dataset, Sample
@@ -120,19 +121,38 @@ def read_mask_file(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.
         return np.array(image).astype(np.uint8)
 
 
-def read_image_of_size(path: Path, size: tuple[int, int]) -> tuple[Image.Image, str]:
-    """Return an image like `read_image`, and the mode of its file; the image must have `size` (height, width).
+class MaskPixels(NamedTuple):
+    """The pixels of a mask from another tool.
+
+    values: grey values or palette indices; None if its pixels are colours that are not grey. colours: 0xRRGGBB, black
+    where it is transparent; None if it is grey. palette: whether the values are indices.
+    """
+
+    values: UInt8[np.ndarray, "h w"] | None
+    colours: Int32[np.ndarray, "h w"] | None
+    palette: bool
+
+
+def read_mask_pixels(path: Path, size: tuple[int, int] | None = None) -> MaskPixels:
+    """Return the pixels of a mask PNG of any 8-bit mode; in black and white, white is 255.
 
     Raises:
-        DataError: as for `read_image`, and for another size (before decoding).
+        DataError: when the file is missing, not a PNG, damaged, 16-bit, or not of `size` (height, width).
     """
-    with _damage_named(path), _open(path, float("inf")) as image:
-        found, mode = (image.height, image.width), image.mode
-    if found not in (size, size[::-1]):  # EXIF may swap the sides
-        _require_size(path, found, size)
-    upright = read_image(path, float("inf"))
-    _require_size(path, (upright.height, upright.width), size)
-    return upright, mode
+    most = _MAX_MEGAPIXELS if size is None else float("inf")
+    with _damage_named(path, "mask"), _open(path, most, formats=("PNG",)) as image:
+        if image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "RGBA"):
+            raise DataError(f"{path}: a mask of mode {image.mode}, expected a PNG of 8 bits: colour, palette or grey")
+        if size is not None:
+            _require_size(path, (image.height, image.width), size)
+        if image.mode in ("1", "L"):
+            return MaskPixels(np.array(image.convert("L")), None, False)
+        indices = np.array(image).astype(np.uint8) if image.mode == "P" else None
+        layer = image.convert("RGBA")
+        rgb = np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer))[..., :3]
+    colours = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    grey = indices is None and bool((rgb == rgb[..., :1]).all())
+    return MaskPixels(rgb[..., 0] if grey else indices, colours, indices is not None)
 
 
 def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = _MAX_MEGAPIXELS) -> Image.Image:
@@ -161,7 +181,7 @@ def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = N
         return draw(sample.mask, sample.image)
     values = read_mask_file(sample.mask, size)
     ids = dataset.mask_ids if dataset.mask_ids is not None else {i: i for i in range(1, len(dataset.classes) + 1)}
-    known = {**ids, 0: 0, VOID: VOID}
+    known = {0: 0, VOID: VOID, **ids}
     unknown = [int(value) for value in np.unique(values) if int(value) not in known]
     if unknown:
         raise DataError(

@@ -16,6 +16,9 @@ from tagseg.system.files import atomic_path
 from tagseg.system.progress import Track
 from tagseg.system.records import json_text
 
+DESCRIPTION = "masks by tagseg"
+"""Description in the files that this module writes: only in these are crowds void pixels when they are imported."""
+
 
 def write_coco(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
     """Write `annotations/instances_SUBSET.json`, with class ids as category ids.
@@ -42,7 +45,7 @@ def write_coco_file(path: Path, masks: MaskSet, settings: ExportSettings, track:
     )
     categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(masks.classes, 1)]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write('{"info": {"description": "masks by tagseg"}, "licenses": [],\n"categories": ')
+        file.write(f'{{"info": {{"description": "{DESCRIPTION}"}}, "licenses": [],\n"categories": ')
         file.write(json_text(categories) + ',\n"images": ')
         write_json_list(file, images)
         file.write(',\n"annotations": ')

@@ -98,9 +98,9 @@ def class_values(file: Path, dataset: Dataset) -> dict[int, int] | None:
         return None if dataset.mask_ids is None else dict(dataset.mask_ids)
     names = read_classes(file)
     ids = {name: i for i, name in enumerate(dataset.classes, 1)}
-    meant = {value: name for value, name in names.items() if value not in (0, VOID)}
-    strange = sorted(set(meant.values()) - ids.keys())
-    if strange or not all(0 < value < VOID for value in meant):
-        got = ", ".join(strange)[:300] or "with ids out of 1..254"
-        raise DataError(f"{file}: classes {got}; the data set has {', '.join(ids)}")
+    # 0 and 255 may be classes too, as in black and white masks.
+    own = {0: "background", VOID: "void"}
+    meant = {v: name for v, name in names.items() if v not in own or (name != own[v] and name in ids)}
+    if strange := sorted(set(meant.values()) - ids.keys()):
+        raise DataError(f"{file}: classes {', '.join(strange)[:300]}; the data set has {', '.join(ids)}")
     return {value: ids[name] for value, name in meant.items()}

@@ -12,7 +12,7 @@ from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.errors import DataError
 from tagseg.export.formats import export
-from tagseg.export.importing import import_masks
+from tagseg.importing.import_masks import import_masks
 from tagseg.masks.mask_files import mask_file
 from tagseg.run.folder import Run
 from tagseg.segment.labels import foreign_labels
@@ -134,7 +134,7 @@ def test_wrong_instances_are_named(content: Any, message: str, run: Run, tmp_pat
 
 
 def test_wrong_folders_are_named(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such file or folder, expected a COCO JSON or a folder of PNGs"):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder, expected a COCO JSON"):
         import_masks(tmp_path / "nowhere", run.root, tmp_path / "back")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no mask belongs to a training image \(it is empty\)"):
