@@ -63,8 +63,8 @@ def import_(
         Path,
         Parameter(
             name="CORRECTED",
-            help="What the tool exported: ZIP file, folder or file with COCO, Label Studio, CVAT or LabelMe annotations, "
-            "or with PNGs.",
+            help="What the tool exported: a ZIP file, folder or file with COCO, Label Studio, CVAT or LabelMe "
+            "annotations, or PNGs.",
         ),
     ],
     /,

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _LABELS = ("brushlabels", "polygonlabels", "labels")
 _SHAPES_WITHOUT_MASK = ("rectanglelabels", "ellipselabels", "keypointlabels", "vectorlabels")
-Region = Mapping[str, Any]
+Shape = Mapping[str, Any]
 
 
 def is_tasks(content: object) -> bool:
@@ -88,7 +88,7 @@ def _chosen(annotations: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return max(annotations, key=order)
 
 
-def _regions(annotation: dict[str, Any], place: str) -> list[Region]:
+def _regions(annotation: dict[str, Any], place: str) -> list[Shape]:
     """Return the drawn regions of an annotation: results that share an id are parts of one region."""
     merged: dict[Any, dict[str, Any]] = {}
     if "result" in annotation:
@@ -122,7 +122,7 @@ def _image_names(task: dict[str, Any], place: str) -> tuple[str, ...]:
     return found
 
 
-def _drawer(place: str, regions: list[Region], ids: Mapping[str, int]) -> Any:
+def _drawer(place: str, regions: list[Shape], ids: Mapping[str, int]) -> Any:
     def draw(sample: Sample, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         mask = np.zeros(size, np.uint8)
         for region in regions:
@@ -139,7 +139,7 @@ def _drawer(place: str, regions: list[Region], ids: Mapping[str, int]) -> Any:
     return draw
 
 
-def _class_id(region: Region, ids: Mapping[str, int], place: str) -> int:
+def _class_id(region: Shape, ids: Mapping[str, int], place: str) -> int:
     labels: object = next((region[key] for key in _LABELS if region.get(key)), [])
     if not isinstance(labels, list) or len(labels) != 1 or labels[0] not in ids:
         got = f"the labels {shown(labels)}" if labels else "no label"
@@ -147,7 +147,7 @@ def _class_id(region: Region, ids: Mapping[str, int], place: str) -> int:
     return ids[labels[0]]
 
 
-def _pixels(region: Region, size: tuple[int, int]) -> Any:
+def _pixels(region: Shape, size: tuple[int, int]) -> Any:
     if "rle" in region:
         return decode_brush(region["rle"], size)
     points = np.array(region["points"], np.float64).reshape(-1, 2)

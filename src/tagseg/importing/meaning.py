@@ -31,7 +31,7 @@ CLASSES_JSON, LABEL_MAP, CLASS_NAMES = "classes.json", "labelmap.txt", "class_na
 _WHITE = 0xFFFFFF
 
 _MANY = 5
-"""More unknown colours than this are no labels, but shades."""
+"""More unknown colours than this are shades of edges rather than labels."""
 
 
 @dataclass(frozen=True)
