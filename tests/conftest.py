@@ -1,19 +1,24 @@
 """What all tests share: checked shapes, fixed seeds, no network, and the optional real data."""
 
+import dataclasses
+import functools
+import inspect
 import json
 import multiprocessing
 import os
 import random
 import socket
 import time
+import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from beartype import BeartypeConf, beartype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +36,51 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Tensors in tests are tiny: more threads only get in one another's way.
 torch.set_num_threads(1)
 
+
+def _has_shapes(hint: object) -> bool:
+    """Tell whether a type hint holds a shape, at any depth."""
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(_has_shapes, hint if isinstance(hint, list) else get_args(hint)))
+
+
+def _resolved(hint: object, names: dict[str, Any]) -> Any:
+    """Return a type hint without names in quotes; Any where a name is known to type checkers alone."""
+    try:
+        return get_type_hints(types.SimpleNamespace(__annotations__={"hint": hint}), names, include_extras=True)["hint"]
+    except Exception:
+        return Any
+
+
+_check_shapes = jaxtyping.jaxtyped
+_check_types = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+
+
+def _checked(checked: Any = None, *, typechecker: Any) -> Any:
+    """Check the calls of a function, or of a dataclass, as `jaxtyping.jaxtyped` does.
+
+    That one binds arguments and notes sizes at every call, which takes longer than most functions take; those without
+    shapes need the type checker alone.
+    """
+    if checked is None:
+        return functools.partial(_checked, typechecker=typechecker)
+    if inspect.isclass(checked):
+        if dataclasses.is_dataclass(checked) and "__init__" in vars(checked):
+            checked.__init__ = _checked(checked.__init__, typechecker=typechecker)  # type: ignore[misc]
+        return checked
+    written = checked.__annotations__
+    hints = {name: _resolved(hint, checked.__globals__) for name, hint in written.items()}
+    if any(map(_has_shapes, hints.values())):
+        return _check_shapes(checked, typechecker=typechecker)
+    checked.__annotations__ = hints
+    checking = _check_types(checked)
+    checking.__annotations__ = checked.__annotations__ = written
+    return checking
+
+
 # From here on the types and shapes in tagseg's signatures are checked at every call.
-install_import_hook("tagseg", "beartype.beartype")
+jaxtyping.jaxtyped = _checked
+jaxtyping.install_import_hook("tagseg", "beartype.beartype")
 
 hypothesis.settings.register_profile("tagseg", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tagseg")
