@@ -6,6 +6,8 @@ PYTEST_PROCESSES ?= --numprocesses logical --maxprocesses 8 --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where this is set, every process that the tests start compiles PyTorch's modules, which takes longer than the test.
+export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo docs test clean
