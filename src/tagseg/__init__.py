@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "Decided",
     "Evaluation",
+    "FeatureSettings",
     "Fitted",
     "Inspection",
     "Iou",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from tagseg.segment.predictor import Predictor, load
     from tagseg.settings.crf import CrfSettings
     from tagseg.settings.data import DataSettings
+    from tagseg.settings.features import FeatureSettings
     from tagseg.settings.localise import LocaliseSettings
     from tagseg.settings.masks import MaskSettings
     from tagseg.settings.predict import PredictOptions
@@ -109,6 +111,7 @@ _HOMES = {
     "segment.predictor": ("Predictor", "load"),
     "settings.crf": ("CrfSettings",),
     "settings.data": ("DataSettings",),
+    "settings.features": ("FeatureSettings",),
     "settings.localise": ("LocaliseSettings",),
     "settings.masks": ("MaskSettings",),
     "settings.predict": ("PredictOptions",),

@@ -80,6 +80,13 @@ def file_size(path: Path) -> int:
     return path.stat().st_size if place is None else place[2]
 
 
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Return the size in bytes of a file or a member of a tar, and when the file or the tar was last changed, in ns."""
+    place = _place(path)
+    status = (path if place is None else place[0]).stat()
+    return status.st_size if place is None else place[2], status.st_mtime_ns
+
+
 def refuse_compressed(path: Path) -> None:
     """Check that a path does not have the name of a compressed tar.
 

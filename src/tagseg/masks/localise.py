@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tagseg.data.images import read_image, reduced_size, reduction
+from tagseg.data.images import read_image, reduced_size
 from tagseg.data.records import Dataset, Sample
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.networks.backbones import Backbone
@@ -126,11 +126,9 @@ def complete(
 
 def views(backbone: Backbone, image: Image.Image, settings: LocaliseSettings) -> Views:
     """Return an image reduced to `max_side` and resized to every scale, at sizes that fit the backbone's cells."""
-    reduce = reduction(image.size, settings.max_side)
-    size = reduced_size((image.height, image.width), settings.max_side)
-    fitting = [
-        backbone.fitting_size(image.height * reduce * scale, image.width * reduce * scale) for scale in settings.scales
-    ]
+    size = image.height, image.width
+    fitting = backbone.view_sizes(size, settings.max_side, settings.scales)
+    size = reduced_size(size, settings.max_side)
     return Views(tuple(image.resize((w, h), Image.Resampling.BILINEAR) for h, w in fitting), size)
 
 

@@ -1,7 +1,10 @@
 """Backbones: any timm model with feature maps, vision transformers too, the paper's dilated VGG16, and ResNet-38."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tagseg.data.images import reduction
 from tagseg.networks.resnet38 import RESNET38, ResNet38
 from tagseg.system.untrusted import is_file
 
@@ -22,6 +26,9 @@ RANDOM = "random"
 TIMM = "timm"
 LAST = "last"
 AUTO = "auto"
+
+FINEST_STRIDE = 8
+"""Image pixels per cell of the finest maps that `finer_layers` returns."""
 
 
 class Backbone(nn.Module):
@@ -43,10 +50,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.model = model
-        self._earlier: Tensor | None = None
+        self._kept: dict[str, Tensor] = {}
+        self._earlier = LAST
         self.cornered = False  # until probed
         if layer != LAST:
-            _find_layer(name, model, layer).register_forward_hook(self._keep)
+            self._earlier = earlier_layer(model) if layer == AUTO else layer
+            find_layer(name, model, self._earlier, "rca.layer").register_forward_hook(
+                partial(self._keep, self._earlier)
+            )
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -93,17 +104,48 @@ class Backbone(nn.Module):
         self, images: Float[Tensor, "b 3 H W"]
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b m h w"]]:
         """Return the feature map and the earlier layer's output in the same cells (the same map for `last`)."""
-        self._earlier = None
-        features = self._as_map(self.model.forward_features((images - self.mean) / self.std), images)  # type: ignore[operator]
-        if self._earlier is None:
-            return features, features
-        earlier, self._earlier = self._as_map(self._earlier, images), None
+        features, earlier = self._maps(images, (LAST, self._earlier))
         if earlier.shape[2:] != features.shape[2:]:
             earlier = F.interpolate(earlier, features.shape[2:], mode="bilinear", align_corners=self.cornered)
         return features, earlier
 
-    def _keep(self, module: nn.Module, given: Any, output: Tensor) -> None:
-        self._earlier = output
+    def layer_maps(self, images: Float[Tensor, "b 3 H W"], layers: Sequence[str]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Return the outputs of several layers, each in its own cells.
+
+        Args:
+            images: RGB in 0..1.
+            layers: `last` for the feature map, or names of the model's modules.
+
+        Raises:
+            ValueError: when the model has no such module, or its output is not a map.
+        """
+        with contextlib.ExitStack() as hooks:
+            for name in {*layers} - {LAST}:
+                module = find_layer(self.name, self.model, name, "features.layers")
+                hooks.enter_context(module.register_forward_hook(partial(self._keep, name)))
+            return self._maps(images, layers)
+
+    def view_sizes(self, size: tuple[int, int], max_side: int, scales: Sequence[float]) -> list[tuple[int, int]]:
+        """Return the sizes, as (height, width), at which an image of `size` is given to the network: reduced to a long
+        side of `max_side` pixels and multiplied by each scale."""
+        reduce = reduction(size, max_side)
+        return [self.fitting_size(size[0] * reduce * scale, size[1] * reduce * scale) for scale in scales]
+
+    def _maps(self, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        self._kept = {}
+        self._kept[LAST] = self.model.forward_features((images - self.mean) / self.std)  # type: ignore[operator]
+        kept, self._kept = self._kept, {}
+        for name in layers:
+            if name not in kept or not isinstance(kept[name], Tensor) or kept[name].dim() not in (3, 4):
+                raise ValueError(
+                    f"backbone {self.name}: layer {name!r} gives no map; name a block of the backbone in "
+                    "--features.layers and --rca.layer"
+                )
+        maps = {name: self._as_map(kept[name], images) for name in dict.fromkeys(layers)}
+        return [maps[name] for name in layers]
+
+    def _keep(self, name: str, module: nn.Module, given: Any, output: Tensor) -> None:
+        self._kept[name] = output
 
     def _as_map(self, features: Tensor, images: Tensor) -> Tensor:
         if features.dim() == 3:  # tokens of a vision transformer, prefix tokens first
@@ -171,12 +213,27 @@ def earlier_layer(model: nn.Module) -> str:
     return f"{parent}.{siblings[siblings.index(own) - 1]}".lstrip(".")
 
 
-def _find_layer(name: str, model: nn.Module, layer: str) -> nn.Module:
+def finer_layers(model: nn.Module, stride: int) -> list[str]:
+    """Return the names of the last layers of a timm model with 8 or more and fewer than `stride` image pixels per cell,
+    one per resolution, from coarse to fine."""
+    info: list[dict[str, Any]] = model.feature_info  # type: ignore[assignment]
+    last = {stage["reduction"]: stage["module"] for stage in info if FINEST_STRIDE <= stage["reduction"] < stride}
+    return [last[reached] for reached in sorted(last, reverse=True)]
+
+
+def find_layer(name: str, model: nn.Module, layer: str, setting: str) -> nn.Module:
+    """Return the module called `layer` of the model of backbone `name`.
+
+    Raises:
+        ValueError: naming `setting`, when the model has no such module.
+    """
     try:
-        return model.get_submodule(earlier_layer(model) if layer == AUTO else layer)
+        if layer:
+            return model.get_submodule(layer)
+        raise AttributeError("an empty name is that of the whole model")
     except AttributeError as error:
         known = ", ".join(module for module, _ in model.named_modules() if module and module.count(".") < 2)
-        raise ValueError(f"backbone {name}: has no layer {layer!r} (--rca.layer); known: {known[:600]}") from error
+        raise ValueError(f"backbone {name}: has no layer {layer!r} (--{setting}); known: {known[:600]}") from error
 
 
 def weight_options(name: str, weights: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _REPEAT = {
     "quality": "delete it, then tagseg worst {run}",
     "ablation": "tagseg ablate DATA --out DIR, as before",
     "bench": "delete it, then tagseg bench, as before",
+    "features": "run the command that computed them as before; what is missing or damaged is computed again",
 }
 """How to repeat the commands other than the stages."""
 

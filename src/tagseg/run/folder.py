@@ -55,6 +55,11 @@ class Run:
         return self.root / "segmenter"
 
     @property
+    def features(self) -> Path:
+        """Folder of the cached features of the images: see features/cache.py."""
+        return self.root / "features"
+
+    @property
     def maps(self) -> Path:
         return self.root / "maps"
 
@@ -186,9 +191,12 @@ class Run:
         first = needed_stages(self.settings())[0]
         return (self.data_file.name, *OUTPUTS[stage]) if stage == first != "train" else OUTPUTS[stage]
 
-    def note(self, name: Other) -> None:
-        """Record the checksums of the files that a command other than the stages wrote (see OTHERS)."""
-        self.store(self.manifest().with_other(name, OtherNote(self._checksums(OTHERS[name]))))
+    def note(self, name: Other, known: Mapping[Path, str] = MappingProxyType({})) -> None:
+        """Record the checksums of the files that a command other than the stages wrote (see OTHERS).
+
+        `known` are checksums that need not be computed again.
+        """
+        self.store(self.manifest().with_other(name, OtherNote(self._checksums(OTHERS[name], known))))
 
     def forget(self, *names: Other) -> None:
         """Delete the files of commands other than the stages, and their entries in the manifest."""
@@ -267,9 +275,9 @@ class Run:
         if first == "train":
             self.forget("calibration", "atlas")
 
-    def _checksums(self, outputs: tuple[str, ...]) -> dict[str, str]:
+    def _checksums(self, outputs: tuple[str, ...], known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
         paths = [path for output in outputs for path in files_in(self.root / output)]
-        return {path.relative_to(self.root).as_posix(): checksum(path) for path in paths}
+        return {path.relative_to(self.root).as_posix(): known.get(path) or checksum(path) for path in paths}
 
     def _delete(self, outputs: tuple[str, ...]) -> None:
         for path in (self.root / output for output in outputs):

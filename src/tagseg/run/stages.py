@@ -20,7 +20,7 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
 }
 """The files and folders that each stage writes in the run folder."""
 
-Other = Literal["calibration", "atlas", "full_supervision", "quality", "ablation", "bench"]
+Other = Literal["calibration", "atlas", "full_supervision", "quality", "ablation", "bench", "features"]
 OTHERS: dict[Other, tuple[str, ...]] = {
     "calibration": ("calibration.json", "calibration.md"),
     "atlas": ("atlas.html",),
@@ -28,6 +28,7 @@ OTHERS: dict[Other, tuple[str, ...]] = {
     "quality": ("quality.jsonl",),
     "ablation": ("ablation_score.json",),
     "bench": ("bench",),
+    "features": ("features",),
 }
 """The files and folders that commands other than the stages write in the run folder."""
 

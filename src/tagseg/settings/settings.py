@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter
 from tagseg.settings.bounds import check_fields
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.data import DataSettings
+from tagseg.settings.features import FeatureSettings
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.rca import RcaSettings
@@ -68,6 +69,7 @@ class Settings:
     crf: Annotated[CrfSettings, _panel("Dense CRF", 7)] = field(default_factory=CrfSettings)
     segment: Annotated[SegmentSettings, _panel("Segmentation network", 8)] = field(default_factory=SegmentSettings)
     report: Annotated[ReportSettings, _panel("Report", 9)] = field(default_factory=ReportSettings)
+    features: Annotated[FeatureSettings, _panel("Features", 10)] = field(default_factory=FeatureSettings)
 
     def __post_init__(self) -> None:
         check_fields(self, "setting ")

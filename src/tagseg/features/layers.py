@@ -1,0 +1,51 @@
+"""Which layers of a backbone are cached, and how many cells their maps have."""
+
+import msgspec
+import torch
+
+from tagseg.networks.backbones import AUTO, LAST, Backbone, earlier_layer, finer_layers
+from tagseg.system.records import Positive
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A layer of a backbone: its name (`last` is the final map), channels, and image pixels per cell."""
+
+    name: str
+    channels: Positive
+    stride: Positive
+
+    def cells(self, view: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) in cells of the map of a view of that (height, width) in pixels."""
+        return -(-view[0] // self.stride), -(-view[1] // self.stride)
+
+    def kept(self, channels: int) -> int:
+        """Return how many channels are kept of this layer if `channels` (0: all) are wanted."""
+        return min(self.channels, channels or self.channels)
+
+
+@torch.no_grad()
+def choose_layers(backbone: Backbone, names: tuple[str, ...]) -> tuple[Layer, ...]:
+    """Return the layers that the setting features.layers stands for, each once.
+
+    Raises:
+        ValueError: when the backbone has no such layer, its output is not a map, or the map's cells do not cover the
+            image evenly.
+    """
+    auto = (LAST, earlier_layer(backbone.model), *finer_layers(backbone.model, backbone.stride))
+    wanted = tuple(dict.fromkeys(layer for name in names for layer in (auto if name == AUTO else (name,))))
+    found: list[Layer] = []
+    for view in (backbone.fitting_size(224, 160), backbone.fitting_size(96, 224)):
+        maps = backbone.layer_maps(torch.zeros(1, 3, *view, device=backbone.mean.device), wanted)
+        if not found:
+            extra = int(backbone.cornered)
+            strides = [round((view[0] - extra) / max(map_.shape[2] - extra, 1)) for map_ in maps]
+            channels = [map_.shape[1] for map_ in maps]
+            found = [Layer(*parts) for parts in zip(wanted, channels, strides, strict=True)]
+        for layer, map_ in zip(found, maps, strict=True):
+            if layer.cells(view) != tuple(map_.shape[2:]):
+                raise ValueError(
+                    f"backbone {backbone.name}: the maps of layer {layer.name!r} must have one cell per "
+                    f"{layer.stride} pixels, found {tuple(map_.shape[2:])} cells for {view} pixels; leave the layer "
+                    "out of --features.layers"
+                )
+    return tuple(found)

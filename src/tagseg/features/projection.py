@@ -1,0 +1,94 @@
+"""Principal components of a layer's cells: what the cache keeps instead of all channels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How the cells of a layer are turned into what the cache keeps.
+
+    A cell is divided by its length, `mean` is subtracted, and what is left is multiplied by `components` (None: all
+    channels are kept) and divided by `deviation`, the mean standard deviation of the components. `lost` is the share of
+    the variance that the components do not have.
+    """
+
+    mean: Float[Tensor, "d"]
+    components: Float[Tensor, "d k"] | None
+    deviation: float
+    lost: float
+
+
+class Moments:
+    """Sums over the cells of a layer, from which a projection is computed."""
+
+    def __init__(self, channels: int, whole: bool) -> None:
+        """Start with no cells; `whole`: all channels are kept, so that variances are enough and no covariances."""
+        self.count = 0
+        self.whole = whole
+        self.total = torch.zeros(channels, dtype=torch.float64)
+        self.products = torch.zeros(channels if whole else (channels, channels), dtype=torch.float64)
+
+    def add(self, cells: Float[Tensor, "n d"]) -> None:
+        """Add cells, each divided by its length."""
+        cells = unit(cells.float()).cpu()
+        self.count += len(cells)
+        self.total += cells.sum(0, dtype=torch.float64)
+        self.products += cells.square().sum(0) if self.whole else cells.T @ cells
+
+    def projection(self, channels: int) -> Projection:
+        """Return the projection to the `channels` components with most variance (to all channels if `whole`)."""
+        count = max(self.count, 1)
+        mean = self.total / count
+        if self.whole:
+            variances = (self.products / count - mean.square()).clamp_min(0)
+            return Projection(mean.float(), None, _deviation(variances), 0.0)
+        covariance = self.products / count - torch.outer(mean, mean)
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        # The sign of a component is arbitrary: its largest entry is positive.
+        signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+        total = float(values.sum())
+        lost = min(max(1 - float(values[:channels].sum()) / total, 0.0), 1.0) if total > 0 else 0.0
+        return Projection(
+            mean.float(), (vectors * signs)[:, :channels].float().contiguous(), _deviation(values[:channels]), lost
+        )
+
+
+def project(maps: Float[Tensor, "b d h w"], projection: Projection) -> Float[Tensor, "b k h w"]:
+    """Return what the cache keeps of a layer's maps."""
+    cells = unit(maps.float().permute(0, 2, 3, 1)) - projection.mean
+    if projection.components is not None:
+        cells = cells @ projection.components
+    return (cells / projection.deviation).permute(0, 3, 1, 2)
+
+
+def unit(cells: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """Return cells divided by their length; a cell of zeros stays one."""
+    return F.normalize(cells, dim=-1)
+
+
+def projection_tensors(names: Sequence[str], projections: Sequence[Projection]) -> dict[str, Tensor]:
+    """Return the projections of layers as named tensors."""
+    tensors = {}
+    for name, one in zip(names, projections, strict=True):
+        tensors[f"{name}/mean"] = one.mean.cpu()
+        tensors[f"{name}/scale"] = torch.tensor([one.deviation, one.lost], dtype=torch.float64)
+        if one.components is not None:
+            tensors[f"{name}/components"] = one.components.cpu()
+    return tensors
+
+
+def projection_of(tensors: dict[str, Tensor], name: str) -> Projection:
+    """Return the projection of a layer from named tensors."""
+    deviation, lost = tensors[f"{name}/scale"].tolist()
+    return Projection(tensors[f"{name}/mean"], tensors.get(f"{name}/components"), deviation, lost)
+
+
+def _deviation(variances: Float[Tensor, "k"]) -> float:
+    return max(float(variances.sqrt().mean()), 1e-6)
