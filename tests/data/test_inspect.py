@@ -31,6 +31,7 @@ def test_a_small_data_set_counted_by_hand(tmp_path: Path) -> None:
     assert result.never_apart == (("rider", "horse"),)
     assert result.masks == {"train": 1, "val": 0} and result.saliency == {"train": 0, "val": 1}
     assert (result.smallest, result.largest) == ((8, 16), (8, 20))
+    assert result.sizes == {(8, 16): 1, (8, 17): 2, (8, 18): 1, (8, 20): 1}
     assert [path for path, _ in result.broken] == ["d.png"]
     assert result.duplicates == (("b.png", "f.png"),)
     assert result.notes == ("1 images of the test split are left out",)

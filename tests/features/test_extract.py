@@ -189,8 +189,8 @@ def test_too_little_space_names_size_and_settings(
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
     with pytest.raises(
         RunError,
-        match=r"the features of 7 images need 1 MB, but 67 MB are free .* to .* MB with --features.channels 2, .* MB "
-        r"with --features.scales 1, .* MB with --features.layers last$",
+        match=r"the features of 7 images need \d+ kB, but 67 MB are free .* to \d+ kB with --features.channels 2, "
+        r"\d+ kB with --features.scales 1, \d+ kB with --features.layers last$",
     ):
         cached(tmp_path)
     assert content(tmp_path) == {}

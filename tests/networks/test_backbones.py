@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tagseg.data.images import read_image
-from tagseg.networks.backbones import Backbone, build_backbone, earlier_layer, freeze, freeze_batch_norm
+from tagseg.networks.backbones import Backbone, build_backbone, earlier_layer, finer_layers, freeze, freeze_batch_norm
 from tagseg.training.loading import to_tensor
 
 
@@ -266,6 +266,31 @@ def test_the_earlier_layer_comes_in_the_cells_of_the_last(name: str, layer: str)
     assert earlier.shape[1] != features.shape[1] or not torch.allclose(earlier, features)
     last, same = plain.with_earlier(images)
     assert same is last
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "layers", "cells"),
+    [("test_resnet", ["layer2", "last", "layer3"], [8, 16, 16]), ("test_vit", ["blocks.0", "last"], [16, 16])],
+)
+def test_several_layers_come_in_their_own_cells(name: str, layers: list[str], cells: list[int]) -> None:
+    backbone = build_backbone(name, "random", 16, layers[0])
+    images = torch.rand(2, 3, *backbone.fitting_size(64, 96))
+    maps = backbone.layer_maps(images, layers)
+    extra = int(backbone.cornered)
+    assert [(images.shape[2] - extra) // (map_.shape[2] - extra) for map_ in maps] == cells
+    features, earlier = backbone.with_earlier(images)
+    assert torch.equal(maps[layers.index("last")], features)
+    if earlier.shape == maps[0].shape:
+        assert torch.equal(maps[0], earlier)
+    assert not [module for module in backbone.model.modules() if len(module._forward_hooks) > 1]
+
+
+def test_finer_layers_end_at_8_pixels_per_cell() -> None:
+    for name, expected in {"mobilenetv2_100": ["blocks.2"], "resnet50": ["layer2"], "vit_tiny_patch16_224": []}.items():
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        assert finer_layers(model, 16) == expected
 
 
 def test_an_earlier_layer_that_does_not_exist_is_named() -> None:

@@ -43,7 +43,7 @@ def demo(
     say(f"Report: {fitted.report}")
 
 
-@command(START, 1, sections=("data",))
+@command(START, 1, sections=("data", "features"))
 def inspect(
     data: Annotated[Path, Parameter(name="DATA", help="Folder of tagged images.")],
     /,
@@ -53,9 +53,11 @@ def inspect(
 ) -> None:
     """Show what tagseg reads from a data folder, and what may go wrong.
 
-    Prints the layout, images per class, tags that always appear together, broken files and duplicates. Writes nothing.
+    Prints the layout, images per class, tags that always appear together, broken files, duplicates, and the disk space
+    that cached features take. Writes nothing.
 
         tagseg inspect photos/
+        tagseg inspect photos/ --train.backbone resnet50 --features.channels 64
     """
     import dataclasses
 
@@ -63,11 +65,21 @@ def inspect(
     from tagseg.data.read import read_dataset
 
     lenient = dataclasses.replace(settings.data, min_images=1)
-    show_inspection(inspect(read_dataset(data, lenient, settings.cache), settings.data, bars), settings.data.min_images)
+    found = inspect(read_dataset(data, lenient, settings.cache), settings.data, bars)
+    show_inspection(found, settings.data.min_images, _space(found, settings))
 
 
-def show_inspection(found: "Inspection", min_images: int) -> None:
-    """Print what was found as tables, notes and warnings."""
+def _space(found: "Inspection", settings: Settings) -> str:
+    from tagseg.features.plan import as_bytes, estimate_cache
+
+    estimate = estimate_cache(found.sizes, settings.train, settings.features)
+    seconds = estimate.seconds
+    time = "" if seconds is None else f", about {max(round(seconds / 60), 1)} min on this machine"
+    return f"Features of {estimate.images} images: {as_bytes(estimate.size)} in the run folder{time}"
+
+
+def show_inspection(found: "Inspection", min_images: int, space: str = "") -> None:
+    """Print what was found as tables, notes and warnings; `space` says how much disk space features take."""
     say(f"Layout {found.layout}: " + ", ".join(
         f"{count} {split} images ({found.masks[split]} with masks, {found.saliency[split]} with saliency maps)"
         for split, count in found.images.items() if count
@@ -76,6 +88,8 @@ def show_inspection(found: "Inspection", min_images: int) -> None:
         (h, w), (tall, wide) = found.smallest, found.largest
         say(f"Sizes from {w} x {h} to {wide} x {tall} pixels")
     _show_classes(found)
+    if space:
+        say(space)
     for note in found.notes:
         say(f"Note: {note}")
     warnings = list(_warnings(found, min_images))

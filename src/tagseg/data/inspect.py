@@ -24,7 +24,7 @@ class Inspection:
     (c x c; on the diagonal all images with the class). `never_apart` are pairs (a, b): class a never occurs without
     class b, so tags cannot tell them apart. `duplicates` are groups of files with the same content. `smallest` and
     `largest` are the (height, width) in pixels of the images with the fewest and the most pixels, None without readable
-    images.
+    images. `sizes` counts all readable images by (height, width).
     """
 
     layout: str
@@ -41,6 +41,7 @@ class Inspection:
     broken: tuple[tuple[str, str], ...]
     duplicates: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    sizes: dict[tuple[int, int], int]
 
 
 def inspect(dataset: Dataset, settings: DataSettings, track: Track = silent) -> Inspection:
@@ -70,6 +71,7 @@ def inspect(dataset: Dataset, settings: DataSettings, track: Track = silent) -> 
         broken=checked.broken,
         duplicates=duplicates(dataset.root, (sample.image for sample in dataset.samples)),
         notes=dataset.notes,
+        sizes=dict(Counter(sizes)),
     )
 
 

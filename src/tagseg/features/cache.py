@@ -68,8 +68,8 @@ class FeatureIndex(Record, frozen=True):
     """index.json of a cache of features.
 
     precision: number format in which the backbone computed. lost: per layer, the share of the variance that its
-    principal components do not have. projection: SHA-256 of projection.safetensors. images, shards: how many the
-    complete cache has.
+    principal components do not have, on images from which they were not computed. projection: SHA-256 of
+    projection.safetensors. images, shards: how many the complete cache has.
     """
 
     source: FeatureSource

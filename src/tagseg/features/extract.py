@@ -55,6 +55,9 @@ log = logging.getLogger(__name__)
 FIT_IMAGES, FIT_CELLS = 250, 64
 """Most images on which principal components are computed, and cells of each of their maps."""
 
+HELD_OUT = 5
+"""One in this many of these images tells how much variance the components of the others lose."""
+
 FIT_SEED = 0
 """Seed of the choice of these images and cells. It is not the run's, so that runs with other seeds have the same
 features."""
@@ -217,17 +220,23 @@ def _begin(
     elif batches:
         precision = _choose_precision(work, batches[0][:4], least)
     work = dataclasses.replace(work, precision=precision)
-    moments = [Moments(layer.channels, layer.kept(settings.channels) == layer.channels) for layer in work.source.layers]
+    fitted, held_out = _moments(work), _moments(work)
+    number = 0
     for read in _read_batches(work, batches, track, "features: components", (least,)):
         for maps in _passes(work, [one.pictures[0] for one in read]):
-            for found, map_ in zip(moments, maps, strict=True):
+            left_out = torch.arange(number, number + len(maps[0])) % HELD_OUT == HELD_OUT - 1
+            number += len(maps[0])
+            for row, map_ in enumerate(maps):
                 cells = map_.flatten(2).permute(0, 2, 1)
                 drawn = torch.randint(cells.shape[1], (FIT_CELLS,), generator=generator)
-                found.add(cells[:, drawn.to(cells.device)].flatten(0, 1).contiguous())
-    projections = [
-        found.projection(layer.kept(settings.channels))
-        for found, layer in zip(moments, work.source.layers, strict=True)
-    ]
+                cells = cells[:, drawn.to(cells.device)].float().cpu()
+                fitted[row].add(cells[~left_out].flatten(0, 1))
+                held_out[row].add(cells[left_out].flatten(0, 1))
+    projections = []
+    for layer, some, others in zip(work.source.layers, fitted, held_out, strict=True):
+        kept = layer.kept(settings.channels)
+        lost = others.lost(some.projection(kept))
+        projections.append(some.plus(others).projection(kept, lost))
     for layer, one in zip(work.source.layers, projections, strict=True):
         kept, lost = layer.kept(settings.channels), 100 * one.lost
         log.info("features of layer %s: %d of %d channels, %.1f %% of the variance lost", layer.name, kept,
@@ -236,6 +245,11 @@ def _begin(
     write_atomically(folder / PROJECTION, content)
     shares = tuple(one.lost for one in projections)
     return FeatureIndex(work.source, precision, shares, hashlib.sha256(content).hexdigest(), 0, 0)
+
+
+def _moments(work: _Work) -> list[Moments]:
+    channels = work.source.channels
+    return [Moments(layer.channels, layer.kept(channels) == layer.channels) for layer in work.source.layers]
 
 
 def _choose_precision(work: _Work, images: Sequence[CachedImage], scale: int) -> NumberFormat:

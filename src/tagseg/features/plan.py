@@ -144,5 +144,8 @@ def _smaller(images: Sequence[CachedImage], source: FeatureSource) -> Iterator[s
 
 
 def as_bytes(size: int) -> str:
-    """Return a number of bytes in words: 6.2 GB, 340 MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(round(size / 1e6), 1)} MB"
+    """Return a number of bytes in words: 6.2 GB, 340 MB, 20 kB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:.0f} {name}"
+    return f"{size / 1e3:.0f} kB"

@@ -15,7 +15,7 @@ class Projection:
 
     A cell is divided by its length, `mean` is subtracted, and what is left is multiplied by `components` (None: all
     channels are kept) and divided by `deviation`, the mean standard deviation of the components. `lost` is the share of
-    the variance that the components do not have.
+    the variance that the components do not have, measured on images from which they were not computed.
     """
 
     mean: Float[Tensor, "d"]
@@ -41,23 +41,36 @@ class Moments:
         self.total += cells.sum(0, dtype=torch.float64)
         self.products += cells.square().sum(0) if self.whole else cells.T @ cells
 
-    def projection(self, channels: int) -> Projection:
+    def plus(self, other: "Moments") -> "Moments":
+        """Return the moments of the cells of both."""
+        both = Moments(len(self.total), self.whole)
+        both.count = self.count + other.count
+        both.total, both.products = self.total + other.total, self.products + other.products
+        return both
+
+    def projection(self, channels: int, lost: float = 0.0) -> Projection:
         """Return the projection to the `channels` components with most variance (to all channels if `whole`)."""
         count = max(self.count, 1)
         mean = self.total / count
         if self.whole:
             variances = (self.products / count - mean.square()).clamp_min(0)
             return Projection(mean.float(), None, _deviation(variances), 0.0)
-        covariance = self.products / count - torch.outer(mean, mean)
-        values, vectors = torch.linalg.eigh(covariance)
-        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        values, vectors = torch.linalg.eigh(self.products / count - torch.outer(mean, mean))
+        values, vectors = values.flip(0)[:channels].clamp_min(0), vectors.flip(1)[:, :channels]
         # The sign of a component is arbitrary: its largest entry is positive.
         signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-        total = float(values.sum())
-        lost = min(max(1 - float(values[:channels].sum()) / total, 0.0), 1.0) if total > 0 else 0.0
-        return Projection(
-            mean.float(), (vectors * signs)[:, :channels].float().contiguous(), _deviation(values[:channels]), lost
-        )
+        return Projection(mean.float(), (vectors * signs).float().contiguous(), _deviation(values), lost)
+
+    def lost(self, projection: Projection) -> float:
+        """Return the share of the variance of these cells that a projection, computed on others, loses."""
+        if projection.components is None or not self.count:
+            return 0.0
+        mean, components = projection.mean.double(), projection.components.double()
+        cross = torch.outer(self.total / self.count, mean)
+        squares = self.products / self.count - cross - cross.T + torch.outer(mean, mean)
+        everything = float(squares.trace())
+        kept = float((components * (squares @ components)).sum())
+        return min(max(1 - kept / everything, 0.0), 1.0) if everything > 0 else 0.0
 
 
 def project(maps: Float[Tensor, "b d h w"], projection: Projection) -> Float[Tensor, "b k h w"]:
