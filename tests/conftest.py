@@ -221,6 +221,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., list[An
     returns what each of them returned (plain values), "Name: message" of what it raised, None where it was killed."""
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here: every process would take seconds to start")
+    import accelerate  # noqa: F401  once, instead of once per process
 
     def call(count: int, work: "Callable[..., Any]", *arguments: Any, seconds: float = 300) -> list[Any]:
         with socket.socket() as free:

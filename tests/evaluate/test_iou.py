@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from tagseg.data.records import VOID
 from tagseg.evaluate.iou import confusion, iou
@@ -27,6 +26,9 @@ def cases(draw: st.DrawFn) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
 
 @given(cases())
 def test_equal_to_torchmetrics(case: tuple[int, list[tuple[np.ndarray, np.ndarray]]]) -> None:
+    # Takes seconds to import, in each process that reads this file.
+    from torchmetrics.classification import MulticlassJaccardIndex
+
     ids, pairs = case
     each = MulticlassJaccardIndex(ids, average=None, ignore_index=VOID)
     mean = MulticlassJaccardIndex(ids, average="macro", ignore_index=VOID)

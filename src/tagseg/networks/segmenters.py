@@ -1,5 +1,6 @@
 """Segmentation networks on timm's encoders: DeepLab-v2, DeepLabV3+ and UPerNet, behind one interface."""
 
+import functools
 from typing import Any, Literal, get_args
 
 import segmentation_models_pytorch as smp
@@ -103,6 +104,7 @@ def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> Networ
     return "deeplabv2" if encoder == RESNET38 or plain_transformer(encoder) else "deeplabv3plus"
 
 
+@functools.cache
 def plain_transformer(encoder: str) -> bool:
     """Tell whether a timm model has features at a single stride and supports no other (ViT, DINOv2, DINOv3, CLIP)."""
     if encoder == RESNET38:
@@ -140,8 +142,11 @@ def _pyramid_network(network: NetworkName, encoder: str, ids: int, stride: int, 
             net = smp.DeepLabV3Plus(
                 f"tu-{encoder}", encoder_weights=pretrained, encoder_output_stride=stride, classes=ids, **options
             )
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, 64, 96))  # encoders with a fixed image size fail here
+        image = torch.zeros(1, 3, 64, 96)
+        # On the meta device operators are interpreted: most of the time that reading a network would take.
+        if not image.is_meta:
+            with torch.no_grad():
+                net.eval()(image)  # encoders with a fixed image size fail here
         return net
     except (RuntimeError, OSError) as error:
         if weights != TIMM:
