@@ -14,11 +14,13 @@ from tagseg.data.records import Sample
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import evaluate
 from tagseg.evaluate.scores import Evaluation, read_evaluation
+from tagseg.features.extract import make_features
 from tagseg.masks.foreign_maps import import_maps
 from tagseg.masks.localise import localise
 from tagseg.masks.make import has_masks, make_masks, open_workers
 from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.workers import MaskWorkers
+from tagseg.rca.train import train_frozen
 from tagseg.report.page import report
 from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
@@ -242,7 +244,13 @@ def _train(work: _Work, todo: Collection[Stage]) -> None:
     with _recorded(run, "train"):
         dataset = work.prepared.dataset
         # It is trained already if the process was killed before the stage was recorded.
-        if not is_trained(run.network):
+        if is_trained(run.network):
+            return
+        if run.settings().train.method == "frozen":
+            train_frozen(
+                dataset, make_features(work.prepared, run, work.track), run.settings(), run.network, work.track
+            )
+        else:
             work.trainer.train_classifier(dataset, work.track)
 
 
@@ -281,7 +289,8 @@ def _find_maps(prepared: Prepared, run: Run, track: Track, workers: MaskWorkers 
         done = import_maps(prepared.dataset, run, track, give)
         source = {"maps_from": settings.localise.maps_from, "maps_hold": settings.localise.maps_hold}
     else:
-        done = localise(prepared.dataset, run, track, then=give)
+        cache = make_features(prepared, run, track) if settings.train.method == "frozen" else None
+        done = localise(prepared.dataset, run, track, then=give, cache=cache)
     return {"images": done.images, "images_per_s": done.images_per_s} | source
 
 

@@ -19,7 +19,8 @@ def test_components_of_cells_worked_by_another_way() -> None:
     variances = values**2 / len(cells)
     assert np.isclose(moments.lost(found), 1 - float(variances[:2].sum() / variances.sum()), atol=1e-6)
     expected = (centred @ vectors[:2].T / variances[:2].sqrt().mean()).float()
-    stored = project(maps, found).permute(0, 2, 3, 1).flatten(0, 2)
+    stored, length = project(maps, found).permute(0, 2, 3, 1).flatten(0, 2).split([2, 1], dim=1)
+    torch.testing.assert_close(length, cells.norm(dim=1, keepdim=True) / cells.norm(dim=1).mean())
     torch.testing.assert_close(stored.abs(), expected.abs(), atol=1e-4, rtol=1e-4)
     assert np.isclose(float(stored.std(0, correction=0).mean()), 1, atol=1e-3)
 

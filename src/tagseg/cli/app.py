@@ -35,13 +35,16 @@ Every command explains itself: tagseg fit --help.
 
 
 def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill settings that have no flag from --settings FILE, then --preset, then the run folder, and check them."""
+    """Fill settings that have no flag from --settings FILE, then --preset, then --quality, then the run folder, and
+    check them."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
     places = []
     if "--settings" in given:
         places.append((given["--settings"], read_toml(given["--settings"])))
     if "--preset" in given:
         places.append((f"preset {given['--preset']}", preset_values(given["--preset"])))
+    if "--quality" in given:
+        places.append((f"quality {given['--quality']}", preset_values(given["--quality"])))
     if commands == ("bench",) and "PROTOCOL" in given:
         places.append(("the paper's settings", _paper_values(given)))
     run = given.get("RUN") or given.get("--out")

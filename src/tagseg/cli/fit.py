@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from tagseg.cli.app import START, Force, Options, Processes, SettingsFile, command, say
 from tagseg.run.stages import STAGES, Stage
-from tagseg.settings.presets import Preset
+from tagseg.settings.presets import Preset, Quality
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import bars
 
@@ -25,6 +25,15 @@ def fit(
     preset: Annotated[
         Preset | None,
         Parameter(help="The paper's settings, or a vision transformer's. A TOML file and flags override them."),
+    ] = None,
+    quality: Annotated[
+        Quality | None,
+        Parameter(
+            help="How much time masks and network may take (docs/quality.md has times and figures). fast: masks from "
+            "frozen features in minutes, and a segmentation network of which only the decoder learns; balanced: the "
+            "same masks, and the whole segmentation network learns; best: the classification network learns, too, and "
+            "the segmentation network in two rounds. A preset, a TOML file and flags override it."
+        ),
     ] = None,
     settings_file: SettingsFile = None,
     force: Force = False,

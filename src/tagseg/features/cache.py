@@ -55,7 +55,9 @@ class FeatureSource(msgspec.Struct, frozen=True):
     def image_bytes(self, views: Sequence[tuple[int, int]]) -> int:
         """Return the bytes that an image takes, whose (height, width) in pixels at each scale are `views`."""
         maps = sum(
-            layer.kept(self.channels) * h * w for layer in self.layers for h, w in (layer.cells(view) for view in views)
+            layer.planes(self.channels) * h * w
+            for layer in self.layers
+            for h, w in (layer.cells(view) for view in views)
         )
         return -(-(self.pooled_bytes() + 2 * maps) // _ALIGNED) * _ALIGNED
 
@@ -150,13 +152,13 @@ class FeatureCache:
         return self._place(sample_id).image.views
 
     def maps(self, sample_id: str) -> list[Float16[np.ndarray, "_ _ _"]]:
-        """Return an image's maps (channels, height, width): for each layer, one per scale."""
+        """Return an image's maps (channels, height, width): for each layer, one per scale (see `project`)."""
         place, source = self._place(sample_id), self.index.source
         flat = self._map(place, "<f2", source.pooled_bytes(), source.image_bytes(place.image.views))
         found, start = [], 0
         for layer in source.layers:
             for view in place.image.views:
-                shape = layer.kept(source.channels), *layer.cells(view)
+                shape = layer.planes(source.channels), *layer.cells(view)
                 found.append(flat[start : start + int(np.prod(shape))].reshape(shape))
                 start += int(np.prod(shape))
         return found

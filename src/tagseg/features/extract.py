@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -403,7 +403,7 @@ def _read(work: _Work, scales: tuple[int, ...], image: CachedImage) -> _Read:
 
 def _on(projection: Projection, device: torch.device) -> Projection:
     components = None if projection.components is None else projection.components.to(device)
-    return Projection(projection.mean.to(device), components, projection.deviation, projection.lost)
+    return replace(projection, mean=projection.mean.to(device), components=components)
 
 
 def _data_files(cache: FeatureCache) -> Iterator[tuple[Path, Shard]]:

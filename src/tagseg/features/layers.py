@@ -22,6 +22,10 @@ class Layer(msgspec.Struct, frozen=True):
         """Return how many channels are kept of this layer if `channels` (0: all) are wanted."""
         return min(self.channels, channels or self.channels)
 
+    def planes(self, channels: int) -> int:
+        """Return how many values a cell takes: the kept channels and its length."""
+        return self.kept(channels) + 1
+
 
 @torch.no_grad()
 def choose_layers(backbone: Backbone, names: tuple[str, ...]) -> tuple[Layer, ...]:

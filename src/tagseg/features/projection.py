@@ -15,13 +15,15 @@ class Projection:
 
     A cell is divided by its length, `mean` is subtracted, and what is left is multiplied by `components` (None: all
     channels are kept) and divided by `deviation`, the mean standard deviation of the components. `lost` is the share of
-    the variance that the components do not have, measured on images from which they were not computed.
+    the variance that the components do not have, measured on images from which they were not computed. The cell's length,
+    divided by the mean `length`, follows as one more channel: direction says what a cell shows, length how much of it.
     """
 
     mean: Float[Tensor, "d"]
     components: Float[Tensor, "d k"] | None
     deviation: float
     lost: float
+    length: float = 1.0
 
 
 class Moments:
@@ -30,12 +32,14 @@ class Moments:
     def __init__(self, channels: int, whole: bool) -> None:
         """Start with no cells; `whole`: all channels are kept, so that variances are enough and no covariances."""
         self.count = 0
+        self.lengths = 0.0
         self.whole = whole
         self.total = torch.zeros(channels, dtype=torch.float64)
         self.products = torch.zeros(channels if whole else (channels, channels), dtype=torch.float64)
 
     def add(self, cells: Float[Tensor, "n d"]) -> None:
         """Add cells, each divided by its length."""
+        self.lengths += float(cells.float().norm(dim=-1).sum())
         cells = unit(cells.float()).cpu()
         self.count += len(cells)
         self.total += cells.sum(0, dtype=torch.float64)
@@ -44,22 +48,22 @@ class Moments:
     def plus(self, other: "Moments") -> "Moments":
         """Return the moments of the cells of both."""
         both = Moments(len(self.total), self.whole)
-        both.count = self.count + other.count
+        both.count, both.lengths = self.count + other.count, self.lengths + other.lengths
         both.total, both.products = self.total + other.total, self.products + other.products
         return both
 
     def projection(self, channels: int, lost: float = 0.0) -> Projection:
         """Return the projection to the `channels` components with most variance (to all channels if `whole`)."""
         count = max(self.count, 1)
-        mean = self.total / count
+        mean, length = self.total / count, max(self.lengths / count, 1e-12)
         if self.whole:
             variances = (self.products / count - mean.square()).clamp_min(0)
-            return Projection(mean.float(), None, _deviation(variances), 0.0)
+            return Projection(mean.float(), None, _deviation(variances), 0.0, length)
         values, vectors = torch.linalg.eigh(self.products / count - torch.outer(mean, mean))
         values, vectors = values.flip(0)[:channels].clamp_min(0), vectors.flip(1)[:, :channels]
         # The sign of a component is arbitrary: its largest entry is positive.
         signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-        return Projection(mean.float(), (vectors * signs).float().contiguous(), _deviation(values), lost)
+        return Projection(mean.float(), (vectors * signs).float().contiguous(), _deviation(values), lost, length)
 
     def lost(self, projection: Projection) -> float:
         """Return the share of the variance of these cells that a projection, computed on others, loses."""
@@ -74,11 +78,13 @@ class Moments:
 
 
 def project(maps: Float[Tensor, "b d h w"], projection: Projection) -> Float[Tensor, "b k h w"]:
-    """Return what the cache keeps of a layer's maps."""
-    cells = unit(maps.float().permute(0, 2, 3, 1)) - projection.mean
+    """Return what the cache keeps of a layer's maps: k - 1 components of each cell, and its length."""
+    whole = maps.float().permute(0, 2, 3, 1)
+    cells = unit(whole) - projection.mean
     if projection.components is not None:
         cells = cells @ projection.components
-    return (cells / projection.deviation).permute(0, 3, 1, 2)
+    length = whole.norm(dim=-1, keepdim=True) / projection.length
+    return torch.cat([cells / projection.deviation, length], -1).permute(0, 3, 1, 2)
 
 
 def unit(cells: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
@@ -91,7 +97,7 @@ def projection_tensors(names: Sequence[str], projections: Sequence[Projection]) 
     tensors = {}
     for name, one in zip(names, projections, strict=True):
         tensors[f"{name}/mean"] = one.mean.cpu()
-        tensors[f"{name}/scale"] = torch.tensor([one.deviation, one.lost], dtype=torch.float64)
+        tensors[f"{name}/scale"] = torch.tensor([one.deviation, one.lost, one.length], dtype=torch.float64)
         if one.components is not None:
             tensors[f"{name}/components"] = one.components.cpu()
     return tensors
@@ -99,8 +105,8 @@ def projection_tensors(names: Sequence[str], projections: Sequence[Projection]) 
 
 def projection_of(tensors: dict[str, Tensor], name: str) -> Projection:
     """Return the projection of a layer from named tensors."""
-    deviation, lost = tensors[f"{name}/scale"].tolist()
-    return Projection(tensors[f"{name}/mean"], tensors.get(f"{name}/components"), deviation, lost)
+    deviation, lost, length = tensors[f"{name}/scale"].tolist()
+    return Projection(tensors[f"{name}/mean"], tensors.get(f"{name}/components"), deviation, lost, length)
 
 
 def _deviation(variances: Float[Tensor, "k"]) -> float:

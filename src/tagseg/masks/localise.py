@@ -17,15 +17,17 @@ from torch import Tensor
 
 from tagseg.data.images import read_image, reduced_size
 from tagseg.data.records import Dataset, Sample
+from tagseg.features.cache import FeatureCache
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.networks.backbones import Backbone
+from tagseg.rca.heads import cached_maps
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.tag_maps import has_posterior, tag_maps
 from tagseg.rca.train import load_network
 from tagseg.run.folder import Run
 from tagseg.settings.localise import LocaliseSettings
-from tagseg.settings.settings import map_kind
+from tagseg.settings.settings import Settings, map_kind
 from tagseg.system.progress import Track, images_per_s, map_ahead, silent
 from tagseg.training.device import choose_device
 from tagseg.training.loading import to_tensor
@@ -62,12 +64,14 @@ def localise(
     track: Track = silent,
     samples: Sequence[Sample] | None = None,
     then: Callable[[Sample], None] | None = None,
+    cache: FeatureCache | None = None,
 ) -> Localised:
     """Store the maps of every training image's tags in `run.maps`, one .npz file per image (see `write_maps`).
 
     With maps = oaa these are the accumulated maps, or the network's own for a tag that was never predicted. Images that
     already have maps are skipped, so an interrupted stage resumes. `samples` limits the work to these samples: an
-    ablation only needs the images that are scored. `then` is called with every sample once its maps exist.
+    ablation only needs the images that are scored. `then` is called with every sample once its maps exist. With a
+    `cache` of features no image is read: the network must be a frozen one.
 
     Raises:
         DataError: naming the image, when one cannot be read.
@@ -79,12 +83,14 @@ def localise(
     samples = dataset.split("train") if samples is None else samples
 
     def read(sample: Sample) -> tuple[Sample, Views | None]:
-        if map_file(run, sample.id).exists():
+        if cache is not None or map_file(run, sample.id).exists():
             return sample, None
         image = read_image(sample.image, settings.data.max_megapixels)
         return sample, views(network.backbone, image, settings.localise)
 
     def find(sample: Sample, seen: Views | None) -> tuple[Sample, Tensor | None]:
+        if cache is not None and not map_file(run, sample.id).exists():
+            return sample, from_cache(network, cache, sample, settings)
         if seen is None or accumulated is None:
             return sample, seen and localise_views(network, seen, sample.tags, settings.localise)
         array, rows = accumulated
@@ -106,6 +112,19 @@ def localise(
     pace = images_per_s(images, time.monotonic() - started)
     log.info("localise: %d images, %.1f images/s", images, pace)
     return Localised(run.maps, images, pace)
+
+
+@torch.no_grad()
+def from_cache(network: RcaNetwork, cache: FeatureCache, sample: Sample, settings: Settings) -> Float[Tensor, "k h w"]:
+    """Return the maps of an image's tags in the form of `localise_views`, from its cached features."""
+    kind = map_kind(settings.localise, network.rca)
+    height, width = reduced_size(cache.size(sample.id), settings.features.max_side)
+    cells = -(-height // MAP_STRIDE), -(-width // MAP_STRIDE)
+    maps = cached_maps(network, cache, sample, kind)
+    if not len(maps):
+        return maps.new_zeros(0, *cells)
+    pixels = network.backbone.enlarge(maps[None], (height, width))[0]
+    return F.adaptive_avg_pool2d(pixels, cells)
 
 
 def complete(

@@ -54,15 +54,17 @@ def posterior(
     temperature: float,
     image: Int[Tensor, "n"],
     tag: Int[Tensor, "n"],
+    nearest: bool = False,
 ) -> Float[Tensor, "n h w"]:
     """Return, for n pairs of an image and one of its tags, the share of each cell's attention that goes to the tag's
-    class, among the image's tags and background (entry 0).
+    class, among the image's tags and background (entry 0). With `nearest` an entry counts by its nearest prototype
+    alone, so that an entry with more prototypes than others has no advantage.
 
     With attention a softmax over prototypes (eq. 6) this is the probability that the cell is of the class, given that
     the image shows nothing but its tags and background. What other classes there are makes no difference. A class
     without prototypes gets 0; without background's, the tags share everything.
     """
-    entries = torch.cat([torch.zeros_like(tag[:1]).expand(len(features)), tag])
+    entries = torch.cat([tag.new_zeros(len(features)), tag])
     of = torch.cat([torch.arange(len(features), device=image.device), image])
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     queries = F.normalize(features, dim=1)[of].flatten(2) / temperature
@@ -71,7 +73,8 @@ def posterior(
     highest = scores.amax(1)
     lowest = highest.new_full((len(features), highest.shape[1]), torch.finfo(queries.dtype).min)
     peak = lowest.scatter_reduce(0, of[:, None].expand_as(highest), highest.detach(), "amax")
-    weight = (scores - peak[of][:, None]).exp().sum(1) * exists[entries].any(1, keepdim=True)
+    odds = (scores - peak[of][:, None]).exp()
+    weight = (odds.amax(1) if nearest else odds.sum(1)) * exists[entries].any(1, keepdim=True)
     total = torch.zeros_like(peak).index_add(0, of, weight)
     shares = weight / total[of].clamp_min(torch.finfo(weight.dtype).tiny)
     return shares[len(features) :].reshape(-1, *features.shape[2:])

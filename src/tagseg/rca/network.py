@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tagseg.networks.backbones import LAST, RANDOM, Backbone, build_backbone, freeze, freeze_batch_norm
 from tagseg.rca.aggregation import aggregate, attend, likely_entries, posterior
 from tagseg.rca.bank import Bank
+from tagseg.rca.frozen import FrozenLayers
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.regions import Regions, mine_regions
 from tagseg.settings.rca import RcaSettings
@@ -56,31 +57,49 @@ class Maps:
 class RcaNetwork(nn.Module):
     """Class activation maps from tags, refined by what a memory bank's prototypes know (RCA).
 
-    `background` adds a channel for background to both maps, after the classes' channels (EPS)."""
+    `background` adds a channel for background to both maps, after the classes' channels (EPS). With `layers` the
+    backbone is frozen, and heads and bank read the joined layers."""
 
     prototypes: Float[Tensor, "e k d"]
     exists: Bool[Tensor, "e k"]
+    intercept: Float[Tensor, "c"]
 
     def __init__(
-        self, backbone: Backbone, classes: int, train: TrainSettings, rca: RcaSettings, background: bool = False
+        self,
+        backbone: Backbone,
+        classes: int,
+        train: TrainSettings,
+        rca: RcaSettings,
+        background: bool = False,
+        layers: FrozenLayers | None = None,
     ) -> None:
         super().__init__()
         self.train_settings, self.rca, self.classes, self.background = train, rca, classes, background
         self.backbone = backbone
-        channels = train.neck or backbone.channels
-        self.keys = channels if rca.layer == LAST else backbone.earlier_channels
-        self.channels = channels if rca.layer == LAST else backbone.earlier_channels + channels
-        neck = nn.Sequential(nn.Conv2d(backbone.channels, channels, 1), nn.ReLU(inplace=True))
-        self.neck = neck if train.neck else nn.Identity()
+        self.layers = layers
+        if layers is not None:
+            channels, self.keys, self.channels = layers.head_channels, layers.channels, layers.channels
+        else:
+            channels = train.neck or backbone.channels
+            self.keys = channels if rca.layer == LAST else backbone.earlier_channels
+            self.channels = channels if rca.layer == LAST else backbone.earlier_channels + channels
+            neck = nn.Sequential(nn.Conv2d(backbone.channels, channels, 1), nn.ReLU(inplace=True))
+            self.neck = neck if train.neck else nn.Identity()
         convs: list[nn.Module] = []
-        for _ in range(train.head_convs):
+        for _ in range(0 if layers else train.head_convs):
             convs += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
         self.coarse_head = nn.Sequential(*convs, nn.Conv2d(channels, classes + background, 1))
         if rca.aggregation:
             self.refined_head = nn.Conv2d(self.channels + channels, classes + background, 1)
-        self.register_buffer("prototypes", torch.zeros(classes + 1, rca.prototypes, self.channels))
-        self.register_buffer("exists", torch.zeros(classes + 1, rca.prototypes, dtype=torch.bool))
-        freeze(backbone.model, backbone.model.feature_info, train.freeze_stride)  # type: ignore[arg-type]
+        prototypes = max(rca.prototypes, rca.background_prototypes)
+        self.register_buffer("prototypes", torch.zeros(classes + 1, prototypes, self.channels))
+        self.register_buffer("exists", torch.zeros(classes + 1, prototypes, dtype=torch.bool))
+        if layers is not None:
+            # In scores, not in maps: a map's zero must not depend on how frequent its class is.
+            self.register_buffer("intercept", torch.zeros(classes))
+            backbone.requires_grad_(False)
+        else:
+            freeze(backbone.model, backbone.model.feature_info, train.freeze_stride)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> "RcaNetwork":
         """Switch to training; frozen batch norms stay in evaluation."""
@@ -91,15 +110,22 @@ class RcaNetwork(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Maps:
         """Return the maps of RGB images in 0..1."""
+        if self.layers is not None:
+            return self.maps(*self.layers(self.backbone, images))
         last, earlier = self.backbone.with_earlier(images)
         last = self.neck(last)
         # In both layers a region is compared with the bank: the last one learns from it, the earlier one is looked up.
-        features = last if self.rca.layer == LAST else torch.cat([_unit(earlier), _unit(last)], 1)
+        return self.maps(last, last if self.rca.layer == LAST else torch.cat([_unit(earlier), _unit(last)], 1))
+
+    def maps(self, last: Float[Tensor, "b l h w"], features: Float[Tensor, "b d h w"]) -> Maps:
+        """Return the maps from the features that the heads read (`last`) and those that the bank stores."""
         activations = self.coarse_head[:-1](last)
         coarse, coarse_background = self._split(self.coarse_head[-1](activations))
         # The mean over cells and the last 1x1 convolution commute: so the gradient of the scores takes one cell per
         # image, not all of them, which with 1,000 classes would be a fifth of the step.
         coarse_scores = self.coarse_head[-1](_mean(activations))[:, : self.classes, 0, 0]
+        if self.layers is not None:
+            coarse_scores = coarse_scores + self.intercept
         if not self.rca.aggregation:
             maps = coarse, coarse_background
             return Maps(
@@ -123,7 +149,8 @@ class RcaNetwork(nn.Module):
     def posterior(self, maps: Maps, image: Int[Tensor, "n"], tag: Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
         """Return the posteriors of n pairs of an image and one of its tags (see `aggregation.posterior`)."""
         keys, t = self.prototypes[..., : self.keys], self.rca.attention_temperature
-        return posterior(maps.features[:, : self.keys], keys, self.exists, t, image, tag)
+        nearest = self.rca.posterior == "nearest"
+        return posterior(maps.features[:, : self.keys], keys, self.exists, t, image, tag, nearest)
 
     @torch.no_grad()
     def mine(self, maps: Maps, tags: Bool[Tensor, "b c"]) -> Regions:
@@ -152,7 +179,16 @@ class RcaNetwork(nn.Module):
     @torch.no_grad()
     def refresh_prototypes(self, bank: Bank, generator: torch.Generator | None = None) -> None:
         """Recompute the prototypes from the bank (k-means per entry)."""
-        prototypes, exists = kmeans(bank.slots, bank.written, self.rca.prototypes, generator)
+        own = self.rca.prototypes
+        if background := self.rca.background_prototypes:
+            few = kmeans(bank.slots[1:], bank.written[1:], own, generator)
+            many = kmeans(bank.slots[:1], bank.written[:1], background, generator)
+            self.exists.zero_()
+            for rows, (prototypes, exists) in ((slice(1, None), few), (slice(1), many)):
+                self.prototypes[rows, : prototypes.shape[1]] = prototypes
+                self.exists[rows, : exists.shape[1]] = exists
+            return
+        prototypes, exists = kmeans(bank.slots, bank.written, own, generator)
         self.prototypes.copy_(prototypes)
         self.exists.copy_(exists)
 
@@ -171,13 +207,19 @@ def _mean(maps: Float[Tensor, "*any h w"]) -> Float[Tensor, "*any 1 1"]:
 
 
 def build_network(
-    classes: int, train: TrainSettings, rca: RcaSettings, start: bool = True, background: bool = False
+    classes: int,
+    train: TrainSettings,
+    rca: RcaSettings,
+    start: bool = True,
+    background: bool = False,
+    layers: FrozenLayers | None = None,
 ) -> RcaNetwork:
     """Build the network; `start` loads the start weights (not needed when trained ones follow), `background` adds a
-    channel for background.
+    channel for background, `layers` freezes the backbone.
 
     Raises:
         ValueError: as `build_backbone`.
     """
-    backbone = build_backbone(train.backbone, train.weights if start else RANDOM, train.stride, rca.layer)
-    return RcaNetwork(backbone, classes, train, rca, background)
+    layer = rca.layer if layers is None else LAST
+    backbone = build_backbone(train.backbone, train.weights if start else RANDOM, train.stride, layer)
+    return RcaNetwork(backbone, classes, train, rca, background, layers)

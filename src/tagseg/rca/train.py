@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from tagseg.data.check import require_saliency
 from tagseg.data.records import Dataset
 from tagseg.errors import RunError
+from tagseg.features.cache import FeatureCache
 from tagseg.networks.backbones import warn_if_random
 from tagseg.rca.bank import Bank
+from tagseg.rca.frozen import FrozenLayers
+from tagseg.rca.heads import fit_heads
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.oaa import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.step import training_step
@@ -25,7 +28,7 @@ from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import Track, silent
-from tagseg.system.records import Record, record_values
+from tagseg.system.records import Positive, Record, record_values
 from tagseg.training.checkpoint import as_record, load_tensors, restore, save_tensors, save_trained
 from tagseg.training.device import choose_device, compile_network
 from tagseg.training.distributed import ALONE, Group
@@ -54,6 +57,8 @@ class ClassifierAbout(Record, frozen=True, omit_defaults=True):
     maps: str | None = None
     train: dict[str, Any] = msgspec.field(default_factory=dict)
     rca: dict[str, Any] = msgspec.field(default_factory=dict)
+    layers: tuple[tuple[str, Positive, Positive], ...] = ()
+    """Of a frozen network: the joined layers, with their channels and how many of them are kept."""
 
     def settings(self) -> Settings:
         """Return the settings that build the network.
@@ -112,11 +117,37 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
         _warn_if_unknown(bank, dataset.classes, rca)
     if settings.maps == "oaa":
         finish_accumulating(folder, dataset.split("train"), options.epochs)
+    _save(folder, network, bank, dataset, settings, history)
+    return Trained(folder, history)
+
+
+def train_frozen(
+    dataset: Dataset, cache: FeatureCache, settings: Settings, folder: Path, track: Track = silent
+) -> Trained:
+    """Fit the classification network's heads and bank on cached features (see `fit_heads`), and write what `train`
+    writes."""
+    heads = fit_heads(dataset, cache, settings, track)
+    layers = heads.network.layers
+    assert layers is not None
+    shapes = tuple((name, *shape) for name, shape in zip(layers.names, layers.shapes, strict=True))
+    _save(folder, heads.network, heads.bank, dataset, settings, heads.history, shapes)
+    return Trained(folder, heads.history)
+
+
+def _save(
+    folder: Path,
+    network: RcaNetwork,
+    bank: Bank,
+    dataset: Dataset,
+    settings: Settings,
+    history: History,
+    layers: tuple[tuple[str, int, int], ...] = (),
+) -> None:
     classes, plain = tuple(dataset.classes), settings.to_dict()
-    about = ClassifierAbout(classes, plain["maps"], plain["train"], plain["rca"])
+    about = ClassifierAbout(classes, plain["maps"], plain["train"], plain["rca"], layers)
+    folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "bank.safetensors", bank.state_dict(), record_values(BankAbout(classes)))
     save_trained(folder, network, about, history)
-    return Trained(folder, history)
 
 
 def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[str, ...]]:
@@ -132,7 +163,9 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
         try:
             settings = told.settings()
             eps = settings.maps == "eps"
-            return build_network(len(told.classes), settings.train, settings.rca, start=False, background=eps)
+            names, shapes = [name for name, *_ in told.layers], [(all_, kept) for _, all_, kept in told.layers]
+            layers = FrozenLayers(names, shapes) if names else None
+            return build_network(len(told.classes), settings.train, settings.rca, False, eps, layers)
         except (RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
 

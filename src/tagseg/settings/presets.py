@@ -17,6 +17,28 @@ from typing import Any, Literal
 from tagseg.settings.settings import Settings
 
 Preset = Literal["paper-voc", "paper-coco", "dinov2", "dinov3", "clip"]
+Quality = Literal["fast", "balanced", "best"]
+
+_FROZEN: dict[str, Any] = {
+    "train": {"method": "frozen"},
+    "rca": {
+        "contrast": False,  # learned on frozen features it costs points, see docs/what_was_tried.md
+        "slots": 2000,
+        "region_threshold": 0.5,
+        "background_threshold": 0.15,
+        "prototypes": 10,
+        "background_prototypes": 30,
+        "posterior": "nearest",
+        "rounds": 3,
+    },
+}
+"""Frozen features; chosen on images of two data sets that are not scored (docs/what_was_tried.md)."""
+
+_QUALITIES: dict[str, dict[str, Any]] = {
+    "fast": _FROZEN | {"segment": {"freeze_stride": 32, "epochs": 0}},
+    "balanced": _FROZEN,
+    "best": {"train": {"method": "finetuned"}, "segment": {"rounds": 2}},
+}
 
 _PAPER: dict[str, Any] = {
     "maps": "oaa",
@@ -102,11 +124,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """Return the settings of a preset as nested plain values.
+    """Return the settings of a preset or a quality as nested plain values.
 
     Raises:
         ValueError: when there is no such preset.
     """
+    if name in _QUALITIES:
+        return _QUALITIES[name]
     if name not in _PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(_PRESETS)}, got {name}")
     return _PRESETS[name]

@@ -72,6 +72,17 @@ class RcaSettings:
     prototypes: Annotated[int, Ge(1)] = 10
     """Prototypes per class, found by k-means among the class's regions; at most rca.slots."""
 
+    background_prototypes: Annotated[int, Ge(0)] = 0
+    """Prototypes of background, which is more varied than any class (0: as many as rca.prototypes)."""
+
+    posterior: Literal["sum", "nearest"] = "sum"
+    """How much of a cell's attention an entry of the bank gets in the posterior. sum: that of all its prototypes, as in
+    the paper; nearest: that of its nearest prototype, which is fair between entries of different size."""
+
+    rounds: Annotated[int, Ge(1)] = 3
+    """With train.method = frozen: how often the bank is filled. Regions of the first round are found in the class
+    activation maps, those of later rounds by the bank of the round before."""
+
     attention_temperature: Annotated[float, Gt(0)] = 0.1
     """Temperature of the softmax over prototypes."""
 

@@ -21,6 +21,11 @@ class TrainSettings:
     """Initial weights. timm: pretrained, downloaded once; random: train from scratch; or the path of a .safetensors
     file with timm's parameter names."""
 
+    method: Literal["finetuned", "frozen"] = "finetuned"
+    """How the classification network learns. frozen: the backbone keeps its initial weights, its features are computed
+    once, and the tag head and the memory bank are fitted on them: minutes, also for small data sets and rare classes.
+    finetuned: the whole network is trained by gradient steps: better maps of many images, in an hour or more."""
+
     stride: Literal[8, 14, 16, 32] = 16
     """Image pixels per cell of the feature map, along each side. 8 gives finer maps and takes two to three times as
     long. For vision transformers: the side of a patch, 16, or 14 for DINOv2."""
