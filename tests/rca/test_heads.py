@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tagseg.data.images import read_image
 from tagseg.data.records import Dataset
@@ -87,7 +88,7 @@ def test_the_saved_network_sees_in_an_image_what_the_cache_holds(
     network, classes = load_network(tmp_path, torch.device("cpu"))
     sample = dataset.samples[-1]
     height, width = cache.views(sample.id)[0]
-    picture = to_tensor(read_image(sample.image).resize((width, height)))[None]
+    picture = to_tensor(read_image(sample.image).resize((width, height), Image.Resampling.BILINEAR))[None]
     assert classes == tuple(dataset.classes)
     maps = [torch.from_numpy(one.astype("f4"))[None] for one in cache.maps(sample.id)[:: len(cache.scales)]]
     assert network.layers is not None

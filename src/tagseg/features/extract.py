@@ -103,6 +103,7 @@ def make_features(prepared: Prepared, run: Run, track: Track = silent) -> Featur
     settings = run.settings()
     train = settings.train
     warn_if_random(train.backbone, train.weights)
+    torch.manual_seed(settings.seed)  # random weights are those that the network gets, too
     backbone = build_backbone(train.backbone, train.weights, train.stride).to(choose_device(settings.device))
     samples, most = prepared.dataset.samples, settings.data.max_megapixels
     cache = extract(samples, prepared.sizes, backbone, settings.features, run.features, most, track)

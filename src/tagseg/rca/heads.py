@@ -37,7 +37,7 @@ BACKGROUND_PARTS = 3
 LEAST_SHARE = 0.03
 """Share of the cells that a tag's region has when the posterior gives the tag none: those where it is highest."""
 
-Inputs = tuple[Float[Tensor, "1 l h w"], Float[Tensor, "1 d h w"]]
+Inputs = tuple[Float[Tensor, "1 l _ _"], Float[Tensor, "1 d _ _"]]
 """What heads and bank read of an image at one scale."""
 
 CONTRAST_STEPS, CONTRAST_BATCH, CONTRAST_LR = 200, 256, 1e-3
@@ -245,9 +245,9 @@ def _fill(
         maps = _join_scales(network, inputs, sample.tags, kind)
         for _, features in inputs:
             shares = _resize(maps, features.shape[2:], network)
-            cells, labels = mine_relative(shares, sample.tags, kind, network.rca)
             flat = F.normalize(features[0].flatten(1), dim=0)
-            if len(labels):
+            if sample.tags:
+                cells, labels = mine_relative(shares, sample.tags, kind, network.rca)
                 bank.write(cells.flatten(1).float() @ flat.T, labels)
             background = _background(shares, kind, network.rca).flatten()
             if network.rca.background and background.any() and not full[0]:
