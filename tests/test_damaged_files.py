@@ -11,12 +11,12 @@ import pytest
 
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.gain import calibration_images
+from tagseg.evaluate.quality import read_quality
 from tagseg.export.card import model_card
 from tagseg.export.model import describe
 from tagseg.report.atlas import render_atlas
 from tagseg.report.page import render_report
 from tagseg.review.queue import read_queue
-from tagseg.review.scores import read_quality
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import load

@@ -19,11 +19,11 @@ import pytest
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.records import VOID
+from tagseg.evaluate.quality import read_quality
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.masks.make import make_masks
 from tagseg.pipeline import fit_until
 from tagseg.review.queue import read_queue
-from tagseg.review.scores import read_quality
 from tagseg.run.decisions import decisions
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run

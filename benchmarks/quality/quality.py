@@ -29,7 +29,7 @@ from tagseg.evaluate.iou import confusion, iou
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit_until
 from tagseg.review.judge import assess
-from tagseg.review.scores import ImageQuality
+from tagseg.evaluate.quality import ImageQuality
 from tagseg.review.suspects import find_suspects
 from tagseg.run.folder import Run
 from tagseg.studies.ablation.arms import run_folder

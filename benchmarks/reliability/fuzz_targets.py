@@ -39,7 +39,7 @@ from tagseg.prediction.lines import read_predictions
 from tagseg.rca.network import build_network
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.train import load_network
-from tagseg.review.scores import ClassQuality, ImageQuality, read_quality, write_quality
+from tagseg.evaluate.quality import ClassQuality, ImageQuality, read_quality, write_quality
 from tagseg.run.decisions import (
     Decision,
     accepted_masks,

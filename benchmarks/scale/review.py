@@ -27,7 +27,7 @@ from benchmarks.harness import record
 from PIL import Image
 
 from tagseg.masks.mask_files import mask_file, write_mask
-from tagseg.review.scores import ImageQuality, write_quality
+from tagseg.evaluate.quality import ImageQuality, write_quality
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically

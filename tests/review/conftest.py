@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from tagseg.data.records import Sample
+from tagseg.evaluate.quality import ClassQuality, ImageQuality, write_quality
 from tagseg.masks.make import make_mask
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.review.queue import read_queue
-from tagseg.review.scores import ClassQuality, ImageQuality, write_quality
 from tagseg.review.server import listen, make_app, make_server
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings

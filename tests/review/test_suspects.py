@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tagseg.data.records import Dataset, Sample
-from tagseg.review.scores import ImageQuality
+from tagseg.evaluate.quality import ImageQuality
 from tagseg.review.suspects import Suspect, find_suspects
 
 

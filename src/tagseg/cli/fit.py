@@ -52,7 +52,9 @@ def fit(
         tagseg fit VOC2012/ --out runs/paper --preset paper-voc --train.batch 4
         tagseg fit photos/ --out runs/a --settings my.toml --train.epochs 9
     """
+    from tagseg.evaluate.verdict import class_verdicts, verdict_table
     from tagseg.pipeline import fit, fit_until
+    from tagseg.run.folder import Run
 
     if until != STAGES[-1]:
         fit_until(data, out, until, settings, force, bars, processes)
@@ -60,6 +62,8 @@ def fit(
         return
     fitted = fit(data, out, settings, force, bars, processes=processes)
     say(fitted.evaluation.table())
+    if verdicts := class_verdicts(Run(fitted.run)):
+        say(verdict_table(verdicts))
     say(f"Masks      {fitted.masks}")
     say(f"Report     {fitted.report}")
     say(f"Review     tagseg review {out}")

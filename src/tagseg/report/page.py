@@ -9,6 +9,7 @@ from typing import Any
 from tagseg.data.data_file import DataFile, read_data_file
 from tagseg.errors import RunError
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
+from tagseg.evaluate.verdict import class_verdicts
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.charts import Chart, draw_chart, values
 from tagseg.report.pictures import draw_galleries
@@ -104,6 +105,7 @@ def render_report(run: Run, track: Track = silent) -> str:
         columns=[Column(*SCORE_COLUMNS[part], 100 * scores.miou) for part, scores in _measured(evaluation).items()],
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
+        verdicts=class_verdicts(run),
         improved=run.final() != run,
         classes=data.classes,
         colours=colours,

@@ -14,6 +14,7 @@ from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.records import VOID, Sample
 from tagseg.errors import RunError
+from tagseg.evaluate.quality import ClassQuality, ImageQuality, quality_line, read_quality, write_quality
 from tagseg.masks.localise import views
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
@@ -21,7 +22,6 @@ from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.train import load_network
-from tagseg.review.scores import ClassQuality, ImageQuality, quality_line, read_quality, write_quality
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.segment.infer import probabilities

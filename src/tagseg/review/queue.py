@@ -11,7 +11,7 @@ from tagseg.data.data_file import ImageRow, read_data_file
 from tagseg.data.prepare import prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
-from tagseg.review.scores import ImageQuality, read_quality
+from tagseg.evaluate.quality import ImageQuality, read_quality
 from tagseg.run.decisions import OPEN, Decision, Verdict
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tagseg.data.records import Dataset
-from tagseg.review.scores import ImageQuality
+from tagseg.evaluate.quality import ImageQuality
 from tagseg.review.suspects import Suspect
 
 DOUBTFUL = 0.5

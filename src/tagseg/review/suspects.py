@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from tagseg.data.records import Dataset
-from tagseg.review.scores import ImageQuality
+from tagseg.evaluate.quality import ImageQuality
 
 SuspectKind = Literal["wrong", "missing"]
 

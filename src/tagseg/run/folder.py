@@ -123,7 +123,7 @@ class Run:
 
     @property
     def quality_file(self) -> Path:
-        """The estimated quality of the masks, if it was computed: see review/scores.py."""
+        """The estimated quality of the masks, if it was computed: see evaluate/quality.py."""
         return self.root / "quality.jsonl"
 
     @property

@@ -12,7 +12,7 @@ from tagseg.settings.toml import read_toml
 from tagseg.system.files import TEMPORARY, checksum, write_atomically
 
 SECTIONS: dict[Stage, tuple[str, ...]] = {
-    "train": ("seed", "precision", "compile", "maps", "data", "train", "rca"),
+    "train": ("seed", "precision", "compile", "maps", "data", "train", "rca", "features"),
     "localise": ("localise",),
     "masks": ("masks", "crf"),
     "segment": ("segment",),

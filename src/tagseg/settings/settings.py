@@ -78,6 +78,10 @@ class Settings:
                 "setting localise.kind must be refined, coarse or auto unless rca.aggregation and rca.background are "
                 "on, got 'posterior'"
             )
+        if self.train.method == "frozen" and self.maps != "cam":
+            raise ValueError(
+                f"setting maps must be cam with train.method = frozen, got {self.maps!r}: nothing is trained in epochs"
+            )
         if self.maps == "oaa" and 0 < self.train.epochs <= self.warm_epochs():
             raise ValueError(
                 f"setting train.epochs must be above {self.warm_epochs()} with maps = oaa, which accumulates maps "
