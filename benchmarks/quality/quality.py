@@ -26,10 +26,10 @@ from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
+from tagseg.evaluate.quality import ImageQuality
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit_until
 from tagseg.review.judge import assess
-from tagseg.evaluate.quality import ImageQuality
 from tagseg.review.suspects import find_suspects
 from tagseg.run.folder import Run
 from tagseg.studies.ablation.arms import run_folder

@@ -28,6 +28,7 @@ from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
 from tagseg.errors import RunError
 from tagseg.evaluate.gain import calibration_images
+from tagseg.evaluate.quality import ClassQuality, ImageQuality, read_quality, write_quality
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.importing.import_masks import import_masks
 from tagseg.importing.meaning import read_label_map, read_mask_by
@@ -39,7 +40,6 @@ from tagseg.prediction.lines import read_predictions
 from tagseg.rca.network import build_network
 from tagseg.rca.oaa import read_accumulated
 from tagseg.rca.train import load_network
-from tagseg.evaluate.quality import ClassQuality, ImageQuality, read_quality, write_quality
 from tagseg.run.decisions import (
     Decision,
     accepted_masks,

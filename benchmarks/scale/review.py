@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks.harness import record
 from PIL import Image
 
-from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.evaluate.quality import ImageQuality, write_quality
+from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically

@@ -107,7 +107,7 @@ def _advice(images: int, shown: int, expected: float | None, companion: str) -> 
 
 
 def _companion(data: DataFile, class_id: int, tagged: Counter[int]) -> str:
-    """Return the class that a class can hardly be told from, since their images are the same; empty if there is none."""
+    """Return the class that a class can hardly be told from, as their images are the same; empty if none."""
     own = tagged[class_id]
     beside = Counter(tag for row in data.samples if row.split == "train" and class_id in row.tags for tag in row.tags)
     for tag, count in beside.most_common():
