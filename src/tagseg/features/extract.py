@@ -91,7 +91,7 @@ class _Read:
 
 
 def make_features(prepared: Prepared, run: Run, track: Track = silent) -> FeatureCache:
-    """Compute the features of a run's images into `run.features`, and note their checksums in the manifest.
+    """Compute the features of a run's training images into `run.features`, and note their checksums in the manifest.
 
     The backbone has its start weights. What exists already is kept.
 
@@ -105,7 +105,7 @@ def make_features(prepared: Prepared, run: Run, track: Track = silent) -> Featur
     warn_if_random(train.backbone, train.weights)
     torch.manual_seed(settings.seed)  # random weights are those that the network gets, too
     backbone = build_backbone(train.backbone, train.weights, train.stride).to(choose_device(settings.device))
-    samples, most = prepared.dataset.samples, settings.data.max_megapixels
+    samples, most = prepared.dataset.split("train"), settings.data.max_megapixels
     cache = extract(samples, prepared.sizes, backbone, settings.features, run.features, most, track)
     known = {shard_data: shard.sha256 for shard_data, shard in _data_files(cache)}
     run.note("features", known)

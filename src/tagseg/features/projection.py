@@ -15,8 +15,9 @@ class Projection:
 
     A cell is divided by its length, `mean` is subtracted, and what is left is multiplied by `components` (None: all
     channels are kept) and divided by `deviation`, the mean standard deviation of the components. `lost` is the share of
-    the variance that the components do not have, measured on images from which they were not computed. The cell's length,
-    divided by the mean `length`, follows as one more channel: direction says what a cell shows, length how much of it.
+    the variance that the components do not have, measured on images from which they were not computed. The cell's
+    length, divided by the mean `length`, follows as one more channel: direction says what a cell shows, length how much
+    of it.
     """
 
     mean: Float[Tensor, "d"]
