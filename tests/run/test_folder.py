@@ -231,8 +231,7 @@ def test_a_single_stage_does_not_undo_an_earlier_one(force: bool, finished: Run)
 
 def test_every_setting_that_affects_results_belongs_to_a_stage() -> None:
     known = [section for sections in SECTIONS.values() for section in sections]
-    # The cache of features compares its settings itself.
-    assert sorted([*known, "cache", "device", "features", "workers"]) == sorted(
+    assert sorted([*known, "cache", "device", "workers"]) == sorted(
         field.name for field in dataclasses.fields(Settings)
     )
 
