@@ -52,17 +52,18 @@ def test_features_are_those_of_the_backbone_image_by_image(
                 expected = project(map_, cache.projections[layer.name])[0]
                 np.testing.assert_allclose(maps[2 * row + number], expected, atol=0.02)
                 np.testing.assert_allclose(pooled[2 * row + number], map_[0].mean((1, 2)), atol=1e-4)
-    assert all(map_.dtype == np.float16 and map_.shape[0] == 8 for map_ in maps)
+    assert all(map_.dtype == np.float16 and map_.shape[0] == 8 + 1 for map_ in maps)
     assert maps[0].base is not None and not maps[0].flags.owndata and not maps[0].flags.writeable
 
 
 def test_without_components_a_cell_keeps_all_channels(cached: Cached, tmp_path: Path) -> None:
     cache = cached(tmp_path, channels=0, scales=(1.0,), layers=("last", "layer2"))
-    assert [map_.shape[0] for map_ in cache.maps("0")] == [layer.channels for layer in cache.layers] == [96, 48]
+    assert [layer.channels for layer in cache.layers] == [96, 48]
+    assert [map_.shape[0] for map_ in cache.maps("0")] == [96 + 1, 48 + 1]
     assert cache.index.lost == (0.0, 0.0)
     # Cells of unit length: divided back and with the mean added, they have it again.
     one = cache.projections["last"]
-    cells = torch.from_numpy(cache.maps("0")[0].astype(np.float32)).flatten(1).T * one.deviation + one.mean
+    cells = torch.from_numpy(cache.maps("0")[0][:-1].astype(np.float32)).flatten(1).T * one.deviation + one.mean
     torch.testing.assert_close(cells.norm(dim=1), torch.ones(len(cells)), atol=1e-3, rtol=0)
 
 

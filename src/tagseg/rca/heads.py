@@ -25,7 +25,7 @@ from tagseg.training.loop import History
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.2
+HELD_OUT_SHARE = 0.2
 """Share of the images that choose how strongly the tag head's weights are penalised."""
 
 PENALTIES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -152,7 +152,7 @@ def fit_tags(
     mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     x = (features - mean) / deviation / features.shape[1] ** 0.5
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    held, rest = order.split([max(round(len(x) * HELD_OUT), 1), len(x) - max(round(len(x) * HELD_OUT), 1)])
+    held, rest = order.split([max(round(len(x) * HELD_OUT_SHARE), 1), len(x) - max(round(len(x) * HELD_OUT_SHARE), 1)])
     best = (-1.0, penalties[len(penalties) // 2])
     if len(penalties) > 1 and len(rest):
         for penalty in penalties:
