@@ -3,6 +3,7 @@ posterior, and the posterior after the dense CRF.
 
     python -m benchmarks.quality.domains                         both data sets, seeds 0 to 2; run again to continue
     python -m benchmarks.quality.domains --sets street_clothing --seeds 0
+    python -m benchmarks.quality.domains --finished              only the seeds that are finished, no more work
 
 Settings were chosen on images that are not scored: of voc_animals on training images outside train.txt, of
 street_clothing on every second image, from the first; the others are scored. All images lend their tags. A seed draws
@@ -50,16 +51,19 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--backbone", default="mobilenetv2_100", help="timm's name")
     parser.add_argument("--out", type=Path, default=RUNS / "domains", help="folder for the runs")
+    parser.add_argument("--finished", action="store_true", help="measure nothing, leave out seeds that are missing")
     options = parser.parse_args()
     figures, tables = {}, []
     for name in options.sets:
         run, prepared, cache, seconds = features(options, name)
         scored = scored_samples(prepared.dataset, "train")
         scored = scored[1::2] if name == "street_clothing" else scored
-        seeds = {seed: measure(run, prepared, cache, scored, seed) for seed in options.seeds}
+        chosen = [seed for seed in options.seeds if not options.finished or _seed_file(run, seed).exists()]
+        seeds = {seed: measure(run, prepared, cache, scored, seed) for seed in chosen}
         classes = ("background", *prepared.dataset.classes)
         figures[name] = summary(seeds, classes) | {"features_cpu_s": seconds, "scored": len(scored)}
-        tables.append(f"## {name}\n\n" + table(figures[name], classes))
+        figures[name]["seeds"] = chosen
+        tables.append(f"**{name}**, seeds {', '.join(map(str, chosen))}\n\n" + table(figures[name], classes))
     print("\n\n".join(tables))
     print(record(harness.name("domains", options.backbone), options.seeds, figures, "\n\n".join(tables)))
 
@@ -82,7 +86,7 @@ def features(options: argparse.Namespace, name: str) -> tuple[Run, Prepared, Fea
 
 def measure(run: Run, prepared: Prepared, cache: FeatureCache, scored: list[Sample], seed: int) -> dict[str, Any]:
     """Return IoU per kind of mask, and CPU seconds, of one seed; a finished seed is kept."""
-    file = run.root / f"seed_{seed}.json"
+    file = _seed_file(run, seed)
     if not file.exists():
         settings, before = dataclasses.replace(run.settings(), seed=seed), time.process_time()
         network = fit_heads(prepared.dataset, cache, settings, bars).network
@@ -141,7 +145,8 @@ def summary(seeds: dict[int, dict[str, Any]], classes: tuple[str, ...]) -> dict[
 def table(figures: dict[str, Any], classes: tuple[str, ...]) -> str:
     """Return the figures of a data set as Markdown."""
     rows = ["| IoU, % | CAM, Otsu | memory bank | with dense CRF |", "|---|---:|---:|---:|"]
-    spread = [f"**{figures[kind]}** ± {figures[f'{kind}_std']}" for kind in KINDS]
+    stds = {kind: figures[f"{kind}_std"] for kind in KINDS}
+    spread = [f"**{figures[kind]}**" + (f" ± {stds[kind]}" if stds[kind] is not None else "") for kind in KINDS]
     rows.append("| **mean** | " + " | ".join(spread) + " |")
     for name in classes:
         rows.append(f"| {name} | " + " | ".join(str(figures[f"{kind}_classes"][name]) for kind in KINDS) + " |")
@@ -151,6 +156,10 @@ def table(figures: dict[str, Any], classes: tuple[str, ...]) -> str:
         f"peak memory {figures['peak_mb']:.0f} MB, pages of the mapped cache included."
     )
     return "\n".join(rows) + "\n\n" + costs
+
+
+def _seed_file(run: Run, seed: int) -> Path:
+    return run.root / f"seed_{seed}.json"
 
 
 def _bytes(maps: np.ndarray) -> np.ndarray:
