@@ -22,8 +22,8 @@ from tagseg.data.records import Sample
 from tagseg.demo.draw import draw_demo
 from tagseg.masks.localise import localise_image
 from tagseg.masks.mask_files import mask_file
+from tagseg.masks.overlay import overlay
 from tagseg.masks.palette import class_colours
-from tagseg.prediction.outputs import overlay
 from tagseg.rca.train import load_network
 from tagseg.review.judge import assess
 from tagseg.review.ranking import worst_first
@@ -150,8 +150,7 @@ print(fitted.evaluation.table())
 
 # %%
 predictor = tagseg.load(OUT / "run")
-new = [read_image(sample.image) for sample in dataset.split("val")[:5]]
-row("new", [overlay(image, predictor(image)) for image in new])
+row("new", [predictor(sample.image).overlay() for sample in dataset.split("val")[:5]])
 
 # %% [markdown]
 # ![New images, segmented without tags](pictures/notebook_new.jpg)

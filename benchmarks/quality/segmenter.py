@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import record
 
-from tagseg.data.images import load_mask, read_image
+from tagseg.data.images import load_mask
 from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
@@ -78,7 +78,7 @@ def crf_miou(run: Run) -> float:
     samples = scored_samples(prepared.dataset, "val")
     for sample in bars(samples, "with CRF", len(samples)):
         truth = load_mask(sample, prepared.dataset, prepared.sizes[sample.id])
-        matrix += confusion(truth, predictor(read_image(sample.image)), ids)
+        matrix += confusion(truth, predictor(sample.image).mask, ids)
     return 100 * iou(matrix).miou
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "LocaliseSettings",
     "MaskSettings",
     "PredictOptions",
+    "Prediction",
     "Predictions",
     "Predictor",
     "RcaSettings",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from tagseg.rca.kmeans import kmeans
     from tagseg.rca.regions import Regions, mine_regions, pool_regions
     from tagseg.segment.label_pixels import Decided
+    from tagseg.segment.prediction import Prediction
     from tagseg.segment.predictor import Predictor, load
     from tagseg.settings.crf import CrfSettings
     from tagseg.settings.data import DataSettings
@@ -108,6 +110,7 @@ _HOMES = {
     "rca.kmeans": ("kmeans",),
     "rca.regions": ("Regions", "mine_regions", "pool_regions"),
     "segment.label_pixels": ("Decided",),
+    "segment.prediction": ("Prediction",),
     "segment.predictor": ("Predictor", "load"),
     "settings.crf": ("CrfSettings",),
     "settings.data": ("DataSettings",),

@@ -32,7 +32,7 @@ torch.manual_seed(5)
 with torch.no_grad():
     probabilities = predictor.network(torch.rand(1, 3, 64, 48)).softmax(1)
 with open(sys.argv[3], "wb") as file:
-    file.write(predictor(Image.open(sys.argv[2])).tobytes() + probabilities.contiguous().numpy().tobytes())
+    file.write(predictor(sys.argv[2]).mask.tobytes() + probabilities.contiguous().numpy().tobytes())
 """
 
 
@@ -46,7 +46,7 @@ def outputs(folder: Path, image: Path) -> bytes:
     torch.manual_seed(5)
     with torch.no_grad():
         probabilities = predictor.network(torch.rand(1, 3, 64, 48)).softmax(1)
-    mask = predictor(Image.open(image))
+    mask = predictor(image).mask
     assert len(np.unique(mask)) > 1
     return b"".join((mask.tobytes(), probabilities.contiguous().numpy().tobytes()))
 

@@ -7,7 +7,6 @@ from PIL import Image
 
 from tagseg.errors import DataError
 from tagseg.masks.palette import class_colours
-from tagseg.prediction import outputs
 from tagseg.prediction.lines import PredictionLine, write_predictions
 from tagseg.prediction.outputs import overlay, pending_images, probabilities_npy
 from tagseg.settings.predict import PredictOptions
@@ -25,7 +24,7 @@ def test_an_overlay_is_painted_in_strips(monkeypatch: pytest.MonkeyPatch) -> Non
     image = Image.fromarray(draw.integers(0, 256, (20, 9, 3), np.uint8))
     mask, before = draw.integers(0, 4, (20, 9), np.uint8), np.array(image)
     once = np.asarray(overlay(image, mask))
-    monkeypatch.setattr(outputs, "_OVERLAY_ROWS", 7)
+    monkeypatch.setattr("tagseg.masks.overlay._ROWS", 7)
     assert (np.asarray(overlay(image, mask)) == once).all() and (np.asarray(image) == before).all()
     assert ((once == before).all(-1) | (mask > 0)).all() and (once != before).any()
 

@@ -132,7 +132,7 @@ def test_a_mask_follows_the_exif_orientation_of_its_image(run: Run, tmp_path: Pa
 @pytest.mark.parametrize("size", [(300, 170), (1, 1), (1, 500), (7, 5)])
 def test_a_mask_has_the_size_of_its_image(size: tuple[int, int], run: Run) -> None:
     predictor = load(run.root, "cpu")
-    mask = predictor(Image.new("RGB", size, "red"))
+    mask = predictor(Image.new("RGB", size, "red")).mask
     assert mask.shape == size[::-1] and mask.dtype == np.uint8 and mask.max() <= 2
 
 
@@ -151,7 +151,7 @@ def test_each_pixel_gets_the_likeliest_id(run: Run) -> None:
     torch.nn.init.zeros_(last.weight)
     for likeliest in range(3):
         last.bias.data = torch.nn.functional.one_hot(torch.tensor(likeliest), 3).float()
-        assert (predictor(Image.new("RGB", (50, 40))) == likeliest).all()
+        assert (predictor(Image.new("RGB", (50, 40))).mask == likeliest).all()
 
 
 def test_a_run_without_a_segmenter_is_refused(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_the_crf_refines_masks_on_request(run: Run, tmp_path: Path) -> None:
     assert (before != after).any()
     # The predictor gives the same mask for the image.
     predictor = configure(load(run.root, "cpu"), PredictOptions(crf=True))
-    assert predictor.crf == CrfSettings() and (predictor(read_image(image)) == after).all()
+    assert predictor.crf == CrfSettings() and (predictor(read_image(image)).mask == after).all()
 
 
 def test_options_override_the_networks_own(run: Run) -> None:
@@ -303,9 +303,9 @@ def test_large_images_are_predicted_in_windows(pixelwise: Segmenter) -> None:
     assert isinstance(pixelwise.sizes, list) and set(pixelwise.sizes[1:]) == {(1, 3, 128, 128)}
     # Patches are aligned with cells: except where corners of several meet, the enlarged cells give the picture.
     truth = np.asarray(image).argmax(2)
-    assert (whole(image) == truth).all() and (predictor(image) == truth).mean() > 0.998
+    assert (whole(image).mask == truth).all() and (predictor(image).mask == truth).mean() > 0.998
     # An image whose sides are not multiples of a cell is resized to them.
-    odd = predictor(wide((397, 239)))
+    odd = predictor(wide((397, 239))).mask
     assert odd.shape == (239, 397) and (odd == np.asarray(wide((397, 239))).argmax(2)).mean() > 0.97
 
 
@@ -318,11 +318,11 @@ def test_an_image_no_larger_than_a_window_takes_one_call(pixelwise: Segmenter, m
 
 def test_a_predictor_accepts_images_of_any_mode(run: Run) -> None:
     predictor, image = load(run.root, "cpu"), Image.new("RGB", (40, 30), (200, 10, 90))
-    expected = predictor(image)
-    assert (predictor(image.convert("RGBA")) == expected).all()
-    assert (predictor(image.quantize(4)) == expected).all()
+    expected = predictor(image).mask
+    assert (predictor(image.convert("RGBA")).mask == expected).all()
+    assert (predictor(image.quantize(4)).mask == expected).all()
     grey = Image.fromarray(np.full((30, 40), 40_000, np.uint16))
-    assert (predictor(grey) == predictor(Image.new("RGB", (40, 30), (156,) * 3))).all()
+    assert (predictor(grey).mask == predictor(Image.new("RGB", (40, 30), (156,) * 3)).mask).all()
 
 
 def test_running_out_of_memory_names_the_flags_to_lower(

@@ -76,7 +76,7 @@ def test_a_single_mask_is_a_training_set(dataset: Dataset, tmp_path: Path) -> No
     fit(one, tmp_path / "net")
     predictor = read_predictor(tmp_path / "net")
     with Image.open(one.samples[0].image) as image:
-        assert predictor(image).shape == (40, 48)
+        assert predictor(image).mask.shape == (40, 48)
 
 
 def test_the_same_seed_gives_the_same_bytes(dataset: Dataset, tmp_path: Path) -> None:
@@ -271,6 +271,6 @@ def test_every_network_trains_and_predicts(
     assert all(torch.equal(tensors[name], value) for name, value in predictor.network.state_dict().items())
     for size in ((48, 40), (33, 71), (150, 20)):
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
-        mask, seen = predictor(image), predictor.probabilities(image)
+        mask, seen = predictor(image).mask, predictor.probabilities(image)
         assert mask.shape == size[::-1] and set(np.unique(mask)) <= {0, 1, 2}
         assert np.allclose(seen.sum(0), 1, atol=1e-4) and np.ptp(seen) > 0

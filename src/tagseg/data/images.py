@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Num, UInt8
+from jaxtyping import Int32, Num, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tagseg.data.records import VOID, CocoMask, Dataset, Sample
@@ -38,6 +38,9 @@ _DAMAGE: tuple[type[Exception], ...] = (
         Image.DecompressionBombWarning,
     ),
 )
+
+AnyImage = str | os.PathLike[str] | Image.Image | Shaped[np.ndarray, "..."]
+"""An image as users have it: a file, a Pillow image or an array."""
 
 _MAX_MEGAPIXELS = 120.0
 _ORIENTATION_TAG = 0x0112
@@ -81,15 +84,29 @@ def read_image(
     with _damage_named(path), _open(path, max_megapixels, content=content) as image:
         if enough is not None:
             image.draft("RGB", (enough, enough))
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        upright = image if turn is None else image.transpose(turn)
-        return _rgb(upright)
+        return _rgb(_upright(image))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB, like `read_image` but not turned; an RGB image is returned unchanged."""
-    return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+def any_image(image: AnyImage) -> Image.Image:
+    """Return a file, a Pillow image or an array of uint8 (RGB, RGBA or grey) as RGB, upright like `read_image`.
+
+    Raises:
+        DataError: as for `read_image`, and for an array of another type or shape.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        with _damage_named(getattr(image, "filename", "") or "image"):
+            upright = _upright(image)
+            return upright if upright.mode == "RGB" and not upright.has_transparency_data else _rgb(upright)
+    shape = tuple(getattr(image, "shape", ()))
+    fits = len(shape) in (2, 3) and 0 not in shape and shape[2:] in ((), (1,), (3,), (4,))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not fits:
+        got = f"{type(image).__name__} of {getattr(image, 'dtype', 'no dtype')} and shape {shape}"
+        raise DataError(
+            f"image: got {got}, expected a file, a Pillow image, or an array of uint8 of height x width x 3"
+        )
+    return _rgb(Image.fromarray(image[..., 0] if shape[2:] == (1,) else np.ascontiguousarray(image)))
 
 
 def image_size(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> tuple[int, int]:
@@ -255,6 +272,19 @@ def _orientation(image: Image.Image) -> int:
     except _DAMAGE:  # a damaged EXIF block does not make the image unusable
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF orientation says, and without it; one that is upright stays the same."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    # Pillow keeps what says how to turn the image, and the next reader would turn it again.
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        upright.info.pop(name, None)
+    return upright
 
 
 def _rgb(image: Image.Image) -> Image.Image:

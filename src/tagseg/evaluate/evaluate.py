@@ -71,7 +71,7 @@ def score_segmenter(
     for sample in track(wanted, "predict", len(wanted)):
         target = mask_file(run.predictions, sample.id)
         if not target.exists():
-            write_mask(target, predictor(read_image(sample.image, settings.data.max_megapixels)))
+            write_mask(target, predictor(read_image(sample.image, settings.data.max_megapixels)).mask)
 
     def predicted(sample: Sample) -> UInt8[np.ndarray, "h w"]:
         return read_mask_file(mask_file(run.predictions, sample.id))

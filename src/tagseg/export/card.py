@@ -171,10 +171,10 @@ _PYTHON = """## How to use it
 
 ```python
 import tagseg
-from PIL import Image
 
 predictor = tagseg.load("path/to/this/folder")
-mask = predictor(Image.open("photo.jpg").convert("RGB"))  # height x width, ids of predictor.classes
+prediction = predictor("photo.jpg")  # or a Pillow image, or an array
+mask = prediction.mask  # height x width, ids of predictor.classes
 ```
 
 For a folder of photographs: `tagseg predict path/to/this/folder photos/ --out masks/`.

@@ -11,14 +11,11 @@ from PIL import Image
 
 from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_file
-from tagseg.masks.palette import class_colours
+from tagseg.masks.overlay import overlay
 from tagseg.prediction.find_images import Location, canonical_location
 from tagseg.prediction.lines import LINES, PredictionLine, read_predictions
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.files import write_atomically
-
-_OVERLAY_ROWS = 256
-"""Rows of an overlay that are painted at a time."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +106,6 @@ def overlay_jpeg(image: Image.Image, mask: UInt8[np.ndarray, "h w"]) -> bytes:
     file = io.BytesIO()
     overlay(image, mask).save(file, "JPEG", quality=90)
     return file.getvalue()
-
-
-def overlay(image: Image.Image, mask: UInt8[np.ndarray, "h w"], opacity: float = 0.55) -> Image.Image:
-    """Return an RGB image with the colours of its mask painted over everything but the background."""
-    palette, painted = np.array(class_colours(255), np.float32), np.array(image)
-    # A strip of rows at a time: as floats, an image takes four times its memory.
-    for top in range(0, len(mask), _OVERLAY_ROWS):
-        pixels, ids = painted[top : top + _OVERLAY_ROWS], mask[top : top + _OVERLAY_ROWS]
-        covered = ids > 0
-        pixels[covered] = ((1 - opacity) * pixels[covered] + opacity * palette[ids[covered]]).round().astype(np.uint8)
-    return Image.fromarray(painted)
 
 
 def probabilities_npy(probabilities: Float32[np.ndarray, "ids y x"]) -> bytes:

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tagseg.data.images import as_rgb
+from tagseg.data.images import AnyImage, any_image
 from tagseg.errors import RunError
 from tagseg.networks.segmenters import Segmenter, empty_segmenter
 from tagseg.run.folder import Run
 from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.infer import ClassProbabilities, as_tensor, probabilities, windowed_probabilities
 from tagseg.segment.label_pixels import Decided, label_pixels, likely_candidates, refine
+from tagseg.segment.prediction import Prediction
 from tagseg.segment.resolution import Resolution, resize_to_picture
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import Precision, PredictOptions
@@ -48,15 +48,27 @@ class Predictor:
     precision: Precision = "fp32"
     crf: CrfSettings | None = None
 
-    def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-        """Return the mask of an image at its own size."""
-        image = as_rgb(image)
-        return self.decided(self.probabilities(image), (image.height, image.width), image).mask
+    def __call__(self, image: AnyImage) -> Prediction:
+        """Return the prediction for an image: a file, a Pillow image or an array, all with the same result.
 
-    def probabilities(self, image: Image.Image) -> ClassProbabilities:
+        Files and Pillow images are turned upright by their EXIF orientation, as by `tagseg predict`. An array is uint8,
+        `h w 3` in RGB, `h w 4` with alpha, or grey `h w`.
+
+        Raises:
+            DataError: when a file cannot be read, or an array is not such an image.
+        """
+        rgb = any_image(image)
+        decided = self.decided(self.look([self.picture(rgb)])[0], (rgb.height, rgb.width), rgb)
+        return Prediction(rgb, decided.mask, self.classes, decided.area, decided.confidence)
+
+    def probabilities(self, image: AnyImage) -> ClassProbabilities:
         """Return the class probabilities of an image (ids y x), at the resolution of the prediction, or at a quarter of
-        it if the image is predicted in windows."""
-        return self.look([self.picture(as_rgb(image))])[0]
+        it if the image is predicted in windows.
+
+        Raises:
+            DataError: as for a call.
+        """
+        return self.look([self.picture(any_image(image))])[0]
 
     @property
     def resolution(self) -> Resolution:
