@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs test clean
+.PHONY: help venv demo docs test foreign clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -29,6 +29,9 @@ test: $(STAMP)  ## check format, lint and types, then run the tests (PYTEST_ARGS
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_PROCESSES) $(PYTEST_ARGS)
+
+foreign: $(STAMP)  ## build the environments of the tools whose readers open our exports in tests/foreign
+	$(BIN)/python tests/foreign/environments.py
 
 clean:  ## delete .venv, builds and caches (run folders stay)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,7 @@ SECTIONS = {
     "Throughput and memory": ("predict", "crf", "mass_labelling"),
     "Scaling with images": ("scale", "review"),
     "Reliability": ("faults", "fuzz", "release"),
+    "Other tools": ("interop",),
     "Code": ("architecture",),
 }
 REST = "Other results"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tagseg.cli.app import EXCHANGE, RunFolder, command, say
+from tagseg.settings.bounds import Port
 from tagseg.settings.export import ExportSettings
 from tagseg.system.progress import bars
 
@@ -16,8 +17,11 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["coco", "yolo", "voc", "labelstudio", "cvat", "hf"],
-        Parameter(help="Format: COCO JSON, YOLO-seg, VOC PNGs, Label Studio, CVAT, Hugging Face image folder."),
+        Literal["coco", "yolo", "yolo-semantic", "voc", "labelstudio", "cvat", "labelme", "datumaro", "hf"],
+        Parameter(
+            help="Format: COCO JSON, YOLO-seg polygons, Ultralytics' semantic masks, VOC PNGs, Label Studio, CVAT, "
+            "LabelMe, Datumaro, Hugging Face image folder."
+        ),
     ],
     out: Annotated[Path, Parameter(help="New folder.")],
     of: Annotated[
@@ -31,13 +35,13 @@ def export(
     unsure: Annotated[
         Literal["void", "decided", "background"] | None,
         Parameter(
-            help="Unsure pixels. void: they stay 255 (default for voc and hf); decided: they get their likeliest label "
-            "(default for all others); background: they become background."
+            help="Unsure pixels. void: they stay 255 (default for voc, hf, yolo-semantic); decided: they get their "
+            "likeliest label (default for all others); background: they become background."
         ),
     ] = None,
     images: Annotated[
         Literal["none", "copy", "link"] | None,
-        Parameter(help="Images next to the masks. By default copies for yolo and hf, none for the others."),
+        Parameter(help="Images next to the masks. By default none for coco, voc and cvat, copies for the others."),
     ] = None,
     settings: Annotated[ExportSettings, Parameter(name="*")] = ExportSettings(),
     force: Annotated[bool, Parameter(negative=(), help="Replace an existing export.")] = False,
@@ -89,3 +93,33 @@ def import_(
     own = f" and {done.own} of the run's own" if with_pseudo else ""
     say(f"{done.corrected} corrected masks{own}: {done.folder}")
     say(f"Learn from them: tagseg segment {run} --labels {done.folder} --force")
+
+
+@command(EXCHANGE, 2)
+def labelstudio(
+    run: RunFolder,
+    /,
+    *,
+    port: Annotated[Port, Parameter(help="Port to listen on (0: any free one).")] = 9090,
+    corrections: Annotated[
+        Path | None, Parameter(help="Folder for corrected masks. By default RUN.labelstudio.", show_default=False)
+    ] = None,
+    device: Annotated[str, Parameter(help="Where to compute: auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Predict masks inside Label Studio, and learn from corrections.
+
+    Serves a machine-learning backend for a project that was made from tagseg export --to labelstudio. Enter the address
+    it prints under Settings, Model. Writes submitted annotations as masks into the folder RUN.labelstudio; Start
+    Training learns from them and from the run's own masks, and replaces the run's segmentation network. Served to this
+    machine only, until Ctrl-C.
+
+        tagseg labelstudio runs/a
+    """
+    from tagseg.live.labelstudio import open_backend, serve_labelstudio
+
+    def ready(address: str) -> None:
+        say(f"Label Studio, Settings, Model: {address}")
+        say("Press Ctrl-C to stop; corrected masks are kept.")
+
+    serve_labelstudio(open_backend(run, corrections, device), port, ready)
+    say("Stopped.")

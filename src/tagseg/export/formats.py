@@ -9,17 +9,19 @@ from typing import Literal
 from tagseg.errors import DataError
 from tagseg.export.coco import write_coco
 from tagseg.export.cvat import write_cvat
+from tagseg.export.datumaro import datumaro_image, write_datumaro
 from tagseg.export.folder import Images, place_images, whole_folder
 from tagseg.export.huggingface import huggingface_folder, write_huggingface
+from tagseg.export.labelme import write_labelme
 from tagseg.export.labelstudio import write_labelstudio
 from tagseg.export.masks import MaskedImage, MaskSet, Unsure, collect_masks
 from tagseg.export.voc import write_voc
-from tagseg.export.yolo import write_yolo, yolo_image
+from tagseg.export.yolo import write_yolo, write_yolo_semantic, yolo_image
 from tagseg.run.folder import Run
 from tagseg.settings.export import ExportSettings
 from tagseg.system.progress import Track, silent
 
-MaskFormat = Literal["coco", "yolo", "voc", "labelstudio", "cvat", "hf"]
+MaskFormat = Literal["coco", "yolo", "yolo-semantic", "voc", "labelstudio", "cvat", "labelme", "datumaro", "hf"]
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,27 @@ _FORMATS: dict[MaskFormat, _Format] = {
     ),
     # In YOLO every line is a connected part, with or without --parts.
     "yolo": _Format(write_yolo, ("decided", "background"), ("copy", "link", "none"), ("--parts",), yolo_image),
+    "yolo-semantic": _Format(
+        write_yolo_semantic, ("void", "decided", "background"), ("copy", "link", "none"), (), yolo_image,
+    ),
     "voc": _Format(
         write_voc, ("void", "decided", "background"), ("none", "copy", "link"), (),
         lambda masks, image: Path("JPEGImages", image.name),
     ),
     "labelstudio": _Format(
-        write_labelstudio, ("decided", "background"), ("none", "copy", "link"), ("--parts",),
+        write_labelstudio, ("decided", "background"), ("copy", "link", "none"), ("--parts",),
         lambda masks, image: Path("images", image.name),
     ),
     "cvat": _Format(
         write_cvat, ("decided", "background"), ("none",), ("--parts", "--polygons"),
         lambda masks, image: Path(image.name),
+    ),
+    "labelme": _Format(
+        write_labelme, ("decided", "background"), ("copy", "link", "none"), ("--parts", "--polygons"),
+        lambda masks, image: Path(image.name),
+    ),
+    "datumaro": _Format(
+        write_datumaro, ("decided", "void", "background"), ("copy", "link", "none"), ("--parts",), datumaro_image,
     ),
     "hf": _Format(
         write_huggingface, ("void", "decided", "background"), ("copy", "link"), (),

@@ -1,10 +1,14 @@
 """Label Studio's import format: tasks with brush regions as predictions, and the labelling interface to show them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
+
+import numpy as np
+from jaxtyping import UInt8
 
 from tagseg.data.records import VOID
 from tagseg.errors import DataError
@@ -37,26 +41,27 @@ def write_labelstudio(masks: MaskSet, folder: Path, settings: ExportSettings, tr
 
 def task(masks: MaskSet, image: MaskedImage, settings: ExportSettings) -> dict[str, Any]:
     """Return an image's task; its address is `settings.address` followed by the percent-encoded path."""
-    result = [
+    result = mask_regions(read_mask(masks, image), masks.classes, settings.parts)
+    data = {"image": settings.address + quote(image.name), "name": image.name}
+    return {"data": data, "predictions": [{"model_version": "tagseg", "result": result}]}
+
+
+def mask_regions(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str], parts: bool) -> list[dict[str, Any]]:
+    """Return a mask as Label Studio's brush regions: one per class (id i is `classes[i - 1]`) or connected part."""
+    return [
         {
             "id": f"{region.class_id}-{number}",
             "type": "brushlabels",
             "from_name": _CONTROL,
             "to_name": _IMAGE,
-            "original_height": image.size[0],
-            "original_width": image.size[1],
+            "original_height": mask.shape[0],
+            "original_width": mask.shape[1],
             "image_rotation": 0,
-            "value": {
-                "format": "rle",
-                "rle": encode_brush(part.mask()),
-                "brushlabels": [masks.classes[region.class_id - 1]],
-            },
+            "value": {"format": "rle", "rle": encode_brush(part.mask()), "brushlabels": [classes[region.class_id - 1]]},
         }
-        for region in regions(read_mask(masks, image))
-        for number, part in enumerate(region.parts() if settings.parts else (region,))
+        for region in regions(mask)
+        for number, part in enumerate(region.parts() if parts else (region,))
     ]
-    data = {"image": settings.address + quote(image.name), "name": image.name}
-    return {"data": data, "predictions": [{"model_version": "tagseg", "result": result}]}
 
 
 def interface(classes: tuple[str, ...]) -> str:

@@ -1,14 +1,14 @@
 """Pascal VOC's devkit: palette PNGs, image lists, and a labelmap.txt with the colour of each class."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from tagseg.data.records import VOID
 from tagseg.errors import DataError
 from tagseg.export.masks import MaskSet, read_mask
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
-from tagseg.masks.palette import class_colours
+from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.settings.export import ExportSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track
@@ -24,7 +24,7 @@ def write_voc(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tra
     """
     write_atomically(folder / "ImageSets" / "Segmentation" / f"{masks.subset}.txt", image_list(masks))
     try:
-        write_atomically(folder / "labelmap.txt", label_map(masks.classes))
+        write_atomically(folder / "labelmap.txt", label_map(masks.classes, void=masks.unsure == "void"))
     except DataError as error:
         log.warning("labelmap.txt is left out (%s); classes.json lists the class of each value", error)
     for image in track(masks.images, "export", len(masks.images)):
@@ -32,8 +32,10 @@ def write_voc(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tra
     write_classes(folder / "SegmentationClass", masks.classes)
 
 
-def label_map(classes: Iterable[str]) -> str:
+def label_map(classes: Sequence[str], void: bool = False) -> str:
     """Return the text of labelmap.txt: one `name:r,g,b::` per line, in the order of mask values, background first.
+
+    With `void`, the last line has the colour of unsure pixels: readers such as Datumaro refuse colours without a line.
 
     Raises:
         DataError: when labelmap.txt cannot hold the name of a class.
@@ -49,7 +51,14 @@ def label_map(classes: Iterable[str]) -> str:
         if name in names[:i]:
             raise DataError(f"class {name!r}: labelmap.txt already has this name, expected another one")
     colours = class_colours(VOID)
-    return "".join(f"{name}:{','.join(map(str, colours[i]))}::\n" for i, name in enumerate(names))
+    lines = [(name, colours[i]) for i, name in enumerate(names)]
+    lines += [(void_name(classes), VOID_COLOUR)] if void else []
+    return "".join(f"{name}:{','.join(map(str, colour))}::\n" for name, colour in lines)
+
+
+def void_name(classes: Sequence[str]) -> str:
+    """Return a name for unsure pixels that no class has and that `tagseg import` knows."""
+    return next(name for name in ("void", "ignore", "ignored", "__ignore__", "unlabeled") if name not in classes)
 
 
 def image_list(masks: MaskSet) -> str:

@@ -1,11 +1,13 @@
-"""YOLO's segmentation labels: one text file per image, one polygon per line."""
+"""Ultralytics' layouts: YOLO's labels, one polygon per line of a text file, and masks for semantic segmentation."""
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tagseg.errors import DataError
 from tagseg.export.masks import MaskedImage, MaskSet, read_mask
 from tagseg.export.outlines import polygon
 from tagseg.export.regions import regions
+from tagseg.masks.mask_files import write_mask
 from tagseg.settings.export import ExportSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track
@@ -30,7 +32,27 @@ def write_yolo(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tr
             for region in regions(read_mask(masks, image))
             for part in region.parts()
         ]
-        write_atomically(folder / "labels" / masks.subset / f"{image.id}.txt", "".join(f"{line}\n" for line in lines))
+        write_atomically(folder / _beside(masks, image, "labels", ".txt"), "".join(f"{line}\n" for line in lines))
+
+
+def write_yolo_semantic(masks: MaskSet, folder: Path, settings: ExportSettings, track: Track) -> None:
+    """Write `masks/SUBSET/ID.png`, with class ids and 255 for void pixels, and data.yaml with `masks_dir`.
+
+    Ultralytics' semantic segmentation reads them as they are.
+
+    Raises:
+        DataError: when a mask cannot be read, or YAML cannot hold a class name.
+    """
+    text = data_yaml(replace(masks, classes=("background", *masks.classes)))
+    write_atomically(folder / "data.yaml", text.replace("names:\n", "masks_dir: masks\nnames:\n", 1))
+    for image in track(masks.images, "export", len(masks.images)):
+        write_mask(folder / _beside(masks, image, "masks", ".png"), read_mask(masks, image))
+
+
+def _beside(masks: MaskSet, image: MaskedImage, folder: str, suffix: str) -> Path:
+    """Return where readers look for the labels of an image: `folder` takes the place of the last folder `images`."""
+    before, _, after = f"/images/{masks.subset}/{image.id}".rpartition("/images/")
+    return Path(f"{before}/{folder}/{after}{suffix}".removeprefix("/"))
 
 
 def yolo_image(masks: MaskSet, image: MaskedImage) -> Path:

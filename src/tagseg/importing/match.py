@@ -52,7 +52,7 @@ def match(source: Path, found: Sequence[Corrected], prepared: Prepared) -> list[
     Raises:
         DataError: when no mask belongs to a training image, or two belong to the same one.
     """
-    images = _Images(prepared.dataset)
+    images = ImageNames(prepared.dataset)
     matched: list[tuple[Sample, Corrected]] = []
     first: dict[str, str] = {}
     unmatched = []
@@ -79,7 +79,7 @@ def match(source: Path, found: Sequence[Corrected], prepared: Prepared) -> list[
     return matched
 
 
-class _Images:
+class ImageNames:
     """The images of a data set by every name they may have; None where a name could mean two of them.
 
     full: with all folders. ends: without some of them. uploaded: as Label Studio stores files that were uploaded.

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from tagseg.errors import DataError
 from tagseg.settings.bounds import check_fields
 
-LOCAL_FILES = "/data/local-files/?d="
-"""Address under which Label Studio serves files from its local storage."""
+LOCAL_FILES = "/data/local-files/?d=images/"
+"""Address of the images of an export in Label Studio, if the export is its document root and `images` its storage."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ExportSettings:
     """One annotation per connected part instead of one per class and image; yolo always does this."""
 
     polygons: Annotated[bool, Parameter(negative=())] = False
-    """Outlines as polygons instead of run-length codes (coco, cvat)."""
+    """Outlines as polygons instead of exact masks (coco, cvat, labelme)."""
 
     tolerance: Annotated[float, Ge(0), Unit("pixels")] = 1.0
     """How far an outline may move, in pixels (0: exact)."""

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tagseg.export.brush import encode_brush
+from tagseg.export.brush import decode_brush, encode_brush
 
 PIXELS = arrays.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 
@@ -52,8 +52,23 @@ def test_the_header_is_label_studios() -> None:
     assert code[: len(start)] == start
 
 
-def test_a_foreign_decoder_reads_the_pixels() -> None:
-    brush = pytest.importorskip("label_studio_converter.brush")
-    pixels = np.random.default_rng(0).random((37, 53)) < 0.4
-    decoded = np.asarray(brush.decode_rle(encode_brush(pixels))).reshape(37, 53, 4)
-    assert np.array_equal(decoded[:, :, 3], pixels * np.uint8(255))
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (300, 300)])
+def test_what_was_encoded_is_decoded(shape: tuple[int, int]) -> None:
+    for share in (0.0, 0.4, 1.0):
+        pixels = np.random.default_rng(0).random(shape) < share
+        assert np.array_equal(decode_brush(encode_brush(pixels), shape), pixels)
+
+
+def test_listed_values_are_decoded() -> None:
+    """Label Studio's own code for two pixels, transparent and opaque, as a list of eight values."""
+    bits = f"{8:032b}{7:05b}" + "0010" * 4 + "0" + "00" + "111" + "00000000" * 4 + "11111111" * 4
+    bits += "0" * (-len(bits) % 8)
+    code = [int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)]
+    assert decode_brush(code, (1, 2)).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("cut", [0, 3, 7, 9, -1])
+def test_damaged_codes_are_refused(cut: int) -> None:
+    code = encode_brush(np.random.default_rng(0).random((20, 20)) < 0.5)
+    with pytest.raises(ValueError, match="brush region"):
+        decode_brush(code[:cut], (20, 20))

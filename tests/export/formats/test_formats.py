@@ -13,6 +13,7 @@ from tagseg.run.folder import Run
 from tagseg.settings.export import ExportSettings
 
 NAMES = ("cat/1.png", "cat/2.jpg", "cat/2.png", "dog/1.png", "dog/ä b.png", "dog/turned.jpg")
+IDS = ("cat/1", "cat/2.jpg", "cat/2.png", "dog/1", "dog/ä b", "dog/turned")
 
 
 def files(folder: Path) -> set[str]:
@@ -34,7 +35,11 @@ def files(folder: Path) -> set[str]:
             "dog/1.png", "dog/ä b.png", "dog/turned.jpg")), *(f"labels/train/{name}.txt" for name in ("cat/1",
             "cat/2.jpg", "cat/2.png", "dog/1", "dog/ä b", "dog/turned")),
         }),
-        ("labelstudio", None, {"tasks.json", "interface.xml"}),
+        ("labelstudio", "none", {"tasks.json", "interface.xml"}),
+        ("labelstudio", None, {"tasks.json", "interface.xml", *(f"images/{name}" for name in NAMES)}),
+        ("labelme", "none", {"labels.txt", *(f"{name}.json" for name in IDS)}),
+        ("datumaro", "none", {"annotations/train.json"}),
+        ("yolo-semantic", "none", {"data.yaml", *(f"masks/train/{name}.png" for name in IDS)}),
         ("cvat", None, {"segmentation_mask_1.1.zip", "coco_1.0.zip", "labels.json"}),
     ],
 )  # fmt: skip
@@ -91,7 +96,8 @@ def test_nothing_is_overwritten_without_force(run: Run, tmp_path: Path) -> None:
     export(run.root, "coco", tmp_path / "out")
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'out'}: exists; choose another --out or --force")):
         export(run.root, "coco", tmp_path / "out")
-    export(run.root, "labelstudio", tmp_path / "out", settings=ExportSettings(min_part=100), force=True)
+    small = ExportSettings(min_part=100)
+    export(run.root, "labelstudio", tmp_path / "out", images="none", settings=small, force=True)
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     assert not any(task["predictions"][0]["result"] for task in tasks)
     assert files(tmp_path / "out") == {"tasks.json", "interface.xml", "made_by_tagseg.json"}

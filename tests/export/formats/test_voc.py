@@ -19,7 +19,7 @@ def test_palette_pngs_hold_the_exported_pixels(masks: dict[str, np.ndarray], mas
     masks["void"] = np.array([[0, 3, 255]], np.uint8)
     write_voc(mask_set(masks, ("cat", "dog", "cow")), tmp_path / "out", ExportSettings(), silent)
     lines = (tmp_path / "out" / "labelmap.txt").read_text().splitlines()
-    assert lines == ["background:0,0,0::", "cat:128,0,0::", "dog:0,128,0::", "cow:128,128,0::"]
+    assert lines == ["background:0,0,0::", "cat:128,0,0::", "dog:0,128,0::", "cow:128,128,0::", "void:224,224,192::"]
     listed = (tmp_path / "out" / "ImageSets" / "Segmentation" / "train.txt").read_text(encoding="utf-8").splitlines()
     assert listed == list(masks)
     for name, mask in masks.items():
@@ -28,7 +28,7 @@ def test_palette_pngs_hold_the_exported_pixels(masks: dict[str, np.ndarray], mas
             colours = np.asarray(picture.convert("RGB"))
         for i, line in enumerate(lines):
             wanted = [int(number) for number in line.split(":")[1].split(",")]
-            assert (colours[mask == i] == wanted).all()
+            assert (colours[mask == (255 if line.startswith("void:") else i)] == wanted).all()
     names = json.loads((tmp_path / "out" / "SegmentationClass" / "classes.json").read_text())
     assert names == {"0": "background", "1": "cat", "2": "dog", "3": "cow", "255": "void"}
 
