@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tagseg.data.images import load_mask, read_image, read_mask_file
+from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.prepare import prepare
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import evenly_spaced, examples
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file

@@ -23,9 +23,10 @@ from benchmarks import harness
 from benchmarks.harness import RUNS, SHARED, record
 from PIL import Image
 
-from tagseg.data.images import load_mask, read_image
+from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.features.cache import FeatureCache

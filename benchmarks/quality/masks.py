@@ -18,9 +18,10 @@ from benchmarks.harness import record
 from benchmarks.speed.masks_throughput import measure
 from jaxtyping import UInt8
 
-from tagseg.data.images import load_mask, read_image
+from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.masks.make import mask_image, mask_sample

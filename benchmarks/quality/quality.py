@@ -21,9 +21,10 @@ from benchmarks.harness import record
 from benchmarks.quality.corrupt import Errors, corrupted
 from scipy.stats import spearmanr
 
-from tagseg.data.images import load_mask, read_mask_file
+from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.evaluate.quality import ImageQuality

@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import record
 
-from tagseg.data.images import load_mask
 from tagseg.data.prepare import prepare
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.evaluate.scores import Evaluation, read_evaluation

@@ -23,9 +23,10 @@ from torch.utils.data import TensorDataset
 
 import tagseg
 from tagseg.data import listing
-from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
+from tagseg.data.images import image_size, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import RunError
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.quality import ClassQuality, ImageQuality, read_quality, write_quality

@@ -83,7 +83,7 @@ def test_images_above_the_size_limit_count_as_broken(tmp_path: Path) -> None:
     [
         (np.zeros((16, 8), np.uint8), r"masks/cat/01\.png: the mask has 8 x 16 pixels, expected 16 x 8"),
         (np.full((8, 16), 2, np.uint8), r"masks/cat/01\.png: unknown ids 2 in the mask"),
-        (np.full((8, 16, 3), 1, np.uint8), r"masks/cat/01\.png: a mask of mode RGB"),
+        (np.full((8, 16, 3), (1, 2, 3), np.uint8), r"masks/cat/01\.png: unknown colours #010203 in the mask"),
     ],
 )
 def test_masks_must_fit_their_images(mask: np.ndarray, message: str, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from tagseg.data.coco import instance_files, read_coco
-from tagseg.data.images import load_mask
 from tagseg.data.read import read_dataset
 from tagseg.data.records import CocoMask
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
 
@@ -53,30 +53,29 @@ def test_tags_classes_masks_and_notes(tmp_path: Path) -> None:
     assert [(sample.id, sample.split, sample.tags) for sample in dataset.samples] == [
         ("1", "train", (1,)),
         ("2", "train", (2,)),
+        ("3", "train", ()),
         ("1", "val", ()),
         ("2", "val", (2,)),
         ("3", "val", ()),
     ]
     assert dataset.samples[0].image == tmp_path / "train2017/1.jpg"
-    assert dataset.samples[2].image == tmp_path / "images/val2017/1.jpg"
-    assert dataset.notes == (
-        "1 of 3 categories occur on no training image and are left out",
-        "1 training images without annotations are left out",
-    )
+    assert dataset.samples[3].image == tmp_path / "images/val2017/1.jpg"
+    assert dataset.notes == ("1 of 3 categories occur on no training image and are left out",)
+    assert dataset.ignored == () and not load_mask(dataset.samples[2], dataset, (4, 6)).any()
     first = np.zeros((4, 6), int)
     first[:2, :2], first[:, 3:] = 1, 255
     assert load_mask(dataset.samples[0], dataset, (4, 6)).tolist() == first.tolist()
     # No training image has a bird: it is background.
     second = np.zeros((4, 6), int)
     second[2:, 2:4] = 2
-    assert load_mask(dataset.samples[3], dataset, (4, 6)).tolist() == second.tolist()
+    assert load_mask(dataset.samples[4], dataset, (4, 6)).tolist() == second.tolist()
 
 
 def test_equal_names_in_two_folders_get_different_ids(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write(tmp_path / f"annotations/instances_{split}2014.json", tmp_path / f"{split}2014", content())
     ids = [sample.id for sample in read_dataset(tmp_path, SETTINGS).samples]
-    assert ids == [*(f"train2014/{i}.jpg" for i in (1, 2)), *(f"val2014/{i}.jpg" for i in (1, 2)), "3"]
+    assert ids == [f"{split}2014/{i}.jpg" for split in ("train", "val") for i in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("file", ["labels.json", "annotations/all.json", "instances_train.json"])
@@ -84,7 +83,7 @@ def test_equal_names_in_two_folders_get_different_ids(tmp_path: Path) -> None:
 def test_a_single_json_file_may_be_anywhere(file: str, folder: str, tmp_path: Path) -> None:
     write(tmp_path / file, tmp_path / folder, content())
     dataset = read_dataset(tmp_path, SETTINGS)
-    assert dataset.layout == "coco" and [sample.id for sample in dataset.samples] == ["1", "2"]
+    assert dataset.layout == "coco" and [sample.id for sample in dataset.samples] == ["1", "2", "3"]
 
 
 def test_boxes_alone_give_tags_but_no_mask(tmp_path: Path) -> None:
@@ -144,7 +143,7 @@ def test_ambiguous_and_missing_files_are_named(tmp_path: Path) -> None:
         write(tmp_path / f"annotations/instances_train{year}.json", tmp_path / f"train{year}", content())
     with pytest.raises(DataError, match=r"got annotations/instances_train2014\.json, .*2017\.json for train"):
         read_coco(tmp_path, SETTINGS)
-    assert [len(files) for files in instance_files(tmp_path)] == [2, 0]
+    assert len(instance_files(tmp_path).train) == 2 and instance_files(tmp_path).val == ()
 
 
 def test_categories_of_both_splits_must_agree(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_real_coco(shared_data: Path) -> None:
     dataset = read_dataset(shared_data / "data/coco_mini", SETTINGS)
     train, val = dataset.split("train"), dataset.split("val")
     assert dataset.layout == "coco" and dataset.classes[:2] == ("person", "bicycle") and len(dataset.classes) == 49
-    assert (len(train), len(val)) == (49, 50)
+    assert (len(train), len(val)) == (50, 50)
     for sample in dataset.samples[::7]:
         with Image.open(sample.image) as image:
             mask = load_mask(sample, dataset, (image.height, image.width))
@@ -183,7 +182,10 @@ def test_the_coco_protocol_counts_as_the_literature_does(tmp_path: Path) -> None
         ]
         write(tmp_path / f"annotations/instances_{split}2014.json", tmp_path / f"{split}2014", data)
     own = read_coco(tmp_path, SETTINGS)
-    assert [(sample.id, sample.split) for sample in own.samples] == [("1", "train"), *((i, "val") for i in "123")]
+    # The second image has only a crowd, so nobody knows its tags; the third has no annotation, so it shows no class.
+    assert [(sample.id, sample.tags) for sample in own.split("train")] == [("1", (1,)), ("3", ())]
+    assert [sample.id for sample in own.split("val")] == ["1", "2", "3"]
+    assert "1 training images have only crowds, which give no tag" in str(own.ignored[0])
     found = read_coco(tmp_path, dataclasses.replace(SETTINGS, coco_protocol=True))
     tags = {(sample.id, sample.split): tuple(found.classes[tag - 1] for tag in sample.tags) for sample in found.samples}
     assert tags == {

@@ -34,7 +34,8 @@ def test_a_small_data_set_counted_by_hand(tmp_path: Path) -> None:
     assert result.sizes == {(8, 16): 1, (8, 17): 2, (8, 18): 1, (8, 20): 1}
     assert [path for path, _ in result.broken] == ["d.png"]
     assert result.duplicates == (("b.png", "f.png"),)
-    assert result.notes == ("1 images of the test split are left out",)
+    assert result.notes == () and [one.count for one in result.ignored] == [1]
+    assert result.ignored[0].reason == "images of the test split are left out" and result.ignored[0].expected
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_splits_by_folder_by_name_and_by_json(tmp_path: Path) -> None:
     assert splits == {"t": "train", "v": "val"}
     dataset = read_dataset(tmp_path / "b", SETTINGS)
     assert {sample.id: sample.split for sample in dataset.samples} == {"1": "train", "2": "val", "4": "val"}
-    assert "1 images of the test split are left out" in dataset.notes
+    assert "1 images of the test split are left out" in str(dataset.ignored[0])
 
 
 def test_a_key_in_two_shards_is_preceded_by_the_shard_name(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagseg.data.images import image_size, load_mask, read_image, read_mask_file
+from tagseg.data.images import image_size, read_image, read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.importing.meaning import read_label_map, read_mask_by

@@ -1,6 +1,6 @@
 import pytest
 
-from tagseg.importing.match import spellings
+from tagseg.data.locate import spellings
 
 
 @pytest.mark.parametrize(

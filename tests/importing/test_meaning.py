@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.images import read_mask_pixels
 from tagseg.data.records import Dataset
+from tagseg.data.true_masks import read_mask_pixels
 from tagseg.errors import DataError
 from tagseg.importing.meaning import (
     Meaning,

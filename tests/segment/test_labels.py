@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.images import load_mask, read_mask_file
+from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import Prepared, prepare
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.run.open import open_run
 from tagseg.segment.labels import foreign_labels, true_labels

@@ -92,6 +92,9 @@ def show_inspection(found: "Inspection", min_images: int, space: str = "") -> No
         say(space)
     for note in found.notes:
         say(f"Note: {note}")
+    for one in found.ignored:
+        if one.expected:
+            say(f"Not used: {one}")
     warnings = list(_warnings(found, min_images))
     for line in warnings:
         out.print(f"! {line}", markup=False, style="yellow")
@@ -119,6 +122,10 @@ def _show_classes(found: "Inspection") -> None:
 
 
 def _warnings(found: "Inspection", min_images: int) -> Iterator[str]:
+    for one in found.ignored:
+        if not one.expected:
+            yield f"not used: {one}"
+    yield from found.warnings
     for a, b in found.never_apart:
         yield f"{a} never appears without {b}: tags cannot tell them apart. Add images of {a} alone."
     for i, name in enumerate(found.classes):

@@ -2,14 +2,18 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tagseg.data.images import image_size, load_mask
+import numpy as np
+
+from tagseg.data.images import measure
 from tagseg.data.read import check_counts
-from tagseg.data.records import CocoMask, Dataset, Sample
+from tagseg.data.records import VOID, CocoMask, Dataset, Sample
+from tagseg.data.segmentations import check_segments
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
@@ -20,43 +24,120 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class Checked:
-    """`sizes`: (height, width) in pixels by id, after EXIF orientation; `broken`: (path below the root, reason)."""
+    """`sizes`: (height, width) in pixels by id, after EXIF orientation; `broken`: (path below the root, reason).
+
+    `notes` say what the user should know about how images and masks are read, `warnings` what may be wrong with them.
+    """
 
     sizes: dict[str, tuple[int, int]]
     broken: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What was found about one image: its size (None: broken), or the fault of it or its mask.
+
+    deep: it has more than 8 bits per channel. ids: class ids in its mask (None: no mask file). slivers: segmentations
+    without area.
+    """
+
+    size: tuple[int, int] | None
+    fault: str = ""
+    deep: bool = False
+    ids: frozenset[int] | None = None
+    slivers: int = 0
 
 
 def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent) -> Checked:
     """Decode all images, and check size and ids of the masks of scored samples.
 
     Raises:
-        DataError: with up to 10 masks that differ from their image in size, or have unknown ids.
+        DataError: with up to 3 masks that differ from their image in size, or have unknown ids; when masks hold only
+            background and void; or when most masks have none of their image's tags.
     """
-
-    def check(sample: Sample) -> tuple[tuple[int, int] | None, str]:
-        try:
-            size = image_size(sample.image, settings.max_megapixels)
-        except DataError as error:
-            return None, str(error).removeprefix(f"{sample.image}: ")
-        return size, _mask_fault(sample, dataset, size)
-
-    sizes, broken, faults = {}, [], []
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        outcomes = track(pool.map(check, dataset.samples), "check images", len(dataset.samples))
-        for sample, (size, fault) in zip(dataset.samples, outcomes, strict=True):
-            if size is None:
-                broken.append((below(dataset.root, sample.image), fault))
-                continue
-            sizes[sample.id] = size
-            if fault:
-                faults.append(fault)
+        found = pool.map(lambda sample: _outcome(sample, dataset, settings), dataset.samples)
+        outcomes = list(track(found, "check images", len(dataset.samples)))
     finally:
         # Without this, an interrupted check would first decode all waiting images.
         pool.shutdown(cancel_futures=True)
+    pairs = list(zip(dataset.samples, outcomes, strict=True))
+    faults = [one.fault for _, one in pairs if one.size is not None and one.fault]
     if faults:
-        raise DataError(_first_lines(faults))
-    return Checked(sizes, tuple(broken))
+        raise DataError(_first_lines(faults, 3))
+    deep = [below(dataset.root, sample.image) for sample, one in pairs if one.deep]
+    slivers = [below(dataset.root, sample.image) for sample, one in pairs for _ in range(one.slivers)]
+    notes = []
+    if deep:
+        notes.append(
+            f"{len(deep)} images have more than 8 bits per channel ({_few(deep)}): each is scaled from the number of "
+            "bits, 8, 10, 12, 14 or 16, that its largest value needs"
+        )
+    warnings = [*_mask_warnings(dataset, pairs)]
+    if slivers:
+        warnings.append(f"{len(slivers)} annotations have no area ({_few(slivers)}): they give a tag but no pixel")
+    return Checked(
+        {sample.id: one.size for sample, one in pairs if one.size is not None},
+        tuple((below(dataset.root, sample.image), one.fault) for sample, one in pairs if one.size is None),
+        tuple(notes),
+        tuple(warnings),
+    )
+
+
+def _outcome(sample: Sample, dataset: Dataset, settings: DataSettings) -> _Outcome:
+    try:
+        size, deep = measure(sample.image, settings.max_megapixels)
+    except DataError as error:
+        return _Outcome(None, str(error).removeprefix(f"{sample.image}: "))
+    if sample.mask is None or not sample.scored:
+        return _Outcome(size, deep=deep)
+    try:
+        if isinstance(sample.mask, CocoMask):
+            # Only checked, not drawn.
+            load_mask(dataclasses.replace(sample, mask=dataclasses.replace(sample.mask, segments=())), dataset, size)
+            return _Outcome(size, deep=deep, slivers=check_segments(sample.mask, sample.image))
+        ids = frozenset(map(int, np.unique(load_mask(sample, dataset, size))))
+    except DataError as error:
+        return _Outcome(size, str(error), deep)
+    return _Outcome(size, deep=deep, ids=ids)
+
+
+def _mask_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -> Iterator[str]:
+    """Yield a warning if some masks have none of their image's tags.
+
+    Raises:
+        DataError: when masks hold nothing but background and void, or most have none of their tags.
+    """
+    masked = [(sample, one.ids) for sample, one in pairs if one.ids is not None]
+    tagged = [(sample, ids) for sample, ids in masked if sample.tags]
+    black_and_white = [sample for sample, ids in masked if ids <= {0, VOID} and VOID in ids]
+    if black_and_white and not any(ids - {0, VOID} for _, ids in masked):
+        name = dataset.classes[0] if len(dataset.classes) == 1 else "CLASS"
+        raise DataError(
+            f"{black_and_white[0].mask}: the masks hold only 0 (background) and 255 (void), no pixel of a class; if "
+            f"255 is a class, say so with --data.mask-values 255={name} ({len(black_and_white)} of {len(masked)} masks "
+            "have 255)"
+        )
+    without = [(sample, ids) for sample, ids in tagged if not ids & set(sample.tags)]
+    other = [sample for sample, ids in without if ids - {0, VOID}]
+    if not without:
+        return
+    sample, ids = next((one for one in without if one[1] - {0, VOID}), without[0])
+    names = {0: "background", VOID: "void", **dict(enumerate(dataset.classes, 1))}
+    example = (
+        f"{below(dataset.root, sample.image)} is tagged {', '.join(names[tag] for tag in sample.tags)}, its mask has "
+        f"{', '.join(names[number] for number in sorted(ids))}"
+    )
+    if len(other) > len(tagged) / 2:
+        raise DataError(
+            f"{sample.mask}: {len(other)} of {len(tagged)} masks have other classes than their image's tags "
+            f"({example}); the values of the masks seem to mean other classes: say which with --data.mask-values, "
+            "for example 1=cat,2=dog, or with a class_names.txt or labelmap.txt beside the masks"
+        )
+    yield f"{len(without)} of {len(tagged)} masks contain none of their image's tags ({example})"
 
 
 def healthy(dataset: Dataset, checked: Checked, settings: DataSettings) -> Dataset:
@@ -90,22 +171,13 @@ def below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _mask_fault(sample: Sample, dataset: Dataset, size: tuple[int, int]) -> str:
-    """Return the fault of a scored sample's mask, or ""; COCO masks are not drawn, only their size is compared."""
-    if sample.mask is None or not sample.scored:
-        return ""
-    if isinstance(sample.mask, CocoMask):
-        sample = dataclasses.replace(sample, mask=dataclasses.replace(sample.mask, segments=()))
-    try:
-        load_mask(sample, dataset, size)
-    except DataError as error:
-        return str(error)
-    return ""
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _first_lines(lines: Sequence[str]) -> str:
-    more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    return "; ".join(lines[:_LISTED]) + more
+def _first_lines(lines: Sequence[str], most: int = _LISTED) -> str:
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + more
 
 
 def require_saliency(dataset: Dataset, settings: DataSettings, needed_by: str) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from tagseg.data.check import Checked
+from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.records import Dataset
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
@@ -34,8 +35,8 @@ class ImageRow(msgspec.Struct, frozen=True):
 class DataFile(Record, frozen=True):
     """data.json of a run.
 
-    layout, classes, notes: as in `Dataset`. broken: path and reason of every image that cannot be read. samples: all
-    other images.
+    layout, classes: as in `Dataset`. notes: how the data was read, what was ignored, what may be wrong.
+    broken: path and reason of every image that cannot be read. samples: all other images.
     """
 
     layout: Literal["folder", "voc", "coco", "shards"]
@@ -83,4 +84,8 @@ def write_data_file(run: Run, dataset: Dataset, checked: Checked) -> None:
             )
             for sample in dataset.samples
         )
-        write_record(run.data_file, DataFile(dataset.layout, dataset.classes, dataset.notes, checked.broken, rows))
+        notes = (
+            *(*dataset.notes, *tag_notes(dataset), *checked.notes, *map(str, dataset.ignored)),
+            *(*tag_warnings(dataset), *checked.warnings),
+        )
+        write_record(run.data_file, DataFile(dataset.layout, dataset.classes, notes, checked.broken, rows))

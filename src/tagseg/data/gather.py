@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tagseg.data.ignored import ignored
+from tagseg.data.mask_values import BACKGROUND_NAMES
 from tagseg.data.records import Dataset, Sample
+from tagseg.data.texts import names_in
 from tagseg.errors import DataError
-from tagseg.system.untrusted import read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,10 @@ def gather(
     Raises:
         DataError: when a tag is missing in classes.txt, or classes.txt cannot be read.
     """
-    tests = sum(image.split == "test" for image in images)
+    tests = [image.image for image in images if image.split == "test"]
     if tests:
-        notes = [*notes, f"{tests} images of the test split are left out"]
         images = [image for image in images if image.split != "test"]
+    records = ignored(root, "images of the test split are left out", tests, expected=True)
     classes = class_list(root) or tuple(sorted({tag for image in images for tag in image.tags}))
     numbers = {name: number for number, name in enumerate(classes, start=1)}
     # A million images share a few hundred sets of tags: keep each set in memory once.
@@ -51,35 +53,17 @@ def gather(
         split: Literal["train", "val"] = "val" if image.split == "val" else "train"
         tags = tag_sets.setdefault(tags, tags)
         samples.append(Sample(image.id, image.image, tags, split, image.mask, image.saliency))
-    return Dataset(root, layout, classes, tuple(samples), notes=tuple(notes))
+    return Dataset(root, layout, classes, tuple(samples), notes=tuple(notes), ignored=records)
 
 
 def class_list(root: Path) -> tuple[str, ...]:
     """Return the classes of a data folder's classes.txt in their order, or nothing if there is no such file.
 
+    A background on its first line is left out: it has the value 0 in masks, as everywhere.
+
     Raises:
         DataError: when the file cannot be read, or lists a class twice.
     """
     file = root / "classes.txt"
-    if not file.is_file():
-        return ()
-    names: list[str] = []
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        name = line.strip()
-        if name in names:
-            raise DataError(f"{file}, row {number}: class {name!r} is listed twice")
-        if name:
-            names.append(name)
-    return tuple(names)
-
-
-def read_text(file: Path) -> str:
-    """Return the content of a text file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: when it cannot be read.
-    """
-    try:
-        return read_bytes(file).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}), expected UTF-8 text") from error
+    names = names_in(file) if file.is_file() else ()
+    return names[1:] if names and names[0].lower() in BACKGROUND_NAMES else names

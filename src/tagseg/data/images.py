@@ -2,29 +2,47 @@
 
 import contextlib
 import io
-import ntpath
 import os
+import re
 import struct
+import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Num, Shaped, UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Num, Shaped, UInt8
+from PIL import Image, UnidentifiedImageError, features
 
-from tagseg.data.records import VOID, CocoMask, Dataset, Sample
-from tagseg.data.segmentations import draw
 from tagseg.data.tars import open_member
 from tagseg.errors import DataError
 from tagseg.system.untrusted import require_regular
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+_HEIF = (".heic", ".heif")
+_AVIF_READ, _HEIF_READ = features.check("avif"), find_spec("pillow_heif") is not None
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"),
+    *((".avif",) if _AVIF_READ else ()),
+    *(_HEIF if _HEIF_READ else ()),
+)
 """Suffixes of the files that are read as images, in lower case."""
 
+UNREAD_SUFFIXES = {
+    **({} if _AVIF_READ else {".avif": ": install a Pillow that reads AVIF (11.3 or newer)"}),
+    **({} if _HEIF_READ else dict.fromkeys(_HEIF, ": pip install pillow-heif")),
+    **dict.fromkeys((".jp2", ".jxl", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr"), ": convert them to PNG"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), ": develop them to JPEG or TIFF"),
+}
+"""Suffixes of images that are not read, in lower case, and what to do."""
+
 # An explicit list, because Pillow starts other programs for some formats (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"),
+    *(("AVIF",) if _AVIF_READ else ()),
+)
 
 # What Pillow raises for damaged files: it differs from format to format.
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -42,7 +60,11 @@ _DAMAGE: tuple[type[Exception], ...] = (
 AnyImage = str | os.PathLike[str] | Image.Image | Shaped[np.ndarray, "..."]
 """An image as users have it: a file, a Pillow image or an array."""
 
-_MAX_MEGAPIXELS = 120.0
+MAX_MEGAPIXELS = 120.0
+"""Larger images are refused unless a setting allows them."""
+_TOPS = (255, 1023, 4095, 16383, 65535)
+"""Largest values of 8, 10, 12, 14 and 16 bits."""
+
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,7 +92,7 @@ def reduced_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 
 def read_image(
-    path: Path | str, max_megapixels: float = _MAX_MEGAPIXELS, enough: int | None = None, content: bytes | None = None
+    path: Path | str, max_megapixels: float = MAX_MEGAPIXELS, enough: int | None = None, content: bytes | None = None
 ) -> Image.Image:
     """Return an image as RGB: upright by its EXIF orientation, on white if transparent, 16 bits scaled to 8.
 
@@ -81,10 +103,19 @@ def read_image(
         DataError: when the file is missing, not an image, damaged, or larger than `max_megapixels` (checked before
             decoding).
     """
-    with _damage_named(path), _open(path, max_megapixels, content=content) as image:
+    with damage_named(path), opened_image(path, max_megapixels, content=content) as image:
         if enough is not None:
             image.draft("RGB", (enough, enough))
-        return _rgb(_upright(image))
+        swapped = _deep_tiles(image)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        if swapped is not None and np.asarray(image)[..., :3].max() < 64:  # not all of the 16 bits are used
+            with opened_image(path, max_megapixels, content=content) as again:
+                again.tile = swapped  # type: ignore[attr-defined]
+                plain = _stretched(image, again)
+        else:
+            plain = image
+        return _rgb(plain if turn is None else plain.transpose(turn))
 
 
 def any_image(image: AnyImage) -> Image.Image:
@@ -96,7 +127,7 @@ def any_image(image: AnyImage) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        with _damage_named(getattr(image, "filename", "") or "image"):
+        with damage_named(getattr(image, "filename", "") or "image"):
             upright = _upright(image)
             return upright if upright.mode == "RGB" and not upright.has_transparency_data else _rgb(upright)
     shape = tuple(getattr(image, "shape", ()))
@@ -109,18 +140,28 @@ def any_image(image: AnyImage) -> Image.Image:
     return _rgb(Image.fromarray(image[..., 0] if shape[2:] == (1,) else np.ascontiguousarray(image)))
 
 
-def image_size(path: Path, max_megapixels: float = _MAX_MEGAPIXELS) -> tuple[int, int]:
+def image_size(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
     """Decode an image as cheaply as its format allows and return its (height, width) in pixels, turned by EXIF.
 
     Raises:
         DataError: as for `read_image`.
     """
-    with _damage_named(path), _open(path, max_megapixels) as image:
+    return measure(path, max_megapixels)[0]
+
+
+def measure(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[tuple[int, int], bool]:
+    """Return the (height, width) of an image like `image_size`, and whether it has more than 8 bits per channel.
+
+    Raises:
+        DataError: as for `read_image`.
+    """
+    with damage_named(path), opened_image(path, max_megapixels) as image:
         width, height = image.size
         # The decoder still reads every byte of a JPEG, but computes only 1/8 of each side.
         image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
+        deep = image.mode.startswith("I") or _deep_tiles(image) is not None
         image.load()
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return ((width, height) if _orientation(image) >= 5 else (height, width)), deep
 
 
 def read_mask_file(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
@@ -129,50 +170,16 @@ def read_mask_file(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.
     Raises:
         DataError: when the file is missing, not a PNG, damaged, in colour, 16-bit, or not of `size` (height, width).
     """
-    most = _MAX_MEGAPIXELS if size is None else float("inf")
-    with _damage_named(path, "mask"), _open(path, most, formats=("PNG",)) as image:
+    most = MAX_MEGAPIXELS if size is None else float("inf")
+    with damage_named(path, "mask"), opened_image(path, most, formats=("PNG",)) as image:
         if image.mode not in ("P", "L", "1"):
             raise DataError(f"{path}: a mask of mode {image.mode}, expected class ids in a palette or 8-bit grey PNG")
         if size is not None:
-            _require_size(path, (image.height, image.width), size)
+            require_size(path, (image.height, image.width), size)
         return np.array(image).astype(np.uint8)
 
 
-class MaskPixels(NamedTuple):
-    """The pixels of a mask from another tool.
-
-    values: grey values or palette indices; None if its pixels are colours that are not grey. colours: 0xRRGGBB, black
-    where it is transparent; None if it is grey. palette: whether the values are indices.
-    """
-
-    values: UInt8[np.ndarray, "h w"] | None
-    colours: Int32[np.ndarray, "h w"] | None
-    palette: bool
-
-
-def read_mask_pixels(path: Path, size: tuple[int, int] | None = None) -> MaskPixels:
-    """Return the pixels of a mask PNG of any 8-bit mode; in black and white, white is 255.
-
-    Raises:
-        DataError: when the file is missing, not a PNG, damaged, 16-bit, or not of `size` (height, width).
-    """
-    most = _MAX_MEGAPIXELS if size is None else float("inf")
-    with _damage_named(path, "mask"), _open(path, most, formats=("PNG",)) as image:
-        if image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "RGBA"):
-            raise DataError(f"{path}: a mask of mode {image.mode}, expected a PNG of 8 bits: colour, palette or grey")
-        if size is not None:
-            _require_size(path, (image.height, image.width), size)
-        if image.mode in ("1", "L"):
-            return MaskPixels(np.array(image.convert("L")), None, False)
-        indices = np.array(image).astype(np.uint8) if image.mode == "P" else None
-        layer = image.convert("RGBA")
-        rgb = np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer))[..., :3]
-    colours = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    grey = indices is None and bool((rgb == rgb[..., :1]).all())
-    return MaskPixels(rgb[..., 0] if grey else indices, colours, indices is not None)
-
-
-def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = _MAX_MEGAPIXELS) -> Image.Image:
+def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """Return a saliency map as grey values (0 background, 255 salient), resized to `size` (height, width).
 
     Raises:
@@ -182,54 +189,12 @@ def read_saliency(path: Path, size: tuple[int, int], max_megapixels: float = _MA
     return grey if grey.size == size[::-1] else grey.resize(size[::-1], Image.Resampling.BILINEAR)
 
 
-def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
-    """Return a sample's true mask in class ids: 0 background, 255 void, 1..C.
-
-    COCO objects are painted from large to small; crowds are void, except where there is an object. `size` is the
-    image's (height, width) in pixels.
-
-    Raises:
-        DataError: when the mask cannot be read, has an unknown id, or is not of `size`.
-    """
-    assert sample.mask is not None, f"{sample.id} has no mask"
-    if isinstance(sample.mask, CocoMask):
-        if size is not None:
-            _require_size(sample.image, (sample.mask.height, sample.mask.width), size)
-        return draw(sample.mask, sample.image)
-    values = read_mask_file(sample.mask, size)
-    ids = dataset.mask_ids if dataset.mask_ids is not None else {i: i for i in range(1, len(dataset.classes) + 1)}
-    known = {0: 0, VOID: VOID, **ids}
-    unknown = [int(value) for value in np.unique(values) if int(value) not in known]
-    if unknown:
+def require_size(path: Path, mask: tuple[object, object], image: tuple[int, int]) -> None:
+    """Raise DataError if a mask's (height, width) is not that of its image."""
+    if mask != image:
         raise DataError(
-            f"{sample.mask}: unknown ids {', '.join(map(str, unknown))} in the mask, expected 0, 255 or "
-            + ", ".join(f"{value} ({dataset.classes[ids[value] - 1]})" for value in sorted(ids)[:30])
+            f"{path}: the mask has {mask[1]} x {mask[0]} pixels, expected {image[1]} x {image[0]} as in its image"
         )
-    table = np.zeros(256, np.uint8)
-    table[list(known)] = list(known.values())
-    mask: UInt8[np.ndarray, "h w"] = table[values]
-    return mask
-
-
-def find_image(root: Path, folders: Sequence[Path], name: str, where: str) -> Path:
-    """Return the path of the image `name` in the first of `folders` that has it; `name` may lack the suffix.
-
-    Raises:
-        DataError: starting with `where`, when the file is missing, or outside `root` because of `..` or a link.
-    """
-    name = name.replace("\\", "/")
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ntpath.splitdrive(name)[0] or ".." in pure.parts:
-        raise DataError(f"{where}: image {name!r} leaves the data folder, expected a path inside it")
-    suffixes = [""] if pure.suffix.lower() in IMAGE_SUFFIXES else ["", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)]
-    for folder in folders:
-        for suffix in suffixes:
-            path = f"{folder}/{name}{suffix}"
-            # os.path.isfile is false for names that no file can have; Path.is_file raises.
-            if os.path.isfile(path):
-                return inside(root, Path(path), where)
-    looked = " and ".join(str(folder) for folder in folders)
-    raise DataError(f"{where}: image {name!r} is missing; looked in {looked}")
 
 
 def inside(root: Path, path: Path, where: str) -> Path:
@@ -240,7 +205,7 @@ def inside(root: Path, path: Path, where: str) -> Path:
     return path
 
 
-def _open(
+def opened_image(
     path: Path | str, max_megapixels: float, formats: tuple[str, ...] = _FORMATS, content: bytes | None = None
 ) -> Image.Image:
     """Open an image and read only its header."""
@@ -248,6 +213,8 @@ def _open(
         member = open_member(Path(path)) if content is None else io.BytesIO(content)
         if member is None:
             require_regular(Path(path))
+        if _HEIF_READ and str(path).lower().endswith(_HEIF):
+            formats = _heif()
         image = Image.open(member or path, formats=formats)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -263,6 +230,13 @@ def _open(
             f"at most {max_megapixels:g} (setting data.max-megapixels)"
         )
     return image
+
+
+def _heif() -> tuple[str, ...]:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -297,28 +271,48 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Scale grey values to 0..255: from the range of a type that they fit, or else from their own range."""
+def _deep_tiles(image: Image.Image) -> list[Any] | None:
+    """Return the tiles of a colour image of 16 bits per channel so that they decode the low bytes; None for others.
+
+    Pillow decodes the high bytes, which are almost 0 in an image that uses only 10 or 12 of the 16 bits.
+    """
+    tiles = []
+    for tile in getattr(image, "tile", ()):
+        args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        found = re.fullmatch("(RGBA?;16)([BLN])", str(args[0])) if args else None
+        if found is None:
+            return None
+        order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
+        rest = (found[1] + order, *args[1:])
+        tiles.append(tile._replace(args=rest if isinstance(tile.args, tuple) else rest[0]))
+    return tiles or None
+
+
+def _stretched(high: Image.Image, low: Image.Image) -> Image.Image:
+    """Return an image of 8 bits per channel from the high and the low bytes of one that uses less than 16 bits."""
+    low.load()
+    values = np.asarray(high)[..., :3].astype(np.float64) * 256 + np.asarray(low)[..., :3]
+    scaled = Image.fromarray(_eight_bits(values.astype(np.int64)))
+    if "A" in high.getbands():
+        scaled.putalpha(high.getchannel("A"))
+    return scaled
+
+
+def _eight_bits(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
+    """Scale values to 0..255: from the fewest bits (8, 10, 12, 14, 16) that they fit, or else their own range."""
     grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(grey.min()), float(grey.max())
     if values.dtype.kind == "f" and low >= 0 and high <= 255:
         top = 1.0 if high <= 1 else 255.0
     elif low >= 0 and high <= 65535:
-        top = 65535.0
+        top = float(next(most for most in _TOPS if most >= high))
     else:
         grey, top = grey - low, high - low or 1.0
     return np.rint(grey * 255.0 / top).astype(np.uint8)
 
 
-def _require_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -> None:
-    if mask != image:
-        raise DataError(
-            f"{path}: the mask has {mask[1]} x {mask[0]} pixels, expected {image[1]} x {image[0]} as in its image"
-        )
-
-
 @contextlib.contextmanager
-def _damage_named(path: Path | str, kind: str = "image") -> Iterator[None]:
+def damage_named(path: Path | str, kind: str = "image") -> Iterator[None]:
     """Turn what Pillow raises for a damaged file into a DataError with its name."""
     try:
         yield

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tagseg.data.check import below, check_images
-from tagseg.data.records import Dataset
+from tagseg.data.hints import tag_notes, tag_warnings
+from tagseg.data.records import Dataset, Ignored
 from tagseg.data.tars import file_size, open_file
 from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
@@ -24,7 +25,8 @@ class Inspection:
     (c x c; on the diagonal all images with the class). `never_apart` are pairs (a, b): class a never occurs without
     class b, so tags cannot tell them apart. `duplicates` are groups of files with the same content. `smallest` and
     `largest` are the (height, width) in pixels of the images with the fewest and the most pixels, None without readable
-    images. `sizes` counts all readable images by (height, width).
+    images. `sizes` counts all readable images by (height, width). `ignored` is what was found and not used, `warnings`
+    what may be wrong.
     """
 
     layout: str
@@ -42,6 +44,8 @@ class Inspection:
     duplicates: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
     sizes: dict[tuple[int, int], int]
+    ignored: tuple[Ignored, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def inspect(dataset: Dataset, settings: DataSettings, track: Track = silent) -> Inspection:
@@ -70,7 +74,9 @@ def inspect(dataset: Dataset, settings: DataSettings, track: Track = silent) -> 
         largest=sizes[-1] if sizes else None,
         broken=checked.broken,
         duplicates=duplicates(dataset.root, (sample.image for sample in dataset.samples)),
-        notes=dataset.notes,
+        notes=(*dataset.notes, *tag_notes(dataset), *checked.notes),
+        ignored=dataset.ignored,
+        warnings=(*tag_warnings(dataset), *checked.warnings),
         sizes=dict(Counter(sizes)),
     )
 

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tagseg.data.folder import companion
+from tagseg.data.companions import companion_folders
 from tagseg.data.images import IMAGE_SUFFIXES
-from tagseg.data.records import Dataset, Sample
+from tagseg.data.records import Dataset, Ignored, Sample
 from tagseg.settings.data import DataSettings
 from tagseg.system.files import write_atomically
 from tagseg.system.records import ClassId, Count, Record, json_text, parse_record, record_line
@@ -33,7 +33,7 @@ WORTHWHILE = 10_000
 SETTLED_S = 2.0
 """A folder that changed less than this many seconds ago is not cached: the next change might leave the same times."""
 
-_EDITION = 1
+_EDITION = 2
 _CHUNK = 10_000
 
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
@@ -50,6 +50,9 @@ class ListingHead(Record, frozen=True):
     layout: Literal["folder", "shards"]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    mask_ids: dict[int, int] | None
+    mask_colours: dict[int, int] | None
+    ignored: tuple[Ignored, ...]
     count: Count
     state: State
 
@@ -70,7 +73,8 @@ def listing_file(root: Path, settings: DataSettings) -> Path:
     """Return the file of a data folder's listing, in $XDG_CACHE_HOME/tagseg/listings or ~/.cache/tagseg/listings."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     companions = [given and os.path.abspath(given) for given in (settings.masks, settings.saliency)]
-    key = [_EDITION, str(root), settings.layout, settings.masks, settings.saliency, *companions]
+    how = [settings.layout, settings.masks, settings.saliency, settings.mask_values, settings.min_score]
+    key = [_EDITION, str(root), *how, *companions]
     name = hashlib.sha256(json_text(key).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return cache / "tagseg" / "listings" / f"{name}.json.gz"
 
@@ -106,7 +110,9 @@ def read_listing(root: Path, settings: DataSettings) -> Dataset | None:
             samples = tuple(itertools.chain.from_iterable(_samples(root, line, tag_sets) for line in file))
             if len(samples) != head.count:
                 return None
-            return Dataset(root, head.layout, head.classes, samples, notes=head.notes)
+            return Dataset(
+                root, head.layout, head.classes, samples, head.mask_ids, head.notes, head.mask_colours, head.ignored
+            )
     except FileNotFoundError:
         return None
     except _DAMAGE as error:
@@ -123,7 +129,11 @@ def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None
     layout, count = dataset.layout, len(dataset.samples)
     if count < WORTHWHILE or (layout != "folder" and layout != "shards"):
         return
-    head = ListingHead(_EDITION, str(dataset.root), layout, dataset.classes, dataset.notes, count, state)
+    values, colours = (None if given is None else dict(given) for given in (dataset.mask_ids, dataset.mask_colours))
+    head = ListingHead(
+        *(_EDITION, str(dataset.root), layout, dataset.classes, dataset.notes),
+        *(values, colours, dataset.ignored, count, state),
+    )
     starts = range(0, len(dataset.samples), _CHUNK)
     chunks = (_columns(dataset.root, dataset.samples[start : start + _CHUNK]) for start in starts)
     packed = bytearray()
@@ -139,13 +149,8 @@ def keep_listing(dataset: Dataset, settings: DataSettings, state: State) -> None
 
 
 def _companions(root: Path, settings: DataSettings) -> Iterator[Path]:
-    for given, default, flag in (
-        (settings.masks, "masks", "data.masks"),
-        (settings.saliency, "saliency", "data.saliency"),
-    ):
-        folder = companion(root, given, default, flag)
-        if folder is not None:
-            yield folder.resolve()
+    for folder in companion_folders(root, settings):
+        yield folder.resolve()
 
 
 def _watched(top: Path, tops: Iterable[Path]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tagseg.data.check import below, check_images, healthy
 from tagseg.data.data_file import ImageRow, read_data_file, write_data_file
+from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import RunError
@@ -35,9 +36,11 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
     dataset = read_dataset(run.data_root(), settings, run.settings().cache)
     if run.data_file.exists():
         return _prepared_again(run, dataset)
-    for note in dataset.notes:
+    for note in (*dataset.notes, *tag_notes(dataset), *map(str, dataset.ignored), *tag_warnings(dataset)):
         log.warning("%s", note)
     checked = check_images(dataset, settings, track)
+    for note in (*checked.notes, *checked.warnings):
+        log.warning("%s", note)
     for path, reason in checked.broken:
         log.warning("skipped %s: %s", path, reason)
     dataset = healthy(dataset, checked, settings)

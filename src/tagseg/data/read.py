@@ -1,16 +1,23 @@
-"""Read a data folder of any layout: recognise the layout, read it, and check what every layout must meet."""
+"""Read a data folder of any layout: one table of layouts, and checks of what every layout must meet."""
 
 import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from tagseg.data.class_folders import class_folders, read_class_folders
+from tagseg.data.classes import named_classes
 from tagseg.data.coco import instance_files, read_coco
-from tagseg.data.folder import class_folders, read_folder, tag_files
+from tagseg.data.folder import read_folder
+from tagseg.data.ignored import is_junk
 from tagseg.data.listing import keep_listing, read_listing, state_of
 from tagseg.data.records import MAX_CLASSES, Dataset, Sample
 from tagseg.data.shards import read_shards, shard_files
+from tagseg.data.tag_rows import SPLIT_NAMES
+from tagseg.data.tag_sources import find_source
 from tagseg.data.voc import read_voc, voc_root
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
@@ -41,21 +48,57 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cach
             dataset = _read(root, settings)
             if state is not None:
                 keep_listing(dataset, settings, state)
+    dataset = named_classes(dataset, settings)
     check_counts(dataset, settings)
     return dataset
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A layout of data folders: what it is known by, whether a folder has it, and how it is read."""
+
+    name: Literal["folder", "voc", "coco", "shards"]
+    known_by: str
+    fits: Callable[[Path, DataSettings], bool]
+    read: Callable[[Path, DataSettings], Dataset]
+
+
+LAYOUTS = (
+    Layout("voc", "JPEGImages and ImageSets (VOC)", lambda root, _: voc_root(root) is not None, read_voc),
+    Layout(
+        "coco",
+        "annotations/instances_train*.json or a single JSON file (COCO), _annotations.coco.json (Roboflow)",
+        lambda root, _: any((root / "annotations").glob("instances_*.json")) or bool(instance_files(root).train),
+        read_coco,
+    ),
+    Layout(
+        "folder",
+        "tags.csv, metadata.csv or metadata.jsonl (also in train/ and val/), or the export of an annotation tool",
+        lambda root, _: find_source(root) is not None,
+        read_folder,
+    ),
+    Layout("shards", "tar shards (*.tar, also in train/ and val/)", lambda root, _: _has_shards(root), read_shards),
+    Layout(
+        "folder",
+        "one folder per class",
+        lambda root, settings: bool(class_folders(root, settings).folders),
+        read_class_folders,
+    ),
+)
+"""All layouts, in the order in which they are tried: known files come before folders of any name."""
+
+
 def _read(root: Path, settings: DataSettings) -> Dataset:
-    layout = recognise(root, settings) if settings.layout == "auto" else settings.layout
-    readers: dict[str, Callable[[Path, DataSettings], Dataset]] = {
-        "folder": read_folder,
-        "voc": read_voc,
-        "coco": read_coco,
-        "shards": read_shards,
-    }
-    dataset = readers[layout](root, settings)
+    layout = next((one for one in LAYOUTS if one.name == settings.layout), None)
+    if settings.layout == "folder":
+        layout = next(
+            one for one in LAYOUTS if one.name == "folder" and (one is LAYOUTS[-1] or one.fits(root, settings))
+        )
+    if layout is None:
+        layout = recognise(root, settings)
+    dataset = layout.read(root, settings)
     if not dataset.split("train"):
-        raise DataError(f"{root}: there must be training images, found none (read as layout {layout})")
+        raise DataError(f"{root}: there must be training images, found none (read as layout {layout.name})")
     if len(dataset.classes) > MAX_CLASSES:
         raise DataError(f"{root}: {len(dataset.classes)} classes, expected at most {MAX_CLASSES}")
     paths = Counter(sample.image for sample in dataset.samples)
@@ -66,31 +109,45 @@ def _read(root: Path, settings: DataSettings) -> Dataset:
     return dataclasses.replace(dataset, samples=_with_unique_ids(dataset))
 
 
-def recognise(root: Path, settings: DataSettings) -> str:
-    """Return the layout of a data folder: voc, coco, folder or shards.
+def recognise(root: Path, settings: DataSettings) -> Layout:
+    """Return the layout of a data folder.
 
     Raises:
-        DataError: with the list of known layouts, when none fits.
+        DataError: with the list of known layouts, when none fits, or when a known folder or file is there but
+            incomplete.
     """
-    if voc_root(root) is not None:
-        return "voc"
-    if any((root / "annotations").glob("instances_*.json")):
-        return "coco"
-    if tag_files(root):
-        return "folder"
-    folders = class_folders(root, settings)
+    for layout in LAYOUTS:
+        if layout is LAYOUTS[-1]:
+            _refuse_incomplete(root)
+        if layout.fits(root, settings):
+            return layout
+    known = "; ".join(dict.fromkeys(layout.known_by for layout in LAYOUTS))
+    raise DataError(f"{root}: found no images in a known layout; looked for {known}")
+
+
+def _has_shards(root: Path) -> bool:
     # A tar next to folders of images is usually the archive that they were unpacked from.
-    if not folders and not (root / "images").is_dir() and shard_files(root):
-        return "shards"
-    if any(instance_files(root)):
-        return "coco"
-    if folders:
-        return "folder"
-    raise DataError(
-        f"{root}: found no images in a known layout; looked for tags.csv, metadata.csv or metadata.jsonl (also in "
-        "train/ and val/), one folder per class, JPEGImages and ImageSets (VOC), annotations/instances_train*.json or "
-        "a single JSON file (COCO), tar shards (*.tar, also in train/ and val/)"
-    )
+    beside = [path.name.lower() for path in root.iterdir() if path.is_dir() and not is_junk(path.name)]
+    return all(name in (*SPLIT_NAMES, "masks", "saliency") for name in beside) and bool(shard_files(root))
+
+
+def _refuse_incomplete(root: Path) -> None:
+    """Raise DataError if folders or files of a layout are there that would otherwise be taken for classes."""
+    if (root / "JPEGImages").is_dir():
+        raise DataError(
+            f"{root}: has JPEGImages but no ImageSets; put the names of the training images into "
+            "ImageSets/Segmentation/train.txt, one per line, or their tags into tags.csv"
+        )
+    if any(root.glob("*.parquet")) or any(root.glob("data/*.parquet")):
+        raise DataError(
+            f"{root}: holds Parquet files, which compress images; write them to a folder once with "
+            "datasets.load_dataset(...).save_to_disk(FOLDER)"
+        )
+    if (root / "labelmap.txt").is_file():
+        raise DataError(
+            f"{root}: has labelmap.txt but not JPEGImages and ImageSets; export with images, or write the tags "
+            "into tags.csv"
+        )
 
 
 def check_counts(dataset: Dataset, settings: DataSettings) -> None:

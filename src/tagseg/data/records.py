@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 VOID = 255
 """Mask value of pixels that are ignored in training and scores."""
 
@@ -26,7 +28,8 @@ class Sample:
     """One image. The paths of image, mask and saliency map may point into a tar (see tars.py).
 
     `id` is unique and names the image's outputs: its path below the image folder, without suffix, with forward slashes.
-    `tags` are class ids 1..C in ascending order (empty where unknown, which only validation images may be).
+    `tags` are class ids 1..C in ascending order. A training image without tags shows none of the classes; a validation
+    image without tags may also be one whose tags are unknown.
     `scored` is false if a mask exists but is not part of the official evaluation of pseudo-masks.
     """
 
@@ -39,12 +42,26 @@ class Sample:
     scored: bool = True
 
 
+class Ignored(msgspec.Struct, frozen=True):
+    """Files, rows or annotations that are not used: why, how many, the first names. `expected`: nothing is wrong."""
+
+    reason: str
+    count: int
+    first: tuple[str, ...]
+    expected: bool = False
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.count} {self.reason} ({', '.join(self.first)}{more})"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Samples of one data folder. Class id i (1..C) is `classes[i - 1]`; 0 is background.
 
     `mask_ids` maps the values in mask files to class ids (0 and 255 keep their meaning); None means that the files hold
-    class ids. `notes` tell the user how the data was read.
+    class ids; `mask_colours` maps colours (0xRRGGBB) to class ids. `notes` tell the user how the data was read,
+    `ignored` what was found and not used.
     """
 
     root: Path
@@ -53,6 +70,8 @@ class Dataset:
     samples: tuple[Sample, ...]
     mask_ids: Mapping[int, int] | None = None
     notes: tuple[str, ...] = field(default=())
+    mask_colours: Mapping[int, int] | None = None
+    ignored: tuple[Ignored, ...] = ()
 
     def split(self, name: Literal["train", "val"]) -> tuple[Sample, ...]:
         """Return the samples of one split, in order."""

@@ -23,27 +23,52 @@ def draw(mask: CocoMask, image: Path) -> UInt8[np.ndarray, "h w"]:
     Raises:
         DataError: with the name of `image`, when a segmentation is invalid.
     """
+    check_segments(mask, image)
     objects = []
-    left = float(_MAX_OUTLINES)
-    try:
-        if not (mask.height > 0 and mask.width > 0 and mask.height * mask.width <= _MAX_PIXELS):
-            raise ValueError(f"an image of {shown(mask.width)} x {shown(mask.height)} pixels")
-        drawn = np.zeros((mask.height, mask.width), np.uint8)
-        for class_id, segmentation, crowd in mask.segments:
-            left -= _outline_length(segmentation)
-            if left < 0:
-                raise ValueError(f"all outlines together have more than {_MAX_OUTLINES} pixels")
-            code = _code(segmentation, mask.height, mask.width)
-            if crowd:
-                drawn[coco_rle.decode(code).astype(bool)] = VOID
-            else:
-                objects.append((int(coco_rle.area(code)), class_id, code))
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-        raise DataError(f"{image}: a segmentation of its COCO annotations cannot be drawn ({error})") from error
+    drawn = np.zeros((mask.height, mask.width), np.uint8)
+    for class_id, segmentation, crowd in mask.segments:
+        code = _code(segmentation, mask.height, mask.width)
+        if crowd:
+            drawn[coco_rle.decode(code).astype(bool)] = VOID
+        else:
+            objects.append((int(coco_rle.area(code)), class_id, code))
     # Decoded one at a time: all objects as pixels could fill the memory, as codes they are small.
     for _, class_id, code in sorted(objects, key=lambda one: -one[0]):
         drawn[coco_rle.decode(code).astype(bool)] = class_id
     return drawn
+
+
+def check_segments(mask: CocoMask, image: Path) -> int:
+    """Check that all segmentations of an image can be drawn, without drawing them; return how many have no area.
+
+    Raises:
+        DataError: with the name of `image` and the number of the annotation, when a segmentation is invalid.
+    """
+    left, slivers, at = float(_MAX_OUTLINES), 0, 0
+    try:
+        if not (mask.height > 0 and mask.width > 0 and mask.height * mask.width <= _MAX_PIXELS):
+            raise ValueError(f"an image of {shown(mask.width)} x {shown(mask.height)} pixels")
+        for _, segmentation, _ in mask.segments:
+            at += 1
+            left -= _outline_length(segmentation)
+            if left < 0:
+                raise ValueError(f"all outlines together have more than {_MAX_OUTLINES} pixels")
+            slivers += not _has_area(segmentation, mask.height, mask.width)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        which = f"{at} of {len(mask.segments)}: " if at else ""
+        raise DataError(f"{image}: a segmentation of its COCO annotations cannot be drawn ({which}{error})") from error
+    return slivers
+
+
+def _has_area(segmentation: Any, height: int, width: int) -> bool:
+    if not isinstance(segmentation, list):
+        return sum(_counts(segmentation, height, width)[1::2]) > 0
+    for polygon in segmentation:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        x, y = points[:, 0], points[:, 1]
+        if len(points) >= 3 and abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) > 0:
+            return True
+    return False
 
 
 def _outline_length(segmentation: Any) -> float:
@@ -53,6 +78,8 @@ def _outline_length(segmentation: Any) -> float:
     """
     if not isinstance(segmentation, list):
         return 0.0
+    if segmentation and all(_is_coordinate(number) for number in segmentation):
+        raise ValueError("got a flat list of coordinates, expected a list of polygons: [[x1, y1, x2, y2, ...]]")
     total = 0.0
     for polygon in segmentation:
         if not isinstance(polygon, list) or not all(_is_coordinate(number) for number in polygon):
@@ -80,6 +107,11 @@ def _code(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         drawn = coco_rle.frPyObjects(polygons, height, width) if polygons else []
         code: dict[str, Any] = coco_rle.merge(drawn) if drawn else _runs([height * width], height, width)
         return code
+    return _runs(_counts(segmentation, height, width), height, width)
+
+
+def _counts(segmentation: Any, height: int, width: int) -> list[int]:
+    """Return the run lengths of a plain or compressed run-length code after checking them."""
     if not isinstance(segmentation, dict):
         raise ValueError(f"got {shown(segmentation)}, expected polygons or a run-length code")
     if segmentation["size"] != [height, width]:
@@ -91,7 +123,7 @@ def _code(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     # With any other sum, pycocotools writes past the end or leaves pixels unset.
     if any(count < 0 for count in counts) or sum(counts) != height * width:
         raise ValueError(f"run lengths must be at least 0 and add up to {height} x {width} pixels")
-    return _runs(counts, height, width)
+    return counts
 
 
 def _runs(counts: list[int], height: int, width: int) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Read tar shards as WebDataset writes them: members of one key (NAME.jpg, NAME.json, ...) are one sample."""
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tagseg.data.folder import SPLITS, TagRow, attach, split_rows
+from tagseg.data.companions import attach
 from tagseg.data.gather import TaggedImage, class_list, gather
+from tagseg.data.ignored import is_junk
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import Dataset
+from tagseg.data.tag_rows import SPLIT_NAMES, SPLITS, TagRow, split_rows, unique
 from tagseg.data.tars import COMPRESSED, Member, members, open_file, refuse_compressed
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
@@ -18,6 +19,9 @@ from tagseg.system.records import parse_json
 _TAGS = ("json", "txt", "cls")
 _MASK, _SALIENCY = "mask.png", ("saliency.png", "saliency.jpg")
 _MAX_TEXT = 1 << 20
+
+UNTAGGED = ""
+"""The tags of a key without a member for tags, which differ from an empty list: its tags are unknown."""
 
 _KNOWN = {*_TAGS, *_SALIENCY, _MASK, *(suffix[1:] for suffix in IMAGE_SUFFIXES)}
 
@@ -40,12 +44,13 @@ def shard_files(root: Path) -> list[tuple[Path, str]]:
         DataError: when a shard is compressed.
     """
     files = []
-    for folder in ("", *(name for name in SPLITS if name)):
-        for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
-            if path.name.lower().endswith((".tar", *COMPRESSED)) and path.is_file():
+    folders = [(path, SPLITS[path.name.lower()]) for path in sorted(root.iterdir()) if path.name.lower() in SPLIT_NAMES]
+    for folder, split in ((root, ""), *((path, split) for path, split in folders if path.is_dir())):
+        for path in sorted(folder.iterdir()):
+            if path.name.lower().endswith((".tar", *COMPRESSED)) and path.is_file() and not is_junk(path.name):
                 refuse_compressed(path)
-                named = re.match("(train|val|validation|test)[-_.]", path.name.lower())
-                files.append((path, SPLITS[folder or (named[1] if named else "train")]))
+                named = re.match(f"({'|'.join(SPLIT_NAMES)})[-_.]", path.name.lower())
+                files.append((path, split or SPLITS[named[1] if named else "train"]))
     return files
 
 
@@ -75,8 +80,10 @@ def read_shards(root: Path, settings: DataSettings) -> Dataset:
             found.append((shard, key, {ending: parts[ending] for ending in parts if ending not in _TAGS}))
     ids = _unique([(shard, key) for shard, key, _ in found])
     images = []
-    for (shard, key, parts), row, tags, name in zip(found, rows, split_rows(rows), ids, strict=True):
-        if not tags and row.split == "train":
+    for (shard, key, parts), row, tags, name in zip(
+        found, rows, split_rows(rows, settings.min_score), ids, strict=True
+    ):
+        if row.tags == UNTAGGED and row.split == "train":
             raise DataError(f"{row.where}: no tags, expected some in {key}.json, {key}.txt or {key}.cls")
         image = _image(parts)
         assert image is not None
@@ -93,7 +100,7 @@ def read_shards(root: Path, settings: DataSettings) -> Dataset:
             )
         )
     dataset = gather(root, "shards", images, _notes(unused, without_image))
-    return dataclasses.replace(dataset, samples=attach(dataset.samples, root, settings))
+    return attach(dataset, root, settings)
 
 
 def samples(shard: Path) -> Iterator[tuple[str, Parts]]:
@@ -150,14 +157,14 @@ def _row(shard: Path, split: str, key: str, parts: Parts, classes: Sequence[str]
     where = f"{shard}, {key}"
     ending = next((ending for ending in _TAGS if ending in parts), None)
     if ending is None:
-        return TagRow(where, key, (), split)
+        return TagRow(where, key, UNTAGGED, split)
     text = _text(parts[ending].path(shard))
     if ending == "json":
         return _from_json(text, where, key, split)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if ending == "cls":
         return TagRow(where, key, (_class(lines, where, classes),), split)
-    return TagRow(where, key, lines[0] if len(lines) == 1 else tuple(dict.fromkeys(lines)), split)
+    return TagRow(where, key, lines[0] if len(lines) == 1 else unique(lines), split)
 
 
 def _from_json(text: str, where: str, key: str, split: str) -> TagRow:
@@ -165,14 +172,16 @@ def _from_json(text: str, where: str, key: str, split: str) -> TagRow:
         about = parse_json(text)
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON ({error})") from error
-    tags, named = (about.get("tags", []), about.get("split") or split) if isinstance(about, dict) else (None, split)
+    if isinstance(about, dict) and about.get("tags", "") == "":
+        about["tags"] = UNTAGGED
+    tags, named = (about.get("tags"), about.get("split") or split) if isinstance(about, dict) else (None, split)
     if not isinstance(tags, str) and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
         raise DataError(f'{where}: got {text[:80]!r}, expected JSON with a list of names, {{"tags": ["cat", "dog"]}}')
-    if not isinstance(named, str) or named not in SPLITS:
+    if not isinstance(named, str) or named.lower() not in SPLITS:
         raise DataError(f"{where}: split {str(named)[:40]!r}, expected train, val, validation or test")
     if not isinstance(tags, str):
-        tags = tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
-    return TagRow(where, key, tags, SPLITS[named])
+        tags = unique(tags)
+    return TagRow(where, key, tags, SPLITS[named.lower()])
 
 
 def _class(lines: Sequence[str], where: str, classes: Sequence[str]) -> str:

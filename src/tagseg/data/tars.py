@@ -1,7 +1,8 @@
 """Read members of tar files in place: nothing is extracted, and a member has a path like a file.
 
 The path of a member is `SHARD.tar/OFFSET+SIZE/NAME`: its tar, its position in the tar and its name. With this path any
-process can read the member at any time with one seek, without a list of the tar's members.
+process can read the member at any time with one seek, without a list of the tar's members. Images in Arrow files
+(arrow.py) have such paths too.
 """
 
 import io
@@ -22,7 +23,9 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _MAX_EXTENSION = 1 << 16
-_MEMBER = re.compile(r"(?P<shard>.+\.tar)/(?P<offset>[0-9]{1,19})\+(?P<size>[0-9]{1,10})/.+", re.DOTALL | re.IGNORECASE)
+_MEMBER = re.compile(
+    r"(?P<shard>.+\.(?:tar|arrow))/(?P<offset>[0-9]{1,19})\+(?P<size>[0-9]{1,10})/.+", re.DOTALL | re.IGNORECASE
+)
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 

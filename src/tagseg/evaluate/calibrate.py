@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int
 
 from tagseg.data.check import require_saliency
-from tagseg.data.folder import attach
-from tagseg.data.images import load_mask
+from tagseg.data.companions import with_files
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.evaluate.gain import Calibration, Candidate, choices, measure_gain, pooled_miou
 from tagseg.evaluate.iou import confusion
@@ -99,10 +99,8 @@ def calibration_samples(prepared: Prepared, run: Run, masks: Path) -> list[Sampl
     if masks.resolve().is_relative_to(run.root.resolve()):
         raise DataError(f"--masks {masks}: expected true masks, but masks inside the run folder are tagseg's own")
     dataset = prepared.dataset
-    bare = [dataclasses.replace(sample, mask=None) for sample in dataset.samples]
-    # An absolute path, because a folder of the same name in the data folder would take precedence.
-    folder = dataclasses.replace(run.settings().data, masks=str(masks.resolve()))
-    named = attach(bare, dataset.root, folder)
+    bare = tuple(dataclasses.replace(sample, mask=None) for sample in dataset.samples)
+    named = with_files(dataclasses.replace(dataset, samples=bare), dataset.root, masks, None)
     samples = [sample for sample in named if sample.split == "train" and sample.mask is not None]
     files = sum(1 for _ in masks.rglob("*.png"))
     if len(samples) < FEWEST:

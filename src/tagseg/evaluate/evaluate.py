@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from jaxtyping import UInt8
 
-from tagseg.data.images import load_mask, read_image, read_mask_file
+from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.evaluate.scores import Evaluation, Scores, read_bound_scores, write_evaluation

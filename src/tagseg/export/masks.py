@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from tagseg.data.images import image_size, load_mask
+from tagseg.data.images import image_size
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.export.regions import regions
 from tagseg.masks.mask_files import mask_file

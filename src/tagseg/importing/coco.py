@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tagseg.data.coco import read_instances
+from tagseg.data.images import require_size
+from tagseg.data.mask_values import known_names
 from tagseg.data.records import VOID, CocoMask, Dataset, Sample
 from tagseg.data.segmentations import draw as draw_segments
 from tagseg.errors import DataError
 from tagseg.export.coco import DESCRIPTION
-from tagseg.importing.match import Corrected, known_names
+from tagseg.importing.match import Corrected
 from tagseg.system.records import read_json
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def read_coco_masks(file: Path, dataset: Dataset) -> list[Corrected]:
                     raise DataError(
                         f"{file}: an annotation of {record['file_name']} is only a box, expected a segmentation"
                     )
-            require_size(sample, (record["height"], record["width"]), size)
+            require_size(sample.image, (record["height"], record["width"]), size)
             segments = []
             for entry in entries:
                 class_id = ids[instances.categories[entry["category_id"]]]
@@ -58,16 +60,3 @@ def read_coco_masks(file: Path, dataset: Dataset) -> list[Corrected]:
 
     annotations = instances.annotations
     return [corrected(record, tuple(annotations.get(number, ()))) for number, record in instances.images.items()]
-
-
-def require_size(sample: Sample, found: tuple[object, object], size: tuple[int, int]) -> None:
-    """Check that a mask of (height, width) `found` has the size of its image.
-
-    Raises:
-        DataError: when it has another one.
-    """
-    if found != size:
-        raise DataError(
-            f"{sample.image}: the mask has {found[1]} x {found[0]} pixels, expected {size[1]} x {size[0]} as in its "
-            "image"
-        )

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco_rle
 
+from tagseg.data.images import require_size
+from tagseg.data.mask_values import known_names
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.importing.coco import require_size
-from tagseg.importing.match import Corrected, known_names
+from tagseg.importing.match import Corrected
 from tagseg.system.untrusted import read_bytes
 
 _SHAPES = ("mask", "polygon")
@@ -46,7 +47,7 @@ def _corrected(file: Path, image: ElementTree.Element, ids: Any) -> Corrected:
         if other := next((one.tag for one in image if one.tag in _OTHERS), None):
             raise DataError(f"{file}: {name} has a {other}, expected masks or polygons")
         try:
-            require_size(sample, (int(image.get("height", "0")), int(image.get("width", "0"))), size)
+            require_size(sample.image, (int(image.get("height", "0")), int(image.get("width", "0"))), size)
             mask = np.zeros(size, np.uint8)
             for shape in shapes:
                 if (label := shape.get("label", "")) not in ids:

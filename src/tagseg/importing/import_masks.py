@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tagseg.data.images import load_mask
 from tagseg.data.prepare import prepare
 from tagseg.data.records import VOID
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.export.folder import whole_folder
 from tagseg.importing.match import match

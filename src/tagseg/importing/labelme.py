@@ -10,10 +10,11 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from pycocotools import mask as coco_rle
 
+from tagseg.data.images import require_size
+from tagseg.data.mask_values import known_names
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
-from tagseg.importing.coco import require_size
-from tagseg.importing.match import Corrected, known_names
+from tagseg.importing.match import Corrected
 from tagseg.system.untrusted import shown
 
 
@@ -29,7 +30,7 @@ def read_labelme(file: Path, content: dict[str, Any], dataset: Dataset) -> Corre
         raise DataError(f"{file}: got shapes {shown(shapes)}, expected a list of objects")
 
     def draw(sample: Sample, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-        require_size(sample, (content.get("imageHeight"), content.get("imageWidth")), size)
+        require_size(sample.image, (content.get("imageHeight"), content.get("imageWidth")), size)
         mask = np.zeros(size, np.uint8)
         for shape in shapes:
             if (label := shape.get("label")) not in ids:

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco_rle
 
+from tagseg.data.images import require_size
+from tagseg.data.mask_values import known_names
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.export.brush import decode_brush
-from tagseg.importing.coco import require_size
-from tagseg.importing.match import Corrected, known_names
+from tagseg.importing.match import Corrected
 from tagseg.system.untrusted import shown
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def _drawer(place: str, regions: list[Shape], ids: Mapping[str, int]) -> Any:
     def draw(sample: Sample, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         mask = np.zeros(size, np.uint8)
         for region in regions:
-            require_size(sample, (region.get("original_height"), region.get("original_width")), size)
+            require_size(sample.image, (region.get("original_height"), region.get("original_width")), size)
             if region.get("image_rotation"):
                 raise DataError(f"{place}: the image was rotated in Label Studio, expected image_rotation 0")
             class_id = _class_id(region, ids, place)

@@ -3,31 +3,21 @@
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from jaxtyping import UInt8
 
 from tagseg.data.check import below
-from tagseg.data.images import IMAGE_SUFFIXES
+from tagseg.data.locate import bare_name, spellings
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.export.masks import image_name
 
 log = logging.getLogger(__name__)
-
-_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
-"""What Label Studio puts in front of the name of an uploaded file."""
-
-_LOCAL_FILE = re.compile(r"(?:^|&)d=([^&]+)")
-"""Where the address of a file in Label Studio's local storage holds its path."""
-
-_ROBOFLOW = re.compile(r"(.+)_(\w+)\.rf\.\w{20,}$")
-"""Roboflow makes NAME_jpg.rf.HASH.jpg of NAME.jpg; this is the part before the suffix."""
 
 _NOT_UPLOADED = re.compile(r"[^-\w.]")
 """Characters that Label Studio leaves out of the names of uploaded files."""
@@ -100,36 +90,14 @@ class ImageNames:
             if (found := self._as_spelled(spelling)) is not None:
                 return found
         last = spellings(name)[-1]
-        return self.uploaded.get(_as_uploaded(last)) or self.uploaded.get(_as_uploaded(_stem(last)))
+        return self.uploaded.get(_as_uploaded(last)) or self.uploaded.get(_as_uploaded(bare_name(last)))
 
     def _as_spelled(self, name: str) -> Sample | None:
-        for spelling in dict.fromkeys((name, _stem(name))):
+        for spelling in dict.fromkeys((name, bare_name(name))):
             for found in (self.full.get(spelling), self.ends.get(spelling), *map(self.full.get, _ends(spelling))):
                 if found is not None:
                     return found
         return None
-
-
-def spellings(name: str) -> list[str]:
-    """Return how the image of a tool's `name` may be called in the data set: as it is, then without what tools add.
-
-    These are the rest of an address, percent signs, and the prefixes and suffixes of Label Studio and Roboflow.
-    """
-    plain = unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./"))
-    path = plain
-    if "://" in plain or "?" in plain:
-        try:
-            parts = urlsplit(plain)
-            local = _LOCAL_FILE.search(parts.query)
-            path = local[1] if local else parts.path
-        except ValueError:  # an address with a wrong host
-            path = plain.partition("?")[0]
-    decoded = unicodedata.normalize("NFC", unquote(path).replace("\\", "/"))
-    folder, slash, last = decoded.rpartition("/")
-    own = _UPLOAD.sub("", last, count=1)
-    before = _ROBOFLOW.match(_stem(own))
-    original = f"{before[1]}.{before[2]}" if before else own
-    return list(dict.fromkeys([plain, path, decoded, folder + slash + own, folder + slash + original]))
 
 
 def _names(dataset: Dataset) -> dict[str, Sample | None]:
@@ -160,20 +128,5 @@ def _ends(name: str) -> Iterator[str]:
         yield name
 
 
-def _stem(name: str) -> str:
-    suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
-
-
 def _as_uploaded(name: str) -> str:
     return _NOT_UPLOADED.sub("", name.rpartition("/")[2].strip().replace(" ", "_"))
-
-
-def known_names(classes: Sequence[str]) -> Mapping[str, int]:
-    """Return class ids by name, with the names that tools give to background (0) and to void pixels (255).
-
-    A class of the data set may itself have such a name.
-    """
-    background = dict.fromkeys(("background", "__background__", "_background_"), 0)
-    void = dict.fromkeys(("void", "ignore", "ignored", "__ignore__", "unlabeled", "unlabelled"), 255)
-    return {**background, **void, **{name: i for i, name in enumerate(classes, 1)}}

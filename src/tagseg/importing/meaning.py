@@ -7,7 +7,6 @@ void, it is an error that says what to pass.
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from tagseg.data.images import MaskPixels, read_mask_pixels
+from tagseg.data.mask_values import VOID_CODE, known_names, read_mask_names
 from tagseg.data.records import VOID, Dataset
+from tagseg.data.true_masks import MaskPixels, read_mask_pixels
 from tagseg.errors import DataError
-from tagseg.importing.match import known_names
-from tagseg.masks.palette import VOID_COLOUR, class_colours, png_palette
+from tagseg.masks.palette import png_palette
 from tagseg.segment.labels import class_values
 from tagseg.system.untrusted import read_bytes
 
@@ -86,31 +85,13 @@ def read_label_map(file: Path, classes: tuple[str, ...]) -> Meaning:
         DataError: when a line is malformed, there are more than 256 labels, or two labels have the same colour; names
             the file and the row.
     """
-    known, default = known_names(classes), class_colours(VOID)
-    values: dict[int, int | None] = {}
-    colours: dict[int, int | None] = {}
-    lines: dict[int, str] = {}
-    names: dict[int, str] = {}
-    for number, text in enumerate(read_bytes(file).decode("utf-8-sig", "replace").split("\n"), 1):
-        line = text.strip()
-        if not line or line[0] == "#":
-            continue
-        cells = line.rsplit(":", 3)
-        colour = cells[1].split(",") if len(cells) == 4 and cells[1] else []
-        channels = [int(cell) for cell in colour if re.fullmatch(" *[0-9]{1,3} *", cell) and int(cell) < 256]
-        if len(cells) != 4 or len(channels) != len(colour) or len(colour) not in (0, 3) or len(values) > VOID:
-            raise DataError(f"{file}, row {number}: got {line[:60]!r}, expected name:r,g,b::, at most 256 lines")
-        packed, class_id = _packed(channels or default[len(values)]), known.get(cells[0])
-        if colours.get(packed, class_id) != class_id or names.get(packed, cells[0]) != cells[0]:
-            raise DataError(
-                f"{file}, row {number}: {cells[0]!r} has the colour of {names[packed]!r}, expected one colour per label"
-            )
-        lines[len(lines)], names[packed] = cells[0], cells[0]
-        values[len(values)], colours[packed] = class_id, class_id
-    colours = {0: 0, _packed(VOID_COLOUR): VOID, **colours}
+    named, known = read_mask_names(file), known_names(classes)
+    values: dict[int, int | None] = {number: known.get(name) for number, name in named.values.items()}
+    colours: dict[int, int | None] = {0: 0, VOID_CODE: VOID}
+    colours |= {colour: known.get(name) for colour, name in named.colours.items()}
     if _WHITE not in colours:
         values.setdefault(VOID, VOID)
-    return Meaning(values, colours, file, lines, names, colours_first=True)
+    return Meaning(values, colours, file, named.values, named.colours, colours_first=True)
 
 
 def read_class_names(file: Path, classes: tuple[str, ...]) -> Meaning:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from tagseg.data.images import read_mask_pixels
 from tagseg.data.records import Dataset, Sample
+from tagseg.data.true_masks import read_mask_pixels
 from tagseg.errors import DataError
 from tagseg.importing.match import Corrected
 from tagseg.importing.meaning import find_meaning, read_mask_by, settle_white

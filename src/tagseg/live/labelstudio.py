@@ -23,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.export.labelstudio import mask_regions
 from tagseg.importing.labelstudio import read_tasks

@@ -43,20 +43,22 @@ def import_maps(
 ) -> Localised:
     """Store another method's maps (`localise.maps_from`) of every training image like the run's own.
 
-    See `read_foreign_maps` for the format of the files. Images that already have maps are skipped, so an interrupted
-    stage resumes. `then` is called with every sample once its maps exist.
+    See `read_foreign_maps` for the format of the files; images without tags need none. Images that already have maps
+    are skipped, so an interrupted stage resumes. `then` is called with every sample once its maps exist.
 
     Raises:
         DataError: naming the folder or file, when an image has no maps or they cannot be used.
     """
     settings, samples = run.settings().localise, dataset.split("train")
-    files = _find_files(Path(settings.maps_from), samples)
+    files = _find_files(Path(settings.maps_from), [sample for sample in samples if sample.tags])
 
     def take(sample: Sample) -> tuple[Sample, bool]:
         if map_file(run, sample.id).exists():
             return sample, False
         probabilities = settings.maps_hold == "probabilities"
-        maps = read_foreign_maps(files[sample.id], sample.tags, dataset.classes, probabilities)
+        maps = np.zeros((0, 1, 1), np.float32)  # an image without tags has no maps
+        if sample.tags:
+            maps = read_foreign_maps(files[sample.id], sample.tags, dataset.classes, probabilities)
         write_maps(map_file(run, sample.id), maps, sample.tags)
         return sample, True
 

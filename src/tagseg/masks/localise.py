@@ -136,6 +136,8 @@ def complete(
 ) -> Float[Tensor, "k h w"]:
     """Return the accumulated maps of an image's tags in the form of `localise_views`, or the network's own map for a
     tag that training never predicted."""
+    if not tags:
+        return localise_views(network, seen, tags, settings)
     found = torch.from_numpy(np.array(accumulated)).float()
     known = found.flatten(1).any(1)
     maps = F.interpolate(found[:, None], map_size(seen), mode="bilinear", align_corners=False, antialias=True)[:, 0]
@@ -173,6 +175,8 @@ def localise_views(
     Posteriors are probabilities; other maps are divided by their peak. The maps have a quarter of the resolution of the
     image, after its reduction to `max_side`.
     """
+    if not tags:
+        return torch.zeros(0, *map_size(seen))
     device = network.prototypes.device
     kind = map_kind(settings, network.rca, "eps" if network.background else "cam")
     total = torch.zeros(len(tags), *seen.size, device=device)

@@ -121,7 +121,8 @@ def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Setting
         ) from error
     except (ValueError, OSError) as error:
         raise RunError(f"{sample.image}: cannot make its mask: {error}") from error
-    return not decision.changes_masks() and not any((sure == class_id).any() for class_id in sample.tags)
+    shown = not sample.tags or any((sure == class_id).any() for class_id in sample.tags)
+    return not shown and not decision.changes_masks()
 
 
 def reviewed_masks(

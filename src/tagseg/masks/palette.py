@@ -1,16 +1,14 @@
 """The colours of masks: Pascal VOC's colour map, used in mask files, pictures and the report."""
 
+from tagseg.data.mask_values import VOID_CODE, voc_colour
 from tagseg.data.records import VOID
 
-VOID_COLOUR = (224, 224, 192)
+VOID_COLOUR = (VOID_CODE >> 16, VOID_CODE >> 8 & 255, VOID_CODE & 255)
 """Colour of unsure pixels, as in Pascal VOC's own mask files."""
 
 
 def class_colours(n: int) -> list[tuple[int, int, int]]:
     """Return the RGB colours (0..255) of ids 0 to `n`: entry `i` is class id `i`, entry 0 the background.
-
-    Pascal VOC's rule: the bits of an id go to red, green and blue in turn, lowest bit first, and fill each channel from
-    its highest bit down, so that small ids differ most.
 
     Raises:
         ValueError: when `n` is not in the range 0 to 255.
@@ -28,7 +26,5 @@ def png_palette() -> list[int]:
 
 
 def _colour(index: int) -> tuple[int, int, int]:
-    channels = [0, 0, 0]
-    for bit in range(8):
-        channels[bit % 3] |= ((index >> bit) & 1) << (7 - bit // 3)
-    return channels[0], channels[1], channels[2]
+    code = voc_colour(index)
+    return code >> 16, code >> 8 & 255, code & 255

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
+from tagseg.data.ignored import walk
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.shards import is_shard, shard_images
 from tagseg.data.tars import refuse_compressed
@@ -102,7 +103,8 @@ def _matches(pattern: Path) -> tuple[Path, list[Path]]:
 
 
 def _images(entry: Path) -> list[Path]:
-    files = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
+    # What operating systems and tools leave behind (._x.jpg, @eaDir) looks like images.
+    files = [Path(path) for path in walk(entry)] if entry.is_dir() else [entry]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     return images or [file for file in files if is_shard(file) and file.is_file()]
 

@@ -9,9 +9,10 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from tagseg.data.data_file import DataFile, ImageRow
-from tagseg.data.images import load_mask, read_image, read_mask_file, reduced_size
+from tagseg.data.images import read_image, read_mask_file, reduced_size
 from tagseg.data.read import read_dataset
 from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import evenly_spaced
 from tagseg.masks.map_files import read_maps

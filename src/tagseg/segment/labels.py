@@ -4,9 +4,9 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Dataset, Sample
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.masks.mask_files import mask_file, read_classes, write_classes, write_mask
 from tagseg.system.progress import Track, silent

@@ -96,6 +96,8 @@ def improved_maps(
 
     They are probabilities, at a quarter of the resolution of the prediction.
     """
+    if not tags:
+        return np.zeros((0, 1, 1), np.float32)
     joined = torch.from_numpy(join_evidence(predict_tags(predictor, image, tags), maps, rule))
     size = -(-joined.shape[1] // MAP_STRIDE), -(-joined.shape[2] // MAP_STRIDE)
     pooled: Float32[np.ndarray, "k h w"] = F.adaptive_avg_pool2d(joined, size).numpy()

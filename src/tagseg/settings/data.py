@@ -34,6 +34,23 @@ class DataSettings:
     images without annotations are left out. Otherwise crowds are void, and an image without annotations is background.
     """
 
+    negatives: str = "ask"
+    """Tags that mean that a photograph shows none of the classes, separated by commas, for example background,none.
+    ask: words that often mean this (background, none, N/A, good, ...) are an error that asks. Empty: every word is
+    a class."""
+
+    rename: str = ""
+    """Classes to rename or merge, as OLD=NEW separated by commas, for example Cats=cat,hotdog=hot dog."""
+
+    min_score: Annotated[float, Unit("score")] = 0.5
+    """Tag files with scores of a classifier: a score of at least this much is a tag."""
+
+    mask_values: str = ""
+    """Meaning of the values in mask files as VALUE=CLASS separated by commas, for example 0=background,1=cat,255=dog.
+    VALUE is a grey value or palette index, or a colour like #ff0000; CLASS may also be background or void. Empty: as
+    labelmap.txt, class_names.txt or classes.json beside the masks say, or else class ids with 0 for background and 255
+    for void."""
+
     min_images: Annotated[int, Ge(1), Unit("images")] = 5
     """Fewest training images that a class may have; a class with fewer is an error."""
 

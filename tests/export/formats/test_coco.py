@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from tagseg.data.coco import read_coco
-from tagseg.data.images import load_mask
+from tagseg.data.true_masks import load_mask
 from tagseg.export.coco import write_coco
 from tagseg.export.masks import MaskSet
 from tagseg.settings.data import DataSettings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagseg.data.folder import read_rows
+from tagseg.data.tag_tables import read_table
 from tagseg.export.huggingface import huggingface_folder, write_huggingface
 from tagseg.export.masks import MaskSet
 from tagseg.settings.export import ExportSettings
@@ -33,6 +33,6 @@ def test_rows_name_images_and_masks(
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"- split: {split}\n    path: {split}/**\n" in card
     # Our own reader returns the same tags.
-    assert [row.tags for row in read_rows(tmp_path / "out" / split / "metadata.jsonl")] == [
+    assert [row.tags for row in read_table(tmp_path / "out" / split / "metadata.jsonl")] == [
         tuple(row["tags"]) for row in rows
     ]

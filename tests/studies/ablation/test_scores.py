@@ -6,8 +6,8 @@ from typing import Literal, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
+from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import score_pseudo_masks
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.pipeline import fit_until

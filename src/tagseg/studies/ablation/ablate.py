@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.read import read_dataset
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.pipeline import fit_until

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tagseg.data.images import load_mask
 from tagseg.data.prepare import Prepared
+from tagseg.data.true_masks import load_mask
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou

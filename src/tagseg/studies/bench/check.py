@@ -10,7 +10,8 @@ from typing import Any
 from tagseg.data.coco import read_instances
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset
-from tagseg.data.voc import TRAIN_LISTS, list_file, read_list, voc_root
+from tagseg.data.voc import voc_root
+from tagseg.data.voc_lists import TRAIN_LISTS, list_file, read_list
 from tagseg.errors import DataError
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.protocols import Protocol

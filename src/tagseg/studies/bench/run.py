@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from tagseg.data.images import find_image, read_mask_file
+from tagseg.data.images import read_mask_file
+from tagseg.data.locate import find_image
 from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError

@@ -1,0 +1,98 @@
+"""Read tags from YOLO's layout: data.yaml with the classes, and one text file of boxes or outlines per image."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tagseg.data.ignored import walk
+from tagseg.data.images import IMAGE_SUFFIXES
+from tagseg.data.tag_rows import TagRow, unique
+from tagseg.data.texts import read_text
+from tagseg.errors import DataError
+from tagseg.system.untrusted import shown
+
+_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def yolo_files(root: Path) -> list[tuple[Path, str]]:
+    """Return YOLO's description of a data folder, if it has one."""
+    return [(root / name, "train") for name in _NAMES if (root / name).is_file()][:1]
+
+
+def yolo_rows(file: Path) -> list[TagRow]:
+    """Read the tags of images in YOLO's layout: an image without a text file, or with an empty one, shows no class.
+
+    Raises:
+        DataError: when the description has no names, a folder is missing, or a class number is unknown.
+    """
+    about = _read_yaml(file)
+    names = _names(file, about)
+    rows: list[TagRow] = []
+    for key, split in _KEYS.items():
+        given = about.get(key)
+        for place in given if isinstance(given, list) else [given] if given else []:
+            for image in _images(file, about, str(place), key):
+                labels = Path(_swapped(str(image))).with_suffix(".txt")
+                tags = _tags(labels, names) if labels.is_file() else ()
+                rows.append(TagRow(str(image), str(image), tags, split, image.parent, image))
+    return rows
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        about = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise DataError(f"{file}: not valid YAML ({str(error)[:200]})") from error
+    if not isinstance(about, dict):
+        raise DataError(f"{file}: got {shown(about)}, expected keys train, val and names")
+    return about
+
+
+def _names(file: Path, about: dict[str, Any]) -> dict[int, str]:
+    given = about.get("names")
+    names = dict(enumerate(given)) if isinstance(given, list) else given
+    if not isinstance(names, dict) or not all(isinstance(key, int) for key in names):
+        raise DataError(f"{file}: names must be a list of classes or map numbers to them, got {shown(given)}")
+    return {key: str(name) for key, name in names.items()}
+
+
+def _images(file: Path, about: dict[str, Any], place: str, key: str) -> list[Path]:
+    """Return the images of a split; Roboflow writes ../train/images for a folder beside the description."""
+    base = str(about.get("path") or "").replace("\\", "/").strip("/")
+    place = place.replace("\\", "/")
+    short = re.sub(r"^(\.{1,2}/)+", "", place).strip("/")
+    tried = [file.parent / short, file.parent / base / short, file.parent / Path(short).name]
+    if place.startswith("/") and Path(place).is_relative_to(file.parent):
+        tried.insert(0, Path(place))
+    folder = next((one for one in tried if one.resolve().is_relative_to(file.parent.resolve()) and one.exists()), None)
+    if folder is None:
+        if key == "test":
+            return []
+        raise DataError(f"{file}: {key} is {place!r}, expected a folder of images in {file.parent}")
+    if folder.is_file():
+        lines = [line.strip() for line in read_text(folder).split("\n") if line.strip()]
+        listed = [(file.parent / re.sub(r"^(\./)+", "", line.replace("\\", "/").lstrip("/"))) for line in lines]
+        return [path for path in listed if path.is_file() and path.resolve().is_relative_to(file.parent.resolve())]
+    return [Path(path) for path in walk(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def _swapped(image: str) -> str:
+    """Return a path with its last folder `images` replaced by `labels`, as YOLO does."""
+    before, found, after = image.rpartition("/images/")
+    return f"{before}/labels/{after}" if found else image
+
+
+def _tags(file: Path, names: dict[int, str]) -> tuple[str, ...]:
+    tags = []
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        cells = line.split()
+        if not cells:
+            continue
+        class_id = int(float(cells[0])) if re.fullmatch(r"[0-9]{1,6}(\.0+)?", cells[0]) else None
+        if class_id not in names:
+            raise DataError(f"{file}, row {number}: class {shown(cells[0])}, expected one of {shown(sorted(names))}")
+        tags.append(names[class_id])
+    return unique(tags)

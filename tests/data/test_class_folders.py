@@ -1,0 +1,110 @@
+"""Splits and junk are never classes, and what is not used is counted and named."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tagseg.data.check import check_images
+from tagseg.data.hints import tag_notes, tag_warnings
+from tagseg.data.read import read_dataset
+from tagseg.data.records import Dataset
+from tagseg.errors import DataError
+from tagseg.settings.data import DataSettings
+
+SETTINGS = DataSettings(min_images=1)
+
+
+def read(root: Path, *names: str, **settings: object) -> Dataset:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3)).save(root / name, "PNG")
+    return read_dataset(root, DataSettings(min_images=1, **settings))  # type: ignore[arg-type]
+
+
+def counts(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Return the number of images with each class, in train and in val."""
+    numbered = enumerate(dataset.classes, 1)
+    return {
+        name: tuple(sum(i in one.tags for one in dataset.split(s)) for s in ("train", "val")) for i, name in numbered
+    }
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        ("train", "valid", "test"),
+        ("Train", "Val", "Testing"),
+        ("training", "validation", "testing"),
+        ("images/train", "images/val", "images/test"),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "archive/"])
+def test_splits_are_never_classes(splits: tuple[str, ...], below: str, tmp_path: Path) -> None:
+    names = [f"{below}{split}/{name}/{i}.png" for split in splits for name in ("cat", "dog") for i in range(2)]
+    dataset = read(tmp_path, *names)
+    assert counts(dataset) == {"cat": (2, 2), "dog": (2, 2)}
+    assert [(one.count, one.expected) for one in dataset.ignored] == [(4, True)]
+
+
+def test_folders_beside_splits_and_a_class_called_train(tmp_path: Path) -> None:
+    names = [f"{split}/{name}/1.png" for split in ("train", "test", "docs") for name in ("cat", "dog")]
+    dataset = read(tmp_path / "splits", *names)
+    assert counts(dataset) == {"cat": (1, 0), "dog": (1, 0)}
+    assert "2 files in folders that are not classes (docs/cat/1.png, docs/dog/1.png)" in map(str, dataset.ignored)
+    assert set(counts(read(tmp_path / "vehicles", "bus/1.png", "train/1.png"))) == {"bus", "train"}
+
+
+def test_junk_masks_and_unread_formats_are_counted(tmp_path: Path) -> None:
+    read(tmp_path, "cat/1.png", "cat/2.JFIF", "dog/1.png", "dog/1_mask.png", "SegmentationClass/1.png", "loose.png")
+    left = ("cat/._1.png", "__MACOSX/cat/._1.png", "cat/@eaDir/1.jpg", "dog/Thumbs.db", "dog/.ipynb_checkpoints/1.jpg")
+    for name in (*left, "dog/3.psd", "annotations/1.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    dataset = read_dataset(tmp_path, SETTINGS)
+    assert counts(dataset) == {"cat": (2, 0), "dog": (1, 0)} and check_images(dataset, SETTINGS).broken == ()
+    found = {one.reason: (one.count, one.expected) for one in dataset.ignored}
+    assert found == {
+        "images outside the folders of classes": (1, False),
+        "files in folders that are not classes": (2, True),
+        "masks beside photographs (NAME_mask) are not photographs": (1, False),
+        ".psd files are not read: convert them to PNG": (1, False),
+        "files of an operating system or tool are skipped": (5, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("JPEGImages/1.png", "SegmentationClass/1.png"), "has JPEGImages but no ImageSets; put the names"),
+        (("cat/1.png", "background/1.png"), "the tag 'background' may be a class, .*--data.negatives=background"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, *names)
+
+
+def test_words_for_nothing_are_negatives_or_classes_as_the_settings_say(tmp_path: Path) -> None:
+    (tmp_path / "tags.csv").parent.mkdir(exist_ok=True)
+    (tmp_path / "tags.csv").write_text("image,tags\n0.png,cat\n1.png,N/A\n2.png,good\n3.png,Cats\n")
+    names = [f"{i}.png" for i in range(4)]
+    with pytest.raises(DataError, match=r"the tag 'N/A' .*--data\.negatives=N/A,good .*found: N/A, good"):
+        read(tmp_path, *names)
+    assert set(counts(read(tmp_path, negatives=""))) == {"Cats", "N/A", "cat", "good"}
+    dataset = read(tmp_path, negatives="n/a,GOOD", rename="Cats=cat")
+    assert counts(dataset) == {"cat": (2, 0)} and [sample.tags for sample in dataset.samples] == [(1,), (), (), (1,)]
+    assert tag_notes(dataset) == (
+        "2 of 4 training images have no tag: they are photographs that show none of the classes",
+    )
+    with pytest.raises(DataError, match=r"setting data\.rename: 'fox' is not a class, expected one of Cats, N/A"):
+        read(tmp_path, rename="fox=cat")
+
+
+def test_twins_numbers_and_classes_in_every_image_are_hinted(tmp_path: Path) -> None:
+    rows = ["cat", "cat Cats", "cat hot-dog", "cat hotdog", "cat bus", "cat glass", "cat 7"]
+    (tmp_path / "tags.csv").write_text("image,tags\n" + "".join(f"{i}.png,{row}\n" for i, row in enumerate(rows)))
+    every, case, hyphen, number = tag_warnings(read(tmp_path, *(f"{i}.png" for i in range(len(rows)))))
+    assert every.startswith("cat is in every training image")
+    assert case == "cat and Cats may be one class; to merge them: --data.rename 'Cats=cat'"
+    assert hyphen.startswith("hot-dog and hotdog may be one class") and number.startswith("classes are called 7: if")
