@@ -60,7 +60,9 @@ def test_tags_classes_masks_and_notes(tmp_path: Path) -> None:
     ]
     assert dataset.samples[0].image == tmp_path / "train2017/1.jpg"
     assert dataset.samples[3].image == tmp_path / "images/val2017/1.jpg"
-    assert dataset.notes == ("1 of 3 categories occur on no training image and are left out",)
+    dropped, crowds = dataset.notes
+    assert dropped == "1 of 3 categories occur on no training image and are left out"
+    assert crowds.startswith("1 annotations of crowds give no tag") and "--data.coco-protocol" in crowds
     assert dataset.ignored == () and not load_mask(dataset.samples[2], dataset, (4, 6)).any()
     first = np.zeros((4, 6), int)
     first[:2, :2], first[:, 3:] = 1, 255

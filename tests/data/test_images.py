@@ -12,6 +12,7 @@ from pycocotools import mask as coco_rle
 from tagseg.data.images import (
     image_size,
     inside,
+    measure,
     read_image,
     read_mask_file,
     read_saliency,
@@ -310,3 +311,27 @@ def test_a_size_is_reduced_to_a_long_side_and_never_enlarged() -> None:
     assert reduced_size((40, 30), 200) == (40, 30)
     assert reduced_size((1000, 1), 100) == (100, 1), "no side vanishes"
     assert reduction((400, 300), 200) == 0.5 and reduction((40, 30), 200) == 1
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095, 16383, 65535])
+def test_deep_images_are_scaled_from_the_bits_that_they_use(top: int, tmp_path: Path) -> None:
+    values = np.linspace(0, top, 12).round().astype(np.uint16).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    (tmp_path / "colour.png").write_bytes(png_16(np.stack([values, values // 2, values // 4], 2)))
+    shares = np.linspace(0, 255, 12).reshape(3, 4)
+    for name in ("grey.png", "grey.tif", "colour.png"):
+        assert np.abs(np.asarray(read_image(tmp_path / name))[..., 0] - shares).max() <= 1
+        assert measure(tmp_path / name) == ((3, 4), True)
+
+
+def png_16(values: np.ndarray) -> bytes:
+    """Return an RGB PNG of 16 bits per channel, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

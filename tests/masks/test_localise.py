@@ -7,10 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from tagseg.data.images import read_mask_file
+from tagseg.data.prepare import Prepared
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError, RunError
 from tagseg.masks.localise import localise, localise_image
+from tagseg.masks.make import make_masks
 from tagseg.masks.map_files import map_file, read_maps, write_maps
+from tagseg.masks.mask_files import mask_file
+from tagseg.rca.aggregation import posterior
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.train import load_network, train
 from tagseg.run.folder import Run
@@ -210,3 +215,22 @@ def test_localising_needs_a_network(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tmp_path, Settings(device="cpu"))
     with pytest.raises(RunError, match=r"network\.safetensors: missing or damaged"):
         localise(Dataset(tmp_path, "folder", ("cat",), ()), run)
+
+
+def test_an_image_without_tags_has_no_maps_and_a_mask_of_background(
+    network: RcaNetwork, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    maps = localise_image(network, noise(64, 48), (), SETTINGS)
+    assert maps.shape == (0, 12, 16)
+    none = torch.zeros(0, dtype=torch.long)
+    prototypes, exists = torch.ones(4, 2, 3), torch.ones(4, 2, dtype=torch.bool)
+    assert posterior(torch.ones(2, 3, 5, 6), prototypes, exists, 0.1, none, none).shape == (0, 5, 6)
+    (tmp_path / "data").mkdir()
+    run = open_run(tmp_path / "run", tmp_path / "data", Settings(workers=0))
+    noise(64, 48).save(tmp_path / "a.png")
+    write_maps(map_file(run, "a"), maps.numpy(), ())
+    samples = (Sample("a", tmp_path / "a.png", ()),)
+    make_masks(Prepared(Dataset(tmp_path, "folder", ("cat",), samples), {"a": (48, 64)}), run)
+    for folder in (run.masks, run.decided_masks):
+        assert not read_mask_file(mask_file(folder, "a"), (48, 64)).any()
+    assert "contain none of" not in caplog.text
