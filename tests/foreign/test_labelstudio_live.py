@@ -33,6 +33,7 @@ from tagseg.segment.predictor import Predictor
 
 from .environments import python_of
 
+LONGEST_START_S = 1500
 KEY = "0123456789abcdef0123456789abcdef01234567"
 NAMES = ("cat/1", "cat/2.jpg", "cat/2.png", "dog/1", "dog/ä b", "dog/turned")
 
@@ -47,6 +48,7 @@ def label_studio(folder: Path, documents: Path) -> Iterator[str]:
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder), "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
         "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(documents), "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
         "COLLECT_ANALYTICS": "False", "LATEST_VERSION_CHECK": "False", "SENTRY_DSN": "", "FRONTEND_SENTRY_DSN": "",
+        "ML_BLOCK_LOCAL_IP": "false",
     }  # fmt: skip
     folder.mkdir()
     command = [
@@ -56,14 +58,16 @@ def label_studio(folder: Path, documents: Path) -> Iterator[str]:
     ]  # fmt: skip
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-    address = f"http://localhost:{port}"
+    address, began = f"http://localhost:{port}", time.monotonic()
     try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
+        # Its first start makes a data base: a minute, or several on a busy machine.
+        while (lasted := time.monotonic() - began) < LONGEST_START_S:
+            assert server.poll() is None, (folder / "log.txt").read_text()[-3000:]
+            with contextlib.suppress(OSError, AssertionError):
                 ask(address, "/health")
                 break
-            assert server.poll() is None, (folder / "log.txt").read_text()[-3000:]
-            time.sleep(0.5)
+            time.sleep(1)
+        assert lasted < LONGEST_START_S, f"Label Studio did not start in {lasted:.0f} s"
         yield address
     finally:
         server.terminate()
