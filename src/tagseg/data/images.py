@@ -115,7 +115,7 @@ def read_image(
                 plain = _stretched(image, again)
         else:
             plain = image
-        return _rgb(plain if turn is None else plain.transpose(turn))
+        return _rgb(_turned(plain, turn))
 
 
 def any_image(image: AnyImage) -> Image.Image:
@@ -249,9 +249,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return an image turned as its EXIF orientation says, and without it; one that is upright stays the same."""
+    """Return an image turned as its EXIF orientation says; one that is upright stays the same."""
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    return _turned(image, _TURNS.get(_orientation(image)))
+
+
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     if turn is None:
         return image
     upright = image.transpose(turn)
