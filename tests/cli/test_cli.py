@@ -169,7 +169,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
     [
         (["fit", "nowhere", "--out", "new"], r"nowhere: no such data folder"),
         (["inspect", "nowhere"], "nowhere: no such folder, expected the data folder"),
-        (["fit", "empty", "--out", "new"], "empty: found no images in a known layout; looked for tags.csv"),
+        (["fit", "empty", "--out", "new"], "empty: found no images in a known layout; looked for JPEGImages"),
         (["fit", "photos", "--out", "photos"], "photos: exists and is not a run folder; choose another --out"),
         (["fit", "photos"], "--out"),
         (["fit", "photos", "--out", "new", "--until", "lunch"], "--until"),

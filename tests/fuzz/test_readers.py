@@ -164,7 +164,7 @@ def test_a_tag_file_that_is_a_device_or_a_pipe_is_not_read(photos: Path) -> None
     file.parent.rmdir()
 
 
-@pytest.mark.parametrize("tags", ['"\\ud800"', '["cat", {"a": [1]}]', '[["cat"]]', '{"a": 1}'])
+@pytest.mark.parametrize("tags", ['"\\ud800"', '["cat", {"a": [1]}]', '[["cat"]]', '{"a": "b"}'])
 def test_tags_that_are_no_text_are_refused(tags: str, photos: Path) -> None:
     (photos / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "tags": {tags}}}\n')
     with pytest.raises(

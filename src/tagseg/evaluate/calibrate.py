@@ -100,7 +100,7 @@ def calibration_samples(prepared: Prepared, run: Run, masks: Path) -> list[Sampl
         raise DataError(f"--masks {masks}: expected true masks, but masks inside the run folder are tagseg's own")
     dataset = prepared.dataset
     bare = tuple(dataclasses.replace(sample, mask=None) for sample in dataset.samples)
-    named = with_files(dataclasses.replace(dataset, samples=bare), dataset.root, masks, None)
+    named = with_files(dataclasses.replace(dataset, samples=bare), dataset.root, masks.resolve(), None)
     samples = [sample for sample in named if sample.split == "train" and sample.mask is not None]
     files = sum(1 for _ in masks.rglob("*.png"))
     if len(samples) < FEWEST:
