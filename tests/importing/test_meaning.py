@@ -67,7 +67,7 @@ def test_wrong_lines_are_named(line: str, file: Path) -> None:
 
 def test_two_labels_with_one_colour_are_refused(file: Path) -> None:
     file.write_text("background:0,0,0::\ncat:1,2,3::\ndog:1,2,3::\n")
-    with pytest.raises(DataError, match=r"row 3: 'dog' has the colour of 'cat', expected one colour per label"):
+    with pytest.raises(DataError, match=r"row 3: 'dog' has the colour of 'cat', expected its own"):
         read_label_map(file, CLASSES)
 
 
