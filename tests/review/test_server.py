@@ -212,6 +212,7 @@ def test_decisions_survive_a_killed_server_and_ctrl_c_stops_it_cleanly(run, star
     assert page.text_content("#done-text") == "1 of 4 reviewed" and page.text_content("#name") == "img0"
     page.click("text=rejected")
     page.wait_for_function("() => document.getElementById('name').textContent === 'img2'")
+    page.wait_for_load_state("networkidle")  # pictures that the page fetches ahead
     second.send_signal(signal.SIGINT)
     said, complained = second.communicate(timeout=60)
     assert (second.returncode, complained) == (0, "") and said.endswith("Stopped.\n")

@@ -169,7 +169,8 @@ def _as_read(root: Path, protocol: Protocol, settings: Settings) -> tuple[list[s
     if len(dataset.classes) != protocol.classes:
         faults.append(f"{len(dataset.classes)} classes are tagged, expected {protocol.classes}")
     faults += _saliency(dataset, settings)
-    notes = list(dataset.notes)
+    # What COCO's protocol leaves out is expected, and yet decides how many images are compared.
+    notes = [*dataset.notes, *(str(one) for one in dataset.ignored if dataset.layout == "coco" or not one.expected)]
     if settings.maps == "oaa" and not settings.masks.saliency:
         notes.append(
             "background is cut from the maps; the paper takes it from saliency maps in "
