@@ -47,7 +47,7 @@ class TagSegmenter(BaseEstimator):  # type: ignore[misc]
 
     def predict(self, images: Sequence[Path]) -> list[UInt8[np.ndarray, "h w"]]:
         """Return the images' masks; `predictor_.classes` names their values."""
-        return [self.predictor_(Image.open(image).convert("RGB")) for image in images]
+        return [self.predictor_(image).mask for image in images]
 
     def score(self, images: Sequence[Path], truth: Sequence[Truth]) -> float:
         """Return the mIoU, pooled over all pixels of the images, background included."""
