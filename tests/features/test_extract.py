@@ -13,9 +13,10 @@ from tagseg.errors import DataError, RunError
 from tagseg.features import extract as module
 from tagseg.features import plan
 from tagseg.features.cache import FeatureCache, open_features
+from tagseg.features.fused import fuse
 from tagseg.features.layers import choose_layers
 from tagseg.features.projection import project
-from tagseg.networks.backbones import Backbone
+from tagseg.networks.backbones import Backbone, build_backbone
 from tagseg.settings.features import FeatureSettings
 from tagseg.settings.train import TrainSettings
 from tagseg.system.progress import silent
@@ -225,3 +226,32 @@ def test_the_estimate_is_the_size_of_the_cache(cached: Cached, photographs: Phot
     assert (random.images, random.size) == (7, size) and random.seconds is not None and random.seconds > 0
     timm = plan.estimate_cache(counts, TrainSettings(backbone="test_resnet"), settings)
     assert (timm.size, timm.seconds) == (size, None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv2_100"])
+def test_fused_passes_give_the_features_of_the_backbone(name: str, tiny_backbones: dict[str, Backbone]) -> None:
+    backbone = tiny_backbones.get(name) or build_backbone(name, "random", 16)
+    layers = [layer.name for layer in choose_layers(backbone, ("auto",))]
+    fused = fuse(backbone.eval(), layers)
+    for size in ((112, 96), (61, 133)):
+        images = torch.rand(2, 3, *backbone.fitting_size(*size), generator=torch.Generator().manual_seed(1))
+        for expected, found in zip(backbone.layer_maps(images, layers), fused(images), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+
+
+def test_what_cannot_be_fused_is_computed_by_the_backbone(
+    tiny_backbones: dict[str, Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*given: Any, **more: Any) -> Any:
+        raise RuntimeError("no trace")
+
+    monkeypatch.setattr(torch.jit, "trace", wrong)
+    fused = fuse(tiny_backbones["test_resnet"], ["last"])
+    assert fused(torch.rand(1, 3, 64, 64))[0].shape[1] == 96
+
+
+def test_extraction_leaves_the_number_of_threads(cached: Cached, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    cached(tmp_path)
+    assert torch.get_num_threads() == before

@@ -1,14 +1,13 @@
 """Compute the features of images once: one pass of the backbone per image and scale."""
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from tagseg.features.cache import (
     read_shard,
     shard_file,
 )
+from tagseg.features.fused import Maps, fuse
 from tagseg.features.layers import choose_layers
 from tagseg.features.plan import as_bytes, feature_source, plan_shards, require_space
 from tagseg.features.projection import Moments, Projection, project, projection_of, projection_tensors, unit
@@ -62,11 +62,11 @@ FIT_SEED = 0
 """Seed of the choice of these images and cells. It is not the run's, so that runs with other seeds have the same
 features."""
 
-BATCH = 16
+BATCH = 8
 """Most images that are decoded for one batch."""
 
-_BATCH_PIXELS = {"cpu": 1 << 21, "cuda": 1 << 24}
-"""Most pixels in one pass of the backbone."""
+_BATCH_PIXELS = {"cpu": 1 << 19, "cuda": 1 << 23}
+"""Most pixels in one pass of the backbone: on a CPU, larger passes fall out of its caches."""
 
 _FASTER, _AGREEMENT = 1.2, 0.995
 """bf16 is used where it is this many times as fast as fp32 and the mean cosine of each layer's cells is this high."""
@@ -81,6 +81,19 @@ class _Work:
     samples: Mapping[str, Sample]
     max_megapixels: float
     precision: NumberFormat = "fp32"
+
+    @cached_property
+    def maps(self) -> Maps:
+        """The pass of the backbone."""
+        names = [layer.name for layer in self.source.layers]
+        if self.precision == "fp32":
+            return fuse(self.backbone, names)
+
+        def in_bf16(images: Tensor) -> list[Tensor]:
+            with torch.autocast(images.device.type, torch.bfloat16):
+                return self.backbone.layer_maps(images, names)
+
+        return in_bf16
 
 
 class _Read:
@@ -220,7 +233,7 @@ def _begin(
         precision = settings.precision
     elif batches:
         precision = _choose_precision(work, batches[0][:4], least)
-    work = dataclasses.replace(work, precision=precision)
+    work = work if precision == work.precision else replace(work, precision=precision)
     fitted, held_out = _moments(work), _moments(work)
     number = 0
     for read in _read_batches(work, batches, track, "features: components", (least,)):
@@ -259,7 +272,7 @@ def _choose_precision(work: _Work, images: Sequence[CachedImage], scale: int) ->
     seconds, outputs = {}, {}
     both: tuple[NumberFormat, ...] = ("fp32", "bf16")
     for precision in both:
-        once = partial(_once, dataclasses.replace(work, precision=precision), pictures)
+        once = partial(_once, work if precision == work.precision else replace(work, precision=precision), pictures)
         try:
             outputs[precision] = once()  # the first pass is slower
         except (RuntimeError, NotImplementedError):  # operations that this device lacks
@@ -275,11 +288,11 @@ def _choose_precision(work: _Work, images: Sequence[CachedImage], scale: int) ->
     return "bf16" if faster >= _FASTER and agreement >= _AGREEMENT else "fp32"
 
 
-def _once(work: _Work, pictures: Sequence[Tensor]) -> list[Tensor]:
+def _once(work: _Work, pictures: Sequence[Tensor]) -> Sequence[Tensor]:
     return next(_passes(work, pictures))
 
 
-def _timed(call: Callable[[], list[Tensor]]) -> float:
+def _timed(call: Callable[[], Sequence[Tensor]]) -> float:
     started = time.perf_counter()
     for map_ in call():
         float(map_.flatten()[0])  # waits for a GPU
@@ -290,7 +303,7 @@ def _fill(
     work: _Work, index: FeatureIndex, shards: Mapping[int, tuple[CachedImage, ...]], folder: Path, track: Track
 ) -> None:
     """Compute and write shards."""
-    work = dataclasses.replace(work, precision=index.precision)
+    work = work if index.precision == work.precision else replace(work, precision=index.precision)
     tensors, device = load_file(folder / PROJECTION), work.backbone.mean.device
     projections = [_on(projection_of(tensors, layer.name), device) for layer in work.source.layers]
     batches = {number: list(_batches(images)) for number, images in shards.items()}
@@ -298,31 +311,53 @@ def _fill(
     started = time.monotonic()
     every_scale = tuple(range(len(work.source.scales)))
     every_batch = [batch for found in batches.values() for batch in found]
-    with contextlib.closing(_read_batches(work, every_batch, track, "features", every_scale)) as reads:
+    work.maps  # noqa: B018 - traced before threads use it
+    at_once = cores() if device.type == "cpu" else 1
+    compute = partial(_computed, work, projections, at_once > 1)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_same_threads())
+        reads = stack.enter_context(
+            contextlib.closing(_read_batches(work, every_batch, track, "features", every_scale))
+        )
+        computed = stack.enter_context(contextlib.closing(map_ahead(reads, compute, at_once)))
         for number, images in shards.items():
-            _write_shard(work, projections, images, itertools.islice(reads, len(batches[number])), folder, number)
+            done = itertools.islice(computed, len(batches[number]))
+            _write_shard(work, images, itertools.chain.from_iterable(done), folder, number)
     size = sum(work.source.image_bytes(image.views) for images in shards.values() for image in images)
     pace = images_per_s(total, time.monotonic() - started)
     log.info("features: %d images, %s, %s, %.1f images/s", total, as_bytes(size), index.precision, pace)
 
 
+def _computed(
+    work: _Work, projections: Sequence[Projection], alone: bool, read: list[_Read]
+) -> list[tuple[str, bytes]]:
+    """Return what a shard holds of each image of a batch, with the image's id; `alone`: on this thread only."""
+    if alone:
+        torch.set_num_threads(1)  # of this thread: several passes side by side are faster than one on several cores
+    return [(one.image.id, content) for one, content in zip(read, _contents(work, projections, read), strict=True)]
+
+
+@contextlib.contextmanager
+def _same_threads() -> Generator[None]:
+    """Restore PyTorch's number of threads at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _write_shard(
-    work: _Work,
-    projections: Sequence[Projection],
-    images: tuple[CachedImage, ...],
-    reads: Iterable[list[_Read]],
-    folder: Path,
-    number: int,
+    work: _Work, images: tuple[CachedImage, ...], contents: Iterable[tuple[str, bytes]], folder: Path, number: int
 ) -> None:
     lengths = [work.source.image_bytes(image.views) for image in images]
     starts = dict(zip((image.id for image in images), itertools.accumulate(lengths, initial=0), strict=False))
     data = data_file(folder, number)
     with atomic_path(data) as temporary:
         with temporary.open("r+b") as file:
-            for read in reads:
-                for one, content in zip(read, _contents(work, projections, read), strict=True):
-                    file.seek(starts[one.image.id])
-                    file.write(content)
+            for image_id, content in contents:
+                file.seek(starts[image_id])
+                file.write(content)
             file.truncate(sum(lengths))
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -349,16 +384,15 @@ def _contents(work: _Work, projections: Sequence[Projection], read: list[_Read])
         yield b"".join(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes() for part in parts)
 
 
-def _passes(work: _Work, pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> Iterator[list[Float[Tensor, "b _ _ _"]]]:
+def _passes(work: _Work, pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> Iterator[Sequence[Float[Tensor, "b _ _ _"]]]:
     """Yield the maps of all layers for pictures of one size, for as many at a time as memory allows."""
     device = work.backbone.mean.device
     most = max(_BATCH_PIXELS.get(device.type, _BATCH_PIXELS["cpu"]) // pictures[0][0].numel(), 1)
-    names = [layer.name for layer in work.source.layers]
     for start in range(0, len(pictures), most):
         images = torch.stack(list(pictures[start : start + most])).to(device)
         images = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=work.precision == "bf16"):
-            found = work.backbone.layer_maps(images, names)
+        with torch.no_grad():
+            found = work.maps(images)
         for layer, map_ in zip(work.source.layers, found, strict=True):
             assert map_.shape[2:] == layer.cells((images.shape[2], images.shape[3])), (layer, map_.shape, images.shape)
         yield found
