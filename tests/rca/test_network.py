@@ -215,7 +215,7 @@ def test_bank_holds_both_layers_and_cells_find_prototypes_by_the_earlier_one() -
     network.prototypes[..., 192:] = torch.rand(network.prototypes[..., 192:].shape)
     shares = attention.sum(2)
     own = shares[image, tag] / (shares[image, tag] + shares[image, 0])
-    torch.testing.assert_close(network.posterior(maps, image, tag), own)
+    torch.testing.assert_close(network.posterior(maps.features, image, tag), own)
 
 
 @torch.no_grad()
@@ -225,7 +225,7 @@ def test_regions_are_mined_by_the_settings_rule() -> None:
         network = small_network(rca=dataclasses.replace(RCA, region_rule=rule, confidence=0.0))
         maps = network(images())
         image, column = tags.nonzero(as_tuple=True)
-        shares = network.posterior(maps, image, column + 1) if rule == "posterior" else None
+        shares = network.posterior(maps.features, image, column + 1) if rule == "posterior" else None
         expected = mine_regions(maps.coarse, tags, rule, confidence=0.0, shares=shares)
         found = network.mine(maps, tags)
         assert torch.equal(found.cells, expected.cells) and torch.equal(found.label, expected.label)

@@ -29,7 +29,7 @@ def test_a_class_that_the_bank_knows_gets_its_posterior_and_any_other_its_refine
     maps = network(torch.rand(1, 3, 65, 65))
     found = tag_maps(network, maps, (1, 2), "posterior")
     both = torch.tensor([0, 0]), torch.tensor([1, 2])
-    assert torch.equal(found[0, 0], network.posterior(maps, *both)[0]) and found[0, 0].min() > 0
+    assert torch.equal(found[0, 0], network.posterior(maps.features, *both)[0]) and found[0, 0].min() > 0
     assert torch.equal(found[:, 1], maps.refined[:, 1].relu())
     assert torch.equal(tag_maps(network, maps, (2,), "coarse"), maps.coarse[:, 1:2].relu())
     assert torch.equal(tag_maps(network, maps, (3,), "refined"), maps.refined[:, 2:].relu())

@@ -45,7 +45,7 @@ from tagseg.run.folder import Run
 from tagseg.settings.features import FeatureSettings
 from tagseg.system.files import atomic_path, remove_temporary, write_atomically
 from tagseg.system.process import cores
-from tagseg.system.progress import Track, images_per_s, map_ahead, silent
+from tagseg.system.progress import Track, images_per_s, map_ahead, map_side_by_side, silent
 from tagseg.system.records import write_record
 from tagseg.training.device import choose_device
 from tagseg.training.loading import to_bytes
@@ -312,39 +312,23 @@ def _fill(
     every_scale = tuple(range(len(work.source.scales)))
     every_batch = [batch for found in batches.values() for batch in found]
     work.maps  # noqa: B018 - traced before threads use it
-    at_once = cores() if device.type == "cpu" else 1
-    compute = partial(_computed, work, projections, at_once > 1)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_same_threads())
-        reads = stack.enter_context(
-            contextlib.closing(_read_batches(work, every_batch, track, "features", every_scale))
-        )
-        computed = stack.enter_context(contextlib.closing(map_ahead(reads, compute, at_once)))
-        for number, images in shards.items():
-            done = itertools.islice(computed, len(batches[number]))
-            _write_shard(work, images, itertools.chain.from_iterable(done), folder, number)
+    compute = partial(_computed, work, projections)
+    with contextlib.closing(_read_batches(work, every_batch, track, "features", every_scale)) as reads:
+        # Passes side by side are faster than one pass on several cores.
+        on_cpu = device.type == "cpu"
+        made = map_side_by_side(reads, compute, cores()) if on_cpu else map_ahead(reads, compute, 1)
+        with contextlib.closing(made) as computed:
+            for number, images in shards.items():
+                done = itertools.islice(computed, len(batches[number]))
+                _write_shard(work, images, itertools.chain.from_iterable(done), folder, number)
     size = sum(work.source.image_bytes(image.views) for images in shards.values() for image in images)
     pace = images_per_s(total, time.monotonic() - started)
     log.info("features: %d images, %s, %s, %.1f images/s", total, as_bytes(size), index.precision, pace)
 
 
-def _computed(
-    work: _Work, projections: Sequence[Projection], alone: bool, read: list[_Read]
-) -> list[tuple[str, bytes]]:
-    """Return what a shard holds of each image of a batch, with the image's id; `alone`: on this thread only."""
-    if alone:
-        torch.set_num_threads(1)  # of this thread: several passes side by side are faster than one on several cores
+def _computed(work: _Work, projections: Sequence[Projection], read: list[_Read]) -> list[tuple[str, bytes]]:
+    """Return what a shard holds of each image of a batch, with the image's id."""
     return [(one.image.id, content) for one, content in zip(read, _contents(work, projections, read), strict=True)]
-
-
-@contextlib.contextmanager
-def _same_threads() -> Generator[None]:
-    """Restore PyTorch's number of threads at the end."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write_shard(

@@ -28,7 +28,7 @@ from tagseg.rca.train import load_network
 from tagseg.run.folder import Run
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.settings import Settings, map_kind
-from tagseg.system.progress import Track, images_per_s, map_ahead, silent
+from tagseg.system.progress import Track, images_per_s, map_ahead, map_side_by_side, silent
 from tagseg.training.device import choose_device
 from tagseg.training.loading import to_tensor
 
@@ -82,17 +82,19 @@ def localise(
     accumulated = read_accumulated(run.network) if settings.maps == "oaa" else None
     samples = dataset.split("train") if samples is None else samples
 
-    def read(sample: Sample) -> tuple[Sample, Views | None]:
-        if cache is not None or map_file(run, sample.id).exists():
+    def read(sample: Sample) -> tuple[Sample, Views | Tensor | None]:
+        if map_file(run, sample.id).exists():
             return sample, None
+        if cache is not None:
+            return sample, from_cache(network, cache, sample, settings)
         image = read_image(sample.image, settings.data.max_megapixels)
         return sample, views(network.backbone, image, settings.localise)
 
-    def find(sample: Sample, seen: Views | None) -> tuple[Sample, Tensor | None]:
-        if cache is not None and not map_file(run, sample.id).exists():
-            return sample, from_cache(network, cache, sample, settings)
-        if seen is None or accumulated is None:
-            return sample, seen and localise_views(network, seen, sample.tags, settings.localise)
+    def find(sample: Sample, seen: Views | Tensor | None) -> tuple[Sample, Tensor | None]:
+        if seen is None or isinstance(seen, Tensor):
+            return sample, seen
+        if accumulated is None:
+            return sample, localise_views(network, seen, sample.tags, settings.localise)
         array, rows = accumulated
         return sample, complete(array[rows[sample.id]], network, seen, sample.tags, settings.localise)
 
@@ -103,7 +105,8 @@ def localise(
         return sample, maps is not None
 
     started, images = time.monotonic(), 0
-    with contextlib.closing(map_ahead(samples, read, READERS)) as decoded:
+    ahead = map_ahead if cache is None else map_side_by_side
+    with contextlib.closing(ahead(samples, read, READERS)) as decoded:
         maps = (find(*one) for one in track(decoded, "localise", len(samples)))
         for sample, new in map_ahead(maps, write, WRITERS):
             images += new

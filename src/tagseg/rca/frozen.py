@@ -65,7 +65,10 @@ class FrozenLayers(nn.Module):
             for map_ in maps
         ]
         length = maps[0][:, -1:].float()
-        joined = torch.einsum("kd,bdhw->bkhw", self.mix, torch.cat(directions, 1))
+        joined = torch.cat(directions, 1)
+        mix = self.get_buffer("mix")
+        if not torch.equal(mix, torch.eye(self.channels, device=mix.device)):
+            joined = torch.einsum("kd,bdhw->bkhw", mix, joined)
         return torch.cat([directions[0] * length, length], 1), joined
 
     def _projection(self, i: int) -> Projection:

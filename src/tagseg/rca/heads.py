@@ -1,10 +1,14 @@
 """RCA on cached features: tag head, memory bank, contrast, prototypes; the backbone is not trained."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -17,13 +21,16 @@ from tagseg.rca.contrast import contrast
 from tagseg.rca.frozen import FrozenLayers
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.network import RcaNetwork, build_network
-from tagseg.rca.tag_maps import tag_maps
+from tagseg.rca.tag_maps import has_posterior, tag_maps
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import MapKind, Settings
-from tagseg.system.progress import Track, silent
+from tagseg.system.process import cores
+from tagseg.system.progress import Track, map_side_by_side, silent
 from tagseg.training.loop import History
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A")
 
 HELD_OUT_SHARE = 0.2
 """Share of the images that choose how strongly the tag head's weights are penalised."""
@@ -67,7 +74,7 @@ def fit_heads(dataset: Dataset, cache: FeatureCache, settings: Settings, track: 
     torch.manual_seed(settings.seed)
     network = _build(len(dataset.classes), settings, cache)
     tags = tag_matrix(samples, len(dataset.classes))
-    pooled = torch.stack([_pooled(network, cache, one) for one in track(samples, "tag head", len(samples))])
+    pooled = torch.stack(list(_each(partial(_pooled, network, cache), samples, track, "tag head")))
     head = fit_tags(pooled, tags, settings.seed)
     with torch.no_grad():
         (conv,) = network.coarse_head
@@ -113,7 +120,7 @@ def cached_maps(network: RcaNetwork, cache: FeatureCache, sample: Sample, kind: 
 def _join_scales(
     network: RcaNetwork, inputs: Sequence[Inputs], tags: tuple[int, ...], kind: MapKind
 ) -> Float[Tensor, "k h w"]:
-    found = [tag_maps(network, network.maps(*views), tags, kind)[0] for views in inputs]
+    found = [_maps(network, *views, tags, kind) for views in inputs]
     cells = max((tuple(one.shape[1:]) for one in found), key=lambda size: size[0] * size[1])
     total = torch.zeros(len(tags), *cells)
     for one in found:
@@ -121,6 +128,23 @@ def _join_scales(
             one = one / one.amax((1, 2), keepdim=True).clamp_min(1e-6)
         total += _resize(one, cells, network) / len(found)
     return total if kind == "posterior" else total / total.amax((1, 2), keepdim=True).clamp_min(1e-6)
+
+
+def _maps(network: RcaNetwork, last: Tensor, features: Tensor, tags: tuple[int, ...], kind: MapKind) -> Tensor:
+    """Return what `tag_maps` returns for one image, without the rest of the network where it is not needed."""
+    tag = torch.tensor(tags, dtype=torch.long)
+    if kind == "coarse":
+        coarse: Tensor = network.coarse_head(last)
+        return coarse[0, tag - 1].relu()
+    if kind == "posterior" and has_posterior(network, tag).all():
+        return network.posterior(features, torch.zeros_like(tag), tag)
+    return tag_maps(network, network.maps(last, features), tags, kind)[0]
+
+
+def _each(work: Callable[[Sample], A], samples: Sequence[Sample], track: Track, title: str) -> Iterator[A]:
+    """Yield the results of images in their order, computed side by side."""
+    with contextlib.closing(map_side_by_side(samples, work, cores())) as results:
+        yield from track(results, title, len(samples))
 
 
 @dataclass(frozen=True)
@@ -205,7 +229,7 @@ def _inputs(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> list[In
     maps, count = cache.maps(sample_id), len(cache.scales)
     return [
         network.layers.join(
-            [torch.from_numpy(one.astype("f4"))[None] for one in maps[scale::count]], network.backbone.cornered
+            [torch.from_numpy(np.array(one)).float()[None] for one in maps[scale::count]], network.backbone.cornered
         )
         for scale in range(count)
     ]
@@ -235,24 +259,48 @@ def _fill(
 ) -> None:
     """Write regions of images in random order into the bank until its entries are full."""
     order = torch.randperm(len(samples), generator=generator).tolist()
+    seeds = torch.randint(1 << 62, (len(samples),), generator=generator).tolist()
     slots = bank.slots.shape[1]
-    for i in track(order, f"memory bank, round {number}", len(samples)):
-        sample = samples[i]
-        full = (bank.filled >= slots)[[0, *sample.tags]]
-        if full.all():
-            continue
-        inputs = _inputs(network, cache, sample.id)
-        maps = _join_scales(network, inputs, sample.tags, kind)
-        for _, features in inputs:
-            shares = _resize(maps, features.shape[2:], network)
-            flat = F.normalize(features[0].flatten(1), dim=0)
-            if sample.tags:
-                cells, labels = mine_relative(shares, sample.tags, kind, network.rca)
-                bank.write(cells.flatten(1).float() @ flat.T, labels)
-            background = _background(shares, kind, network.rca).flatten()
-            if network.rca.background and background.any() and not full[0]:
-                parts = _parts(flat[:, background].T, generator)
-                bank.write(parts, torch.zeros(len(parts), dtype=torch.long))
+
+    def find(numbered: tuple[int, Sample]) -> tuple[Sample, list[tuple[Tensor, Tensor]]]:
+        place, sample = numbered
+        full = bank.filled >= slots  # and stays so: what is left out here, the loop below would not write
+        if full[[0, *sample.tags]].all():
+            return sample, []
+        own = torch.Generator().manual_seed(seeds[place])
+        return sample, list(_regions(network, cache, sample, kind, own, not full[0]))
+
+    chosen = [(place, samples[i]) for place, i in enumerate(order)]
+    with contextlib.closing(map_side_by_side(chosen, find, cores())) as found:
+        for sample, regions in track(found, f"memory bank, round {number}", len(samples)):
+            full = bank.filled >= slots
+            if not full[[0, *sample.tags]].all():
+                for embeddings, labels in regions:
+                    if not (full[0] and (labels == 0).all()):
+                        bank.write(embeddings, labels)
+
+
+def _regions(
+    network: RcaNetwork,
+    cache: FeatureCache,
+    sample: Sample,
+    kind: MapKind,
+    generator: torch.Generator,
+    background_too: bool | Bool[Tensor, ""],
+) -> Iterator[tuple[Float[Tensor, "n d"], Int[Tensor, "n"]]]:
+    """Yield the embeddings of an image's regions and parts of background at every scale, with their labels."""
+    inputs = _inputs(network, cache, sample.id)
+    maps = _join_scales(network, inputs, sample.tags, kind)
+    for _, features in inputs:
+        shares = _resize(maps, features.shape[2:], network)
+        flat = F.normalize(features[0].flatten(1), dim=0)
+        if sample.tags:
+            cells, labels = mine_relative(shares, sample.tags, kind, network.rca)
+            yield cells.flatten(1).float() @ flat.T, labels
+        background = _background(shares, kind, network.rca).flatten()
+        if background_too and network.rca.background and background.any():
+            parts = _parts(flat[:, background].T, generator)
+            yield parts, torch.zeros(len(parts), dtype=torch.long)
 
 
 def mine_relative(
@@ -328,15 +376,17 @@ def _fit_refined(
     track: Track,
 ) -> None:
     """Fit the head of the refined map on context and features, as the tag head."""
-    rows = []
-    with torch.no_grad():
-        for sample in track(samples, "refined map", len(samples)):
-            means = []
-            for last, features in _inputs(network, cache, sample.id):
-                attention = network.attend(features, network.prototypes, network.exists).mean((0, 3, 4))
-                context = (attention[..., None] * network.prototypes).sum((0, 1))
-                means.append(torch.cat([context, last.mean((0, 2, 3))]))
-            rows.append(torch.stack(means).mean(0))
+
+    @torch.no_grad()
+    def context_and_features(sample: Sample) -> Tensor:
+        means = []
+        for last, features in _inputs(network, cache, sample.id):
+            attention = network.attend(features, network.prototypes, network.exists).mean((0, 3, 4))
+            context = (attention[..., None] * network.prototypes).sum((0, 1))
+            means.append(torch.cat([context, last.mean((0, 2, 3))]))
+        return torch.stack(means).mean(0)
+
+    rows = list(_each(context_and_features, samples, track, "refined map"))
     head = fit_tags(torch.stack(rows), tags, 0, (penalty,))
     with torch.no_grad():
         network.refined_head.get_parameter("weight").copy_(head.weight[..., None, None])

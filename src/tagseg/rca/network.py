@@ -146,11 +146,14 @@ class RcaNetwork(nn.Module):
         """Return the attention of cells to prototypes, which are found by the earlier layer's part of the features."""
         return attend(features[:, : self.keys], prototypes[..., : self.keys], exists, self.rca.attention_temperature)
 
-    def posterior(self, maps: Maps, image: Int[Tensor, "n"], tag: Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
-        """Return the posteriors of n pairs of an image and one of its tags (see `aggregation.posterior`)."""
+    def posterior(
+        self, features: Float[Tensor, "b d h w"], image: Int[Tensor, "n"], tag: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n h w"]:
+        """Return the posteriors of n pairs of an image and one of its tags (see `aggregation.posterior`), from the
+        features that the bank stores."""
         keys, t = self.prototypes[..., : self.keys], self.rca.attention_temperature
         nearest = self.rca.posterior == "nearest"
-        return posterior(maps.features[:, : self.keys], keys, self.exists, t, image, tag, nearest)
+        return posterior(features[:, : self.keys], keys, self.exists, t, image, tag, nearest)
 
     @torch.no_grad()
     def mine(self, maps: Maps, tags: Bool[Tensor, "b c"]) -> Regions:
@@ -158,7 +161,7 @@ class RcaNetwork(nn.Module):
         rca, shares = self.rca, None
         if rca.region_rule == "posterior":
             image, column = tags.nonzero(as_tuple=True)
-            shares = self.posterior(maps, image, column + 1)
+            shares = self.posterior(maps.features, image, column + 1)
         thresholds = rca.region_threshold, rca.background, rca.background_threshold, rca.confidence
         return mine_regions(maps.coarse, tags, rca.region_rule, *thresholds, shares)
 

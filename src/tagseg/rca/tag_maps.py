@@ -24,6 +24,9 @@ def pair_maps(
     The kinds are those of `LocaliseSettings.kind`. A class the bank holds nothing of has no posterior: its refined map
     stands in. With a background channel, coarse and refined maps are probabilities (see `tag_posterior`).
     """
+    held = has_posterior(network, tag)
+    if kind == "posterior" and held.all():
+        return network.posterior(maps.features, image, tag)
     if kind == "coarse":
         classes, background = maps.coarse, maps.coarse_background
     else:
@@ -31,7 +34,7 @@ def pair_maps(
     own = classes[image, tag - 1].relu() if background is None else tag_posterior(classes, background, image, tag)
     if kind != "posterior":
         return own
-    return torch.where(has_posterior(network, tag)[:, None, None], network.posterior(maps, image, tag), own)
+    return torch.where(held[:, None, None], network.posterior(maps.features, image, tag), own)
 
 
 def has_posterior(network: RcaNetwork, tag: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
