@@ -15,6 +15,7 @@ import dataclasses
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,22 @@ def measure(run: Run, prepared: Prepared, cache: FeatureCache, scored: list[Samp
 
 
 def score(
-    network: RcaNetwork, prepared: Prepared, cache: FeatureCache, scored: list[Sample], settings: Settings
+    network: RcaNetwork,
+    prepared: Prepared,
+    cache: FeatureCache,
+    scored: list[Sample],
+    settings: Settings,
+    true_mask: Callable[[Sample], np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Return the IoU of every class per kind of mask, and the CPU seconds of an image's maps and mask."""
+    """Return the IoU of every class per kind of mask, and the CPU seconds of an image's maps and mask; `true_mask`:
+    where the masks of the data set are not those to compare with."""
     ids = 1 + len(prepared.dataset.classes)
     pixels = {kind: np.zeros((ids, ids), np.int64) for kind in KINDS}
     localise = dataclasses.replace(settings.localise, kind="coarse")
     otsu = dataclasses.replace(settings, localise=localise)
     seconds = 0.0
     for sample in bars(scored, "scored masks", len(scored)):
-        truth = load_mask(sample, prepared.dataset)
+        truth = true_mask(sample) if true_mask else load_mask(sample, prepared.dataset)
         cam = _bytes(from_cache(network, cache, sample, otsu).numpy())
         before = time.process_time()
         maps = _bytes(from_cache(network, cache, sample, settings).numpy())
@@ -126,7 +133,10 @@ def score(
         for kind, mask in made.items():
             pixels[kind] += confusion(truth, mask, ids)
     found: dict[str, Any] = {"mask_cpu_s_per_image": round(seconds / len(scored), 3)}
-    return found | {kind: [round(100 * (one or 0), 1) for one in iou(matrix).iou] for kind, matrix in pixels.items()}
+    return found | {
+        kind: [None if one is None else round(100 * one, 1) for one in iou(matrix).iou]
+        for kind, matrix in pixels.items()
+    }
 
 
 def summary(seeds: dict[int, dict[str, Any]], classes: tuple[str, ...]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def files(run: Run) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def settings(tiny: Settings) -> Settings:
-    return dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, epochs=40))
+    return dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, epochs=12))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def whole(discs: Path, settings: Settings, tmp_path_factory: pytest.TempPathFact
     run = Run(tmp_path_factory.mktemp("processes") / "run")
     status, said, errors = finish(start(discs, run, settings))
     assert status == 0 and said.count("Done up to stage train") == 1, errors
-    assert errors.count("epoch 40: ") == 1  # only the main one's lines are shown
+    assert errors.count("epoch 12: ") == 1  # only the main one's lines are shown
     return run
 
 
@@ -109,7 +109,7 @@ def test_a_signal_to_the_driver_saves_the_step_and_the_next_run_ends_with_the_sa
     assert status == expected and "Interrupted. Run the same command again" in errors, errors
     assert "Traceback" not in errors and not any(child.is_running() for child in trainers.values())
     _, about = load_tensors(run.network / "checkpoint.safetensors")
-    assert len(about["history"]) < 40
+    assert len(about["history"]) < 12
     status, _, errors = finish(start(discs, run, settings))
     assert status == 0 and errors.count("resuming after") == 1, errors
     assert files(run) == files(whole)
