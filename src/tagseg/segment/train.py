@@ -30,9 +30,6 @@ from tagseg.training.loop import Epoch, History, Sums, Training, run_epochs
 from tagseg.training.optimizer import build_optimizer, enough_epochs, poly
 from tagseg.training.shared_layers import join_network
 
-SEGMENTER_STEPS = 1000
-"""Steps of a training whose number of epochs is not set: a small data set is seen more often."""
-
 Batch = tuple[Tensor, Tensor]
 
 
@@ -68,7 +65,7 @@ def train_segmenter(
         RunError: when the masks have no labelled pixel, or the loss is no longer finite.
     """
     options, images = settings.segment, len(dataset.split("train"))
-    epochs = enough_epochs(options.epochs, images, options.batch * options.accumulate, SEGMENTER_STEPS)
+    epochs = enough_epochs(options.epochs, images, options.batch * options.accumulate, options.steps)
     options = dataclasses.replace(options, epochs=epochs)
     settings = dataclasses.replace(settings, segment=options)
     learner, about = _build(("background", *dataset.classes), settings, group)

@@ -38,7 +38,10 @@ class SegmentSettings:
     the first."""
 
     epochs: Annotated[int, Ge(0)] = 0
-    """Passes over the training images (0: enough for about 1,000 steps, at least 3 and at most 60)."""
+    """Passes over the training images (0: enough for about segment.steps steps, at least 3 and at most 60)."""
+
+    steps: Annotated[int, Ge(1)] = 1000
+    """Steps of the training when segment.epochs is 0: a small data set is seen more often."""
 
     batch: Annotated[int, Ge(2), Unit("images")] = 16
     """Images per forward pass; the decoder's batch norm needs 2."""
