@@ -30,6 +30,7 @@ from tagseg.run.open import change_settings, open_run
 from tagseg.run.stages import STAGES, Stage, needed_stages
 from tagseg.segment.labels import foreign_labels
 from tagseg.segment.self_training import self_train
+from tagseg.settings.presets import DEFAULT_QUALITY, preset
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import Track, silent
 from tagseg.trainer import Trainer, open_trainer, take_part
@@ -95,7 +96,7 @@ def fit(
     Args:
         data: a data folder in any layout that `read_dataset` recognises.
         out: the run folder.
-        settings: all settings; by default those of the existing run, or the defaults.
+        settings: all settings; by default those of the existing run, or in a new folder `preset("balanced")`.
         force: allow settings that differ from the existing run's; the stages that depend on them are run again.
         track: how to report progress.
         until: deprecated, use `fit_until`. The last stage to run; unless it is `report`, None is returned.
@@ -132,7 +133,7 @@ def fit_until(
     """
     run = Run(Path(out))
     if settings is None:
-        settings = run.settings() if run.manifest_file.exists() else Settings()
+        settings = run.settings() if run.manifest_file.exists() else preset(DEFAULT_QUALITY)
     if take_part(settings.device):
         return run
     with open_trainer(run, settings.device, processes) as trainer, hold_lock(run.root):

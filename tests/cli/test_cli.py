@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image
 
 import tagseg
+from tagseg.cli.app import app
 from tagseg.cli.main import main
 from tagseg.run.folder import Run
 from tagseg.run.stages import STAGES
+from tagseg.settings.presets import preset
 from tagseg.settings.settings import Settings
 
 COMMANDS = (
@@ -173,9 +176,9 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["fit", "photos", "--out", "photos"], "photos: exists and is not a run folder; choose another --out"),
         (["fit", "photos"], "--out"),
         (["fit", "photos", "--out", "new", "--until", "lunch"], "--until"),
-        (["fit", "photos", "--out", "new", "--train.epochs", "x"], 'value for --train.epochs: unable to convert "x"'),
+        (["fit", "photos", "--out", "new", "--segment.epochs", "x"], '--segment.epochs: unable to convert "x"'),
         (["fit", "photos", "--out", "new", "--train.stride", "7"], "--train.stride"),
-        (["fit", "photos", "--out", "new", "--train.epochs", "-1"], "setting train.epochs must be 0 or more, got -1"),
+        (["fit", "photos", "--out", "new", "--segment.epochs", "-1"], "segment.epochs must be 0 or more, got -1"),
         (["fit", "photos", "--out", "new", "--train.epoch", "3"], "--train.epoch"),
         (["fit", "photos", "--out", "new", "--preset", "mine"], "--preset must be one of paper-voc, paper-coco, "),
         (["fit", "photos", "--out", "new", "--settings", "none.toml"], "none.toml: cannot read the settings file"),
@@ -398,7 +401,7 @@ def test_a_real_process_prints_errors_on_standard_error(tmp_path: Path) -> None:
         (["--help"], 0, "Usage: tagseg COMMAND"),
         (["fit", "--help"], 0, "--train.epochs INT"),
         (["predict", "-h"], 0, "--max-side INT"),
-        (["fit", "x", "--out", "y", "--train.epochs", "-1"], 2, "setting train.epochs must be 0 or more, got -1"),
+        (["fit", "x", "--out", "y", "--segment.epochs", "-1"], 2, "segment.epochs must be 0 or more, got -1"),
         (["fit", "x", "--out", "y", "--train.epoch", "3"], 2, "Did you mean --train.epochs?"),
         (["predict", "x", "y", "--out", "z", "--window", "8"], 2, "--window must be 64 pixels or more, got 8"),
         (["export", "x", "--to", "coco", "--out", "z", "--min-part", "-1"], 2, "--min-part must be 0 pixels or more"),
@@ -427,3 +430,38 @@ def test_worst_lists_masks_and_tags(run: Run, tmp_path: Path, call: Call) -> Non
     assert (tmp_path / "tags.csv").read_text().startswith("image,tag,suspect,doubt\n")
     status, _, error = call("worst", run.root, "-n", "0")
     assert status == 2 and "--count must be 1 or more, got 0" in error
+
+
+def test_a_new_run_has_the_default_quality_and_an_old_one_its_own(home: Path, tmp_path: Path) -> None:
+    def resolved(*arguments: str | Path) -> Settings:
+        _, bound, _ = app.parse_args(["fit", *map(str, arguments)], exit_on_error=False, print_error=False)
+        settings: Settings = bound.arguments.get("settings", Settings())
+        return settings
+
+    new = (home / "photos", "--out", tmp_path / "new")
+    assert resolved(*new) == preset("balanced")
+    assert resolved(*new, "--seed", "3") == dataclasses.replace(preset("balanced"), seed=3)
+    assert resolved(*new, "--quality", "fast") == preset("fast")
+    assert resolved(*new, "--train.method", "finetuned") == Settings()
+    assert resolved(*new, "--maps", "oaa") == dataclasses.replace(Settings(), maps="oaa")
+    assert resolved(*new, "--preset", "paper-voc") == preset("paper-voc")
+    assert resolved(*new, "--settings", home / "small.toml") == Settings.from_toml(home / "small.toml")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/settings.toml").write_text("seed = 7\n")
+    assert resolved(home / "photos", "--out", tmp_path / "old") == Settings(seed=7)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--train.epochs", "3"),
+        ("--quality", "fast", "--rca.confidence", "0.5"),
+        ("--train.method", "frozen", "--train.freeze-stride", "8"),
+    ],
+)
+def test_flags_without_effect_on_a_frozen_network_are_refused(
+    flags: tuple[str, ...], home: Path, tmp_path: Path, call: Call
+) -> None:
+    status, _, error = call("fit", home / "photos", "--out", tmp_path / "run", *flags)
+    assert status == 2 and f"{flags[-2]} must be left out when train.method is frozen" in error
+    assert "add --train.method finetuned" in error and not (tmp_path / "run").exists()

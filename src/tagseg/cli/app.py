@@ -12,7 +12,7 @@ from rich.text import Text
 from tagseg._version import __version__
 from tagseg.cli.help import HelpPage
 from tagseg.settings.bounds import AtLeastOne
-from tagseg.settings.presets import preset_values
+from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, without_effect_when_frozen
 from tagseg.settings.settings import Settings
 from tagseg.settings.toml import read_toml
 
@@ -36,7 +36,7 @@ Every command explains itself: tagseg fit --help.
 
 def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill settings that have no flag from --settings FILE, then --preset, then --quality, then the run folder, and
-    check them."""
+    check them. In a new run folder, if none of these is given, the default quality fills them."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
     places = []
     if "--settings" in given:
@@ -52,12 +52,30 @@ def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
         saved = Path(run) / "settings.toml"
         if saved.exists():
             places.append((str(saved), read_toml(saved)))
+    if not places and commands == ("fit",) and not {"--maps", "--train.method"} & given.keys():
+        places.append((f"quality {DEFAULT_QUALITY}", preset_values(DEFAULT_QUALITY)))
+    _refuse_without_effect(given, places)
     for place, values in places:
         Settings.from_dict(values, place)  # our message names the file and the setting
         # Nested under the command's name, or cyclopts drops sections that are named like commands: train, masks, ...
         for command in reversed(commands):
             values = {command: values}
         Dict(values, source=place)(app, commands, arguments)
+
+
+def _refuse_without_effect(given: dict[str, str], places: list[tuple[str, dict[str, Any]]]) -> None:
+    """Raise a ValueError for flags that only the finetuned classification network reads when it is frozen."""
+    methods = [(place, values["train"]["method"]) for place, values in places if "method" in values.get("train", {})]
+    place, method = (methods or [("", "finetuned")])[0]
+    if given.get("--train.method", method) != "frozen":
+        return
+    names = {flag: flag.removeprefix("--").replace("-", "_") for flag in given}
+    if idle := [flag for flag, name in names.items() if without_effect_when_frozen(name)]:
+        source = f", which is so by {place}" if "--train.method" not in given else ""
+        raise ValueError(
+            f"{', '.join(idle)} must be left out when train.method is frozen{source}: the backbone does not learn, so "
+            "it would change nothing. Leave it out, or add --train.method finetuned"
+        )
 
 
 def _paper_values(given: dict[str, str]) -> dict[str, Any]:

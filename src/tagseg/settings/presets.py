@@ -40,6 +40,17 @@ _QUALITIES: dict[str, dict[str, Any]] = {
     "best": {"train": {"method": "finetuned"}, "segment": {"rounds": 2}},
 }
 
+DEFAULT_QUALITY: Quality = "balanced"
+"""What `fit` takes in a new run folder when nothing else is asked for."""
+
+_FROZEN_READS = {
+    "train": {"backbone", "weights", "method", "stride"},
+    "rca": {"contrast", "temperature", "negatives", "region_threshold", "background", "background_threshold", "slots",
+            "update", "momentum", "aggregation", "prototypes", "background_prototypes", "posterior", "rounds",
+            "attention_temperature", "attended"},
+}  # fmt: skip
+"""Settings of two sections that count with train.method = frozen."""
+
 _PAPER: dict[str, Any] = {
     "maps": "oaa",
     "train": {
@@ -134,6 +145,12 @@ def preset_values(name: str) -> dict[str, Any]:
     if name not in _PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(_PRESETS)}, got {name}")
     return _PRESETS[name]
+
+
+def without_effect_when_frozen(name: str) -> bool:
+    """Tell whether a setting, such as `train.epochs`, has no effect with train.method = frozen."""
+    section, _, field = name.partition(".")
+    return section in _FROZEN_READS and field not in _FROZEN_READS[section]
 
 
 def preset(name: str) -> Settings:
