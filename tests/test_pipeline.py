@@ -19,6 +19,7 @@ from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.scores import read_evaluation
+from tagseg.masks.map_files import map_file
 from tagseg.pipeline import Fitted, fit, fit_until, run_stage
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import Run
@@ -196,15 +197,18 @@ def test_after_a_kill_the_training_resumes_after_the_last_epoch(
     assert not list(run.network.glob("checkpoint*"))
 
 
-def test_data_that_changed_is_refused(draw: Callable[[Path], Path], tmp_path: Path) -> None:
-    data = draw(tmp_path / "data")
-    fit_until(data, tmp_path / "run", "train", SETTINGS)
+def test_data_that_changed_is_refused_or_learned_from(draw: Callable[[Path], Path], tmp_path: Path) -> None:
+    data, run = draw(tmp_path / "data"), Run(tmp_path / "run")
+    fit_until(data, run.root, "localise", SETTINGS)
     with (data / "tags.csv").open("a") as file:
         Image.new("RGB", (20, 20)).save(data / "images" / "new.png")
         file.write("new.png,red,train\n")
-    with pytest.raises(RunError, match=r"the images or tags in .*data have changed since this run began; use another"):
-        fit(data, tmp_path / "run", SETTINGS)
-    assert not Run(tmp_path / "run").done("localise")
+    # All stages that are asked for are done: the change is noticed all the same.
+    with pytest.raises(RunError, match=r"have changed since this run began: 1 image added \(first new\)"):
+        fit_until(data, run.root, "localise", SETTINGS)
+    assert run.done("localise") and not map_file(run, "new").exists()
+    fit_until(data, run.root, "localise", SETTINGS, force=True)
+    assert run.done("localise") and map_file(run, "new").exists()
 
 
 def test_bad_data_is_named_and_can_be_mended(draw: Callable[[Path], Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from tagseg.data.prepare import Prepared, prepare
+from tagseg.data.prepare import DataChanged, Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import evaluate
@@ -97,7 +97,7 @@ def fit(
         data: a data folder in any layout that `read_dataset` recognises.
         out: the run folder.
         settings: all settings; by default those of the existing run, or in a new folder `preset("balanced")`.
-        force: allow settings that differ from the existing run's; the stages that depend on them are run again.
+        force: allow settings or data that differ from the existing run's; the stages that depend on them are run again.
         track: how to report progress.
         until: deprecated, use `fit_until`. The last stage to run; unless it is `report`, None is returned.
         processes: how many processes train the networks.
@@ -139,6 +139,7 @@ def fit_until(
     with open_trainer(run, settings.device, processes) as trainer, hold_lock(run.root):
         open_run(out, data, settings, force)
         work = _Work(run, track, trainer)
+        _compare_data(work, force)
         if run.done("masks") and run.decisions_file.exists():
             _honour_decisions(work)
         wanted = STAGES[: STAGES.index(stage) + 1]
@@ -228,6 +229,19 @@ def _recorded(run: Run, stage: Stage) -> Iterator[dict[str, Any]]:
     log.info("stage %s", stage)
     with memory_named(run.root, stage, run.settings()), run.stage(stage) as figures:
         yield figures
+
+
+def _compare_data(work: _Work, force: bool) -> None:
+    """Raise a RunError if the data has changed since the run began, or with `force` run all stages again."""
+    if not work.run.data_file.exists():
+        return
+    try:
+        work.prepared  # noqa: B018 - reads and compares
+    except DataChanged as change:
+        if not force:
+            raise
+        log.warning("%s", str(change).split(". Undo that")[0])
+        work.run.discard("train")
 
 
 def _honour_decisions(work: _Work) -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,24 @@ def moved_to_validation(data: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [added, removed, moved, renamed_class, moved_to_validation])
-def test_data_that_changed_since_the_run_began_is_refused(change, run: Run) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (added, r"1 image added \(first "),
+        (removed, r"1 image gone \(first "),
+        (moved, r"1 image added \(first .*\); 1 image gone \(first "),
+        (
+            renamed_class,
+            r"3 images added \(first wolf/.*\); 3 images gone \(first dog/.*class wolf is new; class dog is",
+        ),
+        (moved_to_validation, r"1 image in another split \(first dog/5\)"),
+    ],
+)
+def test_data_that_changed_since_the_run_began_is_refused(change: Callable[[Path], None], said: str, run: Run) -> None:
     prepare(run)
     change(run.data_root())
-    with pytest.raises(
-        RunError, match=r"run: the images or tags in .*data have changed since this run began; use another "
-    ):
+    expected = rf"run: the images or tags in .*data have changed since this run began: {said}.*--force.*another --out"
+    with pytest.raises(RunError, match=expected):
         prepare(run)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tagseg.data.check import below, check_images, healthy
-from tagseg.data.data_file import ImageRow, read_data_file, write_data_file
+from tagseg.data.data_file import DataFile, ImageRow, read_data_file, write_data_file
 from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset, Sample
@@ -15,6 +15,10 @@ from tagseg.run.folder import Run
 from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
+
+
+class DataChanged(RunError):
+    """The images or tags of a run are not those that it was made from."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
 
     Raises:
         DataError: as for `read_dataset` and `check_images`.
-        RunError: when the data has changed since the run began, or `run.data_file` is damaged.
+        RunError: when the data has changed since the run began (`DataChanged`), or `run.data_file` is damaged.
     """
     settings = run.settings().data
     dataset = read_dataset(run.data_root(), settings, run.settings().cache)
@@ -56,13 +60,42 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
         dataset = dataclasses.replace(dataset, samples=whole)
     same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
     if not (same and all(map(_is_row, dataset.samples, kept.samples))):
-        raise RunError(
-            f"{run.root}: the images or tags in {dataset.root} have changed since this run began; use another --out"
+        raise DataChanged(
+            f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
+            f"{'; '.join(_changes(dataset, kept))}. Undo that, learn from the changed data with `tagseg fit "
+            f"{dataset.root} --out {run.root} --force` (all stages run again), or use another --out"
         )
     # The samples' own ids as keys, and each size once, so that the rows can be freed.
     shared: dict[tuple[int, int], tuple[int, int]] = {}
     rows = zip(dataset.samples, kept.samples, strict=True)
     return Prepared(dataset, {sample.id: shared.setdefault(row.size, row.size) for sample, row in rows})
+
+
+def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
+    """Say what differs: how many images of which kind, the first one's name, and classes."""
+    before, after = {row.id: row for row in kept.samples}, {sample.id: sample for sample in dataset.samples}
+    renamed = dataset.classes != kept.classes
+
+    def tags(ids: tuple[int, ...], classes: tuple[str, ...]) -> set[str] | tuple[int, ...]:
+        return {classes[class_id - 1] for class_id in ids} if renamed else ids
+
+    both = [name for name in after if name in before]
+    found = {
+        "added": [name for name in after if name not in before],
+        "gone": [name for name in before if name not in after],
+        "with other tags": [
+            name for name in both if tags(after[name].tags, dataset.classes) != tags(before[name].tags, kept.classes)
+        ],
+        "in another split": [name for name in both if after[name].split != before[name].split],
+    }
+    lines = [
+        f"{len(names)} image{'s' if len(names) > 1 else ''} {what} (first {names[0]})"
+        for what, names in found.items()
+        if names
+    ]
+    lines += [f"class {name} is new" for name in dataset.classes if name not in kept.classes]
+    lines += [f"class {name} is gone" for name in kept.classes if name not in dataset.classes]
+    return lines or ["the order of images or classes"]
 
 
 def _is_row(sample: Sample, row: ImageRow) -> bool:
