@@ -465,3 +465,38 @@ def test_flags_without_effect_on_a_frozen_network_are_refused(
     status, _, error = call("fit", home / "photos", "--out", tmp_path / "run", *flags)
     assert status == 2 and f"{flags[-2]} must be left out when train.method is frozen" in error
     assert "add --train.method finetuned" in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "nowhere", "--out", "new"],
+        ["fit", "empty", "--out", "new"],
+        ["fit", "photos", "--out", "photos"],
+        ["predict", "nowhere", "photos", "--out", "new"],
+        *([name, "nowhere"] for name in ("train", "masks", "evaluate", "report", "worst", "review", "atlas")),
+    ],
+)
+def test_a_wrong_folder_is_noticed_before_pytorch_is_imported(arguments: list[str], home: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(home / "photos", tmp_path / "photos")
+    code = (
+        "import sys\nfrom tagseg.cli.main import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as leaving:\n"
+        "    print(leaving.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "2 False", done.stderr
+    assert done.stderr.startswith("Error: ") and not (tmp_path / "new").exists()
+
+
+def test_a_run_that_made_nothing_does_not_occupy_its_folder(home: Path, tmp_path: Path, call: Call) -> None:
+    new = ("--out", tmp_path / "run", "--settings", home / "small.toml", "--until", "train")
+    status, _, error = call("fit", home / "photos", *new, "--train.weights", "none.safetensors")
+    assert status == 2 and "none.safetensors: not found" in error
+    others = shutil.copytree(home / "photos", tmp_path / "others")
+    status, _, error = call("fit", others, *new)
+    assert status == 0, error
+    assert Run(tmp_path / "run").data_root() == others
+    status, _, error = call("fit", home / "photos", *new)
+    assert status == 2 and f"this run was made from {others}, not " in error

@@ -1,6 +1,8 @@
 """The command line itself: its overview, shared flags, and how settings files and run folders fill the other flags."""
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,6 +13,8 @@ from rich.text import Text
 
 from tagseg._version import __version__
 from tagseg.cli.help import HelpPage
+from tagseg.run.folder import Run, network_folder
+from tagseg.run.open import check_places
 from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, without_effect_when_frozen
 from tagseg.settings.settings import Settings
@@ -128,9 +132,14 @@ def command(
     """
 
     def register(function: Command) -> Command:
+        @functools.wraps(function)
+        def checked(*given: Any, **named: Any) -> None:
+            _check_folders(function.__name__, inspect.signature(function).bind(*given, **named).arguments)
+            function(*given, **named)
+
         more = None if sections is None else "Other settings: tagseg fit --help"
         app.command(
-            function,
+            checked,
             name=name,
             group=group,
             sort_key=order,
@@ -140,6 +149,16 @@ def command(
         return function
 
     return register
+
+
+def _check_folders(name: str, given: Mapping[str, Any]) -> None:
+    """Raise what a command would raise for a wrong folder, before it imports PyTorch, which takes seconds."""
+    if name == "fit":
+        check_places(Run(given["out"]), given["data"].resolve())
+    elif name == "predict":
+        network_folder(given["run"])
+    elif name != "doctor" and "run" in given and not given.get("data"):
+        Run(given["run"]).manifest()
 
 
 Options = Annotated[Settings, Parameter(name="*", group=Group("Settings of all stages", sort_key=1))]

@@ -52,9 +52,13 @@ def fit(
         tagseg fit VOC2012/ --out runs/paper --preset paper-voc --train.batch 4
         tagseg fit photos/ --out runs/a --settings my.toml --train.epochs 9
     """
+    from tagseg.data.read import read_dataset
+    from tagseg.run.folder import Run
+
+    if not Run(out).manifest_file.exists():
+        read_dataset(data, settings.data, settings.cache)  # what is wrong there is said before the slow imports
     from tagseg.evaluate.verdict import class_verdicts, verdict_table
     from tagseg.pipeline import fit, fit_until
-    from tagseg.run.folder import Run
 
     if until != STAGES[-1]:
         fit_until(data, out, until, settings, force, bars, processes)

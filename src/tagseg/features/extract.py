@@ -36,7 +36,7 @@ from tagseg.features.cache import (
     read_shard,
     shard_file,
 )
-from tagseg.features.fused import Maps, fuse
+from tagseg.features.fused import LayerMaps, fuse
 from tagseg.features.layers import choose_layers
 from tagseg.features.plan import as_bytes, feature_source, plan_shards, require_space
 from tagseg.features.projection import Moments, Projection, project, projection_of, projection_tensors, unit
@@ -83,7 +83,7 @@ class _Work:
     precision: NumberFormat = "fp32"
 
     @cached_property
-    def maps(self) -> Maps:
+    def maps(self) -> LayerMaps:
         """The pass of the backbone."""
         names = [layer.name for layer in self.source.layers]
         if self.precision == "fp32":

@@ -12,18 +12,18 @@ from tagseg.networks.backbones import Backbone
 
 log = logging.getLogger(__name__)
 
-Maps = Callable[[Tensor], Sequence[Tensor]]
+LayerMaps = Callable[[Tensor], Sequence[Tensor]]
 """Maps RGB images in 0..1 to the outputs of layers, as `Backbone.layer_maps` does."""
 
 TRACED, COMPARED = (96, 128), ((160, 112), (97, 131))
 """Sizes in pixels of the image that the backbone is traced with, and of those on which both results are compared; the
 nearest sizes that fit the backbone are taken."""
 
-TOLERANCE = 1e-3
+LARGEST_DIFFERENCE = 1e-3
 """Largest difference of a value that is accepted, as a part of the largest value of its map."""
 
 
-def fuse(backbone: Backbone, layers: Sequence[str]) -> Maps:
+def fuse(backbone: Backbone, layers: Sequence[str]) -> LayerMaps:
     """Return a faster function with the results of `backbone.layer_maps(images, layers)`.
 
     The backbone is traced, and its convolutions are joined with the batch norms and activations that follow them. A
@@ -53,7 +53,7 @@ def fuse(backbone: Backbone, layers: Sequence[str]) -> Maps:
             image = _image(backbone, size)
             for expected, found in zip(plain(image), fused(image), strict=True):
                 difference, largest = (expected - found).abs().max(), expected.abs().max()
-                if found.shape != expected.shape or difference > TOLERANCE * largest.clamp_min(1e-6):
+                if found.shape != expected.shape or difference > LARGEST_DIFFERENCE * largest.clamp_min(1e-6):
                     return plain
     except Exception as error:  # a trace fails in many ways, none of which is the user's fault
         log.info("features: %s is not fused (%s)", backbone.name, str(error).splitlines()[0][:200])

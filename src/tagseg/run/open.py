@@ -36,22 +36,35 @@ def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool
     """
     from tagseg._version import __version__
 
-    run = Run(Path(root))
-    data = Path(data).resolve()
-    if not run.manifest_file.exists():
-        if not data.is_dir():
-            raise RunError(f"{data}: no such data folder")
-        if run.root.exists() and not (run.root.is_dir() and is_blank(run.root)):
-            raise RunError(f"{run.root}: exists and is not a run folder; choose another --out")
+    run, data = Run(Path(root)), Path(data).resolve()
+    check_places(run, data)
+    if not run.manifest_file.exists() or run.data_root() != data:
+        run.data_file.unlink(missing_ok=True)
         # Written last: a folder without a manifest counts as blank.
         write_atomically(run.settings_file, settings.to_toml())
         digest = checksum(run.settings_file)
         run.store(Manifest(tagseg=__version__, data=str(data), settings=digest, stages={}))
         return run
-    if run.data_root() != data:
-        raise RunError(f"{run.root}: this run was made from {run.data_root()}, not {data}; choose another --out")
     change_settings(run, settings, force)
     return run
+
+
+def check_places(run: Run, data: Path) -> None:
+    """Check that a run folder can be made from a data folder (an absolute path), or was.
+
+    Raises:
+        RunError: when there is no such data folder, or the run folder holds something else, or was made from other
+            data.
+    """
+    if run.manifest_file.exists():
+        # A run that failed before it made anything does not occupy its folder.
+        if run.data_root() != data and any(_started(run, stage) for stage in STAGES):
+            raise RunError(f"{run.root}: this run was made from {run.data_root()}, not {data}; choose another --out")
+        return
+    if not data.is_dir():
+        raise RunError(f"{data}: no such data folder")
+    if run.root.exists() and not (run.root.is_dir() and is_blank(run.root)):
+        raise RunError(f"{run.root}: exists and is not a run folder; choose another --out")
 
 
 def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "train") -> None:
