@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tagseg.data.tag_rows import SPLITS, TagRow, unique
+from tagseg.data.tag_rows import TagRow, split_of_folder, unique
 from tagseg.data.tars import Member
 from tagseg.data.texts import read_json_text
 from tagseg.errors import DataError
@@ -28,7 +28,7 @@ def arrow_folders(root: Path) -> list[tuple[Path, str]]:
     if not (root / "dataset_dict.json").is_file():
         return []
     folders = [folder for folder in sorted(root.iterdir()) if (folder / "dataset_info.json").is_file()]
-    return [(folder, SPLITS.get(folder.name.lower(), "train")) for folder in folders]
+    return [(folder, split_of_folder(folder.name) or "train") for folder in folders]
 
 
 def arrow_rows(folder: Path, split: str) -> list[TagRow]:

@@ -121,23 +121,28 @@ def _mask_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -
             f"255 is a class, say so with --data.mask-values 255={name} ({len(black_and_white)} of {len(masked)} masks "
             "have 255)"
         )
+    names = {0: "background", VOID: "void", **dict(enumerate(dataset.classes, 1))}
+
+    def example(sample: Sample, ids: frozenset[int]) -> str:
+        tags = ", ".join(names[tag] for tag in sample.tags)
+        shown = ", ".join(names[number] for number in sorted(ids))
+        return f"{below(dataset.root, sample.image)} is tagged {tags}, its mask has {shown}"
+
     without = [(sample, ids) for sample, ids in tagged if not ids & set(sample.tags)]
     other = [sample for sample, ids in without if ids - {0, VOID}]
+    also = [(sample, ids) for sample, ids in tagged if ids & set(sample.tags) and ids - {0, VOID} - set(sample.tags)]
+    if also:
+        yield f"{len(also)} of {len(tagged)} masks also contain classes that are not tags ({example(*also[0])})"
     if not without:
         return
     sample, ids = next((one for one in without if one[1] - {0, VOID}), without[0])
-    names = {0: "background", VOID: "void", **dict(enumerate(dataset.classes, 1))}
-    example = (
-        f"{below(dataset.root, sample.image)} is tagged {', '.join(names[tag] for tag in sample.tags)}, its mask has "
-        f"{', '.join(names[number] for number in sorted(ids))}"
-    )
     if len(other) > len(tagged) / 2:
         raise DataError(
             f"{sample.mask}: {len(other)} of {len(tagged)} masks have other classes than their image's tags "
-            f"({example}); the values of the masks seem to mean other classes: say which with --data.mask-values, "
-            "for example 1=cat,2=dog, or with a class_names.txt or labelmap.txt beside the masks"
+            f"({example(sample, ids)}); the values of the masks seem to mean other classes: say which with "
+            "--data.mask-values, for example 1=cat,2=dog, or with a class_names.txt or labelmap.txt beside the masks"
         )
-    yield f"{len(without)} of {len(tagged)} masks contain none of their image's tags ({example})"
+    yield f"{len(without)} of {len(tagged)} masks contain none of their image's tags ({example(sample, ids)})"
 
 
 def healthy(dataset: Dataset, checked: Checked, settings: DataSettings) -> Dataset:

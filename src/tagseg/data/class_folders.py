@@ -13,7 +13,8 @@ from tagseg.data.gather import TaggedImage, gather
 from tagseg.data.ignored import JUNK, ignored, is_junk, walk
 from tagseg.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, inside
 from tagseg.data.records import Dataset
-from tagseg.data.tag_rows import SPLIT_NAMES, SPLITS, unique
+from tagseg.data.tag_rows import split_of_folder, unique
+from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
 
 _NOT_PHOTOGRAPHS = re.compile(
@@ -22,12 +23,26 @@ _NOT_PHOTOGRAPHS = re.compile(
 )
 """Names of folders that hold masks and annotations."""
 
+_CONTAINERS = re.compile(
+    r"images?|imgs?|photos?|pictures?|data|dataset|frames?|files|raw|all|uploads?|jpe?gs?|pngs?", re.IGNORECASE
+)
+"""Names of folders that hold images of every kind."""
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """A folder whose images show one class, and their split."""
+
+    path: Path
+    name: str
+    split: str
+
 
 @dataclass(frozen=True)
 class ClassFolders:
     """Folders of classes with their splits; `others` are folders beside them that are not used; `notes` say why."""
 
-    folders: tuple[tuple[Path, str], ...]
+    folders: tuple[ClassFolder, ...]
     others: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -36,27 +51,84 @@ def class_folders(root: Path, settings: DataSettings) -> ClassFolders:
     """Return the class folders of a data folder, also below folders of splits such as train, valid and test.
 
     A folder named like a split is one if it holds folders, and all others are splits or there is another split: a class
-    may be called train. A single folder of folders, as archives have it, is passed through.
+    may be called train. A single folder of folders, as archives have it, is passed through. Splits may also be inside
+    the folders of the classes.
+
+    Raises:
+        DataError: when the folders that hold the images are called like splits, or like nothing in particular.
     """
     extra = companion_folders(root, settings)
-    base, notes = root, []
-    for _ in range(3):
-        folders = _below(base, extra)
-        only = folders[0] if len(folders) == 1 else None
-        if only is None or only.name.lower() in SPLIT_NAMES or _has_images(only) or not _below(only, extra):
-            break
-        base = only
-        if only.name != "images":
-            notes.append(f"the data is read from the folder {base.relative_to(root).as_posix()}")
-    masks = tuple(folder for folder in folders if _NOT_PHOTOGRAPHS.fullmatch(folder.name))
-    folders = [folder for folder in folders if folder not in masks]
-    splits = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES and not _has_images(folder)]
-    others = [folder for folder in folders if folder not in splits and any(walk(folder))]
-    kinds = {SPLITS[folder.name.lower()] for folder in splits}
+    base, folders, masks = _unwrapped(root, extra)
+    notes = []
+    if base != root and base != root / "images":
+        notes.append(f"the data is read from the folder {base.relative_to(root).as_posix()}")
+    named = [(folder, split) for folder in folders if (split := split_of_folder(folder.name)) is not None]
+    splits = [(folder, split) for folder, split in named if not _has_images(folder)]
+    inside = [folder for folder, _ in splits]
+    others = [folder for folder in folders if folder not in inside and any(walk(folder))]
+    kinds = {split for _, split in splits}
     if splits and (not others or len(kinds) > 1 or "train" in kinds):
-        inner = [(below, SPLITS[folder.name.lower()]) for folder in splits for below in _below(folder, extra)]
-        return ClassFolders(tuple(inner), (*masks, *others), tuple(notes))
-    return ClassFolders(tuple((folder, "train") for folder in folders), masks, tuple(notes))
+        found = []
+        for folder, split in splits:
+            _, below, beside = _unwrapped(folder, extra)
+            masks += beside
+            found += [ClassFolder(one, one.name, split) for one in below]
+        return ClassFolders(tuple(found), (*masks, *others), tuple(notes))
+    _refuse_untagged(root, others, masks)
+    found = [one for folder in folders for one in _class_folder(folder, extra)]
+    nested = [one for one in found if one.path.name == one.name and not _has_images(one.path)]
+    mixed = [one.name for one in nested if _below(one.path, extra)]
+    if mixed:
+        listed = ", ".join(mixed[:3]) + (", ..." if len(mixed) > 3 else "")
+        notes.append(f"folders inside the folder of a class belong to that class (in {listed})")
+    return ClassFolders(tuple(found), tuple(masks), tuple(notes))
+
+
+def _unwrapped(folder: Path, extra: Sequence[Path]) -> tuple[Path, list[Path], list[Path]]:
+    """Return the folder that holds the folders of images, those folders, and the folders of masks on the way."""
+    masks: list[Path] = []
+    for _ in range(4):
+        below = _below(folder, extra)
+        masks += [one for one in below if _NOT_PHOTOGRAPHS.fullmatch(one.name)]
+        folders = [one for one in below if one not in masks]
+        only = folders[0] if len(folders) == 1 else None
+        # A split alone is passed through if the folder around it is called like it (training_set/training_set).
+        around = split_of_folder(folder.name)
+        if only is None or _has_images(only) or not _below(only, extra):
+            break
+        if split_of_folder(only.name) not in (None, around):
+            break
+        folder = only
+    return folder, folders, masks
+
+
+def _class_folder(folder: Path, extra: Sequence[Path]) -> list[ClassFolder]:
+    """Return the folder of a class, or the folders of splits in it if it holds nothing else."""
+    below = [(one, split_of_folder(one.name)) for one in _below(folder, extra)]
+    if below and not _has_images(folder) and len({split for _, split in below}) > 1:
+        inner = [ClassFolder(one, folder.name, split) for one, split in below if split is not None]
+        if len(inner) == len(below):
+            return inner
+    return [ClassFolder(folder, folder.name, "train")]
+
+
+def _refuse_untagged(root: Path, folders: Sequence[Path], masks: Sequence[Path]) -> None:
+    """Raise DataError if images are in folders whose names cannot be tags: splits, or a single one called images."""
+    splits = [folder for folder in folders if split_of_folder(folder.name) is not None]
+    if len(splits) < len(folders) and len({split_of_folder(folder.name) for folder in splits}) < 2:
+        if len(folders) != 1 or not _CONTAINERS.fullmatch(folders[0].name):
+            return
+        splits = list(folders)
+    if not splits:
+        return
+    names = " and ".join(folder.relative_to(root).as_posix() for folder in splits)
+    files = [path for folder in (*splits, *masks) for path in walk(folder) if not _is_image(path)]
+    beside = ", ".join(os.path.relpath(path, root) for path in files[:3])
+    raise DataError(
+        f"{root}: {names} must hold one folder per class, or a file must give the tags; found images without tags"
+        f"{f', and files that are not known to give tags: {beside}' if beside else ''}. Write the tags into "
+        f"{root / 'tags.csv'} (columns image and tags)"
+    )
 
 
 def read_class_folders(root: Path, settings: DataSettings) -> Dataset:
@@ -68,16 +140,17 @@ def read_class_folders(root: Path, settings: DataSettings) -> Dataset:
     found = class_folders(root, settings)
     images: list[TaggedImage] = []
     notes, junk, others, masks = list(found.notes), list[str](), list[str](), list[str]()
-    for folder, split in found.folders:
+    for one in found.folders:
+        folder = one.path
         photographs, beside = _photographs(list(walk(folder, junk)), others)
         masks += beside
         if not photographs:
             notes.append(f"folder {folder.relative_to(root).as_posix()} has no images and is left out")
-        name = unique([folder.name])
+        name = unique([one.name])
         for path in photographs:
             image = inside(root, Path(path), f"folder {folder}")
-            images.append(TaggedImage(f"folder {folder}", image_id(root, image), image, name, split))
-    known = [folder for folder, _ in found.folders]
+            images.append(TaggedImage(f"folder {folder}", image_id(root, image), image, name, one.split))
+    known = [one.path for one in found.folders]
     outside = list(walk(root, junk, (*known, *found.others, *companion_folders(root, settings))))
     loose, _ = _photographs(outside, others)
     unused = [path for folder in found.others for path in walk(folder)]

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from tagseg.data.ignored import ignored, walk
-from tagseg.data.mask_values import mask_code, mask_names
+from tagseg.data.mask_values import NAME_FILES, mask_code, mask_names
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
@@ -94,7 +94,10 @@ def with_files(dataset: Dataset, root: Path, masks: Path | None, saliency: Path 
 def _without_unused(dataset: Dataset, root: Path, folder: Path, settings: DataSettings, default: str) -> Dataset:
     """Return the data set with a record of the masks in a folder that fit no image."""
     used = {os.fspath(sample.mask) for sample in dataset.samples if isinstance(sample.mask, Path)}
-    files = [path for path in walk(folder) if path.endswith(_MASK_SUFFIXES)]
+    found = list(walk(folder))
+    files = [path for path in found if path.endswith(_MASK_SUFFIXES)]
+    about = (*NAME_FILES, "classes.txt")
+    others = [path for path in found if not path.endswith(_MASK_SUFFIXES) and os.path.basename(path) not in about]
     unused = [path for path in files if path not in used]
     if settings.masks and unused and len(unused) == len(files):
         example = next((sample.id for sample in dataset.samples), "NAME")
@@ -104,5 +107,8 @@ def _without_unused(dataset: Dataset, root: Path, folder: Path, settings: DataSe
         )
     where = os.path.relpath(folder, root) if folder.is_relative_to(root) else str(folder)
     expected = bool(used) and default != "masks"
-    records = ignored(folder, f"masks in {where} fit no image", unused, expected)
+    records = (
+        *ignored(folder, f"masks in {where} fit no image", unused, expected),
+        *ignored(folder, f"files in {where} are not masks; masks are PNGs or other lossless images", others, expected),
+    )
     return dataclasses.replace(dataset, ignored=(*dataset.ignored, *records))

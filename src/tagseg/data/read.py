@@ -13,6 +13,7 @@ from tagseg.data.classes import named_classes
 from tagseg.data.coco import instance_files, read_coco
 from tagseg.data.folder import read_folder
 from tagseg.data.ignored import is_junk
+from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.listing import keep_listing, read_listing, state_of
 from tagseg.data.records import MAX_CLASSES, Dataset, Sample
 from tagseg.data.shards import read_shards, shard_files
@@ -122,7 +123,13 @@ def recognise(root: Path, settings: DataSettings) -> Layout:
         if layout.fits(root, settings):
             return layout
     known = "; ".join(dict.fromkeys(layout.known_by for layout in LAYOUTS))
-    raise DataError(f"{root}: found no images in a known layout; looked for {known}")
+    names = [path for path in sorted(os.listdir(root)) if not is_junk(path)]
+    files = [name for name in names if (root / name).is_file()]
+    images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    others = [name for name in files if name not in images]
+    held = [f"{len(images)} images"] * bool(images) + others[:3] + ["..."] * (len(others) > 3)
+    found = f" (it holds {', '.join(held)})" if held else ""
+    raise DataError(f"{root}: found no images in a known layout{found}; looked for {known}")
 
 
 def _has_shards(root: Path) -> bool:

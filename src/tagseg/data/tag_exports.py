@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from tagseg.data.images import IMAGE_SUFFIXES
-from tagseg.data.tag_rows import SPLITS, TagRow, unique
+from tagseg.data.tag_rows import SPLITS, TagRow, split_of_folder, unique
 from tagseg.data.texts import read_json_text, read_xml
 from tagseg.errors import DataError
 from tagseg.system.untrusted import shown
@@ -42,7 +42,7 @@ def json_kind(content: object) -> JsonKind | None:
         return "labelme"
     if "size" in content and "objects" in content and "tags" in content:
         return "supervisely"
-    if content and all(isinstance(value, str | list) for value in content.values()):
+    if content and all(isinstance(value, str | list | dict) for value in content.values()):
         return "mapping" if all(key.lower().endswith(IMAGE_SUFFIXES) for key in content) else None
     return None
 
@@ -70,8 +70,9 @@ def json_rows(file: Path, split: str, min_score: float) -> list[TagRow]:
         raise DataError(f"{file}: not the JSON that {kind} writes ({type(error).__name__}: {error})") from error
 
 
-def _label_studio(file: Path, content: Any, split: str, min_score: float) -> Iterator[TagRow]:
-    """Yield the tasks of Label Studio's JSON or JSON-MIN: choices, and the labels of regions."""
+def _label_studio(file: Path, content: Any, split: str, min_score: float) -> list[TagRow]:
+    """Return the annotated tasks of Label Studio's JSON or JSON-MIN: choices, and the labels of regions."""
+    rows = []
     for number, task in enumerate(content):
         where = f"{file}, [{number}]"
         data = task.get("data", task)
@@ -95,7 +96,10 @@ def _label_studio(file: Path, content: Any, split: str, min_score: float) -> Ite
             tags = [
                 tag for key, value in data.items() if key not in _TASK_KEYS and value != image for tag in _short(value)
             ]
-        yield TagRow(where, str(image), unique(tags), split, file.parent)
+        rows.append(TagRow(where, str(image), unique(tags), split, file.parent))
+    if not rows:
+        raise DataError(f"{file}: none of its {len(content)} tasks is annotated; annotate some, then export again")
+    return rows
 
 
 _TASK_KEYS = (
@@ -165,23 +169,46 @@ def _fiftyone_labels(file: Path, content: Any, split: str, min_score: float) -> 
 
 def _mapping(file: Path, content: Any, split: str, min_score: float) -> Iterator[TagRow]:
     for name, value in content.items():
-        yield TagRow(f"{file}, {name}", name, value if isinstance(value, str) else unique(value), split, file.parent)
+        where = f"{file}, {name}"
+        yield TagRow(where, name, _tag_names(value, where, min_score), split, file.parent)
 
 
 def _records(file: Path, content: Any, split: str, min_score: float) -> Iterator[TagRow]:
     for number, record in enumerate(content):
         where, lower = f"{file}, [{number}]", {key.lower(): value for key, value in record.items()}
         image = next((lower[key] for key in ("image", "file_name", "filename", "file", "path") if key in lower), None)
-        tags = next(
-            (lower[key] for key in ("tags", "labels", "label", "tag", "classes", "class") if key in lower), None
-        )
-        if not isinstance(image, str) or not isinstance(tags, str | list | None):
+        keys = ("tags", "labels", "label", "tag", "classes", "class", "scores", "predictions")
+        tags = next((lower[key] for key in keys if key in lower), None)
+        if tags is None and "annotations" in lower:  # CreateML's objects
+            tags = [str(one["label"]) for one in lower["annotations"] or ()]
+        if not isinstance(image, str) or not isinstance(tags, str | list | dict | None):
             raise DataError(f"{where}: got {shown(record)}, expected the name of an image and its tags")
         named = str(lower.get("split") or "").lower()
         if named not in SPLITS:
             raise DataError(f"{where}: split {named!r}, expected train, val, validation or test")
-        cell = tags if isinstance(tags, str) else unique(tags or ())
+        cell = _tag_names(tags or (), where, min_score)
         yield TagRow(where, image, cell, SPLITS[named] if named else split, file.parent)
+
+
+def _tag_names(value: Any, where: str, min_score: float) -> str | tuple[str, ...]:
+    """Return the tags in a value: a cell, names, scores by name, or objects with a label and perhaps a score."""
+    if isinstance(value, str):
+        return value
+    pairs = value.items() if isinstance(value, dict) else [_tag_and_score(one, where) for one in value]
+    wrong = [score for _, score in pairs if isinstance(score, bool) or not isinstance(score, int | float)]
+    if wrong:
+        raise DataError(f"{where}: score {shown(wrong[0])}, expected a number")
+    return unique(name for name, score in pairs if score >= min_score)
+
+
+def _tag_and_score(one: Any, where: str) -> tuple[str, Any]:
+    if not isinstance(one, dict | list):
+        return str(one), 1
+    known = one if isinstance(one, dict) else {}
+    name = next((known[key] for key in ("label", "name", "tag", "class") if key in known), None)
+    if not isinstance(name, str):
+        raise DataError(f"{where}: got {shown(one)}, expected the name of a tag, or an object with label and score")
+    return name, next((known[key] for key in ("score", "confidence", "probability") if key in known), 1)
 
 
 def labelme_row(file: Path, split: str) -> TagRow:
@@ -229,7 +256,7 @@ def supervisely_rows(root: Path) -> list[TagRow]:
             except (AssertionError, AttributeError, TypeError, KeyError) as error:
                 raise DataError(f"{file}: not Supervisely's annotation, expected tags and objects") from error
             splits = [SPLITS[tag.lower()] for tag in tags if tag.lower() in SPLITS]
-            inherited = SPLITS.get(folder.name.lower(), "train")
+            inherited = split_of_folder(folder.name) or "train"
             names = unique([*(tag for tag in tags if tag.lower() not in SPLITS), *objects])
             name = file.name.removesuffix(".json")
             rows.append(TagRow(str(file), name, names, splits[0] if splits else inherited, folder / "img"))

@@ -19,7 +19,7 @@ from tagseg.data.tag_exports import (
     supervisely_rows,
     xml_tags,
 )
-from tagseg.data.tag_rows import SPLIT_NAMES, SPLITS, TagRow, split_of
+from tagseg.data.tag_rows import TagRow, split_of, split_of_folder
 from tagseg.data.tag_tables import has_columns, read_table
 from tagseg.data.texts import read_json_text, read_text
 from tagseg.data.yolo import yolo_files, yolo_rows
@@ -62,8 +62,9 @@ def split_places(root: Path) -> list[tuple[Path, str]]:
     for base in (root, root / "images"):
         if base.is_dir():
             for name in sorted(os.listdir(base)):
-                if name.lower() in SPLIT_NAMES and (base / name).is_dir():
-                    places.append((base / name, SPLITS[name.lower()]))
+                split = split_of_folder(name)
+                if split is not None and (base / name).is_dir():
+                    places.append((base / name, split))
     return places
 
 
@@ -109,9 +110,15 @@ def _kind(file: Path) -> JsonKind | None:
 
 
 def _other_tables(root: Path) -> Files:
-    """Return CSV files of any other name that have a column for images: the only one, or those with names of splits."""
+    """Return CSV files of any other name that have a column for images, at the top or else in folders of splits."""
+    found = _tables(root)
+    return found or [(file, split) for folder, split in split_places(root) for file, _ in _tables(folder)]
+
+
+def _tables(folder: Path) -> Files:
+    """Return the tables in a folder: the only one, or those with names of splits."""
     files = [
-        file for file in sorted(root.iterdir())
+        file for file in sorted(folder.iterdir())
         if file.suffix.lower() in (".csv", ".tsv", ".jsonl") and file.is_file() and not file.name.startswith((".", "_"))
         and "submission" not in file.name.lower() and (file.suffix.lower() == ".jsonl" or has_columns(file))
     ]  # fmt: skip
@@ -121,7 +128,7 @@ def _other_tables(root: Path) -> Files:
         return [(files[0], named[0][1] if named else "train")]
     if len(named) != len(files) and files:
         raise DataError(
-            f"{root}: several files may hold the tags: {', '.join(file.name for file in files[:10])}; rename the one "
+            f"{folder}: several files may hold the tags: {', '.join(file.name for file in files[:10])}; rename the one "
             "to use to tags.csv"
         )
     return named
@@ -174,7 +181,7 @@ def _with_splits(root: Path, files: list[Path]) -> Files:
     found = []
     for file in files:
         names = file.relative_to(root).parts[:-1]
-        found.append((file, next((SPLITS[name.lower()] for name in names if name.lower() in SPLIT_NAMES), "train")))
+        found.append((file, next(filter(None, map(split_of_folder, names)), "train")))
     return found
 
 
@@ -196,9 +203,9 @@ SOURCES = (
         lambda file, split, settings, notes: read_table(file, split, settings.min_score, notes),
     ),
     TagSource(
-        "Roboflow's multi-label export",
-        "_classes.csv in each split's folder",
-        lambda root: _named(root, ("_classes.csv",)),
+        "Roboflow's export as CSV",
+        "_classes.csv or _annotations.csv in each split's folder",
+        lambda root: _named(root, ("_classes.csv", "_annotations.csv")),
         lambda file, split, settings, notes: read_table(file, split, settings.min_score, notes),
     ),
     TagSource(
@@ -215,7 +222,7 @@ SOURCES = (
     ),
     TagSource(
         "YOLO's layout",
-        "data.yaml",
+        "data.yaml, or classes.txt beside labels",
         yolo_files,
         lambda file, split, settings, notes: yolo_rows(file),
     ),

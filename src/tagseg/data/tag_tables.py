@@ -1,6 +1,7 @@
 """Read tables of tags, CSV or JSON lines, as people and tools write them: tags in one column, or a column per class."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import math
@@ -21,8 +22,12 @@ _IMAGE_COLUMNS = (
 )
 _TAG_COLUMNS = (
     *("tags", "tag", "labels", "label", "classes", "class", "label_name", "labelname", "class_name", "classname"),
-    *("categories", "category"),
+    *("categories", "category", "choice", "choices"),
 )
+_ONE_NAME = ("tag", "label", "class", "label_name", "labelname", "class_name", "classname", "category", "choice")
+"""Columns that are called after one tag: spaces are part of its name."""
+
+_FREE_TEXT = ("text", "caption", "description", "prompt", "comment", "notes")
 _SCORE_COLUMNS = ("confidence", "score", "probability", "prob")
 _SPLIT_COLUMNS = ("split", "subset", "data_set", "set")
 _OTHER_COLUMNS = {"", "index", "width", "height", "source", "fold", "is_valid", "xmin", "xmax", "ymin", "ymax"}
@@ -45,11 +50,26 @@ def read_table(
     """
     text = read_text(file)
     notes = [] if notes is None else notes
+    if re.match(r"\s*Pixel Value\s*,", text):
+        raise DataError(
+            f"{file}: says what the values of masks mean (Roboflow's semantic segmentation), expected tags; write them "
+            f"into {file.parent / 'tags.csv'}, or learn from the masks alone: tagseg segment --labels"
+        )
     lines = _json_cells(file, text) if file.suffix.lower() == ".jsonl" else _csv_cells(file, text)
     head = next(lines, None)
     rows: Iterable[tuple[int, dict[str, object]]] = () if head is None else itertools.chain([head], lines)
-    wide = head is not None and not any(name.lower() in _TAG_COLUMNS for name in head[1])
+    columns = [] if head is None else [name.lower() for name in head[1]]
+    tag_columns = [name for name in _TAG_COLUMNS if name in columns]
+    if len(tag_columns) > 1:
+        notes.append(f"{file.name}: tags are read from column {tag_columns[0]}, not from {', '.join(tag_columns[1:])}")
+    wide = head is not None and not tag_columns
     classes: list[str] = []
+    if wide:
+        rows = list(rows)
+        only = _only_text(columns, rows)
+        if only is not None:
+            notes.append(f"{file.name}: tags are read from column {only}")
+            tag_columns, wide = [only], False
     if wide and head is not None:
         rows = list(rows)
         row = head[0] if file.suffix.lower() == ".jsonl" else 1
@@ -63,15 +83,45 @@ def read_table(
         if named not in SPLITS:
             raise DataError(f"{where}: split {named!r}, expected train, val, validation or test")
         image = next((lower[column] for column in _IMAGE_COLUMNS if column in lower), None)
-        for wanted in (_IMAGE_COLUMNS, () if wide else _TAG_COLUMNS):
+        for wanted in (_IMAGE_COLUMNS, () if wide else tag_columns or _TAG_COLUMNS):
             if wanted and not any(column in lower for column in wanted):
                 raise DataError(f"{where}: got keys {', '.join(cells) or 'none'}, expected one of {', '.join(wanted)}")
         if isinstance(image, list | dict) or image is None:
             raise DataError(
                 f"{where}: got {shown(image)}, expected the name of an image and its tags (text or a list of names)"
             )
-        tags = _wide(cells, classes, min_score) if wide else _narrow(lower, where, min_score, notes)
+        tags = _wide(cells, classes, min_score) if wide else _narrow(lower, tag_columns, where, min_score, notes)
         table.append(TagRow(where, str(image).strip(), tags, SPLITS[named] if named else split, file.parent))
+    return _with_spaces(table, tag_columns, notes)
+
+
+def _only_text(columns: Sequence[str], rows: Sequence[tuple[int, dict[str, object]]]) -> str | None:
+    """Return the only column that can hold tags, if it holds words: id,breed."""
+    others = {*_OTHER_COLUMNS, *_SPLIT_COLUMNS, *_SCORE_COLUMNS, *_IMAGE_COLUMNS, *_FREE_TEXT}
+    left = [name for name in columns if name not in others and not name.startswith("unnamed:")]
+    if len(left) != 1:
+        return None
+    cells = [value for _, row in rows for name, value in row.items() if name.lower() == left[0]]
+    words = all(isinstance(cell, str) for cell in cells) and any(math.isnan(_value(cell)) for cell in cells)
+    return left[0] if words else None
+
+
+def _with_spaces(table: list[TagRow], tag_columns: Sequence[str], notes: list[str]) -> list[TagRow]:
+    """Return rows whose cells with spaces are one name where the column says so; a note says how they are read."""
+    cells = [row.tags for row in table if isinstance(row.tags, str)]
+    spaced = next((cell for cell in cells if re.fullmatch(r"[^\s,;|:=\[({]+(\s+[^\s,;|:=\[({]+)+", cell.strip())), None)
+    if spaced is None or any(re.search(r"[,;|:=\[({]", cell) for cell in cells) or not tag_columns:
+        return table
+    if tag_columns[0] in _ONE_NAME:
+        notes.append(f"column {tag_columns[0]} holds one name per row, which may have spaces: {shown(spaced)}")
+        return [
+            dataclasses.replace(row, tags=unique([row.tags])) if isinstance(row.tags, str) else row for row in table
+        ]
+    if len({row.image for row in table}) == len(table):
+        notes.append(
+            f"tags are separated by spaces: {shown(spaced)} is {len(spaced.split())} tags (names with spaces need "
+            "commas or semicolons between them)"
+        )
     return table
 
 
@@ -86,9 +136,11 @@ def has_columns(file: Path) -> bool:
     return len(names) > 1 and (any(name in _IMAGE_COLUMNS for name in names) or names[0].endswith(IMAGE_SUFFIXES))
 
 
-def _narrow(cells: Mapping[str, object], where: str, min_score: float, notes: list[str]) -> str | tuple[str, ...]:
-    """Return the tags of a row that has one column for them."""
-    tags = next(cells[column] for column in _TAG_COLUMNS if column in cells)
+def _narrow(
+    cells: Mapping[str, object], columns: Sequence[str], where: str, min_score: float, notes: list[str]
+) -> str | tuple[str, ...]:
+    """Return the tags of a row that has one of `columns` for them."""
+    tags = next(cells[column] for column in columns or _TAG_COLUMNS if column in cells)
     score = next((cells[column] for column in _SCORE_COLUMNS if column in cells), None)
     if isinstance(tags, dict) and all(type(value) in (int, float, bool) for value in tags.values()):
         _say_threshold(notes, min_score)

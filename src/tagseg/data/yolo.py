@@ -1,6 +1,7 @@
 """Read tags from YOLO's layout: data.yaml with the classes, and one text file of boxes or outlines per image."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import yaml
 
 from tagseg.data.ignored import walk
 from tagseg.data.images import IMAGE_SUFFIXES
-from tagseg.data.tag_rows import TagRow, unique
-from tagseg.data.texts import read_text
+from tagseg.data.tag_rows import TagRow, split_of_folder, unique
+from tagseg.data.texts import names_in, read_text
 from tagseg.errors import DataError
 from tagseg.system.untrusted import shown
 
@@ -17,9 +18,33 @@ _NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
+_LISTS = ("obj.names", "classes.txt", "labels/classes.txt", "_darknet.labels", "train/_darknet.labels")
+"""Lists of class names that tools write beside the text files: CVAT, Label Studio, LabelImg and Roboflow."""
+
+
 def yolo_files(root: Path) -> list[tuple[Path, str]]:
-    """Return YOLO's description of a data folder, if it has one."""
-    return [(root / name, "train") for name in _NAMES if (root / name).is_file()][:1]
+    """Return YOLO's description of a data folder, or its list of class names if there are text files of boxes."""
+    found = [root / name for name in _NAMES if (root / name).is_file()]
+    if not found:
+        lists = [root / name for name in _LISTS if (root / name).is_file()]
+        found = lists if lists and any(map(_has_box, (labels for _, labels, _ in _pairs(root)))) else []
+    return [(file, "train") for file in found[:1]]
+
+
+def _has_box(labels: Path) -> bool:
+    if not labels.is_file():
+        return False
+    with labels.open("rb") as opened:
+        return re.match(rb"[0-9]+(\s+[0-9.eE+-]+){4}", opened.read(200)) is not None
+
+
+def _pairs(root: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield the images below a folder with their text files, which may not exist, and their splits."""
+    for path in walk(root):
+        names = Path(path).relative_to(root).parts[:-1]
+        if path.lower().endswith(IMAGE_SUFFIXES) and not {"masks", "saliency"} & set(names):
+            split = next(filter(None, map(split_of_folder, names)), "train")
+            yield Path(path), Path(_swapped(path)).with_suffix(".txt"), split
 
 
 def yolo_rows(file: Path) -> list[TagRow]:
@@ -28,9 +53,16 @@ def yolo_rows(file: Path) -> list[TagRow]:
     Raises:
         DataError: when the description has no names, a folder is missing, or a class number is unknown.
     """
+    rows: list[TagRow] = []
+    if file.name not in _NAMES:
+        root = file.parent.parent if file.parent.name in ("labels", "train") else file.parent
+        names = dict(enumerate(names_in(file)))
+        for image, labels, split in _pairs(root):
+            tags = _tags(labels, names) if labels.is_file() else ()
+            rows.append(TagRow(str(image), str(image), tags, split, image.parent, image))
+        return rows
     about = _read_yaml(file)
     names = _names(file, about)
-    rows: list[TagRow] = []
     for key, split in _KEYS.items():
         given = about.get(key)
         for place in given if isinstance(given, list) else [given] if given else []:
