@@ -108,3 +108,43 @@ def test_twins_numbers_and_classes_in_every_image_are_hinted(tmp_path: Path) -> 
     assert every.startswith("cat is in every training image")
     assert case == "cat and Cats may be one class; to merge them: --data.rename 'Cats=cat'"
     assert hyphen.startswith("hot-dog and hotdog may be one class") and number.startswith("classes are called 7: if")
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("trainval", "test"),
+        ("train2017", "test2017"),
+        ("train_images", "test-images"),
+    ],
+)
+def test_folders_of_public_data_sets_are_splits(splits: tuple[str, ...], tmp_path: Path) -> None:
+    names = [f"{split}/{name}/1.png" for split in splits for name in ("cat", "dog")]
+    assert counts(read(tmp_path, *names, "seg_pred/seg_pred/1.png")) == {"cat": (1, 0), "dog": (1, 0)}
+
+
+def test_splits_may_be_inside_classes_and_other_folders_belong_to_them(tmp_path: Path) -> None:
+    inside = [f"{name}/{split}/{split}.png" for name in ("cat", "dog") for split in ("train", "val")]
+    assert counts(read(tmp_path / "splits", *inside)) == {"cat": (1, 1), "dog": (1, 1)}
+    dataset = read(tmp_path / "folders", "animal/cat/1.png", "animal/dog/1.png", "car/1.png")
+    assert counts(dataset) == {"animal": (2, 0), "car": (1, 0)}
+    assert dataset.notes == ("folders inside the folder of a class belong to that class (in animal)",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/1.png", "valid/2.png", "test/3.png"), "test and train and valid must hold one folder per class"),
+        (("images/1.png", "masks/1.png"), "images must hold one folder per class, .*found images without tags. Write"),
+        (
+            ("images/train/1.png", "images/val/2.png", "labels/train/1.txt"),
+            "images/train and images/val must .* that are not known to give tags: labels/train/1.txt. Write the tags",
+        ),
+        (("dataset/1.png", "dataset/_annotations.train.jsonl"), "dataset must hold .*: dataset/_annotations"),
+    ],
+)
+def test_images_without_tags_are_not_a_class(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, *names)

@@ -92,9 +92,20 @@ def test_boxes_alone_give_tags_but_no_mask(tmp_path: Path) -> None:
     data = content()
     data["annotations"][0]["segmentation"] = []
     write(tmp_path / "a.json", tmp_path, data)
-    samples = read_coco(tmp_path, SETTINGS).samples
+    dataset = read_coco(tmp_path, SETTINGS)
+    samples = dataset.samples
     assert samples[0].tags == (1,) and samples[0].mask is None
     assert isinstance(samples[1].mask, CocoMask)
+    assert any(note.startswith("1 images have annotations without an outline (1.jpg)") for note in dataset.notes)
+
+
+def test_crowds_alone_name_the_protocol(tmp_path: Path) -> None:
+    data = content()
+    for entry in data["annotations"]:
+        entry["iscrowd"] = 1
+    write(tmp_path / "a.json", tmp_path, data)
+    with pytest.raises(DataError, match=r"no image has an annotation that gives a tag, .* which --data\.coco-protocol"):
+        read_coco(tmp_path, SETTINGS)
 
 
 def changed(**changes: Any) -> str:

@@ -264,3 +264,63 @@ def test_open_images_names_its_codes_and_leaves_out_absent_images(tmp_path: Path
 def test_sources_that_cannot_be_read_are_named(files: Files, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, {**IMAGES, **files})
+
+
+BOX = "0 .5 .5 .1 .1\n"
+CREATE_ML = [{"image": "0.jpg", "annotations": [{"label": "cat"}, {"label": "dog"}]},
+             {"image": "1.jpg", "annotations": [{"label": "dog"}]}, {"image": "2.jpg", "annotations": []}]  # fmt: skip
+SCORED = [{"image": "0.jpg", "predictions": [{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.6}]},
+          {"image": "1.jpg", "predictions": [{"label": "dog", "score": 1}, {"label": "cat", "score": 0.1}]},
+          {"image": "2.jpg", "predictions": []}]  # fmt: skip
+BOXES = "filename,width,class,xmin\n0.jpg,4,cat,1\n0.jpg,4,dog,1\n1.jpg,4,dog,1\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train/_annotations.createml.json": CREATE_ML},
+        {"scores.json": SCORED},
+        {"scores.json": {"0.jpg": {"cat": 0.9, "dog": 0.6}, "1.jpg": {"dog": 1, "cat": 0.1}, "2.jpg": {}}},
+        {"project.csv": 'image,id,choice\n0.jpg,1,"{""choices"":[""cat"",""dog""]}"\n1.jpg,2,dog\n2.jpg,3,\n'},
+        {"tags.csv": 'image,scores\n0.jpg,"{""cat"": 0.9, ""dog"": 0.6}"\n1.jpg,"{""dog"": 1.0}"\n2.jpg,{}\n'},
+        {"train/labels.csv": "file,label\n0.jpg,cat\n0.jpg,dog\n1.jpg,dog\n2.jpg,\n"},
+        {"train/_annotations.csv": BOXES + "2.jpg,4,,\n"},
+        {"classes.txt": "cat\ndog\n", "labels/0.txt": BOX + "1" + BOX[1:], "labels/1.txt": "1" + BOX[1:]},
+        {"train/_darknet.labels": "cat\ndog\n", "train/0.txt": BOX + "1" + BOX[1:], "train/1.txt": "1" + BOX[1:]},
+    ],
+)
+def test_tags_of_other_tools_and_of_classifiers(files: Files, tmp_path: Path) -> None:
+    folder = "images" if "classes.txt" in files else "train"
+    dataset = read(tmp_path, {f"{folder}/{i}.jpg": None for i in range(3)} | files)
+    assert {name.removeprefix("train/"): found for name, found in tags(dataset).items()} == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"tags.csv": "image,tags\n0.jpg,\"{'cat': ['dog']}\"\n"},
+            r"tags\.csv, row 2: got .*, expected names of tags, or",
+        ),
+        ({"tags.json": [{"image": "0.jpg", "tags": [{"id": 3}]}]}, r"\[0\]: got .*, expected the name of a tag, or an"),
+        ({"tags.json": {"0.jpg": {"cat": "much"}}}, r"0\.jpg: score 'much', expected a number"),
+        ({"_classes.csv": "Pixel Value, Class\n0, background\n"}, "says what the values of masks mean .*expected tags"),
+        ({"x.json": [{"data": {"image": "0.jpg"}, "predictions": []}]}, "none of its 1 tasks is annotated; annotate"),
+        ({"tags.xlsx": b"x"}, r"found no images in a known layout.*; it holds 1 images, tags\.xlsx"),
+    ],
+)
+def test_what_is_not_understood_is_never_a_tag(files: Files, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, {"0.jpg": None, **files})
+
+
+def test_names_with_spaces(tmp_path: Path) -> None:
+    rows = "0.jpg,polar bear\n1.jpg,black cat\n2.jpg,black cat\n"
+    dataset = read(tmp_path / "one", {**IMAGES, "tags.csv": f"image,label,class\n{rows}"})
+    assert dataset.classes == ("black cat", "polar bear")
+    assert dataset.notes == (
+        "tags.csv: tags are read from column label, not from class",
+        "column label holds one name per row, which may have spaces: 'polar bear'",
+    )
+    (note,) = read(tmp_path / "many", {**IMAGES, "tags.csv": f"image,tags\n{rows}"}).notes
+    assert note.startswith("tags are separated by spaces: 'black cat' is 2 tags (names with spaces need commas")

@@ -145,11 +145,19 @@ def test_masks_that_fit_no_image_or_lack_their_tags_are_counted(tmp_path: Path) 
     root = drawn(tmp_path, two(grey, 1, 2), tags=("cat", "cat", "dog", ""))
     grey(0).save(root / "masks/1.png")
     grey(1).save(root / "masks/far.png")
+    (root / "masks/2.npy").write_bytes(b"x")
     dataset = read_dataset(root, DataSettings(min_images=1))
-    assert [str(one) for one in dataset.ignored] == ["1 masks in masks fit no image (far.png)"]
+    assert [str(one) for one in dataset.ignored] == [
+        "1 masks in masks fit no image (far.png)",
+        "1 files in masks are not masks; masks are PNGs or other lossless images (2.npy)",
+    ]
     checked = check_images(dataset, DataSettings())
     assert checked.warnings == (
         "1 of 3 masks contain none of their image's tags (1.png is tagged cat, its mask has background)",
+    )
+    Image.fromarray(np.array([[1, 2, 0]], np.uint8)).save(root / "masks/0.png")
+    assert check_images(dataset, DataSettings()).warnings[0] == (
+        "1 of 3 masks also contain classes that are not tags (0.png is tagged cat, its mask has background, cat, dog)"
     )
 
 

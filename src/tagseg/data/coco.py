@@ -108,7 +108,9 @@ def read_coco(root: Path, settings: DataSettings) -> Dataset:
     classes = tuple(train.categories[category] for category in used)
     numbers = {category: number for number, category in enumerate(used, start=1)}
     if not used:
-        raise DataError(f"{train.file}: no image has an annotation that gives a tag, expected at least one")
+        crowds = len(train.tagged(crowds=True)) > 0
+        hint = "; all annotations are crowds, which --data.coco-protocol counts as objects" if crowds else ""
+        raise DataError(f"{train.file}: no image has an annotation that gives a tag, expected at least one{hint}")
     if len(set(classes)) < len(classes):
         raise DataError(f"{train.file}: categories must have different names, found {', '.join(classes)}")
     if val is not None and any(train.categories.get(category) != name for category, name in val.categories.items()):
@@ -127,6 +129,10 @@ def read_coco(root: Path, settings: DataSettings) -> Dataset:
     val_left_out: tuple[Sample, ...] = ()
     if val is not None:
         validation, val_left_out = _chosen(_samples(root, val, "val", numbers, protocol), val, settings)
+    unmasked = [sample.image for sample in (*samples, *validation) if sample.tags and sample.mask is None]
+    if 0 < len(unmasked) < len(samples) + len(validation) and any(sample.mask for sample in samples):
+        few = ", ".join(str(image.relative_to(root)) for image in unmasked[:3]) + (", ..." if len(unmasked) > 3 else "")
+        notes.append(f"{len(unmasked)} images have annotations without an outline ({few}): tags, but no true mask")
     dataset = Dataset(root, "coco", classes, (*samples, *validation), notes=tuple(notes))
     dataset = attach(dataset, root, settings, masks="")
     skip = [

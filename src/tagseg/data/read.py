@@ -128,8 +128,8 @@ def recognise(root: Path, settings: DataSettings) -> Layout:
     images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
     others = [name for name in files if name not in images]
     held = [f"{len(images)} images"] * bool(images) + others[:3] + ["..."] * (len(others) > 3)
-    found = f" (it holds {', '.join(held)})" if held else ""
-    raise DataError(f"{root}: found no images in a known layout{found}; looked for {known}")
+    found = f"; it holds {', '.join(held)}" if held else ""
+    raise DataError(f"{root}: found no images in a known layout; looked for {known}{found}")
 
 
 def _has_shards(root: Path) -> bool:

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,11 +24,23 @@ _IMAGE_COLUMNS = (
 _TAG_COLUMNS = (
     *("tags", "tag", "labels", "label", "classes", "class", "label_name", "labelname", "class_name", "classname"),
     *("categories", "category", "choice", "choices"),
+    *("species", "breed", "scores", "objects"),
 )
-_ONE_NAME = ("tag", "label", "class", "label_name", "labelname", "class_name", "classname", "category", "choice")
+_ONE_NAME = (
+    "tag",
+    "label",
+    "class",
+    "label_name",
+    "labelname",
+    "class_name",
+    "classname",
+    "category",
+    "choice",
+    "species",
+    "breed",
+)
 """Columns that are called after one tag: spaces are part of its name."""
 
-_FREE_TEXT = ("text", "caption", "description", "prompt", "comment", "notes")
 _SCORE_COLUMNS = ("confidence", "score", "probability", "prob")
 _SPLIT_COLUMNS = ("split", "subset", "data_set", "set")
 _OTHER_COLUMNS = {"", "index", "width", "height", "source", "fold", "is_valid", "xmin", "xmax", "ymin", "ymax"}
@@ -64,12 +77,6 @@ def read_table(
         notes.append(f"{file.name}: tags are read from column {tag_columns[0]}, not from {', '.join(tag_columns[1:])}")
     wide = head is not None and not tag_columns
     classes: list[str] = []
-    if wide:
-        rows = list(rows)
-        only = _only_text(columns, rows)
-        if only is not None:
-            notes.append(f"{file.name}: tags are read from column {only}")
-            tag_columns, wide = [only], False
     if wide and head is not None:
         rows = list(rows)
         row = head[0] if file.suffix.lower() == ".jsonl" else 1
@@ -95,17 +102,6 @@ def read_table(
     return _with_spaces(table, tag_columns, notes)
 
 
-def _only_text(columns: Sequence[str], rows: Sequence[tuple[int, dict[str, object]]]) -> str | None:
-    """Return the only column that can hold tags, if it holds words: id,breed."""
-    others = {*_OTHER_COLUMNS, *_SPLIT_COLUMNS, *_SCORE_COLUMNS, *_IMAGE_COLUMNS, *_FREE_TEXT}
-    left = [name for name in columns if name not in others and not name.startswith("unnamed:")]
-    if len(left) != 1:
-        return None
-    cells = [value for _, row in rows for name, value in row.items() if name.lower() == left[0]]
-    words = all(isinstance(cell, str) for cell in cells) and any(math.isnan(_value(cell)) for cell in cells)
-    return left[0] if words else None
-
-
 def _with_spaces(table: list[TagRow], tag_columns: Sequence[str], notes: list[str]) -> list[TagRow]:
     """Return rows whose cells with spaces are one name where the column says so; a note says how they are read."""
     cells = [row.tags for row in table if isinstance(row.tags, str)]
@@ -117,10 +113,14 @@ def _with_spaces(table: list[TagRow], tag_columns: Sequence[str], notes: list[st
         return [
             dataclasses.replace(row, tags=unique([row.tags])) if isinstance(row.tags, str) else row for row in table
         ]
-    if len({row.image for row in table}) == len(table):
+    # Words that occur in no other cell are probably one name.
+    known = {tuple(cell.split()) for cell in cells}
+    times = Counter(word for words in known for word in set(words))
+    odd = next((words for words in sorted(known) if len(words) > 1 and all(times[word] == 1 for word in words)), None)
+    if odd is not None and len({row.image for row in table}) == len(table):
         notes.append(
-            f"tags are separated by spaces: {shown(spaced)} is {len(spaced.split())} tags (names with spaces need "
-            "commas or semicolons between them)"
+            f"tags are separated by spaces: {' '.join(odd)!r} is {len(odd)} tags (names with spaces need commas or "
+            "semicolons between them)"
         )
     return table
 
