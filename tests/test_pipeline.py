@@ -19,6 +19,7 @@ from tagseg.data.images import read_mask_file
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.scores import read_evaluation
+from tagseg.evaluate.verdict import class_verdicts
 from tagseg.masks.map_files import map_file
 from tagseg.pipeline import Fitted, fit, fit_until, run_stage
 from tagseg.run.decisions import Decision, record_decision
@@ -80,6 +81,7 @@ def test_fit_leaves_everything(original: Fitted, data: Path) -> None:
     names = {f"photo {i:02}" for i in range(14)}
     training = {name for name in names if name < "photo 12"}
     expected = {"settings.toml", "manifest.json", "data.json", "evaluation.json", "evaluation.md", "report.html"}
+    expected.add("quality.jsonl")
     expected |= {
         f"{net}/{file}" for net in ("network", "segmenter") for file in ("network.safetensors", "network.json")
     }
@@ -112,11 +114,17 @@ def test_the_figures_are_those_of_the_run(original: Fitted) -> None:
     assert 0 < pseudo.miou < 1 and 0 <= segmenter.miou < 1
 
 
+def test_the_verdict_on_every_class_has_an_expected_iou(original: Fitted) -> None:
+    verdicts = class_verdicts(Run(original.run))
+    assert [one.name for one in verdicts] == ["blue", "red"]
+    assert all(one.expected is not None and 0 <= one.expected <= 1 for one in verdicts)
+
+
 def test_every_stage_is_in_the_manifest(original: Fitted, data: Path) -> None:
     manifest = Run(original.run).manifest()
     assert tuple(manifest.stages) == STAGES and manifest.data == str(data)
     assert all(note.seconds is not None and note.seconds >= 0 and note.files for note in manifest.stages.values())
-    listed = {name for note in manifest.stages.values() for name in note.files}
+    listed = {name for note in (*manifest.stages.values(), *manifest.others.values()) for name in note.files}
     assert listed == set(times(original.run)) - {"settings.toml", "manifest.json"}
     assert Run(original.run).settings() == SETTINGS
 

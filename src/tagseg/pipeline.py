@@ -22,6 +22,7 @@ from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.workers import MaskWorkers
 from tagseg.rca.train import train_frozen
 from tagseg.report.page import report
+from tagseg.review.judge import judge_some
 from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
@@ -333,6 +334,8 @@ def _segment(work: _Work, todo: Collection[Stage]) -> None:
 def _evaluate(work: _Work, todo: Collection[Stage]) -> None:
     with _recorded(work.run, "evaluate"):
         evaluate(work.prepared, work.run, work.track)
+        if not work.run.settings().segment.labels:
+            judge_some(work.prepared, work.run, work.track)
 
 
 def _report(work: _Work, todo: Collection[Stage]) -> None:
