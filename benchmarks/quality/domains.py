@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--backbone", default="mobilenetv2_100", help="timm's name")
     parser.add_argument("--out", type=Path, default=RUNS / "domains", help="folder for the runs")
+    parser.add_argument("--photographs", type=int, default=0, help="see no more than these, scored ones first (0: all)")
     parser.add_argument("--finished", action="store_true", help="measure nothing, leave out seeds that are missing")
     options = parser.parse_args()
     figures, tables = {}, []
@@ -64,7 +65,7 @@ def main() -> None:
         seeds = {seed: measure(run, prepared, cache, scored, seed) for seed in chosen}
         classes = ("background", *prepared.dataset.classes)
         figures[name] = summary(seeds, classes) | {"features_cpu_s": seconds, "scored": len(scored)}
-        figures[name]["seeds"] = chosen
+        figures[name] |= {"seeds": chosen, "photographs": len(prepared.dataset.split("train"))}
         tables.append(f"**{name}**, seeds {', '.join(map(str, chosen))}\n\n" + table(figures[name], classes))
     print("\n\n".join(tables))
     print(record(harness.name("domains", options.backbone), options.seeds, figures, "\n\n".join(tables)))
@@ -75,15 +76,27 @@ def features(options: argparse.Namespace, name: str) -> tuple[Run, Prepared, Fea
     settings = Settings.from_dict(preset_values("fast"))
     weights = str(SHARED / f"weights/{options.backbone}.safetensors")
     train = dataclasses.replace(settings.train, backbone=options.backbone, weights=weights)
-    root = options.out / f"{name}_{options.backbone}"
+    root = options.out / f"{name}_{options.backbone}{f'_{options.photographs}' if options.photographs else ''}"
     run = open_run(root, SHARED / "data" / name, dataclasses.replace(settings, train=train), force=True)
-    prepared, noted, before = prepare(run, bars), root / "features_cpu_s.json", time.process_time()
+    prepared, noted = prepare(run, bars), root / "features_cpu_s.json"
+    if options.photographs:
+        prepared = _some(prepared, options.photographs)
+    before = time.process_time()
     made = (run.features / "index.json").exists() and noted.exists()
     cache = make_features(prepared, run, bars)
     if not made:
         noted.write_text(json.dumps(round(time.process_time() - before, 1)))
     seconds: float = json.loads(noted.read_text())
     return run, prepared, cache, seconds
+
+
+def _some(prepared: Prepared, count: int) -> Prepared:
+    """Return the data set with `count` training images: those that are scored, and the first others."""
+    scored = {sample.id for sample in scored_samples(prepared.dataset, "train")}
+    order = sorted(prepared.dataset.split("train"), key=lambda sample: sample.id not in scored)
+    kept = {sample.id for sample in order[:count]}
+    samples = tuple(sample for sample in prepared.dataset.samples if sample.id in kept)
+    return dataclasses.replace(prepared, dataset=dataclasses.replace(prepared.dataset, samples=samples))
 
 
 def measure(run: Run, prepared: Prepared, cache: FeatureCache, scored: list[Sample], seed: int) -> dict[str, Any]:
@@ -162,7 +175,8 @@ def table(figures: dict[str, Any], classes: tuple[str, ...]) -> str:
     for name in classes:
         rows.append(f"| {name} | " + " | ".join(str(figures[f"{kind}_classes"][name]) for kind in KINDS) + " |")
     costs = (
-        f"{figures['scored']} scored images. CPU seconds: features {figures['features_cpu_s']:.0f} for all images, "
+        f"{figures['photographs']} photographs, {figures['scored']} of them scored. "
+        f"CPU seconds: features {figures['features_cpu_s']:.0f} for all images, "
         f"heads and bank {figures['heads_cpu_s']:.0f}, maps and mask {figures['mask_cpu_s_per_image']:.2f} an image; "
         f"peak memory {figures['peak_mb']:.0f} MB, pages of the mapped cache included."
     )
