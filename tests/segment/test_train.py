@@ -71,6 +71,12 @@ def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
+def test_steps_give_the_epochs_that_are_not_set(dataset: Dataset, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, segment=dataclasses.replace(SETTINGS.segment, epochs=0, steps=8))
+    history = train_segmenter(dataset, dataset.root / "masks", settings, tmp_path / "net").history
+    assert len(history) == 4  # of two batches
+
+
 def test_a_single_mask_is_a_training_set(dataset: Dataset, tmp_path: Path) -> None:
     one = dataclasses.replace(dataset, samples=dataset.samples[:1])
     fit(one, tmp_path / "net")
