@@ -58,7 +58,7 @@ def test_folders_beside_splits_and_a_class_called_train(tmp_path: Path) -> None:
 def test_junk_masks_and_unread_formats_are_counted(tmp_path: Path) -> None:
     read(tmp_path, "cat/1.png", "cat/2.JFIF", "dog/1.png", "dog/1_mask.png", "SegmentationClass/1.png", "loose.png")
     left = ("cat/._1.png", "__MACOSX/cat/._1.png", "cat/@eaDir/1.jpg", "dog/Thumbs.db", "dog/.ipynb_checkpoints/1.jpg")
-    for name in (*left, "dog/3.psd", "annotations/1.json"):
+    for name in (*left, "dog/3.psd", "annotations/1.json", "cat/film.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     dataset = read_dataset(tmp_path, SETTINGS)
@@ -69,6 +69,7 @@ def test_junk_masks_and_unread_formats_are_counted(tmp_path: Path) -> None:
         "files in folders that are not classes": (2, True),
         "masks beside photographs (NAME_mask) are not photographs": (1, False),
         ".psd files are not read: convert them to PNG": (1, False),
+        "other files are not images": (1, True),
         "files of an operating system or tool are skipped": (5, True),
     }
 

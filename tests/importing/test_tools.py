@@ -231,3 +231,12 @@ def test_classes_that_the_images_are_not_tagged_with_are_counted(
         Image.fromarray(np.full(size, value, np.uint8)).save(tmp_path / f"masks/{name}.png")
     import_masks(tmp_path / "masks", run.root, tmp_path / "back")
     assert "classes their images are not tagged with: 1 of 2, the first is dog/ä b" in caplog.text
+
+
+def test_values_that_mostly_mean_other_classes_are_refused_unless_they_have_names(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for name, size in (("ä b", (6, 8)), ("turned", (8, 6))):
+        Image.fromarray(np.full(size, 1, np.uint8)).save(tmp_path / f"masks/{name}.png")
+    refused(tmp_path / "masks", run, r"2 of 2 masks show none of their images' tags, the first is dog/.*classes\.json")
+    (tmp_path / "masks/classes.json").write_text(json.dumps({"0": "background", "1": "cat"}))
+    assert import_masks(tmp_path / "masks", run.root, tmp_path / "back").corrected == 2

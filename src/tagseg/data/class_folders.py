@@ -23,6 +23,8 @@ _NOT_PHOTOGRAPHS = re.compile(
 )
 """Names of folders that hold masks and annotations."""
 
+_KNOWN = (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)
+
 _CONTAINERS = re.compile(
     r"images?|imgs?|photos?|pictures?|data|dataset|frames?|files|raw|all|uploads?|jpe?gs?|pngs?", re.IGNORECASE
 )
@@ -154,11 +156,13 @@ def read_class_folders(root: Path, settings: DataSettings) -> Dataset:
     outside = list(walk(root, junk, (*known, *found.others, *companion_folders(root, settings))))
     loose, _ = _photographs(outside, others)
     unused = [path for folder in found.others for path in walk(folder)]
+    rest = [path for one in found.folders for path in walk(one.path) if not path.lower().endswith(_KNOWN)]
     records = (
         *ignored(root, "images outside the folders of classes", loose),
         *ignored(root, "files in folders that are not classes", unused, expected=True),
         *ignored(root, "masks beside photographs (NAME_mask) are not photographs", masks),
         *unread(root, others),
+        *ignored(root, "other files are not images", rest, expected=True),
         *ignored(root, JUNK, junk, expected=True),
     )
     dataset = gather(root, "folder", images, notes)

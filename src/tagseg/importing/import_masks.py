@@ -1,6 +1,7 @@
 """Import masks that were corrected in another tool, as a folder that the segmentation network can learn from."""
 
 import dataclasses
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def import_masks(
 
     Raises:
         DataError: when a file is damaged, no mask belongs to a training image, two belong to the same one, a size or a
-            class is wrong, it is unclear what the pixels mean, or no mask shows a class.
+            class is wrong, it is unclear what the pixels mean, no mask shows a class, or most show none of the tags.
     """
     source, owner = Path(corrected), Run(Path(run))
     prepared = prepare(owner, track)
@@ -66,17 +67,25 @@ def import_masks(
         if empty := sum(one.empty for _, one in matched):
             log.warning("%s: images without annotations: %d; their masks are all background", source, empty)
         write_classes(temporary, prepared.dataset.classes)
-        shows_class, untagged = False, list[str]()
+        shows_class, untagged, foreign = False, list[str](), list[str]()
         for sample, one in track(matched, "import", len(matched)):
             mask = one.draw(sample, prepared.sizes[sample.id])
             shown = set(np.unique(mask).tolist()) - {0, VOID}
             shows_class = shows_class or bool(shown)
             untagged += [sample.id] if shown - set(sample.tags) else []
+            foreign += [sample.id] if shown and not shown & set(sample.tags) and not one.named else []
             write_mask(mask_file(temporary, sample.id), mask)
         if not shows_class:
             raise DataError(
                 f"{source}: none of its {len(matched)} masks shows a class, all pixels are background or void (255); "
                 "expected at least one annotated image. If 255 is a class, say which in a classes.json beside the masks"
+            )
+        if len(foreign) > max(1, len(matched) / 2):
+            ids = json.dumps({"0": "background", **dict(enumerate(prepared.dataset.classes, 1))}, ensure_ascii=False)
+            raise DataError(
+                f"{source}: {len(foreign)} of {len(matched)} masks show none of their images' tags, the first is "
+                f"{foreign[0]}: the values seem to mean other classes than {ids}. Write what they mean into a "
+                "classes.json of this form beside the masks"
             )
         if untagged:
             log.warning(

@@ -28,12 +28,14 @@ class Corrected:
     """A mask that came back from another tool.
 
     names: what the tool calls its image, the surest first. draw: returns the mask of a sample of (height, width) in
-    pixels, as class ids. empty: whether the image has no annotation.
+    pixels, as class ids. empty: whether the image has no annotation. named: whether its classes have names, not only
+    numbers.
     """
 
     names: tuple[str, ...]
     draw: Callable[[Sample, tuple[int, int]], UInt8[np.ndarray, "h w"]]
     empty: bool = False
+    named: bool = True
 
 
 def match(source: Path, found: Sequence[Corrected], prepared: Prepared) -> list[tuple[Sample, Corrected]]:

@@ -41,6 +41,6 @@ def read_pngs(folder: Path, above: Path, files: list[Path], dataset: Dataset) ->
         def draw(sample: Sample, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
             return read_mask_by(file, meaning, size)
 
-        return Corrected((file.relative_to(folder).as_posix(),), draw)
+        return Corrected((file.relative_to(folder).as_posix(),), draw, named=meaning.file is not None)
 
     return [corrected(file) for file in files]
