@@ -48,7 +48,7 @@ def label_studio(folder: Path, documents: Path) -> Iterator[str]:
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder), "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
         "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(documents), "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
         "COLLECT_ANALYTICS": "False", "LATEST_VERSION_CHECK": "False", "SENTRY_DSN": "", "FRONTEND_SENTRY_DSN": "",
-        "ML_BLOCK_LOCAL_IP": "false",
+        "ML_BLOCK_LOCAL_IP": "false", "SSRF_PROTECTION_ENABLED": "false",
     }  # fmt: skip
     folder.mkdir()
     command = [
