@@ -324,3 +324,11 @@ def test_names_with_spaces(tmp_path: Path) -> None:
     )
     (note,) = read(tmp_path / "many", {**IMAGES, "tags.csv": f"image,tags\n{rows}"}).notes
     assert note.startswith("tags are separated by spaces: 'black cat' is 2 tags (names with spaces need commas")
+
+
+def test_uploads_to_label_studio_lose_characters_and_missing_ones_are_named(tmp_path: Path) -> None:
+    task = {"id": 1, "data": {"image": "/data/upload/1/8af3c0de-my_photo1.jpg"},
+            "annotations": [{"result": [{"value": {"choices": ["cat"]}}]}]}  # fmt: skip
+    assert tags(read(tmp_path / "a", {"my photo(1).jpg": None, "p.json": [task]})) == {"my photo(1)": ("cat",)}
+    with pytest.raises(DataError, match=r"\[0\]: image '/data/upload/1/8af3c0de-my_photo1\.jpg' is missing"):
+        read(tmp_path / "b", {"other.jpg": None, "p.json": [task]})

@@ -98,8 +98,11 @@ def test_links_devices_folders_and_hidden_files_are_left_out(tmp_path: Path) -> 
         add(archive, "pipe.jpg", type=tarfile.FIFOTYPE)
         add(archive, "folder", type=tarfile.DIRTYPE)
         add(archive, "._1.jpg", b"of a Mac")
+        add(archive, "__MACOSX/2.jpg", b"of a Mac")
         add(archive, "1.jpg", b"an image")
-    assert [member.name for member in members(tmp_path / "s.tar")] == ["1.jpg"]
+    junk: list[str] = []
+    assert [member.name for member in members(tmp_path / "s.tar", junk)] == ["1.jpg"]
+    assert [Path(name).name for name in junk] == ["._1.jpg", "2.jpg"]
 
 
 @pytest.mark.parametrize(

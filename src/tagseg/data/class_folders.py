@@ -12,6 +12,7 @@ from tagseg.data.folder import image_id, unread
 from tagseg.data.gather import TaggedImage, gather
 from tagseg.data.ignored import JUNK, ignored, is_junk, walk
 from tagseg.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, inside
+from tagseg.data.mask_values import NAME_FILES
 from tagseg.data.records import Dataset
 from tagseg.data.tag_rows import split_of_folder, unique
 from tagseg.errors import DataError
@@ -156,7 +157,9 @@ def read_class_folders(root: Path, settings: DataSettings) -> Dataset:
     outside = list(walk(root, junk, (*known, *found.others, *companion_folders(root, settings))))
     loose, _ = _photographs(outside, others)
     unused = [path for folder in found.others for path in walk(folder)]
-    rest = [path for one in found.folders for path in walk(one.path) if not path.lower().endswith(_KNOWN)]
+    inner = [path for one in found.folders for path in walk(one.path)]
+    rest = [path for path in (*inner, *outside) if not path.lower().endswith(_KNOWN)]
+    rest = [path for path in rest if os.path.basename(path) not in ("classes.txt", *NAME_FILES)]
     records = (
         *ignored(root, "images outside the folders of classes", loose),
         *ignored(root, "files in folders that are not classes", unused, expected=True),

@@ -20,6 +20,9 @@ _LISTED = 10
 _UPLOAD = re.compile(r"[0-9a-f]{4,12}-(?=.)")
 """What Label Studio puts in front of the name of an uploaded file."""
 
+_UPLOADED = "\0"
+"""Before the names in the index that are as Label Studio stores uploaded files."""
+
 _LOCAL_FILE = re.compile(r"(?:^|&)d=([^&]+)")
 """Where the address of a file in Label Studio's local storage holds its path."""
 
@@ -57,7 +60,8 @@ def refuse_missing(wanted: Iterable[Sought]) -> None:
     if not missing:
         return
     first = missing[0]
-    if _is_absolute(first.name.replace("\\", "/")) and "://" not in first.name:
+    served = first.name.startswith(("/data/upload/", "/data/local-files/"))  # Label Studio's addresses
+    if _is_absolute(first.name.replace("\\", "/")) and "://" not in first.name and not served:
         raise DataError(f"{first.where}: image {first.name!r} leaves the data folder, expected a path inside it")
     looked = " and ".join(dict.fromkeys(str(folder) for folder in first.folders))
     names = ", ".join(one.name for one in missing[1:_LISTED])
@@ -145,6 +149,7 @@ def _index(root: Path) -> dict[str, list[str]]:
             relative = os.path.relpath(path, root)
             folded = _folded(os.path.basename(relative))
             index[folded].append(relative)
+            index[_UPLOADED + as_uploaded(folded)].append(relative)
             stem = os.path.splitext(folded)[0]
             if not _is_image(stem):  # b.jpg.png is not b.jpg
                 index[stem].append(relative)
@@ -154,6 +159,7 @@ def _index(root: Path) -> dict[str, list[str]]:
 def _by_spelling(root: Path, index: dict[str, list[str]], one: Sought) -> Path | None:
     far = _is_absolute(one.name.replace("\\", "/"))
     names = spellings(one.name)
+    uploaded = _UPLOAD.match(one.name.rpartition("/")[2]) is not None
     # The folders of a name from elsewhere may have other names here.
     for spelled in (*names, *(name.rpartition("/")[2] for name in names if far)):
         parts = [part for part in spelled.split("/") if part not in ("", ".")]
@@ -168,7 +174,16 @@ def _by_spelling(root: Path, index: dict[str, list[str]], one: Sought) -> Path |
             raise DataError(f"{one.where}: image {one.name!r} may be {' or '.join(hits[:3])}; name its folder")
         if hits:
             return inside(root, root / hits[0], one.where)
-    return None
+    # Label Studio changes the names of uploaded files.
+    hits = index.get(_UPLOADED + as_uploaded(_folded(names[-1])), []) if uploaded else []
+    if len(hits) > 1:
+        raise DataError(f"{one.where}: image {one.name!r} may be {' or '.join(hits[:3])}; name its folder")
+    return inside(root, root / hits[0], one.where) if hits else None
+
+
+def as_uploaded(name: str) -> str:
+    """Return the last part of a name as Label Studio stores uploaded files."""
+    return re.sub(r"[^-\w.]", "", name.rpartition("/")[2].strip().replace(" ", "_"))
 
 
 def _same_end(name: Sequence[str], path: Sequence[str], far: bool) -> bool:

@@ -1,5 +1,6 @@
 """Read tar shards as WebDataset writes them: members of one key (NAME.jpg, NAME.json, ...) are one sample."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from tagseg.data.companions import attach
 from tagseg.data.gather import TaggedImage, class_list, gather
-from tagseg.data.ignored import is_junk
+from tagseg.data.ignored import JUNK, ignored, is_junk
 from tagseg.data.images import IMAGE_SUFFIXES
 from tagseg.data.records import Dataset
 from tagseg.data.tag_rows import SPLIT_NAMES, SPLITS, TagRow, split_rows, unique
@@ -69,9 +70,10 @@ def read_shards(root: Path, settings: DataSettings) -> Dataset:
     found: list[tuple[Path, str, Parts]] = []
     unused: Counter[str] = Counter()
     without_image: list[str] = []
+    junk: list[str] = []
     classes = class_list(root)
     for shard, split in shard_files(root):
-        for key, parts in samples(shard):
+        for key, parts in samples(shard, junk):
             unused.update(ending for ending in parts if ending not in _KNOWN)
             if _image(parts) is None:
                 without_image.append(key)
@@ -100,17 +102,18 @@ def read_shards(root: Path, settings: DataSettings) -> Dataset:
             )
         )
     dataset = gather(root, "shards", images, _notes(unused, without_image))
+    dataset = dataclasses.replace(dataset, ignored=(*dataset.ignored, *ignored(root, JUNK, junk, expected=True)))
     return attach(dataset, root, settings)
 
 
-def samples(shard: Path) -> Iterator[tuple[str, Parts]]:
-    """Yield the keys of a shard with their members.
+def samples(shard: Path, junk: list[str] | None = None) -> Iterator[tuple[str, Parts]]:
+    """Yield the keys of a shard with their members; what operating systems leave behind is appended to `junk`.
 
     Raises:
         DataError: as for `members`, and when a key has two images or two members with the same ending.
     """
     groups: dict[str, dict[str, Member]] = {}
-    for member in members(shard):
+    for member in members(shard, junk):
         folder, slash, base = member.name.rpartition("/")
         stem, _, ending = base.partition(".")
         group = groups.setdefault(folder + slash + stem, {})

@@ -9,9 +9,10 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
+from tagseg.data.ignored import is_junk
 from tagseg.errors import DataError
 
 MAX_MEMBER = 1 << 30
@@ -106,7 +107,7 @@ _WHY = (
 )
 
 
-def members(shard: Path) -> Iterator[Member]:
+def members(shard: Path, junk: list[str] | None = None) -> Iterator[Member]:
     """Yield the regular files of a tar (POSIX, GNU or old) in their order, reading only their headers.
 
     Folders, links, devices, pipes and hidden files (macOS adds some) are left out.
@@ -126,7 +127,10 @@ def members(shard: Path) -> Iterator[Member]:
                 if name in seen:
                     raise DataError(f"{shard}: has {name!r} twice, expected every name once")
                 seen.add(name)
-                if not PurePosixPath(name).name.startswith("."):
+                if any(map(is_junk, name.split("/"))):
+                    if junk is not None:
+                        junk.append(f"{shard}/{name}")
+                else:
                     yield Member(name, offset, size)
     except OSError as error:
         raise DataError(f"{shard}: cannot be read ({error.strerror})") from error

@@ -1,7 +1,6 @@
 """Find the image that a name from another tool means: tools add folders, prefixes, addresses and percent signs."""
 
 import logging
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tagseg.data.check import below
-from tagseg.data.locate import bare_name, spellings
+from tagseg.data.locate import as_uploaded, bare_name, spellings
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.export.masks import image_name
 
 log = logging.getLogger(__name__)
-
-_NOT_UPLOADED = re.compile(r"[^-\w.]")
-"""Characters that Label Studio leaves out of the names of uploaded files."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class ImageNames:
         for name, sample in self.full.items():
             for end in _ends(name):
                 _add(self.ends, end, sample)
-            _add(self.uploaded, _as_uploaded(name), sample)
+            _add(self.uploaded, as_uploaded(name), sample)
 
     def find(self, name: str) -> Sample | None:
         """Return the image that a name means, or None if it means none or could mean several."""
@@ -92,7 +88,7 @@ class ImageNames:
             if (found := self._as_spelled(spelling)) is not None:
                 return found
         last = spellings(name)[-1]
-        return self.uploaded.get(_as_uploaded(last)) or self.uploaded.get(_as_uploaded(bare_name(last)))
+        return self.uploaded.get(as_uploaded(last)) or self.uploaded.get(as_uploaded(bare_name(last)))
 
     def _as_spelled(self, name: str) -> Sample | None:
         for spelling in dict.fromkeys((name, bare_name(name))):
@@ -128,7 +124,3 @@ def _ends(name: str) -> Iterator[str]:
     while "/" in name:
         name = name.partition("/")[2]
         yield name
-
-
-def _as_uploaded(name: str) -> str:
-    return _NOT_UPLOADED.sub("", name.rpartition("/")[2].strip().replace(" ", "_"))
