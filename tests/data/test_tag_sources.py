@@ -286,6 +286,7 @@ BOXES = "filename,width,class,xmin\n0.jpg,4,cat,1\n0.jpg,4,dog,1\n1.jpg,4,dog,1\
         {"train/labels.csv": "file,label\n0.jpg,cat\n0.jpg,dog\n1.jpg,dog\n2.jpg,\n"},
         {"train/_annotations.csv": BOXES + "2.jpg,4,,\n"},
         {"classes.txt": "cat\ndog\n", "labels/0.txt": BOX + "1" + BOX[1:], "labels/1.txt": "1" + BOX[1:]},
+        {"data.yaml": "nc: 2\nnames: [cat, dog]\n", "train/0.txt": BOX + "1" + BOX[1:], "train/1.txt": "1" + BOX[1:]},
         {"train/_darknet.labels": "cat\ndog\n", "train/0.txt": BOX + "1" + BOX[1:], "train/1.txt": "1" + BOX[1:]},
     ],
 )

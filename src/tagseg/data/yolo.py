@@ -54,15 +54,15 @@ def yolo_rows(file: Path) -> list[TagRow]:
         DataError: when the description has no names, a folder is missing, or a class number is unknown.
     """
     rows: list[TagRow] = []
-    if file.name not in _NAMES:
-        root = file.parent.parent if file.parent.name in ("labels", "train") else file.parent
-        names = dict(enumerate(names_in(file)))
+    listed = file.name not in _NAMES
+    about = {} if listed else _read_yaml(file)
+    names = dict(enumerate(names_in(file))) if listed else _names(file, about)
+    if not _KEYS.keys() & about.keys():  # supervision names no folders either
+        root = file.parent.parent if listed and file.parent.name in ("labels", "train") else file.parent
         for image, labels, split in _pairs(root):
             tags = _tags(labels, names) if labels.is_file() else ()
             rows.append(TagRow(str(image), str(image), tags, split, image.parent, image))
         return rows
-    about = _read_yaml(file)
-    names = _names(file, about)
     for key, split in _KEYS.items():
         given = about.get(key)
         for place in given if isinstance(given, list) else [given] if given else []:
