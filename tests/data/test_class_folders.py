@@ -119,6 +119,7 @@ def test_twins_numbers_and_classes_in_every_image_are_hinted(tmp_path: Path) -> 
         ("trainval", "test"),
         ("train2017", "test2017"),
         ("train_images", "test-images"),
+        ("birds_train", "birds_test"),
     ],
 )
 def test_folders_of_public_data_sets_are_splits(splits: tuple[str, ...], tmp_path: Path) -> None:
@@ -138,6 +139,10 @@ def test_splits_may_be_inside_classes_and_other_folders_belong_to_them(tmp_path:
     ("names", "message"),
     [
         (("train/1.png", "valid/2.png", "test/3.png"), "test and train and valid must hold one folder per class"),
+        (("train/images/1.png", "train/labels/1.txt", "val/images/2.png"), "train/images and val/images must hold one"),
+        (("train/image_2/1.png", "train/semantic/1.png"), "train/image_2 must hold one folder per class"),
+        (("leftImg8bit/train/1.png", "gtFine/train/1.png"), "leftImg8bit/train must hold one folder per class"),
+        (("bounding_box_train/1.png", "bounding_box_test/1.png"), "bounding_box_test and bounding_box_train must"),
         (("images/1.png", "masks/1.png"), "images must hold one folder per class, .*found images without tags. Write"),
         (
             ("images/train/1.png", "images/val/2.png", "labels/train/1.txt"),

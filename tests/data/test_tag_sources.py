@@ -245,7 +245,8 @@ def test_a_hugging_face_data_set_is_read_in_place(tmp_path: Path) -> None:
 def test_open_images_names_its_codes_and_leaves_out_absent_images(tmp_path: Path) -> None:
     labels = "ImageID,LabelName,Confidence\n0,/m/1,1\n0,/m/2,1\n1,/m/2,1\n1,/m/1,0\n2,/m/1,0\nfar,/m/1,1\n"
     names = 'LabelName,DisplayName\n/m/1,cat\n/m/2,"dog, big"\n'
-    dataset = read(tmp_path, {**IMAGES, "train-human-imagelabels.csv": labels, "class-descriptions.csv": names})
+    files: Files = {"annotations/train-human-imagelabels.csv": labels, "annotations/class-descriptions.csv": names}
+    dataset = read(tmp_path, {**IMAGES, **files})
     assert tags(dataset) == {"0": ("cat", "dog, big"), "1": ("dog, big",), "2": ()}
     assert [(one.count, one.first) for one in dataset.ignored] == [(1, ("far",))]
 
@@ -333,3 +334,9 @@ def test_uploads_to_label_studio_lose_characters_and_missing_ones_are_named(tmp_
     assert tags(read(tmp_path / "a", {"my photo(1).jpg": None, "p.json": [task]})) == {"my photo(1)": ("cat",)}
     with pytest.raises(DataError, match=r"\[0\]: image '/data/upload/1/8af3c0de-my_photo1\.jpg' is missing"):
         read(tmp_path / "b", {"other.jpg": None, "p.json": [task]})
+
+
+def test_cvats_file_names_the_split_of_images_without_a_subset(tmp_path: Path) -> None:
+    xml = '<annotations><image name="{}.jpg"><tag label="cat"/></image></annotations>'
+    dataset = read(tmp_path, {**IMAGES, "train.xml": xml.format(0), "val.xml": xml.format(1)})
+    assert tags(dataset) == {"0": ("cat",), "1": ("cat",)} and split(dataset) == ["1"]

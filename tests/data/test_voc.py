@@ -199,3 +199,11 @@ def test_real_animals(shared_data: Path) -> None:
     # A mask has no class without a tag: tags and mask ids agree.
     for sample in val[:20]:
         assert set(np.unique(load_mask(sample, dataset)).tolist()) <= {0, 255, *sample.tags}
+
+
+def test_lists_about_one_class_may_be_all_positive(tmp_path: Path) -> None:
+    """As Datumaro writes them."""
+    lists = {"Main/train": "a\nb\n", "Main/cat_train": "a  1\nb  1\n", "Main/dog_train": "a -1\nb  1\n"}
+    lists |= {"Main/val": "c\n", "Main/cat_val": "c  1\n", "Main/dog_val": "c -1\n"}
+    dataset = read_voc(devkit(tmp_path, lists), SETTINGS)
+    assert dataset.classes == ("cat", "dog") and [sample.tags for sample in dataset.samples] == [(1,), (1, 2), (1,)]

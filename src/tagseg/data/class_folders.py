@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from tagseg.data.ignored import JUNK, ignored, is_junk, walk
 from tagseg.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, inside
 from tagseg.data.mask_values import NAME_FILES
 from tagseg.data.records import Dataset
-from tagseg.data.tag_rows import split_of_folder, unique
+from tagseg.data.tag_rows import SPLIT_NAMES, SPLITS, split_of_folder, unique
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
 
 _NOT_PHOTOGRAPHS = re.compile(
-    r"segmentation(class|object).*|imagesets|annotations?|ann|masks?|saliency|labels?|ground_?truth|gt|mask_.*",
+    r"segmentation(class|object).*|imagesets|annotations?|ann|masks?|saliency|labels?|ground_?truth|gt|mask_.*"
+    r"|gt_?(fine|coarse)|(semantic|instance|panoptic)s?(_.*)?|disparity|depth",
     re.IGNORECASE,
 )
 """Names of folders that hold masks and annotations."""
@@ -27,7 +29,8 @@ _NOT_PHOTOGRAPHS = re.compile(
 _KNOWN = (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)
 
 _CONTAINERS = re.compile(
-    r"images?|imgs?|photos?|pictures?|data|dataset|frames?|files|raw|all|uploads?|jpe?gs?|pngs?", re.IGNORECASE
+    r"images?(_?[0-9]+)?|leftimg8bit|rgb|imgs?|photos?|pictures?|data|dataset|frames?|files|raw|all|uploads?|jpe?gs?|pngs?",
+    re.IGNORECASE,
 )
 """Names of folders that hold images of every kind."""
 
@@ -65,7 +68,7 @@ def class_folders(root: Path, settings: DataSettings) -> ClassFolders:
     notes = []
     if base != root and base != root / "images":
         notes.append(f"the data is read from the folder {base.relative_to(root).as_posix()}")
-    named = [(folder, split) for folder in folders if (split := split_of_folder(folder.name)) is not None]
+    named = _splits(folders)
     splits = [(folder, split) for folder, split in named if not _has_images(folder)]
     inside = [folder for folder, _ in splits]
     others = [folder for folder in folders if folder not in inside and any(walk(folder))]
@@ -76,6 +79,9 @@ def class_folders(root: Path, settings: DataSettings) -> ClassFolders:
             _, below, beside = _unwrapped(folder, extra)
             masks += beside
             found += [ClassFolder(one, one.name, split) for one in below]
+        inner = {one.name for one in found}
+        if len(inner) == 1:
+            _refuse_untagged(root, [one.path for one in found], masks)
         return ClassFolders(tuple(found), (*masks, *others), tuple(notes))
     _refuse_untagged(root, others, masks)
     found = [one for folder in folders for one in _class_folder(folder, extra)]
@@ -85,6 +91,21 @@ def class_folders(root: Path, settings: DataSettings) -> ClassFolders:
         listed = ", ".join(mixed[:3]) + (", ..." if len(mixed) > 3 else "")
         notes.append(f"folders inside the folder of a class belong to that class (in {listed})")
     return ClassFolders(tuple(found), tuple(masks), tuple(notes))
+
+
+def _splits(folders: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Return the folders that are splits: by their name, or because it differs from another in the split alone."""
+    words = {folder: [word for word in re.split(r"[\W_]+", folder.name.lower()) if word] for folder in folders}
+    kinds: dict[tuple[str, ...], dict[Path, str]] = defaultdict(dict)
+    for folder, parts in words.items():
+        hits = [word for word in parts if word in SPLIT_NAMES]
+        if len(hits) == 1:
+            kinds[tuple("" if word in SPLIT_NAMES else word for word in parts)][folder] = SPLITS[hits[0]]
+    siblings = {
+        folder: split for group in kinds.values() if len(set(group.values())) > 1 for folder, split in group.items()
+    }
+    found = [(folder, split_of_folder(folder.name) or siblings.get(folder)) for folder in folders]
+    return [(folder, split) for folder, split in found if split is not None]
 
 
 def _unwrapped(folder: Path, extra: Sequence[Path]) -> tuple[Path, list[Path], list[Path]]:
@@ -117,9 +138,10 @@ def _class_folder(folder: Path, extra: Sequence[Path]) -> list[ClassFolder]:
 
 def _refuse_untagged(root: Path, folders: Sequence[Path], masks: Sequence[Path]) -> None:
     """Raise DataError if images are in folders whose names cannot be tags: splits, or a single one called images."""
-    splits = [folder for folder in folders if split_of_folder(folder.name) is not None]
-    if len(splits) < len(folders) and len({split_of_folder(folder.name) for folder in splits}) < 2:
-        if len(folders) != 1 or not _CONTAINERS.fullmatch(folders[0].name):
+    named = _splits(folders)
+    splits = [folder for folder, _ in named]
+    if len(splits) < len(folders) and len({split for _, split in named}) < 2:
+        if len({folder.name for folder in folders}) != 1 or not _CONTAINERS.fullmatch(folders[0].name):
             return
         splits = list(folders)
     if not splits:

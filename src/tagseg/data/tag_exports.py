@@ -291,6 +291,7 @@ def cvat_rows(file: Path, split: str) -> list[TagRow]:
         if not name:
             raise DataError(f"{file}, image {number}: has no name")
         labels = [entry.get("label") or "" for kind in ("tag", *_SHAPES) for entry in image.iter(kind)]
-        named = SPLITS.get((image.get("subset") or "").lower(), split)
+        subset = (image.get("subset") or "").lower()
+        named = SPLITS.get(subset, split) if subset else split
         rows.append(TagRow(f"{file}, image {number}", name, unique(labels), named, file.parent))
     return rows

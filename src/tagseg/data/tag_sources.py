@@ -137,7 +137,7 @@ def _tables(folder: Path) -> Files:
 def _open_images(root: Path) -> Files:
     """Return the image-level labels of Open Images: their columns are ImageID, LabelName and others."""
     found = []
-    for file in sorted(root.glob("*.csv")):
+    for file in sorted((*root.glob("*.csv"), *root.glob("annotations/*.csv"), *root.glob("metadata/*.csv"))):
         with file.open("rb") as opened:
             head = opened.readline(1000).decode("utf-8-sig", "replace").strip().lower().split(",")
         if {"imageid", "labelname"} <= set(head):

@@ -56,14 +56,16 @@ def other_lists(root: Path) -> list[str]:
     return sorted({path.stem for folder in _FOLDERS for path in (root / folder).glob("*.txt")})
 
 
-def read_list(file: Path) -> list[ListLine]:
+def read_list(file: Path, about_one_class: bool = False) -> list[ListLine]:
     """Read an image list: one name per line, optionally followed by class numbers, by a mask, or by 1, 0 or -1.
+
+    1 and 0 are class numbers unless the list has a -1 or is known to be `about_one_class`.
 
     Raises:
         DataError: with file and row, when the list cannot be read, has a name twice or a column of another kind.
     """
     rows = [(number, text.split()) for number, text in enumerate(read_text(file).split("\n"), start=1)]
-    about_one_class = any(cells[1:] == ["-1"] for _, cells in rows)
+    about_one_class = about_one_class or any(cells[1:] == ["-1"] for _, cells in rows)
     lines: dict[str, ListLine] = {}
     for number, cells in rows:
         if not cells:
@@ -90,7 +92,7 @@ def presence(root: Path, file: Path) -> dict[str, list[str]]:
     """Return the tags by image from the lists beside `file` that are about one class each (cat_train.txt), if any."""
     tags: dict[str, list[str]] = {}
     for about in sorted((root / "ImageSets/Main").glob(f"*_{file.stem}.txt")):
-        for line in read_list(about):
+        for line in read_list(about, about_one_class=True):
             if line.present is not None:
                 tags.setdefault(line.name, []).extend([about.stem.removesuffix(f"_{file.stem}")] * line.present)
     return tags

@@ -27,7 +27,9 @@ def yolo_files(root: Path) -> list[tuple[Path, str]]:
     found = [root / name for name in _NAMES if (root / name).is_file()]
     if not found:
         lists = [root / name for name in _LISTS if (root / name).is_file()]
-        found = lists if lists and any(map(_has_box, (labels for _, labels, _ in _pairs(root)))) else []
+        # A classes.txt may also give the order of the classes of other layouts.
+        sure = [file for file in lists if file.name != "classes.txt"]
+        found = sure or (lists if lists and any(_has_box(labels) for _, labels, _ in _pairs(root)) else [])
     return [(file, "train") for file in found[:1]]
 
 
