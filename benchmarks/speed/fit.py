@@ -80,7 +80,7 @@ def _part(whole: Path, part: Path, photographs: int) -> Path:
         (making / "ImageSets/Segmentation" / name).write_text("\n".join(chosen) + "\n")
     shutil.copyfile(lists / "val.txt", making / "ImageSets/Segmentation/val.txt")
     header, *rows = (whole / "tags.csv").read_text().splitlines()
-    rows = [row for row in rows if row.split(",")[0].rsplit(".", 1)[0] in kept]
+    rows = [row for row in rows if Path(row.split(",")[0]).stem in kept]
     (making / "tags.csv").write_text("\n".join([header, *rows]) + "\n")
     making.rename(part)
     return part

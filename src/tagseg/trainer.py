@@ -36,7 +36,8 @@ class Job(msgspec.Struct, frozen=True):
     """A network to train.
 
     network: which network. run: the run folder. folder: where the network is saved. masks: the folder of masks to learn
-    from; empty for tags. labelled: whether training images without a mask in that folder are left out.
+    from; empty for tags. labelled: whether training images without a mask in that folder are left out. steps: of a
+    segmentation network whose epochs are not set.
     """
 
     network: Literal["classifier", "segmenter"]
@@ -44,6 +45,7 @@ class Job(msgspec.Struct, frozen=True):
     folder: str
     masks: str = ""
     labelled: bool = False
+    steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class Trainer:
     def train_segmenter(
         self, dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent
     ) -> None:
-        """Train a segmentation network, see `tagseg.segment.train.train_segmenter`; the settings are the run's."""
-        job = Job("segmenter", str(self.run.root), str(folder), str(masks), labelled=masks != self.run.masks)
+        """Train a segmentation network, see `tagseg.segment.train.train_segmenter`; except for segment.steps, the
+        settings are the run's."""
+        steps, labelled = settings.segment.steps, masks != self.run.masks
+        job = Job("segmenter", str(self.run.root), str(folder), str(masks), labelled, steps)
         self._train(job, dataset, track)
 
     def _train(self, job: Job, dataset: Dataset, track: Track) -> None:
@@ -130,6 +134,7 @@ def _perform(job: Job, dataset: Dataset, track: Track, group: Group) -> None:
         if job.network == "classifier":
             train(dataset, settings, folder, track, group)
         else:
+            settings = replace(settings, segment=replace(settings.segment, steps=job.steps))
             train_segmenter(dataset, Path(job.masks), settings, folder, track, group)
 
 

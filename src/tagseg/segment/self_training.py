@@ -49,10 +49,18 @@ def self_train(
     for number in range(1, settings.segment.rounds):
         current = run.round(number)
         if not is_trained(current.segmenter):
-            train_segmenter(prepared.dataset, source.masks, settings, current.segmenter, track)
+            train_segmenter(prepared.dataset, source.masks, _teaching(settings), current.segmenter, track)
         _improve(prepared, run, source, number, track)
         source = current
     train_segmenter(prepared.dataset, source.masks, settings, run.segmenter, track)
+
+
+def _teaching(settings: Settings) -> Settings:
+    """Return the settings of a round before the last: its network is used only to improve the masks."""
+    segment = settings.segment
+    return dataclasses.replace(
+        settings, segment=dataclasses.replace(segment, steps=segment.teacher_steps or segment.steps)
+    )
 
 
 def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Track) -> None:
@@ -63,6 +71,8 @@ def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Trac
     write_atomically(current.settings_file, joined.to_toml())
     current.store(Manifest(data=str(run.data_root()), stages={}, round=number))
     predictor = read_predictor(current.segmenter, settings.device)
+    if settings.segment.teacher_views == "one":
+        predictor = dataclasses.replace(predictor, scales=(1.0,), flip=False)
     find_maps(prepared, source, current, predictor, track)
     make_masks(prepared, current, track)
 

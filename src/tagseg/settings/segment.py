@@ -43,6 +43,13 @@ class SegmentSettings:
     steps: Annotated[int, Ge(1)] = 1000
     """Steps of the training when segment.epochs is 0: a small data set is seen more often."""
 
+    teacher_steps: Annotated[int, Ge(0)] = 0
+    """Steps of the rounds before the last, whose network only improves the masks (0: as segment.steps)."""
+
+    teacher_views: Literal["all", "one"] = "all"
+    """How that network looks at a training image. all: at segment.predict_scales, and mirrored with
+    segment.predict_flip; one: once, at its own size, in a small part of the time."""
+
     batch: Annotated[int, Ge(2), Unit("images")] = 16
     """Images per forward pass; the decoder's batch norm needs 2."""
 
