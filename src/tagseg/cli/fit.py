@@ -29,10 +29,10 @@ def fit(
     quality: Annotated[
         Quality | None,
         Parameter(
-            help="How much time masks and network may take (docs/quality.md has times and figures). fast: masks from "
-            "frozen features in minutes, and a segmentation network of which only the decoder learns; balanced: the "
-            "same masks, and the whole segmentation network learns; best: the classification network learns, too, and "
-            "the segmentation network in two rounds. A preset, a TOML file and flags override it."
+            help="How much time masks and network may take; docs/quality.md has times and figures. All make masks from "
+            "features that are computed once. fast: a segmentation network in a short training; balanced: a short "
+            "training improves the masks, a second one learns from them; best: the same with longer trainings. "
+            "Default in a new run folder: balanced. A preset, a TOML file and flags override it."
         ),
     ] = None,
     settings_file: SettingsFile = None,

@@ -34,10 +34,14 @@ _FROZEN: dict[str, Any] = {
 }
 """Frozen features; chosen on images of two data sets that are not scored (docs/what_was_tried.md)."""
 
+_SMALL_BATCHES = {"batch": 4, "accumulate": 4}
+"""As many images a step as by default, in half the memory."""
+
 _QUALITIES: dict[str, dict[str, Any]] = {
-    "fast": _FROZEN | {"segment": {"freeze_stride": 32, "epochs": 0}},
-    "balanced": _FROZEN,
-    "best": {"train": {"method": "finetuned"}, "segment": {"rounds": 2}},
+    "fast": _FROZEN | {"segment": _SMALL_BATCHES | {"steps": 300}},
+    "balanced": _FROZEN
+    | {"segment": _SMALL_BATCHES | {"rounds": 2, "teacher_steps": 300, "teacher_views": "one", "steps": 700}},
+    "best": _FROZEN | {"segment": _SMALL_BATCHES | {"rounds": 2, "teacher_views": "one"}},
 }
 
 DEFAULT_QUALITY: Quality = "balanced"
