@@ -19,7 +19,7 @@ from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.step import training_step
 from tagseg.rca.train import train
 from tagseg.run.folder import Run
-from tagseg.settings.presets import Preset, preset, preset_values
+from tagseg.settings.presets import Preset, Quality, preset, preset_values, without_effect_when_frozen
 from tagseg.settings.settings import Settings, map_kind
 from tagseg.training.loading import Crop
 from tagseg.training.optimizer import build_optimizer, set_lr
@@ -202,3 +202,23 @@ def test_the_help_of_fit_shows_the_presets(capsys: pytest.CaptureFixture[str]) -
     fit("--help")
     text = capsys.readouterr().out
     assert "--preset" in text and all(name in text for name in NAMES)
+
+
+def test_every_quality_makes_masks_from_frozen_features_and_takes_longer_than_the_one_before() -> None:
+    fast, balanced, best = (preset(name) for name in get_args(Quality))
+    assert {one.train.method for one in (fast, balanced, best)} == {"frozen"}
+    assert fast.rca == balanced.rca == best.rca != Settings().rca
+
+    def steps(settings: Settings) -> int:
+        segment = settings.segment
+        return segment.steps + (segment.rounds - 1) * (segment.teacher_steps or segment.steps)
+
+    assert steps(fast) < steps(balanced) < steps(best)
+    assert all(one.segment.batch * one.segment.accumulate == Settings().segment.batch for one in (fast, balanced, best))
+
+
+def test_settings_that_only_a_training_reads_are_known() -> None:
+    assert without_effect_when_frozen("train.epochs") and without_effect_when_frozen("rca.confidence")
+    assert not any(map(without_effect_when_frozen, ("train.backbone", "rca.slots", "segment.epochs", "seed")))
+    names = {f"{section}.{name}" for section in ("train", "rca") for name in Settings().to_dict()[section]}
+    assert 0 < len([name for name in names if without_effect_when_frozen(name)]) < len(names)
