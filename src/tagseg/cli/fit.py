@@ -45,12 +45,13 @@ def fit(
     Runs the stages train, localise, masks, segment, evaluate and report.
 
     Run the same command again after an interruption; it continues where it stopped. Settings can also stand in a TOML
-    file: --train.epochs 9 is "epochs = 9" under "[train]".
+    file: --segment.steps 500 is "steps = 500" under "[segment]".
 
         tagseg fit photos/ --out runs/a
         tagseg fit VOC2012/ --out runs/voc --train.backbone resnet50
         tagseg fit VOC2012/ --out runs/paper --preset paper-voc --train.batch 4
-        tagseg fit photos/ --out runs/a --settings my.toml --train.epochs 9
+        tagseg fit photos/ --out runs/a --quality fast
+        tagseg fit photos/ --out runs/a --settings my.toml --segment.steps 500
     """
     from tagseg.data.read import read_dataset
     from tagseg.run.folder import Run

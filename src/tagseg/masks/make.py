@@ -94,9 +94,10 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: Mas
     blank = {one.id for one in made if one.blank}
     if blank:
         log.warning(
-            "%d of %d masks contain none of their image's tags, first %s; if there are many, train longer "
-            "(--train.epochs) or lower the threshold (--masks.background threshold --masks.threshold 0.3)",
+            "%d of %d masks contain none of their image's tags, first %s; if there are many, check these tags, %s"
+            "or lower the threshold (--masks.background threshold --masks.threshold 0.3)",
             len(blank), len(samples), next(sample.id for sample in samples if sample.id in blank),
+            "" if run.settings().train.method == "frozen" else "train longer (--train.epochs) ",
         )  # fmt: skip
     classes = ("background", *prepared.dataset.classes)
     peak = max((one.peak_mb for one in made), default=0.0)

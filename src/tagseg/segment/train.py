@@ -162,7 +162,7 @@ def _open_epoch(
         if not sums["labelled"]:
             raise RunError(
                 f"{pairs[0][1].parent}: the masks have no labelled pixel, all are 255 (void); look at them, and "
-                "lower --masks.unsure or train the classifier longer (--train.epochs)"
+                "lower --masks.unsure, or check the tags"
             )
         return {"loss": sums["loss"] / sums["labelled"], "lr": sums["lr"]}
 
