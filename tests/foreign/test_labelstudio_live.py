@@ -129,7 +129,7 @@ def test_masks_go_through_a_real_label_studio_unchanged(
         connected = get("/api/ml", {"project": project, "url": model, "title": "tagseg"})
         assert connected["state"] == "CO" and connected["model_version"] == "tagseg-1"
         predicted = get(f"/api/ml/{connected['id']}/predict/test?random=true", {})["response"]
-        assert [one["model_version"] for one in predicted] == ["tagseg-1"] and predicted[0]["result"]
+        assert [one["model_version"] for one in predicted] == ["tagseg-1"]  # of a random task
 
         for task in tasks:
             (prediction,) = get(f"/api/tasks/{task['id']}")["predictions"][:1]
