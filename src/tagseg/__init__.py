@@ -14,6 +14,7 @@ from tagseg._version import __version__ as __version__
 
 __all__ = [
     "Bank",
+    "ClusterView",
     "CrfSettings",
     "DataError",
     "DataSettings",
@@ -24,6 +25,7 @@ __all__ = [
     "Fitted",
     "Inspection",
     "Iou",
+    "Lessons",
     "LocaliseSettings",
     "MaskSettings",
     "PredictOptions",
@@ -38,6 +40,7 @@ __all__ = [
     "Scores",
     "SegmentSettings",
     "Settings",
+    "Taught",
     "TrainSettings",
     "aggregate",
     "attend",
@@ -59,6 +62,7 @@ __all__ = [
     "preset",
     "read_dataset",
     "run_stage",
+    "teach",
 ]
 
 if TYPE_CHECKING:
@@ -92,6 +96,8 @@ if TYPE_CHECKING:
     from tagseg.settings.segment import SegmentSettings
     from tagseg.settings.settings import Settings
     from tagseg.settings.train import TrainSettings
+    from tagseg.teaching.lesson import Taught
+    from tagseg.teaching.teach import ClusterView, Lessons, teach
 
 _HOMES = {
     "crf.dense_crf": ("dense_crf",),
@@ -124,6 +130,8 @@ _HOMES = {
     "settings.segment": ("SegmentSettings",),
     "settings.settings": ("Settings",),
     "settings.train": ("TrainSettings",),
+    "teaching.lesson": ("Taught",),
+    "teaching.teach": ("ClusterView", "Lessons", "teach"),
 }
 """The modules where public names are defined."""
 

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,17 +23,18 @@ from tagseg.masks.workers import MaskWorkers
 from tagseg.rca.train import train_frozen
 from tagseg.report.page import report
 from tagseg.review.judge import judge_some
-from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.memory import memory_named
 from tagseg.run.open import change_settings, open_run
 from tagseg.run.stages import STAGES, Stage, needed_stages
+from tagseg.run.taught import answers, mask_digests, taught_digest
 from tagseg.segment.labels import foreign_labels
 from tagseg.segment.self_training import self_train
 from tagseg.settings.presets import DEFAULT_QUALITY, preset
 from tagseg.settings.settings import Settings
 from tagseg.system.progress import Track, silent
+from tagseg.teaching.apply import NOTE, apply_answers, entries_of, is_applied
 from tagseg.trainer import Trainer, open_trainer, take_part
 from tagseg.training.checkpoint import is_trained
 
@@ -141,7 +142,9 @@ def fit_until(
         open_run(out, data, settings, force)
         work = _Work(run, track, trainer)
         _compare_data(work, force)
-        if run.done("masks") and run.decisions_file.exists():
+        if run.done("train") and not is_applied(run):
+            apply_answers(work.prepared, run, track)
+        if run.done("masks") and run.review.exists():
             _honour_decisions(work)
         wanted = STAGES[: STAGES.index(stage) + 1]
         _run_stages(work, [one for one in needed_stages(settings) if one in wanted and not run.done(one)])
@@ -247,25 +250,30 @@ def _compare_data(work: _Work, force: bool) -> None:
 
 def _honour_decisions(work: _Work) -> None:
     """Make masks that were reviewed since again, and let the segmentation network learn again if there are any."""
-    update_masks(work.prepared, work.run, work.track)
-    if count := unlearned(work.run):
+    run = work.run
+    update_masks(work.prepared, run, work.track)
+    if count := unlearned(run):
         log.info(
             "%d masks were reviewed since the segmentation network learned from them: it learns from them again", count
         )
-        work.run.discard("segment")
+        run.discard("segment")
+    elif run.done("segment") and run.manifest().stages["segment"].taught != taught_digest(run):
+        log.info("the masks were taught since the segmentation network learned from them: it learns from them again")
+        run.discard("segment")
 
 
 def _train(work: _Work, todo: Collection[Stage]) -> None:
     run = work.run
-    with _recorded(run, "train"):
+    with _recorded(run, "train") as figures:
+        figures |= _known_answers(run)
         dataset = work.prepared.dataset
         # It is trained already if the process was killed before the stage was recorded.
         if is_trained(run.network):
             return
         if run.settings().train.method == "frozen":
-            train_frozen(
-                dataset, make_features(work.prepared, run, work.track), run.settings(), run.network, work.track
-            )
+            cache, given, digest = make_features(work.prepared, run, work.track), answers(run), taught_digest(run)
+            teach = partial(entries_of, given, work.prepared, cache=cache, digest=digest) if digest else None
+            train_frozen(dataset, cache, run.settings(), run.network, work.track, teach)
         else:
             work.trainer.train_classifier(dataset, work.track)
 
@@ -284,10 +292,11 @@ def localise_and_mask(
     with open_workers(prepared, run) if "masks" in stages else contextlib.nullcontext() as workers:
         if "localise" in stages:
             with _recorded(run, "localise") as figures:
+                figures |= _known_answers(run)
                 figures |= _find_maps(prepared, run, track, workers)
         if workers is not None:
             with _recorded(run, "masks") as figures:
-                figures |= _known_decisions(run)
+                figures |= _known_decisions(run) | _known_answers(run)
                 done = make_masks(prepared, run, track, workers)
                 figures |= {"images": done.images, "images_per_s": done.images_per_s}
                 figures |= {"worker_peak_mb": round(done.worker_peak_mb)}
@@ -311,15 +320,19 @@ def _find_maps(prepared: Prepared, run: Run, track: Track, workers: MaskWorkers 
 
 
 def _known_decisions(run: Run) -> dict[str, Any]:
-    known = decision_digests(run)
+    known = mask_digests(run)
     return {REVIEWED: known} if known else {}
+
+
+def _known_answers(run: Run) -> dict[str, Any]:
+    return {NOTE: digest} if (digest := taught_digest(run)) else {}
 
 
 def _segment(work: _Work, todo: Collection[Stage]) -> None:
     run, prepared = work.run, work.prepared
     settings, learn = run.settings(), work.trainer.train_segmenter
     with _recorded(run, "segment") as figures:
-        figures |= _known_decisions(run)
+        figures |= _known_decisions(run) | _known_answers(run)
         if not settings.segment.labels:
             update_masks(prepared, run, work.track)
         if is_trained(run.segmenter):

@@ -16,6 +16,7 @@ from tagseg.cli import (  # noqa: F401  importing them registers their commands
     stages,
     start,
     study,
+    teach,
 )
 from tagseg.cli.app import app, err, out
 from tagseg.system.process import launched

@@ -13,10 +13,12 @@ from PIL import Image
 
 from tagseg.crf.dense_crf import dense_crf
 from tagseg.data.check import require_saliency
+from tagseg.data.data_file import read_data_file
 from tagseg.data.images import read_image, read_saliency
 from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Sample
 from tagseg.errors import RunError
+from tagseg.masks.fixed import hold_seeds, paint_strokes, seed_labels
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.masks.probabilities import (
@@ -31,6 +33,7 @@ from tagseg.masks.resize import at_size, enlarge, refined_size, strips
 from tagseg.masks.workers import Made, MaskWorkers, mask_workers
 from tagseg.run.decisions import NEUTRAL, OPEN, Decision, accepted_masks, decision_of
 from tagseg.run.folder import Run
+from tagseg.run.taught import fixed_parts
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
@@ -151,6 +154,7 @@ def mask_sample(
             missing.
     """
     maps, classes = read_maps(map_file(run, sample.id))
+    parts = tuple(fixed_parts(run, sample.id).values())
     shown = [i for i, class_id in enumerate(classes) if class_id not in decision.off]
     maps, classes = maps[shown], tuple(classes[i] for i in shown)
     rule = settings.mask_rule()
@@ -162,7 +166,13 @@ def mask_sample(
     if rule.saliency:
         assert sample.saliency is not None, f"{sample.id} has no saliency map"
         saliency = np.asarray(read_saliency(sample.saliency, small, limit))
-    return mask_image(image, maps, classes, size, rule, settings.crf, saliency, decision.threshold)
+    if not parts:
+        return mask_image(image, maps, classes, size, rule, settings.crf, saliency, decision.threshold)
+    home = Run(run.review.parent)  # a round of self-training has no data.json of its own
+    ids = {name: number for number, name in enumerate(read_data_file(home).classes, 1)}
+    seeds = seed_labels(parts, ids, classes, small)
+    decided, sure = mask_image(image, maps, classes, size, rule, settings.crf, saliency, decision.threshold, seeds)
+    return paint_strokes(decided, parts, ids, classes), paint_strokes(sure, parts, ids, classes)
 
 
 def mask_image(
@@ -174,20 +184,25 @@ def mask_image(
     crf: CrfSettings | None = None,
     saliency: UInt8[np.ndarray, "h w"] | None = None,
     threshold: float = NEUTRAL,
+    seeds: UInt8[np.ndarray, "h w"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W"]]:
     """Return an image's mask with every pixel decided, and its mask with unsure pixels 255, both at `size`.
 
     `maps` (0..255 = 0..peak) of `classes` are enlarged to `refined_size` and turned into label probabilities;
     `threshold` moves these for or against background (see `shift_background`). A `saliency` map replaces their
-    background, and with `image` and `crf` the dense CRF refines them. The scores are then enlarged to `size` (height,
+    background, and with `image` and `crf` the dense CRF refines them, except where `seeds` fix a label (0 background,
+    then `classes` in order; 255: free). The scores are then enlarged to `size` (height,
     width) and decided one strip of rows at a time, so that only the masks exist at full size.
     """
     cuts = tuple(background_cut(values, settings) for values in maps)
     before = label_probabilities(enlarge(maps, refined_size(size, settings)), settings, cuts)
     before = shift_background(before, threshold)
     after = before if saliency is None else with_saliency(before, saliency)
+    if seeds is not None:
+        before, after = (hold_seeds(one, seeds) for one in (before, after))
     if image is not None and crf is not None and crf.steps and classes:
         after = dense_crf(after, image, at_size(crf, image.shape[:2]))
+        after = after if seeds is None else hold_seeds(after, seeds)
     scores = np.concatenate([after, agreement(before, after)])
     labels = len(after)
     decided, sure = np.empty(size, np.uint8), np.empty(size, np.uint8)

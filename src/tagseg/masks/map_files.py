@@ -24,9 +24,15 @@ def map_file(run: Run, sample_id: str) -> Path:
 
 def write_maps(path: Path, maps: Float[np.ndarray, "k h w"], tags: tuple[int, ...]) -> None:
     """Write maps 0..1 as uint8 `maps` (k h w) with their class ids `classes` (k)."""
-    quantised = (maps * 255).round().clip(0, 255).astype(np.uint8)
+    quantised = quantised_maps(maps)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, maps=quantised, classes=np.array(tags, dtype=np.int64))
+
+
+def quantised_maps(maps: Float[np.ndarray, "k h w"]) -> UInt8[np.ndarray, "k h w"]:
+    """Return maps 0..1 as they are stored, 0..255."""
+    rounded: UInt8[np.ndarray, "k h w"] = (maps * 255).round().clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:

@@ -5,8 +5,8 @@ import logging
 from tagseg.data.prepare import Prepared
 from tagseg.masks.make import make_masks
 from tagseg.masks.mask_files import mask_file
-from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
+from tagseg.run.taught import mask_digests
 from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
         RunError: when the stage masks has not finished, or a mask cannot be made.
     """
     run.require("masks")
-    now, then = decision_digests(run), run.manifest().stages["masks"].reviewed
+    now, then = mask_digests(run), run.manifest().stages["masks"].reviewed
     changed = tuple(
         sample.id for sample in prepared.dataset.split("train") if now.get(sample.id) != then.get(sample.id)
     )
@@ -52,5 +52,5 @@ def unlearned(run: Run) -> int:
     without a network."""
     if not run.done("segment"):
         return 0
-    now, then = decision_digests(run), run.manifest().stages["segment"].reviewed
+    now, then = mask_digests(run), run.manifest().stages["segment"].reviewed
     return sum(now.get(name) != then.get(name) for name in now.keys() | then.keys())

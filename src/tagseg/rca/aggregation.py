@@ -55,6 +55,7 @@ def posterior(
     image: Int[Tensor, "n"],
     tag: Int[Tensor, "n"],
     nearest: bool = False,
+    bonus: Float[Tensor, "e k"] | None = None,
 ) -> Float[Tensor, "n h w"]:
     """Return, for n pairs of an image and one of its tags, the share of each cell's attention that goes to the tag's
     class, among the image's tags and background (entry 0). With `nearest` an entry counts by its nearest prototype
@@ -62,14 +63,16 @@ def posterior(
 
     With attention a softmax over prototypes (eq. 6) this is the probability that the cell is of the class, given that
     the image shows nothing but its tags and background. What other classes there are makes no difference. A class
-    without prototypes gets 0; without background's, the tags share everything.
+    without prototypes gets 0; without background's, the tags share everything. `bonus` is the logarithm of the weight
+    of each prototype's attention (None: all have weight 1).
     """
     entries = torch.cat([tag.new_zeros(len(features)), tag])
     of = torch.cat([torch.arange(len(features), device=image.device), image])
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     queries = F.normalize(features, dim=1)[of].flatten(2) / temperature
     keys = F.normalize(prototypes, dim=2).to(queries.dtype)[entries]
-    scores = (keys @ queries).masked_fill(~exists[entries][..., None], torch.finfo(queries.dtype).min)
+    scores = keys @ queries if bonus is None else keys @ queries + bonus.to(queries.dtype)[entries][..., None]
+    scores = scores.masked_fill(~exists[entries][..., None], torch.finfo(queries.dtype).min)
     highest = scores.amax(1)
     lowest = highest.new_full((len(features), highest.shape[1]), torch.finfo(queries.dtype).min)
     peak = lowest.scatter_reduce(0, of[:, None].expand_as(highest), highest.detach(), "amax")

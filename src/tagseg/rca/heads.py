@@ -22,6 +22,7 @@ from tagseg.rca.frozen import FrozenLayers
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.tag_maps import has_posterior, tag_maps
+from tagseg.rca.taught import TaughtEntries
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import MapKind, Settings
 from tagseg.system.process import cores
@@ -47,6 +48,9 @@ LEAST_SHARE = 0.03
 Inputs = tuple[Float[Tensor, "1 l _ _"], Float[Tensor, "1 d _ _"]]
 """What heads and bank read of an image at one scale."""
 
+Teach = Callable[[RcaNetwork], TaughtEntries]
+"""Returns what a person taught, as entries of the bank of a network."""
+
 CONTRAST_STEPS, CONTRAST_BATCH, CONTRAST_LR = 200, 256, 1e-3
 
 
@@ -59,7 +63,13 @@ class Heads:
     history: History
 
 
-def fit_heads(dataset: Dataset, cache: FeatureCache, settings: Settings, track: Track = silent) -> Heads:
+def fit_heads(
+    dataset: Dataset,
+    cache: FeatureCache,
+    settings: Settings,
+    track: Track = silent,
+    teach: Teach | None = None,
+) -> Heads:
     """Fit tag head, bank and prototypes on the cached features of the training images.
 
     The tag head gives class activation maps. In each of `rca.rounds` rounds every tag's region and parts of the
@@ -69,6 +79,8 @@ def fit_heads(dataset: Dataset, cache: FeatureCache, settings: Settings, track: 
     out.
 
     Images without tags are background everywhere.
+
+    `teach` returns the entries that a person taught; their prototypes count in every round's posterior after the first.
     """
     rca, samples = settings.rca, dataset.split("train")
     torch.manual_seed(settings.seed)
@@ -94,6 +106,8 @@ def fit_heads(dataset: Dataset, cache: FeatureCache, settings: Settings, track: 
         if rca.contrast and number == 1:
             row["contrast"] = _learn_contrast(network, bank, settings, generator)
         network.refresh_prototypes(bank, generator)
+        if teach is not None and network.taught is None:  # once: the contrast learns in the first round alone
+            network.taught = teach(network)
         history.append(row | {"seconds": round(time.monotonic() - started, 2)})
     if rca.aggregation:
         _fit_refined(network, cache, samples, tags, head.penalty, track)
@@ -114,7 +128,7 @@ def cached_maps(network: RcaNetwork, cache: FeatureCache, sample: Sample, kind: 
 
     Posteriors are probabilities; other maps are divided by their peak at every scale and after averaging.
     """
-    return _join_scales(network, _inputs(network, cache, sample.id), sample.tags, kind)
+    return _join_scales(network, cached_inputs(network, cache, sample.id), sample.tags, kind)
 
 
 def _join_scales(
@@ -223,7 +237,7 @@ def _build(classes: int, settings: Settings, cache: FeatureCache) -> RcaNetwork:
     return build_network(classes, settings.train, settings.rca, layers=layers).eval()
 
 
-def _inputs(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> list[Inputs]:
+def cached_inputs(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> list[Inputs]:
     """Return the inputs of heads and bank at every cached scale."""
     assert network.layers is not None
     maps, count = cache.maps(sample_id), len(cache.scales)
@@ -236,8 +250,16 @@ def _inputs(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> list[In
 
 
 @torch.no_grad()
+def fine_features(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> Float[Tensor, "d h w"]:
+    """Return the features of an image's cells at the largest cached scale, as the bank compares them: of unit length,
+    rounded to half precision."""
+    largest = max(range(len(cache.scales)), key=cache.scales.__getitem__)
+    return F.normalize(cached_inputs(network, cache, sample_id)[largest][1][0], dim=0).half().float()
+
+
+@torch.no_grad()
 def _pooled(network: RcaNetwork, cache: FeatureCache, sample: Sample) -> Float[Tensor, "l"]:
-    return torch.stack([last.mean((0, 2, 3)) for last, _ in _inputs(network, cache, sample.id)]).mean(0)
+    return torch.stack([last.mean((0, 2, 3)) for last, _ in cached_inputs(network, cache, sample.id)]).mean(0)
 
 
 def _resize(maps: Float[Tensor, "k h w"], cells: Sequence[int], network: RcaNetwork) -> Float[Tensor, "k y x"]:
@@ -289,7 +311,7 @@ def _regions(
     background_too: bool | Bool[Tensor, ""],
 ) -> Iterator[tuple[Float[Tensor, "n d"], Int[Tensor, "n"]]]:
     """Yield the embeddings of an image's regions and parts of background at every scale, with their labels."""
-    inputs = _inputs(network, cache, sample.id)
+    inputs = cached_inputs(network, cache, sample.id)
     maps = _join_scales(network, inputs, sample.tags, kind)
     for _, features in inputs:
         shares = _resize(maps, features.shape[2:], network)
@@ -380,7 +402,7 @@ def _fit_refined(
     @torch.no_grad()
     def context_and_features(sample: Sample) -> Tensor:
         means = []
-        for last, features in _inputs(network, cache, sample.id):
+        for last, features in cached_inputs(network, cache, sample.id):
             attention = network.attend(features, network.prototypes, network.exists).mean((0, 3, 4))
             context = (attention[..., None] * network.prototypes).sum((0, 1))
             means.append(torch.cat([context, last.mean((0, 2, 3))]))

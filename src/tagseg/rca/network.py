@@ -1,5 +1,6 @@
 """The classification network: backbone -> neck -> coarse map (CAM) -> aggregation -> refined map."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from tagseg.rca.bank import Bank
 from tagseg.rca.frozen import FrozenLayers
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.regions import Regions, mine_regions
+from tagseg.rca.taught import TaughtEntries
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.train import TrainSettings
 
@@ -77,6 +79,7 @@ class RcaNetwork(nn.Module):
         self.train_settings, self.rca, self.classes, self.background = train, rca, classes, background
         self.backbone = backbone
         self.layers = layers
+        self.taught: TaughtEntries | None = None
         if layers is not None:
             channels, self.keys, self.channels = layers.head_channels, layers.channels, layers.channels
         else:
@@ -151,9 +154,31 @@ class RcaNetwork(nn.Module):
     ) -> Float[Tensor, "n h w"]:
         """Return the posteriors of n pairs of an image and one of its tags (see `aggregation.posterior`), from the
         features that the bank stores."""
-        keys, t = self.prototypes[..., : self.keys], self.rca.attention_temperature
+        prototypes, exists, bonus = self.all_prototypes()
+        keys, t = prototypes[..., : self.keys], self.rca.attention_temperature
         nearest = self.rca.posterior == "nearest"
-        return posterior(features[:, : self.keys], keys, self.exists, t, image, tag, nearest)
+        return posterior(features[:, : self.keys], keys, exists, t, image, tag, nearest, bonus)
+
+    def all_prototypes(self) -> tuple[Float[Tensor, "e k d"], Bool[Tensor, "e k"], Float[Tensor, "e k"] | None]:
+        """Return the mined prototypes of every entry, then the taught ones; which exist; and the logarithm of each
+        one's weight (`rca.taught_weight` for taught ones), None if nothing was taught."""
+        taught = self.taught
+        if taught is None or not len(taught):
+            return self.prototypes, self.exists, None
+        device, entries = self.prototypes.device, len(self.prototypes)
+        labels = taught.labels.to(device)
+        mine = F.one_hot(labels, entries)
+        place = (mine.cumsum(0) - 1).gather(1, labels[:, None]).squeeze(1)
+        most = int(place.max()) + 1
+        features = self.prototypes.new_zeros(entries, most, self.channels)
+        exists = torch.zeros(entries, most, dtype=torch.bool, device=device)
+        features[labels, place], exists[labels, place] = taught.features.to(features), True
+        bonus = torch.full((entries, most), math.log(self.rca.taught_weight), device=device)
+        return (
+            torch.cat([self.prototypes, features], 1),
+            torch.cat([self.exists, exists], 1),
+            torch.cat([torch.zeros_like(self.exists, dtype=bonus.dtype), bonus], 1),
+        )
 
     @torch.no_grad()
     def mine(self, maps: Maps, tags: Bool[Tensor, "b c"]) -> Regions:

@@ -39,7 +39,7 @@ def pair_maps(
 
 def has_posterior(network: RcaNetwork, tag: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
     """Tell for n class ids whether the bank gave prototypes to both the class and background."""
-    held = network.exists.any(1)
+    held = network.all_prototypes()[1].any(1)
     return held[tag] & held[0]
 
 

@@ -20,10 +20,11 @@ from tagseg.features.cache import FeatureCache
 from tagseg.networks.backbones import warn_if_random
 from tagseg.rca.bank import Bank
 from tagseg.rca.frozen import FrozenLayers
-from tagseg.rca.heads import fit_heads
+from tagseg.rca.heads import Teach, fit_heads
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.oaa import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.step import training_step
+from tagseg.rca.taught import read_taught, write_taught
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
@@ -122,14 +123,21 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
 
 
 def train_frozen(
-    dataset: Dataset, cache: FeatureCache, settings: Settings, folder: Path, track: Track = silent
+    dataset: Dataset,
+    cache: FeatureCache,
+    settings: Settings,
+    folder: Path,
+    track: Track = silent,
+    teach: Teach | None = None,
 ) -> Trained:
     """Fit the classification network's heads and bank on cached features (see `fit_heads`), and write what `train`
-    writes."""
-    heads = fit_heads(dataset, cache, settings, track)
+    writes; with `teach` also taught.safetensors."""
+    heads = fit_heads(dataset, cache, settings, track, teach)
     layers = heads.network.layers
     assert layers is not None
     shapes = tuple((name, *shape) for name, shape in zip(layers.names, layers.shapes, strict=True))
+    if heads.network.taught is not None:
+        write_taught(folder, heads.network.taught)
     _save(folder, heads.network, heads.bank, dataset, settings, heads.history, shapes)
     return Trained(folder, heads.history)
 
@@ -177,6 +185,7 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
     tensors, about = load_tensors(file, expected)
     network = build(about)
     restore(network, tensors, file)
+    network.taught = read_taught(folder, len(network.prototypes), network.channels)
     return network.to(device, memory_format=torch.channels_last).eval(), as_record(about, ClassifierAbout, file).classes  # type: ignore[call-overload]
 
 

@@ -72,7 +72,7 @@ def _refusal(scope: Scope, token: str) -> str:
         return "This page is only served at 127.0.0.1 or localhost."
     given = scope["path"].split("/")[1] if scope["path"].startswith("/") else ""
     if not secrets.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode()):
-        return "The address has no valid token: open the address that tagseg review printed."
+        return "The address has no valid token: open the address that tagseg printed."
     if scope["method"] not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
         return "Only the review page itself may store decisions."
     return ""

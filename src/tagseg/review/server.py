@@ -41,7 +41,9 @@ from tagseg.settings.bounds import Port, check_value
 PAGE = 60
 """Most images of a list in one response."""
 
-_POLICY = "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 """The parts of the page's policy that need a header, and those that may be repeated in one; see base.html.j2."""
 
 
@@ -118,7 +120,7 @@ def make_app(queue: Queue, token: str) -> ASGIApp:
         Route("/mask", show_mask),
         Route("/decide", store_decision, methods=["POST"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse, ValueError: _explain})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse_request, ValueError: explain_error})
     app.state.review = Review(queue, queue_pictures(queue), decisions(queue.run))
     return guarded(app, token)
 
@@ -146,7 +148,7 @@ def show_page(request: Request) -> Response:
             "page": PAGE,
         },
     )
-    return HTMLResponse(html, headers={"content-security-policy": _POLICY})
+    return HTMLResponse(html, headers={"content-security-policy": PAGE_POLICY})
 
 
 def show_list(request: Request) -> Response:
@@ -281,11 +283,12 @@ def _review(request: Request) -> Review:
     return state
 
 
-def _refuse(request: Request, error: Exception) -> Response:
+def refuse_request(request: Request, error: Exception) -> Response:
+    """Respond with what is wrong with the request."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code)
 
 
-def _explain(request: Request, error: Exception) -> Response:
+def explain_error(request: Request, error: Exception) -> Response:
     """Respond with the error in the run or the data, which the user can fix while the server keeps running."""
     return JSONResponse({"error": str(error)}, 409)

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,8 +14,9 @@ from PIL import Image
 
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
+from tagseg.system.databases import open_database
 from tagseg.system.records import ClassId, Record, parse_record, record_line
-from tagseg.system.untrusted import require_regular, shown
+from tagseg.system.untrusted import shown
 
 Verdict = Literal["open", "accepted", "rejected", "flagged"]
 
@@ -186,29 +186,8 @@ def _select(run: Run, query: str, *values: str) -> list[tuple[Any, ...]]:
         return database.execute(query, values).fetchall()
 
 
-@contextlib.contextmanager
-def _open(run: Run) -> Iterator[sqlite3.Connection]:
-    try:
-        require_regular(run.decisions_file)
-        with contextlib.closing(sqlite3.connect(run.decisions_file, timeout=30)) as database:
-            # An untrusted database may contain SQL (views, triggers, computed columns): it is never run.
-            database.execute("pragma trusted_schema = off")
-            if _schema(database) not in ([], _own_schema()):
-                raise _damaged(run, "its tables are not those of tagseg")
-            yield database
-    except (OSError, sqlite3.Error) as error:
-        raise RunError(f"{run.decisions_file}: cannot be read or written ({error})") from error
-
-
-def _schema(database: sqlite3.Connection) -> list[Any]:
-    return database.execute("select type, name, tbl_name, sql from sqlite_master order by name").fetchall()
-
-
-@functools.cache
-def _own_schema() -> list[Any]:
-    with contextlib.closing(sqlite3.connect(":memory:")) as database:
-        database.execute(_TABLE)
-        return _schema(database)
+def _open(run: Run) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    return open_database(run.decisions_file, _TABLE, functools.partial(_damaged, run))
 
 
 def _damaged(run: Run, why: object) -> RunError:

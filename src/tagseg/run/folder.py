@@ -122,6 +122,11 @@ class Run:
         return self.review / "decisions.sqlite"
 
     @property
+    def taught_file(self) -> Path:
+        """The answers that taught the memory bank: see run/taught.py."""
+        return self.review / "taught.sqlite"
+
+    @property
     def quality_file(self) -> Path:
         """The estimated quality of the masks, if it was computed: see evaluate/quality.py."""
         return self.root / "quality.jsonl"

@@ -86,6 +86,10 @@ class RcaSettings:
     attention_temperature: Annotated[float, Gt(0)] = 0.1
     """Temperature of the softmax over prototypes."""
 
+    taught_weight: Annotated[float, Gt(0)] = 1.0
+    """Weight of an entry of the bank that a person taught (`tagseg teach`), relative to one that was mined: how many
+    times the attention it gets at the same similarity."""
+
     attended: Annotated[int, Ge(0)] = 80
     """Most classes whose prototypes the cells of an image attend to, besides background. With more classes, those with
     the highest scores in the coarse map are used (0: always use all)."""

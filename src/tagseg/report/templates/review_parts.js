@@ -44,5 +44,5 @@ function reviewParts() {
     find("done").value = reviewed;
     find("done-text").textContent = reviewed.toLocaleString("en") + " of " + of.all.toLocaleString("en") + " reviewed";
   }
-  return { expectedIou, thumbnail, classSwitch, counts };
+  return { make, expectedIou, thumbnail, classSwitch, counts };
 }
