@@ -1,6 +1,7 @@
 """The same features faster: on a CPU, convolution, batch norm and activation in one pass over memory."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -38,8 +39,12 @@ def fuse(backbone: Backbone, layers: Sequence[str]) -> LayerMaps:
         ValueError: as `Backbone.layer_maps`.
     """
 
+    one_at_a_time = threading.Lock()
+
     def plain(images: Float[Tensor, "b 3 H W"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
-        return backbone.layer_maps(images, layers)
+        # The backbone's hooks keep the maps of one image at a time: threads would mix theirs up.
+        with one_at_a_time:
+            return backbone.layer_maps(images, layers)
 
     if backbone.mean.device.type != "cpu":
         return plain

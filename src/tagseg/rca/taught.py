@@ -120,7 +120,7 @@ def grow_region(features: Float[Tensor, "d h w"], x: float, y: float) -> Int[Ten
     alike = torch.einsum("dhw,d->hw", features, F.normalize(around.mean(1), dim=0)).flatten()
     alike[start] = 2.0
     inside, border = {start}, [(-2.0, start)]
-    found = []
+    found: list[int] = []
     while border and len(found) < max(LARGEST_REGION * h * w, 1):
         _, cell = heapq.heappop(border)
         found.append(cell)

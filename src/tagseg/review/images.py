@@ -34,12 +34,12 @@ class QueuePictures:
     """Makes the pictures of an image, given its place in the queue, and keeps recent ones in memory.
 
     thumb, photo: JPEG. masks: the mask without and the mask with unsure pixels (255), at the image's own size, without
-    the classes that are off and by the threshold.
+    the classes that are off and by the threshold; the last argument are the numbers of its clicks and strokes.
     """
 
     thumb: Callable[[int], bytes]
     photo: Callable[[int], bytes]
-    masks: Callable[[int, tuple[int, ...], float, bool], MaskPair]
+    masks: Callable[[int, tuple[int, ...], float, bool, tuple[int, ...]], MaskPair]
 
 
 def queue_pictures(queue: Queue) -> QueuePictures:
@@ -68,13 +68,15 @@ def queue_pictures(queue: Queue) -> QueuePictures:
         return jpeg(place, PHOTO_SIDE, quality=88)
 
     @lru_cache(maxsize=MASKS)
-    def packed(place: int, off: tuple[int, ...], threshold: float, fresh: bool) -> tuple[bytes, bytes]:
+    def packed(
+        place: int, off: tuple[int, ...], threshold: float, fresh: bool, parts: tuple[int, ...]
+    ) -> tuple[bytes, bytes]:
         decided, sure = preview_masks(queue, queue.items[place], off, threshold, fresh)
         return zlib.compress(decided.tobytes(), 1), zlib.compress(sure.tobytes(), 1)
 
-    def masks(place: int, off: tuple[int, ...], threshold: float, fresh: bool) -> MaskPair:
+    def masks(place: int, off: tuple[int, ...], threshold: float, fresh: bool, parts: tuple[int, ...]) -> MaskPair:
         with one_at_a_time:
-            both = packed(place, off, threshold, fresh)
+            both = packed(place, off, threshold, fresh, parts)
         size = queue.items[place].size
         decided, sure = (np.frombuffer(zlib.decompress(one), np.uint8).reshape(size) for one in both)
         return decided, sure

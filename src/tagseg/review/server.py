@@ -23,6 +23,7 @@ from tagseg._version import __version__
 from tagseg.masks.palette import VOID_COLOUR, class_colours
 from tagseg.report.render import css, render_page
 from tagseg.review.access import guarded, new_token, read_body
+from tagseg.review.fixing import FindRegion, read_fix, region_finder
 from tagseg.review.images import QueuePictures, draw_overlay, queue_pictures
 from tagseg.review.queue import WANTED, Queue, ReviewItem, choose_page, count_verdicts, read_queue
 from tagseg.run.decisions import (
@@ -36,6 +37,7 @@ from tagseg.run.decisions import (
     record_decision,
 )
 from tagseg.run.folder import Run
+from tagseg.run.taught import fixed_parts, record_answer, remove_answer
 from tagseg.settings.bounds import Port, check_value
 
 PAGE = 60
@@ -49,11 +51,15 @@ PAGE_POLICY = (
 
 @dataclass(frozen=True)
 class Review:
-    """The state of the server: the queue, its pictures, and the decisions, as in the database."""
+    """The state of the server: the queue, its pictures, the decisions, as in the database, and what finds the region
+    around a click. fixed: images whose clicks and strokes changed since the server started: the run's own masks may
+    hold what was taken back."""
 
     queue: Queue
     pictures: QueuePictures
     decided: dict[str, Decision]
+    find: FindRegion
+    fixed: set[str] = field(default_factory=set)
     writing: Lock = field(default_factory=Lock)
 
 
@@ -119,9 +125,11 @@ def make_app(queue: Queue, token: str) -> ASGIApp:
         Route("/photo", show_photo),
         Route("/mask", show_mask),
         Route("/decide", store_decision, methods=["POST"]),
+        Route("/fix", store_fix, methods=["POST"]),
+        Route("/unfix", remove_fix, methods=["POST"]),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: refuse_request, ValueError: explain_error})
-    app.state.review = Review(queue, queue_pictures(queue), decisions(queue.run))
+    app.state.review = Review(queue, queue_pictures(queue), decisions(queue.run), region_finder(queue.run))
     return guarded(app, token)
 
 
@@ -135,7 +143,7 @@ def show_page(request: Request) -> Response:
     html = render_page(
         "review.html.j2",
         ("review.css",),
-        ("review_parts.js", "review_server.js", "review_keys.js", "review.js"),
+        ("review_parts.js", "review_server.js", "review_keys.js", "review_fix.js", "review.js"),
         title="Review",
         version=__version__,
         run=str(queue.run.root),
@@ -203,6 +211,33 @@ async def store_decision(request: Request) -> Response:
     return JSONResponse(await run_in_threadpool(_store, state, place, item, decision))
 
 
+async def store_fix(request: Request) -> Response:
+    """Store a click or a stroke (see `read_fix`), and respond with its number and the image once it is on disk."""
+    state = _review(request)
+    values = await read_body(request)
+    place, item = _find_item(state, values.get("id"))
+
+    def store() -> dict[str, Any]:
+        number = record_answer(state.queue.run, read_fix(values, state.queue, item, state.find))
+        state.fixed.add(item.sample.id)
+        return {"number": number, "item": _as_json(state, place)}
+
+    return JSONResponse(await run_in_threadpool(store))
+
+
+async def remove_fix(request: Request) -> Response:
+    """Remove the click or stroke `{"number"}` of image `{"id"}`, and respond with the image."""
+    state = _review(request)
+    values = await read_body(request)
+    place, item = _find_item(state, values.get("id"))
+    number = values.get("number")
+    if type(number) is not int or number not in fixed_parts(state.queue.run, item.sample.id):
+        raise HTTPException(409, f"number: image {item.sample.id} has no click or stroke {number!r:.50}")
+    await run_in_threadpool(remove_answer, state.queue.run, number)
+    state.fixed.add(item.sample.id)
+    return JSONResponse({"item": _as_json(state, place)})
+
+
 def read_decision(values: Mapping[str, Any], classes: int) -> Decision:
     """Return the decision in a request's JSON, for a data set with `classes` classes.
 
@@ -237,9 +272,15 @@ def _masks(state: Review, place: int, item: ReviewItem, wanted: Decision) -> Mas
         kept = accepted_masks(state.queue.run, item.sample.id, item.size)
         if kept:
             return kept
+    parts = tuple(fixed_parts(state.queue.run, item.sample.id))
     # Decisions may have changed the run's own masks; only those of undecided images are known to be original.
-    fresh = before is not None or (wanted.off, wanted.threshold) != (OPEN.off, OPEN.threshold)
-    return state.pictures.masks(place, wanted.off, wanted.threshold, fresh)
+    fresh = (
+        before is not None
+        or bool(parts)
+        or item.sample.id in state.fixed
+        or (wanted.off, wanted.threshold) != (OPEN.off, OPEN.threshold)
+    )
+    return state.pictures.masks(place, wanted.off, wanted.threshold, fresh, parts)
 
 
 def _as_json(state: Review, place: int) -> dict[str, Any]:
@@ -256,6 +297,7 @@ def _as_json(state: Review, place: int) -> dict[str, Any]:
         "verdict": decision.verdict,
         "off": decision.off,
         "threshold": decision.threshold,
+        "parts": tuple(fixed_parts(state.queue.run, item.sample.id)),
     }
 
 

@@ -81,6 +81,7 @@
       find("threshold").value = Math.round(100 * item.threshold);
       find("threshold-text").textContent = item.threshold.toFixed(2);
       drawClasses(item);
+      fix.choices(item);
     }
     find("undo").disabled = !changes.length;
     markStrip();
@@ -119,6 +120,7 @@
       find("trouble").textContent = error.message;
       find("trouble").hidden = false;
     }
+    fix.redraw();
     busy(false);
   }
   function busy(on) {
@@ -248,14 +250,31 @@
     const last = changes.pop();
     if (!last) return;
     const item = items.find((one) => one.id === last.item.id) || last.item;
+    if (last.part) return fix.remove(item, last.part);
     Object.assign(item, last.before);
     save(item);
     show(item);
   });
 
+  // --- fixing by hand
+
+  const fix = fixTools(layers, server, about, tell, () => (moving ? null : current), (item, part) => {
+    if (part) {
+      changes.push({ item, part });
+      if (["accepted", "rejected"].includes(item.verdict)) { // they hold only for the old mask
+        Object.assign(item, { verdict: "open" });
+        save(item);
+      }
+    }
+    drawItem(item);
+    if (item === current) drawPictures();
+    else show(item);
+  });
+
   // --- keys and buttons
 
   const keys = {
+    c: () => fix.take("click"), b: () => fix.take("brush"), e: () => fix.take("eraser"), v: () => fix.take("look"),
     a: () => decide("accepted"), r: () => decide("rejected"), f: () => decide("flagged"), z: undo,
     j: () => step(true), arrowright: () => step(true), arrowdown: () => step(true),
     k: () => step(false), arrowleft: () => step(false), arrowup: () => step(false),

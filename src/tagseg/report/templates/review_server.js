@@ -36,7 +36,7 @@ function reviewServer(tell, counts, refused) {
     }
   }
   const photoOf = (item) => "photo?" + new URLSearchParams({ id: item.id });
-  const maskOf = (item) => "mask?" + new URLSearchParams({ id: item.id, off: item.off, threshold: item.threshold });
+  const maskOf = (item) => "mask?" + new URLSearchParams({ id: item.id, off: item.off, threshold: item.threshold, ...(item.parts.length && { parts: item.parts }) });
 
   const unsaved = new Map();
   let sent = Promise.resolve();
