@@ -30,8 +30,7 @@ NOT_RUN = {
     r"make (demo|docs|test)$": "builds an environment first; the targets are compared with the Makefile",
     r"pip install ": "changes the environment; the extras are compared with pyproject.toml",
     r"tagseg review ": "serves until Ctrl-C; tests/review does",
-    r"tagseg .*runs/taught": "serves until Ctrl-C, or needs --quality fast on features that TINY replaces; tests/teaching "
-    "runs these commands",
+    r"tagseg .*runs/taught": "serves until Ctrl-C, or needs features that TINY replaces; tests/teaching runs these",
     r"tagseg labelstudio ": "serves until Ctrl-C; tests/live does",
     r"tagseg bench |tagseg .* (VOC2012|COCO2014)/": "data sets that are not here",
     r"tagseg .* --train.weights weights/": "weights that are not here",

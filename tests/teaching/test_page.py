@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
-from tagseg.review.server import listen, make_server
+from tagseg.data.images import read_mask_file
+from tagseg.masks.mask_files import mask_file
+from tagseg.pipeline import fit_until
+from tagseg.review.queue import read_queue
+from tagseg.review.server import listen, make_app, make_server
 from tagseg.run.folder import Run
-from tagseg.run.taught import answers
+from tagseg.run.taught import answers, fixed_parts
+from tagseg.teaching.apply import is_applied
 from tagseg.teaching.lesson import open_lesson
 from tagseg.teaching.server import close_classroom, make_lesson_app, open_classroom
 
@@ -53,7 +58,7 @@ def open_page(chromium: Any) -> Iterator[Callable[[str], Any]]:
     contexts: list[Any] = []
     wrong: list[str] = []
 
-    def open_page(address: str, forgiving: bool = False) -> Any:
+    def open_page(address: str, forgiving: bool = False, selector: str = "") -> Any:
         contexts.append(chromium.new_context(viewport={"width": 1200, "height": 800}))
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
@@ -61,7 +66,10 @@ def open_page(chromium: Any) -> Iterator[Callable[[str], Any]]:
             page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)
-        ready(page)
+        if selector:
+            page.wait_for_selector(selector)
+        else:
+            ready(page)
         return page
 
     yield open_page
@@ -130,6 +138,74 @@ def test_two_windows_do_not_overwrite_one_another(address: str, open_page: Any, 
     other.keyboard.press("s")
     wait_for(other, "Saved: skip", "saved")
     assert [found.meaning for found in answers(run).values()] == ["background", "skip"]
+
+
+@pytest.fixture
+def review_address(run: Run) -> Iterator[str]:
+    """Serve the review page of the run in a thread."""
+    with listen(0) as listener:
+        server = make_server(make_app(read_queue(run), TOKEN))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/{TOKEN}/"
+        server.should_exit = True
+        thread.join()
+
+
+PIXELS = """() => {
+    const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 48});
+    const context = canvas.getContext("2d");
+    context.drawImage(document.querySelector("#layers .mask"), 0, 0, 64, 48);
+    return [...context.getImageData(0, 0, 64, 48).data].filter((value, index) => index % 4 === 3 && value > 127).length;
+}"""
+
+
+def test_click_brush_and_eraser_fix_a_mask_and_are_undone(
+    review_address: str, open_page: Any, run: Run, discs: Any
+) -> None:
+    page = open_page(review_address, selector="#layers[aria-busy=false]")
+
+    def settled(text: str) -> int:
+        wait_for(page, text, "saved")
+        page.wait_for_selector("#layers[aria-busy=false]")
+        found: int = page.evaluate(PIXELS)
+        return found
+
+    name = page.text_content("#name")
+    before = page.evaluate(PIXELS)
+    page.keyboard.press("b")
+    box = page.locator("#layers").bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.9 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
+    page.mouse.up()
+    painted = settled("brush")
+    assert painted > before
+    (stroke,) = fixed_parts(run, name).values()
+    assert stroke.kind == "brush" and stroke.radius == pytest.approx(0.02) and len(stroke.places[0].points) > 2
+    page.keyboard.press("e")
+    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"])
+    assert settled("eraser") < painted
+    page.keyboard.press("z")
+    assert settled("Undone") == painted
+    page.keyboard.press("z")
+    page.wait_for_function("() => document.getElementById('undo').disabled")
+    assert settled("Undone") == before and not fixed_parts(run, name)
+    page.keyboard.press("c")
+    page.select_option("#paint", "0")
+    page.focus("#layers")
+    page.keyboard.press("ArrowLeft")
+    wait_for(page, "from the left", "mark")
+    page.keyboard.press("Enter")
+    settled("click background")
+    assert page.text_content("#name") == name, "the keys of the mark do not move on"
+    (click,) = fixed_parts(run, name).values()
+    assert click.kind == "click" and click.grid is not None
+    # The region is background in this mask, and taught: other masks follow.
+    fit_until(discs, run.root, "masks")
+    mask = read_mask_file(mask_file(run.decided_masks, name))
+    x, y = click.places[0].points[0]
+    assert mask[int(y * mask.shape[0]), int(x * mask.shape[1])] == 0 and is_applied(run)
 
 
 def test_a_killed_server_loses_no_stored_answer(open_page: Any, run: Run) -> None:

@@ -51,8 +51,8 @@ def region_finder(run: Run) -> FindRegion:
 
 
 def read_fix(values: Mapping[str, Any], queue: Queue, item: ReviewItem, find: FindRegion) -> Answer:
-    """Return the click or stroke in a request's JSON, `{"id", "kind", "class", "points", "radius"}`: points are (x, y) as
-    shares of width and height, the radius is a share of the long side, and class 0 is background.
+    """Return the click or stroke in a request's JSON, `{"id", "kind", "class", "points", "radius"}`: points are (x, y)
+    as shares of width and height, the radius is a share of the long side, and class 0 is background.
 
     Raises:
         ValueError: when it is neither, or about a class that the image is not tagged with; says what was expected.

@@ -274,12 +274,8 @@ def _masks(state: Review, place: int, item: ReviewItem, wanted: Decision) -> Mas
             return kept
     parts = tuple(fixed_parts(state.queue.run, item.sample.id))
     # Decisions may have changed the run's own masks; only those of undecided images are known to be original.
-    fresh = (
-        before is not None
-        or bool(parts)
-        or item.sample.id in state.fixed
-        or (wanted.off, wanted.threshold) != (OPEN.off, OPEN.threshold)
-    )
+    touched = before is not None or bool(parts) or item.sample.id in state.fixed
+    fresh = touched or (wanted.off, wanted.threshold) != (OPEN.off, OPEN.threshold)
     return state.pictures.masks(place, wanted.off, wanted.threshold, fresh, parts)
 
 
