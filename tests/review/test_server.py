@@ -44,7 +44,7 @@ def test_the_list_describes_each_image(served):
     assert found["counts"] == {"open": 4, "accepted": 0, "rejected": 0, "flagged": 0, "all": 4}
     assert found["items"][0] == {
         "place": 0, "id": "img2", "height": HEIGHT, "width": WIDTH, "tags": [1, 2], "score": 0.1,
-        "scores": {"1": 0.1, "2": 0.05}, "verdict": "open", "off": [], "threshold": NEUTRAL,
+        "scores": {"1": 0.1, "2": 0.05}, "verdict": "open", "off": [], "threshold": NEUTRAL, "parts": [],
     }  # fmt: skip
     assert found["items"][3]["score"] is None
 
