@@ -11,7 +11,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 torchvision==0.28.0 numpy==2.4.6 segmentation-models-pytorch==0.6.0
+"$work/venv/bin/pip" install --quiet torch==2.14.1 torchvision==0.29.1 numpy==2.4.6 segmentation-models-pytorch==0.6.0
 "$work/venv/bin/python" - <<'PYTHON'
 import segmentation_models_pytorch as smp
 import torch
