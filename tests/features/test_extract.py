@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -234,21 +235,33 @@ def test_fused_passes_give_the_features_of_the_backbone(name: str, tiny_backbone
     backbone = tiny_backbones.get(name) or build_backbone(name, "random", 16)
     layers = [layer.name for layer in choose_layers(backbone, ("auto",))]
     fused = fuse(backbone.eval(), layers)
+    assert fused is not None
     for size in ((112, 96), (61, 133)):
         images = torch.rand(2, 3, *backbone.fitting_size(*size), generator=torch.Generator().manual_seed(1))
         for expected, found in zip(backbone.layer_maps(images, layers), fused(images), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
 
 
-def test_what_cannot_be_fused_is_computed_by_the_backbone(
-    tiny_backbones: dict[str, Backbone], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_cannot_be_fused_is_computed_by_the_backbone_one_batch_at_a_time(
+    precision: str, cached: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*given: Any, **more: Any) -> Any:
         raise RuntimeError("no trace")
 
+    threads: set[int] = set()
+    plain = Backbone.layer_maps
+
+    def layer_maps(self: Backbone, images: torch.Tensor, layers: Any) -> Any:
+        threads.add(threading.get_ident())
+        return plain(self, images, layers)
+
     monkeypatch.setattr(torch.jit, "trace", wrong)
-    fused = fuse(tiny_backbones["test_resnet"], ["last"])
-    assert fused(torch.rand(1, 3, 64, 64))[0].shape[1] == 96
+    monkeypatch.setattr(Backbone, "layer_maps", layer_maps)
+    monkeypatch.setattr(module, "cores", lambda: 4)
+    monkeypatch.setattr(module, "BATCH", 1)
+    cache = cached(tmp_path, precision=precision)
+    assert len(cache.ids) > 1 and len(threads - {threading.get_ident()}) == 1  # hooks hold one batch's maps at a time
 
 
 def test_extraction_leaves_the_number_of_threads(cached: Cached, tmp_path: Path) -> None:

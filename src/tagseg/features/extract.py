@@ -83,17 +83,21 @@ class _Work:
     precision: NumberFormat = "fp32"
 
     @cached_property
-    def maps(self) -> LayerMaps:
-        """The pass of the backbone."""
-        names = [layer.name for layer in self.source.layers]
-        if self.precision == "fp32":
-            return fuse(self.backbone, names)
+    def fused(self) -> LayerMaps | None:
+        """A pass that threads may make side by side, if there is one."""
+        return fuse(self.backbone, self.names) if self.precision == "fp32" else None
 
-        def in_bf16(images: Tensor) -> list[Tensor]:
-            with torch.autocast(images.device.type, torch.bfloat16):
-                return self.backbone.layer_maps(images, names)
+    @property
+    def names(self) -> list[str]:
+        """The names of the layers."""
+        return [layer.name for layer in self.source.layers]
 
-        return in_bf16
+    def maps(self, images: Float[Tensor, "b 3 H W"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
+        """Return the maps of all layers."""
+        if self.fused is not None:
+            return self.fused(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.backbone.layer_maps(images, self.names)
 
 
 class _Read:
@@ -311,12 +315,11 @@ def _fill(
     started = time.monotonic()
     every_scale = tuple(range(len(work.source.scales)))
     every_batch = [batch for found in batches.values() for batch in found]
-    work.maps  # noqa: B018 - traced before threads use it
     compute = partial(_computed, work, projections)
     with contextlib.closing(_read_batches(work, every_batch, track, "features", every_scale)) as reads:
-        # Passes side by side are faster than one pass on several cores.
-        on_cpu = device.type == "cpu"
-        made = map_side_by_side(reads, compute, cores()) if on_cpu else map_ahead(reads, compute, 1)
+        # Passes side by side are faster than one pass on several cores; those of the backbone itself share its hooks.
+        alone = work.fused is None
+        made = map_ahead(reads, compute, 1) if alone else map_side_by_side(reads, compute, cores())
         with contextlib.closing(made) as computed:
             for number, images in shards.items():
                 done = itertools.islice(computed, len(batches[number]))

@@ -1,12 +1,10 @@
 """The same features faster: on a CPU, convolution, batch norm and activation in one pass over memory."""
 
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tagseg.networks.backbones import Backbone
@@ -24,12 +22,13 @@ LARGEST_DIFFERENCE = 1e-3
 """Largest difference of a value that is accepted, as a part of the largest value of its map."""
 
 
-def fuse(backbone: Backbone, layers: Sequence[str]) -> LayerMaps:
-    """Return a faster function with the results of `backbone.layer_maps(images, layers)`.
+def fuse(backbone: Backbone, layers: Sequence[str]) -> LayerMaps | None:
+    """Return a faster function with the results of `backbone.layer_maps(images, layers)`, which threads may call side
+    by side (unlike `layer_maps`); None where there is none.
 
     The backbone is traced, and its convolutions are joined with the batch norms and activations that follow them. A
     trace knows only the path that one image took: where the results differ on images of other sizes, as with vision
-    transformers whose positions depend on the size, and on every device but a CPU, the backbone itself is returned.
+    transformers whose positions depend on the size, and on every device but a CPU, there is no such function.
 
     Args:
         backbone: in evaluation mode; its weights are copied.
@@ -38,31 +37,23 @@ def fuse(backbone: Backbone, layers: Sequence[str]) -> LayerMaps:
     Raises:
         ValueError: as `Backbone.layer_maps`.
     """
-
-    one_at_a_time = threading.Lock()
-
-    def plain(images: Float[Tensor, "b 3 H W"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
-        # The backbone's hooks keep the maps of one image at a time: threads would mix theirs up.
-        with one_at_a_time:
-            return backbone.layer_maps(images, layers)
-
     if backbone.mean.device.type != "cpu":
-        return plain
-    plain(_image(backbone, TRACED))  # errors that are the user's
+        return None
+    backbone.layer_maps(_image(backbone, TRACED), layers)  # errors that are the user's
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # traces are deprecated in favour of a compiler that users may lack
             traced = torch.jit.trace(_Layers(backbone, layers).eval(), _image(backbone, TRACED), check_trace=False)
-            fused = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+            fused: LayerMaps = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
         for size in COMPARED:
             image = _image(backbone, size)
-            for expected, found in zip(plain(image), fused(image), strict=True):
+            for expected, found in zip(backbone.layer_maps(image, layers), fused(image), strict=True):
                 difference, largest = (expected - found).abs().max(), expected.abs().max()
                 if found.shape != expected.shape or difference > LARGEST_DIFFERENCE * largest.clamp_min(1e-6):
-                    return plain
+                    return None
     except Exception as error:  # a trace fails in many ways, none of which is the user's fault
         log.info("features: %s is not fused (%s)", backbone.name, str(error).splitlines()[0][:200])
-        return plain
+        return None
     return fused
 
 
