@@ -214,7 +214,6 @@ def test_every_quality_makes_masks_from_frozen_features_and_takes_longer_than_th
         return segment.steps + (segment.rounds - 1) * (segment.teacher_steps or segment.steps)
 
     assert steps(fast) < steps(balanced) < steps(best)
-    assert all(one.segment.batch * one.segment.accumulate == Settings().segment.batch for one in (fast, balanced, best))
 
 
 def test_settings_that_only_a_training_reads_are_known() -> None:

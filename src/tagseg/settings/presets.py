@@ -34,14 +34,10 @@ _FROZEN: dict[str, Any] = {
 }
 """Frozen features; chosen on images of two data sets that are not scored (docs/what_was_tried.md)."""
 
-_SMALL_BATCHES = {"batch": 4, "accumulate": 4}
-"""As many images a step as by default, in half the memory."""
-
 _QUALITIES: dict[str, dict[str, Any]] = {
-    "fast": _FROZEN | {"segment": _SMALL_BATCHES | {"steps": 300}},
-    "balanced": _FROZEN
-    | {"segment": _SMALL_BATCHES | {"rounds": 2, "teacher_steps": 300, "teacher_views": "one", "steps": 700}},
-    "best": _FROZEN | {"segment": _SMALL_BATCHES | {"rounds": 2, "teacher_views": "one"}},
+    "fast": _FROZEN | {"segment": {"steps": 300}},
+    "balanced": _FROZEN | {"segment": {"rounds": 2, "teacher_steps": 300, "teacher_views": "one"}},
+    "best": _FROZEN | {"segment": {"rounds": 2, "teacher_steps": 1000, "teacher_views": "one", "steps": 2000}},
 }
 
 DEFAULT_QUALITY: Quality = "balanced"
