@@ -16,6 +16,7 @@ from tagseg.pipeline import fit_until
 from tagseg.rca.heads import cached_maps
 from tagseg.rca.taught import TaughtEntries
 from tagseg.rca.train import load_network
+from tagseg.report.atlas import render_atlas
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
 from tagseg.run.taught import answers, record_answer, remove_answer
@@ -162,6 +163,15 @@ def test_a_fit_from_the_start_learns_from_the_answers(lesson: Lesson, run: Run, 
     settings["rca"]["taught_weight"] = 5.0
     with pytest.raises(RunError, match="taught_weight"):
         fit_until(discs, run.root, "localise", tagseg.Settings.from_dict(settings))
+
+
+def test_the_atlas_marks_what_was_taught(lesson: Lesson, run: Run) -> None:
+    name_cluster(lesson, next_questions(lesson)[0].key, "background")
+    apply_answers(prepare(run), run)
+    page = render_atlas(run, [], 4, "cpu")
+    assert page.count("<b>taught</b></p>") == 1 and "answer 1, cluster in images of" in page
+    run.taught_file.write_text("not a database")
+    assert [one.file for one in examine(run.root).damage] == ["review/taught.sqlite"]
 
 
 def test_a_run_that_was_trained_by_gradient_steps_says_what_to_do(run: Run) -> None:

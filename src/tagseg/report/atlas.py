@@ -11,6 +11,7 @@ from tagseg.errors import RunError
 from tagseg.masks.palette import class_colours
 from tagseg.rca.train import load_network
 from tagseg.report.atlas_data import draw_region, show_entry, show_image, show_pair
+from tagseg.report.atlas_taught import show_taught
 from tagseg.report.bank_view import EntryPair, attended_areas, choose_samples, closest_pairs, find_regions, load_memory
 from tagseg.report.crops import OutlineColour
 from tagseg.report.render import css, render_page
@@ -90,7 +91,8 @@ def render_atlas(run: Run, images: Sequence[Path], per_class: int, device: str, 
     new = [(path.name, read_image(path, megapixels)) for path in images]
     network, classes = load_network(run.network, choose_device(device))
     memory = load_memory(run, network)
-    samples = choose_samples(prepare(run, track).dataset.split("train"), len(classes), per_class)
+    every = prepare(run, track).dataset.split("train")
+    samples = choose_samples(every, len(classes), per_class)
     regions = find_regions(network, memory, samples, settings, track)
     colours = [BACKGROUND_COLOUR, *class_colours(len(classes))[1:]]
     # A region may appear several times on the page; it is drawn once.
@@ -116,6 +118,7 @@ def render_atlas(run: Run, images: Sequence[Path], per_class: int, device: str, 
             show_entry(memory, regions, entry, draw)
             for entry in track([*range(1, len(colours)), 0], "drawing the atlas", len(colours))
         ],
+        taught=show_taught(run, network, memory, every, colours),
         confusions=[show_pair(pair, regions, draw) for pair in pairs[:MOST_PAIRS]],
         similarities=_similarities(pairs, len(colours)) if len(colours) <= LARGEST_TABLE else [],
         images=[

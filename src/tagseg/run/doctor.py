@@ -17,6 +17,7 @@ from tagseg.run.folder import LOCK, Run
 from tagseg.run.history import read_history
 from tagseg.run.manifest import Manifest, read_manifest
 from tagseg.run.stages import OTHERS, OUTPUTS, STAGES, needed_stages
+from tagseg.run.taught import check_taught
 from tagseg.system.files import TEMPORARY, checksum
 from tagseg.system.progress import Track, map_ahead, silent
 from tagseg.system.records import record_line
@@ -150,11 +151,13 @@ def _check_files(root: Path, noted: Mapping[str, Mapping[str, str]], track: Trac
 
 def _check_decisions(run: Run) -> list[Damage]:
     # It has no checksum, because it changes with every decision.
-    try:
-        check_database(run)
-    except RunError:
-        return [Damage(run.decisions_file.relative_to(run.root).as_posix(), "unreadable", "review")]
-    return []
+    found = []
+    for check, file in ((check_database, run.decisions_file), (check_taught, run.taught_file)):
+        try:
+            check(run)
+        except RunError:
+            found.append(Damage(file.relative_to(run.root).as_posix(), "unreadable", "review"))
+    return found
 
 
 def _all_files(root: Path) -> set[str]:
@@ -180,7 +183,11 @@ def _advice(
             "run."
         )
     if "review" in parts:
-        lines.append(f"{run.decisions_file}: restore it from a copy, or delete it and lose all decisions.")
+        lines += [
+            f"{run.root / one.file}: restore it from a copy, or delete it and lose what a person said."
+            for one in damage
+            if one.part == "review"
+        ]
     stages = [stage for stage in STAGES if stage in parts]
     if stages:
         lines.append(f"Repeat {stages[0]} and all later stages: tagseg {stages[0]} {place} --force, then {again}")

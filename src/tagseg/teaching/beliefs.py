@@ -1,7 +1,9 @@
 """What the bank believes about every cell of every image, kept up to date while a person teaches it."""
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.taught import TaughtEntries
+from tagseg.system.process import cores
+from tagseg.system.progress import map_side_by_side
 from tagseg.teaching.cells import Cells
 
 NO_SCORE = -1e4
@@ -75,17 +79,25 @@ def learn(beliefs: Beliefs, taught: TaughtEntries, touched: Iterable[int] | None
         touched: labels (0 for background) whose entries changed, so that other images need no look; None for all.
     """
     wanted = None if touched is None else set(touched)
+    samples = beliefs.cells.samples
+    places = [
+        place for place, sample in enumerate(samples) if wanted is None or not wanted.isdisjoint((0, *sample.tags))
+    ]
+    with contextlib.closing(map_side_by_side(places, partial(_believed, beliefs, taught), cores())) as results:
+        found = list(zip(places, results, strict=True))
     changed, moved, seen = [], 0, 0
-    for place, sample in enumerate(beliefs.cells.samples):
-        if wanted is not None and wanted.isdisjoint((0, *sample.tags)):
-            continue
-        before, after = beliefs.shares[place], believed(beliefs, place, taught).half()
+    for place, after in found:
+        before = beliefs.shares[place]
         different = int((after.argmax(0) != before.argmax(0)).sum())
         beliefs.shares[place] = after
         if different:
-            changed.append(sample.id)
+            changed.append(samples[place].id)
             moved, seen = moved + different, seen + after[0].numel()
     return Change(tuple(changed), moved / max(seen, 1), len(beliefs.cells.samples))
+
+
+def _believed(beliefs: Beliefs, taught: TaughtEntries, place: int) -> Float16[Tensor, "l h w"]:
+    return believed(beliefs, place, taught).half()
 
 
 @torch.no_grad()

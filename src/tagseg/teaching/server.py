@@ -56,7 +56,8 @@ class Classroom:
     """The state of the server: the lesson, and the thread that looks at all images after each answer.
 
     version: how often the beliefs have changed. news: what the last change was, in words. crop: draws a crop, given the
-    cluster's key and its number. waiting: set when there is something to learn.
+    cluster's key and its number. waiting: set when there is something to learn, or the server has `ended`. learner: the
+    thread.
     """
 
     lesson: Lesson
@@ -65,6 +66,7 @@ class Classroom:
     news: str = ""
     waiting: threading.Event = field(default_factory=threading.Event)
     ended: bool = False
+    learner: threading.Thread | None = None
 
 
 def serve_lesson(
@@ -104,14 +106,17 @@ def open_classroom(lesson: Lesson) -> Classroom:
         return encoded(draw_crop(lesson, place, shape, colour), "jpeg", quality=80)
 
     room = Classroom(lesson, crop)
-    threading.Thread(target=_keep_learning, args=(room,), daemon=True).start()
+    room.learner = threading.Thread(target=_keep_learning, args=(room,), daemon=True)
+    room.learner.start()
     return room
 
 
 def close_classroom(room: Classroom) -> None:
-    """End the thread."""
+    """End the thread, after the images that it is looking at."""
     room.ended = True
     room.waiting.set()
+    if room.learner is not None:
+        room.learner.join()
 
 
 def _keep_learning(room: Classroom) -> None:
