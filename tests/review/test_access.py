@@ -12,7 +12,7 @@ from .conftest import TOKEN, build_run, record_of, write_data
 def test_requests_without_the_token_are_refused(served, path):
     status, headers, body = served.ask(path, token="")
     assert status == 403 and headers["x-content-type-options"] == "nosniff"
-    assert "open the address that tagseg review printed" in json.loads(body)["error"]
+    assert "open the address that tagseg printed" in json.loads(body)["error"]
 
 
 def test_the_server_listens_only_on_127_0_0_1(served):

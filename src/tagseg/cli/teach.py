@@ -32,7 +32,7 @@ def teach(
     port: Annotated[Port, Parameter(help="Port to listen on (0: any free one).")] = 0,
     browser: Annotated[bool, Parameter(negative="--no-browser", help="Open the page in the browser.")] = True,
 ) -> None:
-    """Name clusters of similar regions: each answer mends the masks of many images.
+    """Name regions that look alike: an answer mends many masks.
 
     Shows regions that look alike, those first whose name is expected to change most. Each answer is written into the
     run folder at once and enters the memory bank. At the end, maps and masks follow, and the next tagseg fit trains the
