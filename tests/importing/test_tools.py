@@ -124,8 +124,17 @@ def pngs_in_a_folder(run: Run, folder: Path) -> Path:
     return folder / "voc.zip"
 
 
+def labelme_without_sizes(run: Run, folder: Path) -> Path:
+    """LabelMe's files as old versions wrote them."""
+    for file in labelme(run, folder).glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(content | {"imageHeight": None, "imageWidth": None}), encoding="utf-8")
+    return folder / "labelme"
+
+
 @pytest.mark.parametrize(
-    "make", [label_studio_json, label_studio_min, cvat_brush, cvat_images, labelme, pngs_in_a_folder]
+    "make",
+    [label_studio_json, label_studio_min, cvat_brush, cvat_images, labelme, labelme_without_sizes, pngs_in_a_folder],
 )
 def test_masks_come_back_exactly(make: Make, run: Run, tmp_path: Path) -> None:
     assert import_masks(make(run, tmp_path), run.root, tmp_path / "back").corrected == len(IDS)

@@ -30,7 +30,9 @@ def read_labelme(file: Path, content: dict[str, Any], dataset: Dataset) -> Corre
         raise DataError(f"{file}: got shapes {shown(shapes)}, expected a list of objects")
 
     def draw(sample: Sample, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-        require_size(sample.image, (content.get("imageHeight"), content.get("imageWidth")), size)
+        stated = (content.get("imageHeight"), content.get("imageWidth"))
+        if stated != (None, None):  # old versions state no size
+            require_size(sample.image, stated, size)
         mask = np.zeros(size, np.uint8)
         for shape in shapes:
             if (label := shape.get("label")) not in ids:
