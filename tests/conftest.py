@@ -1,5 +1,6 @@
 """What all tests share: checked shapes, fixed seeds, no network, and the optional real data."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -7,7 +8,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import socket
+import threading
 import time
 import types
 from pathlib import Path
@@ -21,7 +24,7 @@ import torch
 from beartype import BeartypeConf, beartype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from PIL import Image
 
@@ -84,6 +87,45 @@ jaxtyping.install_import_hook("tagseg", "beartype.beartype")
 
 hypothesis.settings.register_profile("tagseg", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tagseg")
+
+
+@pytest.fixture(scope="session")
+def chromium_program() -> str:
+    """Return the path of a browser, or skip the test."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium or chromium-browser on this machine")
+    return program
+
+
+@pytest.fixture(scope="module")
+def chromium(chromium_program: str) -> "Iterator[Any]":
+    """Return a headless browser, for one module only because its event loop disturbs other tests."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is missing")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def serving() -> "Callable[[Any], contextlib.AbstractContextManager[int]]":
+    """Return a function that serves a page's app in a thread while its block runs, and yields the port."""
+    from tagseg.review.server import listen, make_server
+
+    @contextlib.contextmanager
+    def serving(app: Any) -> "Iterator[int]":
+        with listen(0) as listener:
+            server = make_server(app)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                server.should_exit = True
+                thread.join()
+
+    return serving
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,6 @@
 import contextlib
 import http.client
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from tagseg.importing.match import ImageNames
 from tagseg.live.labelstudio import Backend, make_backend_app
 from tagseg.masks.mask_files import mask_file
 from tagseg.networks.segmenters import Segmenter
-from tagseg.review.server import listen, make_server
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import Predictor
 
@@ -35,20 +32,6 @@ def backend(masked_run: Run, pixelwise: Segmenter, tmp_path: Path) -> Backend:
     return Backend(masked_run, prepared, ImageNames(prepared.dataset), tmp_path / "corrections", predictor, "tagseg-1")
 
 
-@contextlib.contextmanager
-def served(backend: Backend) -> Iterator[int]:
-    """Serve a backend in a thread and yield its port."""
-    with listen(0) as listener:
-        server = make_server(make_backend_app(backend, TOKEN))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join(10)
-
-
 def ask(port: int, path: str, body: Any = None, token: str = TOKEN) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     method = "GET" if body is None else "POST"
@@ -60,11 +43,11 @@ def ask(port: int, path: str, body: Any = None, token: str = TOKEN) -> tuple[int
 
 
 def test_it_predicts_and_keeps_corrections(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    backend: Backend, serving: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(Backend, "_learn", lambda self: started.append(self.run.root.name))
-    with served(backend) as port:
+    with serving(make_backend_app(backend, TOKEN)) as port:
         assert ask(port, "health") == (200, {"status": "UP", "model_class": "tagseg", "training": False})
         assert ask(port, "setup", {"project": "1.2", "schema": "<View/>"}) == (200, {"model_version": "tagseg-1"})
         assert ask(port, "health", token="another")[0] == 403

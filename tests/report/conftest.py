@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -128,16 +127,13 @@ def read_html():
 
 
 @pytest.fixture
-def dom_in_chromium(tmp_path):
+def dom_in_chromium(tmp_path, chromium_program):
     """Return a function that returns a page's document after the browser has run its scripts."""
 
     def dom_in_chromium(page):
-        browser = shutil.which("chromium") or shutil.which("chromium-browser")
-        if browser is None:
-            pytest.skip("no chromium or chromium-browser on this machine")
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         flags += " --disable-component-update --disable-sync --virtual-time-budget=3000 --dump-dom"
-        command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+        command = [chromium_program, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         return Page(done.stdout)
 

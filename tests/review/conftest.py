@@ -3,8 +3,6 @@
 import contextlib
 import http.client
 import json
-import shutil
-import threading
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -18,7 +16,7 @@ from tagseg.evaluate.quality import ClassQuality, ImageQuality, write_quality
 from tagseg.masks.make import make_mask
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.review.queue import read_queue
-from tagseg.review.server import listen, make_app, make_server
+from tagseg.review.server import make_app
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
 
@@ -122,43 +120,16 @@ class Served:
         return status, json.loads(answer)
 
 
-@contextlib.contextmanager
-def serving(run, port=0):
-    """Serve a run's page in a thread."""
-    with listen(port) as listener:
-        server = make_server(make_app(read_queue(run), TOKEN))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield Served(listener.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
 @pytest.fixture
-def serve():
+def serve(serving):
     """Return a function that serves a run's page until the test and its browser end."""
     with contextlib.ExitStack() as stack:
-        yield lambda run: stack.enter_context(serving(run))
+        yield lambda run: Served(stack.enter_context(serving(make_app(read_queue(run), TOKEN))))
 
 
 @pytest.fixture
 def served(run, serve):
     return serve(run)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Return a headless browser, for one module only because its event loop disturbs other tests."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no chromium or chromium-browser on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is missing")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """The teach page in a real headless Chromium: name, split, undo, two windows, and a server that is killed."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +13,7 @@ from tagseg.data.images import read_mask_file
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit_until
 from tagseg.review.queue import read_queue
-from tagseg.review.server import listen, make_app, make_server
+from tagseg.review.server import make_app
 from tagseg.run.folder import Run
 from tagseg.run.taught import answers, fixed_parts
 from tagseg.teaching.apply import is_applied
@@ -25,30 +23,12 @@ from tagseg.teaching.server import close_classroom, make_lesson_app, open_classr
 TOKEN = "a-token-of-tests"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """Return a headless browser, for one module only because its event loop disturbs other tests."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no chromium or chromium-browser on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is missing")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def address(run: Run) -> Iterator[str]:
+def address(run: Run, serving: Any) -> Iterator[str]:
     """Serve the teach page of a run in a thread."""
     room = open_classroom(open_lesson(run))
-    with listen(0) as listener:
-        server = make_server(make_lesson_app(room, TOKEN))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/{TOKEN}/"
-        server.should_exit = True
-        thread.join()
+    with serving(make_lesson_app(room, TOKEN)) as port:
+        yield f"http://127.0.0.1:{port}/{TOKEN}/"
     close_classroom(room)
 
 
@@ -141,15 +121,10 @@ def test_two_windows_do_not_overwrite_one_another(address: str, open_page: Any, 
 
 
 @pytest.fixture
-def review_address(run: Run) -> Iterator[str]:
+def review_address(run: Run, serving: Any) -> Iterator[str]:
     """Serve the review page of the run in a thread."""
-    with listen(0) as listener:
-        server = make_server(make_app(read_queue(run), TOKEN))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/{TOKEN}/"
-        server.should_exit = True
-        thread.join()
+    with serving(make_app(read_queue(run), TOKEN)) as port:
+        yield f"http://127.0.0.1:{port}/{TOKEN}/"
 
 
 PIXELS = """() => {

@@ -1,5 +1,6 @@
 """Commands that say how far to trust the masks, and let a person correct them: review, worst, calibrate, atlas."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,14 +46,21 @@ def review(
 
         assess(opened, bars)
 
+    review(run, port, page_opener("Review", "decisions", browser))
+    say("Stopped.")
+
+
+def page_opener(title: str, kept: str, browser: bool) -> Callable[[str], None]:
+    """Return what a page's server calls with its address: it prints the address, says what is kept when the server is
+    stopped, and opens the page in the browser if asked."""
+
     def ready(address: str) -> None:
-        say(f"Review: {address}")
-        say("Press Ctrl-C to stop; decisions are kept.")
+        say(f"{title}: {address}")
+        say(f"Press Ctrl-C to stop; {kept} are kept.")
         if browser:
             open_browser(address)
 
-    review(run, port, ready)
-    say("Stopped.")
+    return ready
 
 
 def open_browser(address: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from tagseg.cli.app import CHECK, RunFolder, command, say
-from tagseg.cli.review import open_browser
+from tagseg.cli.review import page_opener
 from tagseg.settings.bounds import Port
 from tagseg.system.progress import bars
 
@@ -63,13 +63,7 @@ def teach(
         return
     from tagseg.teaching.server import serve_lesson
 
-    def ready(address: str) -> None:
-        say(f"Teach: {address}")
-        say("Press Ctrl-C to stop; answers are kept.")
-        if browser:
-            open_browser(address)
-
-    serve_lesson(opened, port, ready, bars)
+    serve_lesson(opened, port, page_opener("Teach", "answers", browser), bars)
     say(f"Stopped. Make the masks again: tagseg teach {run} --apply")
 
 

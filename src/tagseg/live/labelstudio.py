@@ -5,8 +5,8 @@ It is served to this machine only, below a secret path, because whoever can reac
 training.
 """
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import secrets
@@ -32,8 +32,7 @@ from tagseg.importing.labelstudio import read_tasks
 from tagseg.importing.match import ImageNames
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.pipeline import run_stage
-from tagseg.review.access import new_token
-from tagseg.review.server import listen, make_server
+from tagseg.review.server import listen, serve_page
 from tagseg.run.folder import Run
 from tagseg.segment.predictor import Predictor, load
 from tagseg.system.records import parse_json
@@ -144,11 +143,8 @@ def serve_labelstudio(backend: Backend, port: int = 0, ready: Callable[[str], No
     Raises:
         ValueError: when the port cannot be used.
     """
-    token = new_token()
     with listen(port) as listener:
-        ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{token}")
-        with contextlib.suppress(KeyboardInterrupt):
-            make_server(make_backend_app(backend, token)).run(sockets=[listener])
+        serve_page(listener, functools.partial(make_backend_app, backend), lambda at: ready(at.removesuffix("/")))
 
 
 def make_backend_app(backend: Backend, token: str) -> Starlette:

@@ -1,10 +1,11 @@
 """The review page's server: serves the page, its list and its pictures, and stores decisions immediately."""
 
 import contextlib
+import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -76,13 +77,18 @@ def review(run: str | Path, port: int = 0, ready: Callable[[str], None] = lambda
         ValueError: when the port cannot be used.
     """
     queue = read_queue(Run(Path(run)))
-    token = new_token()
-    app = make_app(queue, token)
     with listen(port) as listener:
-        ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/")
-        # When interrupted, uvicorn shuts down and then raises the interruption again.
-        with contextlib.suppress(KeyboardInterrupt):
-            make_server(app).run(sockets=[listener])
+        serve_page(listener, functools.partial(make_app, queue), ready)
+
+
+def serve_page(listener: socket.socket, make: Callable[[str], ASGIApp], ready: Callable[[str], None]) -> None:
+    """Serve the app that `make` returns for a new token until interrupted; `ready` is called with its address."""
+    token = new_token()
+    app = make(token)
+    ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/")
+    # When interrupted, uvicorn shuts down and then raises the interruption again.
+    with contextlib.suppress(KeyboardInterrupt):
+        make_server(app).run(sockets=[listener])
 
 
 def listen(port: int) -> socket.socket:
@@ -128,8 +134,15 @@ def make_app(queue: Queue, token: str) -> ASGIApp:
         Route("/fix", store_fix, methods=["POST"]),
         Route("/unfix", remove_fix, methods=["POST"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse_request, ValueError: explain_error})
-    app.state.review = Review(queue, queue_pictures(queue), decisions(queue.run), region_finder(queue.run))
+    review = Review(queue, queue_pictures(queue), decisions(queue.run), region_finder(queue.run))
+    return page_app(routes, token, review=review)
+
+
+def page_app(routes: Sequence[Route], token: str, **state: object) -> ASGIApp:
+    """Return the app of a page with its `state`, for clients that know the token; errors are answered in words."""
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse, ValueError: _explain})
+    for name, value in state.items():
+        setattr(app.state, name, value)
     return guarded(app, token)
 
 
@@ -321,12 +334,11 @@ def _review(request: Request) -> Review:
     return state
 
 
-def refuse_request(request: Request, error: Exception) -> Response:
-    """Respond with what is wrong with the request."""
+def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code)
 
 
-def explain_error(request: Request, error: Exception) -> Response:
+def _explain(request: Request, error: Exception) -> Response:
     """Respond with the error in the run or the data, which the user can fix while the server keeps running."""
     return JSONResponse({"error": str(error)}, 409)

@@ -1,13 +1,11 @@
 """The teach page's server: questions with crops, answers that are stored at once, and the masks that follow."""
 
-import contextlib
 import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,11 +17,12 @@ from tagseg._version import __version__
 from tagseg.masks.palette import class_colours
 from tagseg.report.overlay import encoded
 from tagseg.report.render import css, render_page
-from tagseg.review.access import guarded, new_token, read_body
-from tagseg.review.server import PAGE_POLICY, explain_error, listen, make_server, refuse_request
+from tagseg.review.access import read_body
+from tagseg.review.server import PAGE_POLICY, listen, page_app, serve_page
 from tagseg.run.folder import Run
 from tagseg.run.taught import Meant
 from tagseg.system.progress import Track, silent
+from tagseg.teaching.clusters import find_cluster
 from tagseg.teaching.lesson import (
     Lesson,
     answered,
@@ -86,12 +85,8 @@ def serve_lesson(
     """
     with listen(port) as listener:
         room = open_classroom(open_lesson(run, track))
-        token = new_token()
-        ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/")
         try:
-            # When interrupted, uvicorn shuts down and then raises the interruption again.
-            with contextlib.suppress(KeyboardInterrupt):
-                make_server(make_lesson_app(room, token)).run(sockets=[listener])
+            serve_page(listener, functools.partial(make_lesson_app, room), ready)
         finally:
             close_classroom(room)
 
@@ -102,7 +97,7 @@ def open_classroom(lesson: Lesson) -> Classroom:
     @functools.lru_cache(KEPT_CROPS)
     def crop(key: str, number: int) -> bytes:
         place, shape = shapes_of(lesson, key)[number]
-        colour = class_colours(len(lesson.classes))[_tag(lesson, key)]
+        colour = class_colours(len(lesson.classes))[find_cluster(lesson.clusters, key).tag]
         return encoded(draw_crop(lesson, place, shape, colour), "jpeg", quality=80)
 
     room = Classroom(lesson, crop)
@@ -144,9 +139,7 @@ def make_lesson_app(room: Classroom, token: str) -> ASGIApp:
         Route("/answer", store_answer, methods=["POST"]),
         Route("/undo", undo_answer, methods=["POST"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse_request, ValueError: explain_error})
-    app.state.room = room
-    return guarded(app, token)
+    return page_app(routes, token, room=room)
 
 
 def show_lesson(request: Request) -> Response:
@@ -271,10 +264,6 @@ def lesson_state(room: Classroom, tag: int, key: str = "") -> dict[str, Any]:
                 "masks": images[:MASKS],
             }
     return found
-
-
-def _tag(lesson: Lesson, key: str) -> int:
-    return next(one.tag for own in lesson.clusters.known.values() for one in own if one.key == key)
 
 
 def _room(request: Request) -> Classroom:
