@@ -139,6 +139,11 @@ class FeatureCache:
         return self.index.source.scales
 
     @property
+    def finest(self) -> int:
+        """Which scale has the most cells."""
+        return max(range(len(self.scales)), key=self.scales.__getitem__)
+
+    @property
     def ids(self) -> tuple[str, ...]:
         """The images' ids, in the order in which they are stored."""
         return tuple(self._places)

@@ -253,8 +253,7 @@ def cached_inputs(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> l
 def fine_features(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> Float[Tensor, "d h w"]:
     """Return the features of an image's cells at the largest cached scale, as the bank compares them: of unit length,
     rounded to half precision."""
-    largest = max(range(len(cache.scales)), key=cache.scales.__getitem__)
-    return F.normalize(cached_inputs(network, cache, sample_id)[largest][1][0], dim=0).half().float()
+    return F.normalize(cached_inputs(network, cache, sample_id)[cache.finest][1][0], dim=0).half().float()
 
 
 @torch.no_grad()

@@ -49,9 +49,9 @@ class TaughtEntries:
         return len(self.labels)
 
 
-def no_entries(channels: int) -> TaughtEntries:
+def no_entries(channels: int, digest: str = "") -> TaughtEntries:
     """Return no taught entries, for a bank of that many channels."""
-    return TaughtEntries(torch.zeros(0, channels), torch.zeros(0, dtype=torch.long), ())
+    return TaughtEntries(torch.zeros(0, channels), torch.zeros(0, dtype=torch.long), (), digest)
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def taught_entries(
             sums[number] += map_.flatten(1)[:, cells_at(points, (map_.shape[1], map_.shape[2]))].float().sum(1)
     kept = [number for number, total in sums.items() if total.any()]
     if not kept:
-        return TaughtEntries(torch.zeros(0, channels), torch.zeros(0, dtype=torch.long), (), digest)
+        return no_entries(channels, digest)
     labels = torch.tensor([ids.get(wanted[number].name, 0) for number in kept])
     return TaughtEntries(
         F.normalize(torch.stack([sums[number] for number in kept]), dim=1), labels, tuple(kept), digest

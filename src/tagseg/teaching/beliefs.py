@@ -1,6 +1,7 @@
 """What the bank believes about every cell of every image, kept up to date while a person teaches it."""
 
 import contextlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +67,7 @@ def begin_beliefs(network: RcaNetwork, cells: Cells, taught: TaughtEntries) -> B
         features = cells.of(place)
         mined.append(torch.stack([_highest(features, held[entry]) for entry in (0, *sample.tags)]))
     beliefs = Beliefs(cells, network, tuple(mined), [])
-    beliefs.shares.extend(believed(beliefs, place, taught).half() for place in range(len(cells.samples)))
+    beliefs.shares.extend(_believed(beliefs, taught, place) for place in range(len(cells.samples)))
     return beliefs
 
 
@@ -108,12 +109,11 @@ def believed(beliefs: Beliefs, place: int, taught: TaughtEntries) -> Float[Tenso
     """
     cells, rca = beliefs.cells, beliefs.network.rca
     scores = beliefs.mined[place]
-    rows = [row for row, label in enumerate((0, *cells.samples[place].tags)) if (taught.labels == label).any()]
+    owned = [taught.features[taught.labels == label] for label in (0, *cells.samples[place].tags)]
+    rows = {row: own for row, own in enumerate(owned) if len(own)}
     if rows:
-        scores, features = scores.clone(), cells.of(place)
-        bonus = float(torch.tensor(rca.taught_weight).log())
-        for row in rows:
-            own = taught.features[taught.labels == (0, *cells.samples[place].tags)[row]]
+        scores, features, bonus = scores.clone(), cells.of(place), math.log(rca.taught_weight)
+        for row, own in rows.items():
             scores[row] = torch.maximum(scores[row], _highest(features, own / rca.attention_temperature) + bonus)
     found, start, finest = scores.softmax(0), 0, cells.size(place)
     total = torch.zeros(len(found), *finest)

@@ -69,7 +69,7 @@ def gather_cells(
     """
     tagged = tuple(sample for sample in samples if sample.tags)
     shapes: list[tuple[Size, ...]] = []
-    starts, finest = [0], max(range(len(cache.scales)), key=cache.scales.__getitem__)
+    starts = [0]
     with tempfile.TemporaryFile(dir=run.root, prefix=TEMPORARY) as file:
         for sample in track(tagged, "cells", len(tagged)):
             maps = [features[0] for _, features in cached_inputs(network, cache, sample.id)]
@@ -80,4 +80,4 @@ def gather_cells(
         file.flush()
         flat = np.memmap(file, np.float16, "r+", shape=(starts[-1], network.channels)) if tagged else None
     features = torch.from_numpy(flat) if flat is not None else torch.zeros(0, network.channels, dtype=torch.half)
-    return Cells(features, tagged, tuple(shapes), tuple(starts), finest, network.backbone.cornered)
+    return Cells(features, tagged, tuple(shapes), tuple(starts), cache.finest, network.backbone.cornered)

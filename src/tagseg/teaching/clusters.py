@@ -96,12 +96,7 @@ def find_clusters(cells: Cells, classes: int, seed: int, count: int = CLUSTERS, 
 def split_cluster(clusters: Clusters, key: str) -> list[Cluster]:
     """Replace an open cluster by its parts and return them; none if its cells are all alike."""
     cluster = clusters.open.pop(key)
-    members = [
-        (place, (owner == cluster.index).nonzero().flatten())
-        for (tag, place), owner in clusters.owner.items()
-        if tag == cluster.tag
-    ]
-    parts = _divide(clusters, cluster.tag, [one for one in members if len(one[1])], PARTS, key)
+    parts = _divide(clusters, cluster.tag, sorted(members_of(clusters, key)), PARTS, key)
     if parts:
         clusters.parts[key] = parts
     return parts
@@ -114,26 +109,27 @@ def close_cluster(clusters: Clusters, key: str) -> None:
 
 def reopen_cluster(clusters: Clusters, key: str) -> None:
     """Put a cluster back to those that are still to be named; if it was split, its parts become one again."""
-    tag, index = _place(clusters, key)
+    cluster = find_cluster(clusters, key)
     for part in clusters.parts.pop(key, ()):
         reopen_cluster(clusters, part.key)
         del clusters.open[part.key]
         for (own, _), owner in clusters.owner.items():
-            if own == tag:
-                owner[owner == part.index] = index
+            if own == cluster.tag:
+                owner[owner == part.index] = cluster.index
         clusters.gone.add(part.key)
     clusters.gone.discard(key)
-    clusters.open[key] = clusters.known[tag][index]
+    clusters.open[key] = cluster
 
 
 def members_of(clusters: Clusters, key: str) -> list[tuple[int, Int[Tensor, "_"]]]:
     """Return the images of a cluster, those with most of its cells first, and these cells."""
-    tag, index = _place(clusters, key)
-    found = [
-        (place, (owner == index).nonzero().flatten())
-        for (own, place), owner in clusters.owner.items()
-        if own == tag and (owner == index).any()
+    cluster = find_cluster(clusters, key)
+    every = [
+        (place, (owner == cluster.index).nonzero().flatten())
+        for (tag, place), owner in clusters.owner.items()
+        if tag == cluster.tag
     ]
+    found = [one for one in every if len(one[1])]
     return sorted(found, key=lambda one: (-len(one[1]), one[0]))
 
 
@@ -253,10 +249,14 @@ def _divide(
     return made
 
 
-def _place(clusters: Clusters, key: str) -> tuple[int, int]:
-    # The latest: parts that were one cluster for a while are new ones.
+def find_cluster(clusters: Clusters, key: str) -> Cluster:
+    """Return the cluster called `key`, of several the latest: parts that were one cluster for a while are new ones.
+
+    Raises:
+        KeyError: when there is none.
+    """
     every = (one for own in clusters.known.values() for one in reversed(own))
     found = next((one for one in every if one.key == key), None)
     if found is None:
         raise KeyError(key)
-    return found.tag, found.index
+    return found

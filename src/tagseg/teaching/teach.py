@@ -13,7 +13,7 @@ from tagseg.run.taught import Meant, answers, import_answers
 from tagseg.system.progress import Track, silent
 from tagseg.teaching.apply import apply_answers
 from tagseg.teaching.clusters import Question, members_of
-from tagseg.teaching.lesson import Lesson, Taught, name_cluster, next_questions, open_lesson
+from tagseg.teaching.lesson import Lesson, Taught, catch_up, name_cluster, next_questions, open_lesson
 
 CLUSTER_CROPS = 12
 """Images that show a cluster."""
@@ -83,7 +83,7 @@ def teach(
         if answers_file is not None:
             samples = lesson.prepared.dataset.split("train")
             import_answers(opened, Path(answers_file), [sample.id for sample in samples], lesson.classes)
-            lesson = open_lesson(opened, track)
+            catch_up(lesson)
         while name is not None and len(given) < most:
             found = next_questions(lesson)
             said = name(view_of(lesson, found[0])) if found else None
