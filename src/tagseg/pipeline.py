@@ -244,7 +244,7 @@ def _compare_data(work: _Work, force: bool) -> None:
     except DataChanged as change:
         if not force:
             raise
-        log.warning("%s", str(change).split(". Undo that")[0])
+        log.warning("%s", change.what)
         work.run.discard("train")
 
 

@@ -18,7 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class DataChanged(RunError):
-    """The images or tags of a run are not those that it was made from."""
+    """The images or tags of a run are not those that it was made from; `what` says which."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}. {remedy}")
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
     if not (same and all(map(_is_row, dataset.samples, kept.samples))):
         raise DataChanged(
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
-            f"{'; '.join(_changes(dataset, kept))}. Undo that, learn from the changed data with `tagseg fit "
-            f"{dataset.root} --out {run.root} --force` (all stages run again), or use another --out"
+            f"{'; '.join(_changes(dataset, kept))}",
+            f"Undo that, learn from the changed data with `tagseg fit "
+            f"{dataset.root} --out {run.root} --force` (all stages run again), or use another --out",
         )
     # The samples' own ids as keys, and each size once, so that the rows can be freed.
     shared: dict[tuple[int, int], tuple[int, int]] = {}

@@ -82,6 +82,10 @@ class _Work:
     max_megapixels: float
     precision: NumberFormat = "fp32"
 
+    def at(self, precision: NumberFormat) -> "_Work":
+        """Return the same with another precision; with its own the object itself, which may hold a traced backbone."""
+        return self if precision == self.precision else replace(self, precision=precision)
+
     @cached_property
     def fused(self) -> LayerMaps | None:
         """A pass that threads may make side by side, if there is one."""
@@ -237,7 +241,7 @@ def _begin(
         precision = settings.precision
     elif batches:
         precision = _choose_precision(work, batches[0][:4], least)
-    work = work if precision == work.precision else replace(work, precision=precision)
+    work = work.at(precision)
     fitted, held_out = _moments(work), _moments(work)
     number = 0
     for read in _read_batches(work, batches, track, "features: components", (least,)):
@@ -276,7 +280,7 @@ def _choose_precision(work: _Work, images: Sequence[CachedImage], scale: int) ->
     seconds, outputs = {}, {}
     both: tuple[NumberFormat, ...] = ("fp32", "bf16")
     for precision in both:
-        once = partial(_once, work if precision == work.precision else replace(work, precision=precision), pictures)
+        once = partial(_once, work.at(precision), pictures)
         try:
             outputs[precision] = once()  # the first pass is slower
         except (RuntimeError, NotImplementedError):  # operations that this device lacks
@@ -307,7 +311,7 @@ def _fill(
     work: _Work, index: FeatureIndex, shards: Mapping[int, tuple[CachedImage, ...]], folder: Path, track: Track
 ) -> None:
     """Compute and write shards."""
-    work = work if index.precision == work.precision else replace(work, precision=index.precision)
+    work = work.at(index.precision)
     tensors, device = load_file(folder / PROJECTION), work.backbone.mean.device
     projections = [_on(projection_of(tensors, layer.name), device) for layer in work.source.layers]
     batches = {number: list(_batches(images)) for number, images in shards.items()}

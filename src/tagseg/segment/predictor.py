@@ -14,7 +14,7 @@ from torch import Tensor
 from tagseg.data.images import AnyImage, any_image
 from tagseg.errors import RunError
 from tagseg.networks.segmenters import Segmenter, empty_segmenter
-from tagseg.run.folder import network_folder
+from tagseg.run.folder import Run, network_folder
 from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.infer import ClassProbabilities, as_tensor, probabilities, windowed_probabilities
 from tagseg.segment.label_pixels import Decided, label_pixels, likely_candidates, refine
@@ -115,7 +115,9 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         RunError: if there is no trained segmenter, or its files are damaged or do not describe one.
         ValueError: if the device is not available.
     """
-    folder = network_folder(Path(path))
+    folder, run = network_folder(Path(path)), Run(Path(path))
+    if run.manifest_file.exists():
+        run.require_unchanged("segment", folder / "network.safetensors", folder / "network.json")
     try:
         return read_predictor(folder, device)
     except RunError as error:
