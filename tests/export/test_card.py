@@ -205,9 +205,9 @@ def test_the_snippets_of_a_card_run(
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
     Image.fromarray(pixels).save("photo.jpg")
-    with_torch, by_onnx = re.findall(r"```python\n(.*?)```", (out / "MODEL_CARD.md").read_text(), re.DOTALL)
+    with_torch, by_smp, by_onnx = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     found: list[dict[str, Any]] = []
-    for snippet in (with_torch, by_onnx):
+    for snippet in (with_torch, by_onnx, by_smp):
         names: dict[str, Any] = {}
         exec(snippet.replace("path/to/this/folder", out.as_posix()), names)
         found.append(names)
@@ -217,7 +217,17 @@ def test_the_snippets_of_a_card_run(
     # One pass without other scales or the mirrored image, so the results are similar, not equal.
     large = Image.fromarray(found[1]["mask"].astype(np.uint8)).resize((100, 80), Image.Resampling.NEAREST)
     assert (np.asarray(large) == found[0]["mask"]).mean() > 0.5
+    # Their network is also without the other scales, and resizes the whole image.
+    assert found[2]["mask"].shape == (80, 96) and len(found[2]["mask"].unique()) > 1
     assert "onnxruntime" not in card_of(run)
+
+
+def test_a_card_says_who_else_loads_the_network(run: Run) -> None:
+    theirs = card_of(run)
+    assert 'smp.from_pretrained("path/to/this/folder")' in theirs and "multiples of 16 pixels" in theirs
+    about = msgspec.structs.replace(describe(run), network="deeplabv2")
+    ours = model_card(run, about, run.settings().to_dict())
+    assert "Only tagseg loads this network: it is DeepLab-v2" in ours and "smp" not in ours
 
 
 def test_the_card_mentions_maps_from_another_tool(new_run: MakeRun, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -15,13 +16,15 @@ from safetensors import safe_open
 import tagseg
 from tagseg.errors import RunError
 from tagseg.export.model import export_model, without_folders
+from tagseg.networks.segmenters import NetworkName, empty_segmenter
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.settings.settings import Settings
+from tagseg.system.records import read_json
 from tagseg.training.checkpoint import load_tensors, save_tensors
 
 MakeRun = Callable[..., Run]
-FILES = ("MODEL_CARD.md", "network.json", "network.safetensors")
+FILES = ("README.md", "config.json", "model.safetensors", "network.json")
 
 ELSEWHERE = """
 import sys, tagseg, torch
@@ -77,7 +80,7 @@ def test_network_json_and_the_weights_hold_the_same_description(run: Run, tmp_pa
     about = json.loads((tmp_path / "model/network.json").read_text())
     assert about["classes"] == ["background", "cat", "dog"] and about["tagseg"] == tagseg.__version__
     assert about["licence"] == {"id": None, "text": "none (training started from random weights)"}
-    with safe_open(tmp_path / "model/network.safetensors", framework="pt") as file:
+    with safe_open(tmp_path / "model/model.safetensors", framework="pt") as file:
         told = json.loads(file.metadata()["tagseg"])
     assert len(told.pop("sha256")) == 64 and told == about
 
@@ -101,8 +104,74 @@ def test_no_path_of_this_machine_is_exported(new_run: MakeRun, tmp_path: Path) -
         content = path.read_bytes()
         assert b"anna" not in content and str(tmp_path).encode() not in content, path.name
     assert not {"weights", "nested"} & json.loads((tmp_path / "model/network.json").read_text()).keys()
-    card = (tmp_path / "model/MODEL_CARD.md").read_text()
+    card = (tmp_path / "model/README.md").read_text()
     assert '"start.safetensors"' in card and '"second.safetensors"' in card and "Data folder: my photos," in card
+
+
+@pytest.mark.parametrize(
+    ("network", "stride", "size"),
+    [("deeplabv3plus", 16, (80, 48)), ("deeplabv3plus", 8, (64, 96)), ("upernet", 32, (96, 64))],
+)
+def test_segmentation_models_pytorch_loads_the_same_network(
+    new_run: MakeRun, tmp_path: Path, network: NetworkName, stride: int, size: tuple[int, int]
+) -> None:
+    run = new_run(tmp_path)
+    file = run.segmenter / "network.safetensors"
+    ours = empty_segmenter("test_resnet", 3, stride, network).eval()
+    with run.stage("segment"):
+        about = load_tensors(file)[1] | {"network": network, "stride": stride}
+        save_tensors(file, ours.state_dict(), about)
+        (run.segmenter / "network.json").write_text(json.dumps(about))
+    export_model(run.root, tmp_path / "model")
+    theirs = smp.from_pretrained(str(tmp_path / "model"))
+    images = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(theirs((images - ours.mean) / ours.std), ours(images))
+        torch.testing.assert_close(
+            tagseg.load(tmp_path / "model", "cpu").network(images), ours(images), atol=1e-4, rtol=1e-4
+        )
+    # What they save in turn is the same, except for what is ours.
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert json.loads((tmp_path / "theirs/config.json").read_text()) == read_json(tmp_path / "model/config.json")
+    mine, saved = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("model", "theirs"))
+    assert mine.keys() == saved.keys() and all(torch.equal(mine[name], saved[name]) for name in mine)
+
+
+def test_a_network_that_is_only_ours_has_no_config_json(new_run: MakeRun, tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    file = run.segmenter / "network.safetensors"
+    ours = empty_segmenter("test_resnet", 3, 16, "deeplabv2").eval()
+    with run.stage("segment"):
+        about = load_tensors(file)[1] | {"network": "deeplabv2"}
+        save_tensors(file, ours.state_dict(), about)
+        (run.segmenter / "network.json").write_text(json.dumps(about))
+    assert export_model(run.root, tmp_path / "model").files == ("README.md", "model.safetensors", "network.json")
+    images = torch.rand(1, 3, 64, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            tagseg.load(tmp_path / "model", "cpu").network(images), ours(images), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_an_export_of_version_0_1_is_loaded_and_replaced(run: Run, tmp_path: Path) -> None:
+    old = tmp_path / "model"
+    old.mkdir()
+    for name in ("network.safetensors", "network.json"):
+        (old / name).write_bytes((run.segmenter / name).read_bytes())
+    (old / "MODEL_CARD.md").write_text("card")
+    images = torch.rand(1, 3, 64, 48)
+    with torch.no_grad():
+        before = tagseg.load(old, "cpu").network(images)
+        export_model(run.root, old, force=True)
+        assert listing(old) == FILES and torch.equal(tagseg.load(old, "cpu").network(images), before)
+
+
+def test_a_description_beside_exported_weights_that_differs_is_an_error(run: Run, tmp_path: Path) -> None:
+    export_model(run.root, tmp_path / "model")
+    file = tmp_path / "model/network.json"
+    file.write_text(file.read_text().replace('"cat"', '"horse"'))
+    with pytest.raises(RunError, match=r"network.json: classes is .*, but model.safetensors in the same folder has"):
+        tagseg.load(tmp_path / "model", "cpu")
 
 
 def test_class_names_with_slashes_are_kept() -> None:
@@ -166,7 +235,7 @@ def test_the_old_export_comes_back_when_the_new_one_cannot_take_its_place(
     rename = Path.rename
 
     def refused(source: Path, target: Path) -> Path:
-        if (source / "MODEL_CARD.md").exists() and target == tmp_path / "model" and source != moved[0]:
+        if (source / "README.md").exists() and target == tmp_path / "model" and source != moved[0]:
             raise PermissionError("in use")
         moved[0] = target
         return rename(source, target)

@@ -58,7 +58,8 @@ def export_model(
 ) -> None:
     """Copy the segmentation network into a folder of its own.
 
-    Writes the weights, a description for tagseg predict and tagseg.load, and a model card; with --onnx also
+    Writes the weights, a description for tagseg predict and tagseg.load, and a model card (README.md). If the network
+    is one of segmentation-models-pytorch, also config.json, from which that library loads it. With --onnx also
     model.onnx, which runs without tagseg.
 
         tagseg export-model runs/a --out cats/

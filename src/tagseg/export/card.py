@@ -11,6 +11,7 @@ from tagseg.data.data_file import read_data_file
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.networks.backbones import RANDOM, TIMM
+from tagseg.networks.segmenters import fitting_multiple
 from tagseg.run.folder import Run
 from tagseg.run.history import read_history
 from tagseg.segment.about import ExportedAbout, Licence
@@ -55,7 +56,7 @@ def model_card(
         _summary(about, settings),
         _data(run, about.classes, settings),
         _results(run),
-        _PYTHON + (_by_onnx(about.max_side, difference) if onnx else ""),
+        _PYTHON + _elsewhere(about) + (_by_onnx(about.max_side, difference) if onnx else ""),
         _settings(run, about, settings),
         _licence(about.licence.text),
         _limits(settings),
@@ -142,6 +143,19 @@ def _limits(settings: Mapping[str, Any]) -> str:
     return f"## Limits\n\n{'' if settings['segment']['labels'] else _FROM_TAGS}{_LIMITS}"
 
 
+def _elsewhere(about: ExportedAbout) -> str:
+    """Return how segmentation-models-pytorch loads the network, or that it cannot."""
+    if about.network == "deeplabv2":
+        return _NOT_FOREIGN
+    config = timm.get_pretrained_cfg(about.encoder)
+    assert config is not None, "or the network could not have been built"
+    values = {"MEAN": config.mean, "STD": config.std, "MULTIPLE": fitting_multiple(about.network, about.stride)}
+    text = _FOREIGN
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    return text
+
+
 def _by_onnx(max_side: int, difference: float | None) -> str:
     checked = "Its results were not compared with PyTorch's."
     if difference is not None:
@@ -172,12 +186,37 @@ _PYTHON = """## How to use it
 ```python
 import tagseg
 
-predictor = tagseg.load("path/to/this/folder")
+predictor = tagseg.load("path/to/this/folder")  # on the Hugging Face Hub: "hf://owner/name"
 prediction = predictor("photo.jpg")  # or a Pillow image, or an array
 mask = prediction.mask  # height x width, ids of predictor.classes
 ```
 
 For a folder of photographs: `tagseg predict path/to/this/folder photos/ --out masks/`.
+"""
+
+_FOREIGN = """
+Without tagseg, use segmentation-models-pytorch, which the network is from. It takes normalised images whose sides are
+multiples of MULTIPLE pixels.
+
+```python
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from PIL import Image
+
+network = smp.from_pretrained("path/to/this/folder")  # on the Hugging Face Hub: "owner/name"
+image = Image.open("photo.jpg").convert("RGB")
+image = image.resize([max(round(side / MULTIPLE), 2) * MULTIPLE for side in image.size])
+pixels = (np.asarray(image, np.float32) / 255 - MEAN) / STD
+with torch.no_grad():
+    scores = network(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float())
+mask = scores[0].argmax(0)  # height x width of the resized image, ids as in the table above
+```
+"""
+
+_NOT_FOREIGN = """
+Only tagseg loads this network: it is DeepLab-v2, which segmentation-models-pytorch and timm do not have. There is
+therefore no config.json for `from_pretrained`.
 """
 
 _ONNX = """

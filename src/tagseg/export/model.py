@@ -1,4 +1,8 @@
-"""Export of a trained segmentation network: weights, description, model card, and optionally an ONNX file."""
+"""Export of a trained segmentation network: weights, description, model card, and optionally an ONNX file.
+
+The names are those of the Hugging Face Hub: README.md is its model card, and model.safetensors with config.json is what
+`from_pretrained` of segmentation-models-pytorch reads, where the network is theirs.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -12,15 +16,20 @@ from tagseg.export.card import model_card, weights_licence
 from tagseg.export.folder import replacing
 from tagseg.export.onnx import require_exporter, write_onnx
 from tagseg.masks.palette import class_colours
-from tagseg.run.folder import Run
+from tagseg.networks.segmenters import foreign_config
+from tagseg.run.folder import EXPORTED_WEIGHTS, Run
 from tagseg.segment.about import ExportedAbout, check_about
-from tagseg.segment.predictor import Predictor, load
+from tagseg.segment.predictor import Predictor, exported_tensors, load
 from tagseg.system.files import write_atomically
-from tagseg.system.records import record_values, write_record
+from tagseg.system.records import json_text, record_values, write_record
 from tagseg.training.checkpoint import read_about, save_tensors
 
-_CARD = "MODEL_CARD.md"
-_FILES = ("network.safetensors", "network.json", "model.onnx", _CARD)
+CARD = "README.md"
+FOREIGN = "config.json"
+"""What segmentation-models-pytorch builds the network from."""
+
+_FILES = (EXPORTED_WEIGHTS, "network.json", FOREIGN, "model.onnx", CARD)
+_FILES_OF_0_1 = ("network.safetensors", "network.json", "model.onnx", "MODEL_CARD.md")
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,9 @@ class ExportedModel:
 def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bool = False) -> ExportedModel:
     """Write a run's segmentation network to a folder that `tagseg.load` can read on any machine.
 
-    The folder holds network.safetensors, network.json, MODEL_CARD.md, and model.onnx if asked for. It is written
-    completely or not at all, and contains no path of this machine.
+    The folder holds model.safetensors, network.json, README.md (the model card), config.json if the network is one of
+    segmentation-models-pytorch, and model.onnx if asked for. It is written completely or not at all, and contains no
+    path of this machine.
 
     Args:
         run: a run folder with a trained segmentation network.
@@ -62,11 +72,13 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
     about, settings = describe(source), without_folders(source.settings().to_dict())
     difference = None
     with replacing(folder) as temporary:
-        save_tensors(temporary / "network.safetensors", predictor.network.state_dict(), record_values(about))
+        save_tensors(temporary / EXPORTED_WEIGHTS, exported_tensors(predictor.network), record_values(about))
         write_record(temporary / "network.json", about)
+        if config := foreign_config(predictor.network):
+            write_atomically(temporary / FOREIGN, json_text(config, 2) + "\n")
         if onnx:
             difference = write_onnx(predictor.network, _onnx_metadata(predictor, about), temporary / "model.onnx")
-        write_atomically(temporary / _CARD, model_card(source, about, settings, onnx, difference))
+        write_atomically(temporary / CARD, model_card(source, about, settings, onnx, difference))
         files = tuple(sorted(path.name for path in temporary.iterdir()))
     return ExportedModel(folder, files, difference)
 
@@ -111,7 +123,7 @@ def _require_free(folder: Path, force: bool) -> None:
     if not folder.is_dir():
         raise RunError(f"{folder}: is a file, expected a folder; choose another --out")
     found = {path.name for path in folder.iterdir()}
-    if _CARD not in found or not found <= set(_FILES):
+    if not any(names[-1] in found and found <= set(names) for names in (_FILES, _FILES_OF_0_1)):
         other = sorted(found - set(_FILES)) or sorted(found)
         raise RunError(f"{folder}: holds files that no export wrote ({', '.join(other[:5])}); choose another --out")
     if not force:

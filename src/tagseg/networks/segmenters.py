@@ -46,7 +46,7 @@ class Segmenter(nn.Module):
             if network == "deeplabv2"
             else _pyramid_network(network, encoder, ids, stride, weights)
         )
-        self.multiple = 32 if network == "upernet" else max(stride, 16)
+        self.multiple = fitting_multiple(network, stride)
         mean, std = _normalisation(self.net, encoder)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -85,9 +85,24 @@ class Segmenter(nn.Module):
         return [parameter for name, parameter in self.net.named_parameters() if not name.startswith("encoder.")]
 
 
+def fitting_multiple(network: NetworkName, stride: int) -> int:
+    """Return the pixels that the image sides of a pyramid network are multiples of."""
+    return 32 if network == "upernet" else max(stride, 16)
+
+
 def empty_segmenter(encoder: str, ids: int, stride: int, network: NetworkName = "deeplabv3plus") -> Segmenter:
     """Return a segmenter whose weights are about to be loaded."""
     return Segmenter(encoder, ids, stride, RANDOM, (0, True), network)
+
+
+def foreign_config(segmenter: Segmenter) -> dict[str, Any] | None:
+    """Return what `from_pretrained` of segmentation-models-pytorch builds a segmenter's network from, the content of
+    its config.json; None if the network is not one of theirs.
+
+    Theirs takes normalised images; sizes must suit it (see `Segmenter.fitting_size`).
+    """
+    net: Any = segmenter.net
+    return None if isinstance(net, DeepLabV2) else {**net.config, "_model_class": type(net).__name__}
 
 
 def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> NetworkName:

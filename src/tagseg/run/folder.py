@@ -22,6 +22,12 @@ from tagseg.system.process import peak_memory_mb, reset_peak_memory
 from tagseg.system.untrusted import is_file
 
 LOCK = ".lock"
+
+TRAINED_WEIGHTS = "network.safetensors"
+"""The weights of a network in the folder that its training wrote."""
+
+EXPORTED_WEIGHTS = "model.safetensors"
+"""The weights of a segmentation network in an exported folder, under the name that the Hugging Face Hub knows."""
 """The file that a process locks while it writes to a run folder (see tagseg.run.lock)."""
 
 
@@ -309,9 +315,9 @@ def network_folder(path: Path) -> Path:
     if run.manifest_file.exists():
         run.require("segment")
         return run.segmenter
-    if not (path / "network.safetensors").is_file():
+    if not any((path / name).is_file() for name in (TRAINED_WEIGHTS, EXPORTED_WEIGHTS)):
         raise RunError(
-            f"{path}: not a run folder (no {run.manifest_file.name}) and no network.safetensors in it; expected a "
+            f"{path}: not a run folder (no {run.manifest_file.name}) and no {TRAINED_WEIGHTS} in it; expected a "
             "run with a trained segmenter, its segmenter folder, or a folder from `tagseg export-model RUN --out DIR`"
         )
     return path

@@ -75,8 +75,8 @@ def check_about(about: object, source: Path) -> SegmenterAbout:
         raise RunError(f"{source}: does not describe a segmentation network of tagseg ({error})") from error
 
 
-def check_twin(file: Path, about: dict[str, Any]) -> None:
-    """Check that network.json, if it exists, agrees with the description inside network.safetensors.
+def check_twin(file: Path, about: dict[str, Any], weights: str = "network.safetensors") -> None:
+    """Check that network.json, if it exists, agrees with the description inside the file of `weights` beside it.
 
     The description inside the weights is used. A file that differs was edited without effect, or belongs to other
     weights.
@@ -96,6 +96,5 @@ def check_twin(file: Path, about: dict[str, Any]) -> None:
         if name not in twin or twin[name] != value:
             found = shown(twin[name]) if name in twin else "missing"
             raise RunError(
-                f"{file}: {name} is {found}, but network.safetensors in the same folder has {shown(value)}, "
-                "which is used"
+                f"{file}: {name} is {found}, but {weights} in the same folder has {shown(value)}, which is used"
             )

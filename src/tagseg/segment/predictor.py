@@ -14,7 +14,7 @@ from torch import Tensor
 from tagseg.data.images import AnyImage, any_image
 from tagseg.errors import RunError
 from tagseg.networks.segmenters import Segmenter, empty_segmenter
-from tagseg.run.folder import Run, network_folder
+from tagseg.run.folder import EXPORTED_WEIGHTS, TRAINED_WEIGHTS, Run, network_folder
 from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.infer import ClassProbabilities, as_tensor, probabilities, windowed_probabilities
 from tagseg.segment.label_pixels import Decided, label_pixels, likely_candidates, refine
@@ -27,6 +27,10 @@ from tagseg.training.device import choose_device
 
 DEFAULT_GPU_BATCH = 8
 """Images that go through the network together on a GPU by default."""
+
+
+_INNER = "net."
+"""What the names of a segmenter's tensors begin with: all of them belong to the network that it wraps."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,9 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
         RunError: if its files are damaged, or do not describe a segmentation network of tagseg.
         ValueError: if the device is not available.
     """
-    file = folder / "network.safetensors"
+    file = folder / TRAINED_WEIGHTS
+    if exported := not file.is_file() and (folder / EXPORTED_WEIGHTS).is_file():
+        file = folder / EXPORTED_WEIGHTS
 
     def build(about: dict[str, Any]) -> Segmenter:
         told = check_about(about, file)
@@ -145,17 +151,26 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
 
     def expected(about: dict[str, Any]) -> dict[str, Tensor]:
         check_about(about, file)
-        check_twin(folder / "network.json", about)
+        check_twin(folder / "network.json", about, file.name)
         # Built without memory first: the description may be of an enormous network that the file does not contain.
         with torch.device("meta"):
-            return build(about).state_dict()
+            network = build(about)
+        return exported_tensors(network) if exported else network.state_dict()
 
     tensors, about = load_tensors(file, expected)
     network = build(about)
+    if exported:
+        tensors = {f"{_INNER}{name}": tensor for name, tensor in tensors.items()}
     restore(network, tensors, file)
     network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     told = check_about(about, file)
     return Predictor(network, told.classes, told.predict_scales, told.predict_flip, told.max_side, window=told.max_side)
+
+
+def exported_tensors(network: Segmenter) -> dict[str, Tensor]:
+    """Return a network's tensors by the names that they have in an exported folder: those of the library that the
+    network is from."""
+    return {name.removeprefix(_INNER): tensor for name, tensor in network.state_dict().items()}
 
 
 def configure(predictor: Predictor, options: PredictOptions) -> Predictor:
