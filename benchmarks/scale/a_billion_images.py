@@ -186,7 +186,7 @@ smaller network. Work where the images lie.
 ## How
 
 - **{calls} calls of {prefix} images**, one a prefix of the storage, {calls_at_a_time} at a time with {together} GPUs
-  each: `tagseg predict RUN s3://bucket/PREFIX/ --out OUT/PREFIX --engine ray --format parquet --rows {rows}
+  each: `tagseg predict RUN s3://bucket/PREFIX/ --out OUT/PREFIX --on ray --format parquet --rows {rows}
   --resume`. A queue hands out the prefixes; whoever finds a call dead starts it again with the same words.
 - **Parquet, not PNG**: {parquet_files} files of {parquet_file_mb} MB instead of {png_files}. A file has row groups of
   {group} rows ({row_groups} in all), so that a reader takes few masks into memory. A call's files are copied to the

@@ -1,4 +1,4 @@
-"""Compare images per second of `tagseg predict --engine ray` and the local engine, and the memory of all processes.
+"""Compare images per second of `tagseg predict --on ray` and the local engine, and the memory of all processes.
 
     python -m benchmarks.scale.mass_labelling --images 5000      # needs tagseg[ray]
 
@@ -83,7 +83,7 @@ def main() -> None:
             # The engines take turns at being the first.
             for engine in sorted(rounds, reverse=bool(number % 2)):
                 out = Path(folder) / f"{engine}_{number}"
-                rounds[engine].append(measured(run, part, out, asked | {"engine": engine}))
+                rounds[engine].append(measured(run, part, out, asked | {"on": engine}))
                 print(f"round {number}, {engine}: {rounds[engine][-1]}", flush=True)
             written += compared(Path(folder) / f"local_{number}", Path(folder) / f"ray_{number}")
         figures = summary(rounds, options.images) | {"bytes_out_per_image": round(written / options.images)}
@@ -134,7 +134,7 @@ def measured(run: Run, images: Path, out: Path, options: dict[str, Any]) -> dict
         time.sleep(0.5)
     assert process.stdout is not None
     if process.returncode:
-        raise SystemExit(f"{options['engine']}: ended with status {process.returncode}")
+        raise SystemExit(f"{options['on']}: ended with status {process.returncode}")
     start, rest, number, half = json.loads(process.stdout.read().splitlines()[-1])
     return {
         "images_per_s": round((number - 1) / rest, 2),

@@ -18,7 +18,7 @@ ray = pytest.importorskip("ray", reason="needs Ray, which is an extra: pip insta
 
 pytestmark = pytest.mark.slow
 
-CPU, RAY = PredictOptions(device="cpu"), PredictOptions(device="cpu", engine="ray")
+CPU, RAY = PredictOptions(device="cpu"), PredictOptions(device="cpu", on="ray")
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -62,7 +62,7 @@ def test_ray_writes_the_same_bytes_as_the_local_engine(
     options: PredictOptions, run: Run, photos: list[Path], tmp_path: Path, cluster: None
 ) -> None:
     local = predict(run.root, photos, tmp_path / "local", options)
-    done = predict(run.root, photos, tmp_path / "ray", dataclasses.replace(options, engine="ray"))
+    done = predict(run.root, photos, tmp_path / "ray", dataclasses.replace(options, on="ray"))
     assert (done.ids, done.skipped) == (local.ids, local.skipped) and len(done.ids) == 42
     assert written(tmp_path / "ray") == written(tmp_path / "local")
 
@@ -99,7 +99,7 @@ def test_a_killed_prediction_resumes(
     # Relative paths, as a user types them.
     monkeypatch.chdir(tmp_path)
     given = [os.path.relpath(path) for path in photos]
-    options = ["--engine", "ray", "--device", "cpu", "--no-flip"]
+    options = ["--on", "ray", "--device", "cpu", "--no-flip"]
     command = [sys.executable, "-m", "tagseg", "predict", run.root, *given, "--out", "ray", *options]
     predict(run.root, given, "local", dataclasses.replace(CPU, flip=False))
     lines = Path("ray/predictions.jsonl")

@@ -23,7 +23,7 @@ from tagseg.system.progress import Track
 
 Interrupted = Callable[[int], Track]
 
-CPU, RAY = PredictOptions(device="cpu"), PredictOptions(device="cpu", engine="ray")
+CPU, RAY = PredictOptions(device="cpu"), PredictOptions(device="cpu", on="ray")
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -92,7 +92,7 @@ def test_the_steps_write_what_the_local_engine_writes(
     before = signal.getsignal(signal.SIGTERM)
     predict(run.root, photos, tmp_path / "local", options)
     assert not one_process.calls
-    done = predict(run.root, photos, tmp_path / "ray", dataclasses.replace(options, engine="ray"))
+    done = predict(run.root, photos, tmp_path / "ray", dataclasses.replace(options, on="ray"))
     assert len(done.ids) == 42 and written(tmp_path / "ray") == written(tmp_path / "local")
     (address, _), ended = one_process.calls
     assert (address, ended) == ("local", "shutdown") and signal.getsignal(signal.SIGTERM) == before
@@ -109,7 +109,7 @@ def test_one_engine_resumes_what_the_other_began(
 ) -> None:
     once = predict(run.root, photos, tmp_path / "once", CPU)
     for first, second in ((CPU, RAY), (RAY, CPU)):
-        out = tmp_path / first.engine
+        out = tmp_path / first.on
         with pytest.raises(KeyboardInterrupt):
             predict(run.root, photos, out, first, interrupted(7))
         done = predict(run.root, photos, out, dataclasses.replace(second, resume=True))
@@ -141,9 +141,7 @@ def test_an_error_of_ray_says_how_to_resume(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     ray = sys.modules["ray"]
     monkeypatch.setattr(ray, "init", lambda address, **_: (_ for _ in ()).throw(ConnectionError(f"{address} is off")))
-    with pytest.raises(
-        RunError, match=r"--engine ray: cannot connect to 10\.0\.0\.1:6379 \(RAY_ADDRESS\): 10\.0\.0\.1"
-    ):
+    with pytest.raises(RunError, match=r"--on ray: cannot connect to 10\.0\.0\.1:6379 \(RAY_ADDRESS\): 10\.0\.0\.1"):
         predict(run.root, photos, tmp_path / "out", RAY)
 
 
@@ -189,6 +187,6 @@ def test_without_ray_the_extra_is_named_and_no_file_changes(
     before = written(tmp_path / "out")
     monkeypatch.setitem(sys.modules, "ray", None)
     for out in ("out", "new"):
-        with pytest.raises(RunError, match=r"--engine ray needs Ray: pip install 'tagseg\[ray\]'"):
+        with pytest.raises(RunError, match=r"--on ray needs Ray: pip install 'tagseg\[ray\]'"):
             predict(run.root, photos, tmp_path / out, dataclasses.replace(RAY, force=True))
     assert written(tmp_path / "out") == before and not (tmp_path / "new").exists()

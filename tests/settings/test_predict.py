@@ -25,7 +25,7 @@ def test_options_that_are_not_given_are_the_networks_own() -> None:
         ({"batch": -1}, "--batch must be 0 images or more, got -1"),
         ({"max_megapixels": 0.0}, "--max-megapixels must be above 0 megapixels, got 0.0"),
         ({"rows": 0}, "--rows must be 1 image or more, got 0"),
-        ({"actors": 2}, "--actors requires --engine ray, got --engine local"),
+        ({"actors": 2}, "--actors requires --on ray, got --on local"),
         ({"format": "parquet", "overlays": True}, "--overlays and --probabilities require --format png, got --format"),
         ({"resume": True, "force": True}, "--resume continues and --force starts over: give one of them"),
     ],
@@ -33,3 +33,10 @@ def test_options_that_are_not_given_are_the_networks_own() -> None:
 def test_a_wrong_value_names_its_flag(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         PredictOptions(**options)
+
+
+@pytest.mark.parametrize("place", ["local", "ray"])
+def test_the_places_that_engine_named_before_still_work(place: Any) -> None:
+    with pytest.warns(DeprecationWarning, match=f"--engine {place} is deprecated: write --on {place}"):
+        options = PredictOptions(engine=place)
+    assert (options.on, options.engine) == (place, "auto")

@@ -32,7 +32,7 @@ def predict(
         tagseg predict runs/a "new/*/*.jpg" --out masks/ --scales 0.75,1 --crf
         tagseg predict runs/a scans/ --out masks/ --max-side 0
         tagseg predict runs/a "shards/{000..009}.tar" --out masks/
-        tagseg predict runs/a s3://bucket/2024/ --out masks/ --engine ray
+        tagseg predict runs/a s3://bucket/2024/ --out masks/ --on ray
     """
     from tagseg.prediction.predict import predict
 

@@ -67,7 +67,7 @@ def predict(
     """
     options, out = options or PredictOptions(), Path(out)
     # Workers of a cluster load their own networks: here one is loaded only to check it, and for its classes.
-    predictor = configure(load(run, options.device if options.engine == "local" else "cpu"), options)
+    predictor = configure(load(run, options.device if options.on == "local" else "cpu"), options)
     found = find_images([images] if isinstance(images, str | Path) else images, out)
     todo, lines = (pending_images if options.format == "png" else pending_rows)(found, out, options)
     written = _write_outcomes(_outcomes(predictor, run, found, todo, options), out, found, todo, options)
@@ -104,7 +104,7 @@ def _outcomes(
         overlays=options.overlays,
         probabilities=options.probabilities,
     )
-    if options.engine == "local":
+    if options.on == "local":
         return local_outcomes(predictor, found, todo, plan)
     return ray_outcomes(run, found, todo, plan, options)
 

@@ -84,7 +84,7 @@ def _outcomes(ray: Any, rows: Iterator[RayRow], todo: Sequence[str]) -> Iterator
         except ray.exceptions.RayError as error:
             lower = "lower --actors, --batch, --window or --max-side, and " if says_out_of_memory(str(error)) else ""
             raise RunError(
-                f"--engine ray stopped: {' '.join(str(error).split())[-600:]}. Finished images are kept: {lower}run "
+                f"--on ray stopped: {' '.join(str(error).split())[-600:]}. Finished images are kept: {lower}run "
                 "the same command with --resume"
             ) from error
 
@@ -160,7 +160,7 @@ def _cluster(ray: Any) -> Iterator[None]:
         ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
     except Exception as error:  # Ray passes on whatever it meets, including bare exceptions
         where = f"cannot connect to {address} (RAY_ADDRESS)" if address else "cannot start a cluster here"
-        raise RunError(f"--engine ray: {where}: {' '.join(str(error).split())[:500]}") from error
+        raise RunError(f"--on ray: {where}: {' '.join(str(error).split())[:500]}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has replaced the handler
     try:
@@ -174,5 +174,5 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise RunError("--engine ray needs Ray: pip install 'tagseg[ray]'") from error
+        raise RunError("--on ray needs Ray: pip install 'tagseg[ray]'") from error
     return ray

@@ -1,5 +1,6 @@
 """Options of `tagseg predict`."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -10,7 +11,8 @@ from cyclopts import Parameter
 from tagseg.settings.bounds import OrZero, Scales, check_fields
 
 Precision = Literal["fp32", "bf16"]
-Engine = Literal["local", "ray"]
+Engine = Literal["auto", "torch", "local", "ray"]
+Place = Literal["local", "ray"]
 Format = Literal["png", "parquet"]
 
 
@@ -58,13 +60,16 @@ class PredictOptions:
     max_megapixels: Annotated[float, Gt(0), Unit("megapixels")] = 120.0
     """Larger images are skipped."""
 
-    engine: Engine = "local"
-    """What runs the prediction; the masks are byte-identical. local: this process, best on a CPU or one GPU; ray
+    engine: Engine = "auto"
+    """What computes the network. (local and ray are the deprecated values of what is now --on.)"""
+
+    on: Place = "local"
+    """Where the prediction runs; the masks are byte-identical. local: this process, best on a CPU or one GPU; ray
     (requires tagseg[ray]): several GPUs or machines, on the cluster that RAY_ADDRESS names or else on one that is
     started on this machine. Every machine must see RUN and IMAGES under the same paths."""
 
     actors: Annotated[int, Ge(0)] = 0
-    """Processes that hold the network; requires --engine ray (0: one per GPU, or as many as keep the cores busy)."""
+    """Processes that hold the network; requires --on ray (0: one per GPU, or as many as keep the cores busy)."""
 
     format: Format = "png"
     """How masks are written. png: one file per image; parquet: masks-NUMBER.parquet with one row per image (requires
@@ -82,8 +87,13 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, "--")
-        if self.actors and self.engine != "ray":
-            raise ValueError(f"--actors requires --engine ray, got --engine {self.engine}")
+        if self.engine in ("local", "ray"):
+            message = f"--engine {self.engine} is deprecated: write --on {self.engine}"
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "on", self.engine)
+            object.__setattr__(self, "engine", "auto")
+        if self.actors and self.on != "ray":
+            raise ValueError(f"--actors requires --on ray, got --on {self.on}")
         if self.format != "png" and (self.overlays or self.probabilities):
             raise ValueError(f"--overlays and --probabilities require --format png, got --format {self.format}")
         if self.resume and self.force:
