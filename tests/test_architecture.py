@@ -91,7 +91,7 @@ def test_backward_imports_and_cycles_are_found(checks: dict[str, Any], tmp_path:
 
 COMMANDS = {
     *("ablate", "atlas", "bench", "calibrate", "evaluate", "export", "export_model", "fit", "inspect", "localise"),
-    *("predict", "report", "review", "teach", "train"),
+    *("predict", "push", "report", "review", "teach", "train"),
 }
 """Functions of the command line that bear the name of the function that they call."""
 

@@ -39,6 +39,9 @@ NOT_RUN = {
     r"tagseg .* --preset (dinov2|dinov3|clip)": "weights that are not here; tests/test_presets.py takes random ones",
     r"tagseg .* --processes ": "processes of their own; tests/training starts some",
     r"accelerate launch ": "processes of their own; tests/test_launch.py starts some",
+    r"hf auth ": "asks for a token of the Hugging Face Hub",
+    r"tagseg push (?!.*--dry-run)": "uploads; tests/export/test_push.py has a server of its own",
+    r"tagseg .* hf://": "downloads; tests/export/test_push.py has a server of its own",
     r"tagseg .* --on ray": "Ray may not be there; tests/segment/test_mass_on_ray.py needs it, too",
 }
 """Commands that are not run, and why; those of tagseg must parse all the same."""

@@ -14,6 +14,7 @@ from rich.text import Text
 from tagseg._version import __version__
 from tagseg.cli.help import HelpPage
 from tagseg.run.folder import Run, network_folder
+from tagseg.run.hub import is_hub_address, parse_hub_address
 from tagseg.run.open import check_places
 from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, without_effect_when_frozen
@@ -155,8 +156,10 @@ def _check_folders(name: str, given: Mapping[str, Any]) -> None:
     """Raise what a command would raise for a wrong folder, before it imports PyTorch, which takes seconds."""
     if name == "fit":
         check_places(Run(given["out"]), given["data"].resolve())
-    elif name == "predict":
-        network_folder(given["run"])
+    elif name == "predict" and is_hub_address(given["run"]):
+        parse_hub_address(given["run"])
+    elif name in ("predict", "push"):
+        network_folder(Path(given["run"]))
     elif name != "doctor" and "run" in given and not given.get("data"):
         Run(given["run"]).manifest()
 

@@ -1,4 +1,4 @@
-"""Commands that use a trained network: predict, export-model."""
+"""Commands that use a trained network: predict, export-model, push."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,14 @@ from tagseg.system.signals import exit_status
 
 @command(USE, 0)
 def predict(
-    run: Annotated[Path, Parameter(name="RUN", help="Run folder, or a folder written by tagseg export-model.")],
+    run: Annotated[
+        str,
+        Parameter(
+            name="RUN",
+            help="Run folder, folder written by tagseg export-model, or network on the Hugging Face Hub "
+            "(hf://owner/name, hf://owner/name@revision).",
+        ),
+    ],
     images: Annotated[
         list[str],
         Parameter(name="IMAGES", help="Image files, folders, glob patterns, tar shards or URLs (s3://...)."),
@@ -33,6 +40,7 @@ def predict(
         tagseg predict runs/a scans/ --out masks/ --max-side 0
         tagseg predict runs/a "shards/{000..009}.tar" --out masks/
         tagseg predict runs/a s3://bucket/2024/ --out masks/ --on ray
+        tagseg predict hf://owner/name new/ --out masks/
     """
     from tagseg.prediction.predict import predict
 
@@ -75,3 +83,36 @@ def export_model(
         err.print(
             "model.onnx was not checked: onnxruntime is not installed (pip install 'tagseg[onnx]').", markup=False
         )
+
+
+@command(USE, 2)
+def push(
+    run: Annotated[Path, Parameter(name="RUN", help="Run folder, or a folder written by tagseg export-model.")],
+    /,
+    *,
+    to: Annotated[str, Parameter(help="Repository on the Hugging Face Hub: owner/name.")],
+    private: Annotated[bool, Parameter(negative=(), help="Only its owner may see the repository.")] = False,
+    revision: Annotated[str | None, Parameter(help="Branch, created if it does not exist; by default main.")] = None,
+    message: Annotated[str | None, Parameter(help="Message of the commit.")] = None,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Only print what would be uploaded.")] = False,
+) -> None:
+    """Upload the segmentation network to the Hugging Face Hub.
+
+    Prints the files and their sizes, and the address of the commit. The files are those of tagseg export-model; a
+    repository that does not exist is created. tagseg predict and tagseg.load take the network as hf://owner/name. It
+    requires a token: hf auth login, or HF_TOKEN. No photograph or mask is uploaded, but the model card lists classes,
+    figures and settings: read it first (tagseg export-model).
+
+        tagseg push runs/a --to owner/cats --dry-run
+        tagseg push runs/a --to owner/cats --private
+    """
+    from tagseg.export.push import MESSAGE, push
+
+    done = push(run, to, private, revision, message or MESSAGE, dry_run)
+    for name, size in done.files.items():
+        say(f"{size / 1e6:10.3f} MB  {name}")
+    total = sum(done.files.values()) / 1e6
+    if dry_run:
+        say(f"{total:10.3f} MB  would be uploaded to {done.repository}; nothing was sent")
+    else:
+        say(f"{total:10.3f} MB  uploaded to {done.repository}: {done.url}")

@@ -28,7 +28,9 @@ CARD = "README.md"
 FOREIGN = "config.json"
 """What segmentation-models-pytorch builds the network from."""
 
-_FILES = (EXPORTED_WEIGHTS, "network.json", FOREIGN, "model.onnx", CARD)
+EXPORTED_FILES = (EXPORTED_WEIGHTS, "network.json", FOREIGN, "model.onnx", CARD)
+"""Files that an exported folder may hold."""
+
 _FILES_OF_0_1 = ("network.safetensors", "network.json", "model.onnx", "MODEL_CARD.md")
 
 
@@ -105,6 +107,12 @@ def without_folders(value: Any, keep: tuple[str, ...] = ()) -> Any:
     return PureWindowsPath(value).name if isinstance(value, str) else value
 
 
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder holds what an export wrote, and nothing else."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return any(names[-1] in found and found <= set(names) for names in (EXPORTED_FILES, _FILES_OF_0_1))
+
+
 def _onnx_metadata(predictor: Predictor, about: ExportedAbout) -> dict[str, Any]:
     mean, std = (numbers.flatten().tolist() for numbers in (predictor.network.mean, predictor.network.std))
     return {
@@ -123,8 +131,8 @@ def _require_free(folder: Path, force: bool) -> None:
     if not folder.is_dir():
         raise RunError(f"{folder}: is a file, expected a folder; choose another --out")
     found = {path.name for path in folder.iterdir()}
-    if not any(names[-1] in found and found <= set(names) for names in (_FILES, _FILES_OF_0_1)):
-        other = sorted(found - set(_FILES)) or sorted(found)
+    if not is_export(folder):
+        other = sorted(found - set(EXPORTED_FILES)) or sorted(found)
         raise RunError(f"{folder}: holds files that no export wrote ({', '.join(other[:5])}); choose another --out")
     if not force:
         raise RunError(f"{folder}: exists; choose another --out or --force")

@@ -20,7 +20,7 @@ def create(path: str, device: str = "auto", min_part: int = 0) -> "CvatFunction"
     """Return the function that CVAT calls; cvat-cli passes `-p NAME=TYPE:VALUE` as arguments.
 
     Args:
-        path: a run folder, or a folder written by `tagseg export-model`.
+        path: a run folder, or anything else that `tagseg.load` accepts.
         device: as `--device`.
         min_part: connected parts of fewer pixels are left out.
     """

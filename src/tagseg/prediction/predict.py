@@ -53,7 +53,7 @@ def predict(
     stay, in front.
 
     Args:
-        run: a run folder with a trained segmenter, or any other folder that `load` accepts.
+        run: a run folder with a trained segmenter, or anything else that `load` accepts.
         images: image files, folders (searched with their subfolders) or glob patterns, or URLs of these (fsspec).
         out: the folder for the masks.
         options: how to predict, and what to write.

@@ -23,6 +23,7 @@ from tagseg.prediction.find_images import Location
 from tagseg.prediction.outputs import Outcome
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.ray_workers import NetworkActor, RayRow, chunk_json, finish_row, from_row, read_chunk
+from tagseg.run.hub import is_hub_address
 from tagseg.segment.predictor import batch_size
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.process import cores, says_out_of_memory
@@ -64,7 +65,13 @@ def ray_outcomes(
         actors = choose_actors(ray.cluster_resources(), options.device, options.actors)
         batch = batch_size(options.batch, actors.device)
         chunks = cut_chunks(found, todo, chunk_size(batch, plan.resolution, plan.max_megapixels), batch)
-        network = (str(Path(run).resolve()), options, actors.device, actors.threads, plan)
+        network = (
+            str(run if is_hub_address(run) else Path(run).resolve()),
+            options,
+            actors.device,
+            actors.threads,
+            plan,
+        )
         _configure_ray_data(ray.data, byte_budget(plan, batch, actors.number))
         yield from _dataset(ray.data, chunks, plan, network, actors).iter_rows()
 

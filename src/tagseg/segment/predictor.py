@@ -15,6 +15,7 @@ from tagseg.data.images import AnyImage, any_image
 from tagseg.errors import RunError
 from tagseg.networks.segmenters import Segmenter, empty_segmenter
 from tagseg.run.folder import EXPORTED_WEIGHTS, TRAINED_WEIGHTS, Run, network_folder
+from tagseg.run.hub import HubNetwork, fetch_network, is_hub_address, parse_hub_address
 from tagseg.segment.about import check_about, check_twin
 from tagseg.segment.infer import ClassProbabilities, as_tensor, probabilities, windowed_probabilities
 from tagseg.segment.label_pixels import Decided, label_pixels, likely_candidates, refine
@@ -112,13 +113,17 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     """Load a segmentation network, ready to predict; it gives the same output in every process on one machine.
 
     Args:
-        path: a run folder, its segmenter folder, or a folder written by `tagseg export-model`.
+        path: a run folder, its segmenter folder, a folder written by `tagseg export-model`, or the address of a network
+            on the Hugging Face Hub, hf://owner/name or hf://owner/name@revision (see `fetch_network`).
         device: as `--device`.
 
     Raises:
-        RunError: if there is no trained segmenter, or its files are damaged or do not describe one.
+        RunError: if there is no trained segmenter, its files are damaged or do not describe one, or the Hub cannot be
+            reached.
         ValueError: if the device is not available.
     """
+    if is_hub_address(path):
+        return _load_from_hub(parse_hub_address(path), device)
     folder, run = network_folder(Path(path)), Run(Path(path))
     if run.manifest_file.exists():
         run.require_unchanged("segment", folder / "network.safetensors", folder / "network.json")
@@ -128,6 +133,17 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         raise RunError(
             f"{error}. Copy the folder again, or recreate it: `tagseg segment RUN --force`, then, if it was exported, "
             "`tagseg export-model RUN --out DIR`"
+        ) from error
+
+
+def _load_from_hub(network: HubNetwork, device: str) -> Predictor:
+    folder = fetch_network(network, check_about)
+    try:
+        return read_predictor(folder, device)
+    except RunError as error:
+        raise RunError(
+            f"{network}: {error}. If the download was damaged, delete this folder and load the network again: "
+            f"{folder.parents[1]}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from tagseg.settings.bounds import OrZero, Scales, check_fields
 
 Precision = Literal["fp32", "bf16"]
 Engine = Literal["auto", "torch", "local", "ray"]
-Place = Literal["local", "ray"]
+RunsOn = Literal["local", "ray"]
 Format = Literal["png", "parquet"]
 
 
@@ -63,7 +63,7 @@ class PredictOptions:
     engine: Engine = "auto"
     """What computes the network. (local and ray are the deprecated values of what is now --on.)"""
 
-    on: Place = "local"
+    on: RunsOn = "local"
     """Where the prediction runs; the masks are byte-identical. local: this process, best on a CPU or one GPU; ray
     (requires tagseg[ray]): several GPUs or machines, on the cluster that RAY_ADDRESS names or else on one that is
     started on this machine. Every machine must see RUN and IMAGES under the same paths."""
