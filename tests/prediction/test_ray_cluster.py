@@ -45,7 +45,7 @@ def actor_processes() -> list[int]:
             title = (process / "cmdline").read_bytes() if process.name.isdigit() else b""
         except OSError:
             continue
-        if title.startswith(b"ray::") and b"NetworkActor" in title:
+        if title.startswith(b"ray::") and b"ChunkActor" in title:
             found.append(int(process.name))
     return found
 

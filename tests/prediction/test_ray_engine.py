@@ -33,17 +33,19 @@ def written(folder: Path) -> dict[str, bytes]:
 class Rows:
     """A stand-in for a Ray data set that runs its steps in this process, one row at a time."""
 
-    def __init__(self, rows: Iterable[Any]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Iterable[Any], steps: list[str]) -> None:
+        self.rows, self.steps = rows, steps
 
-    def map(self, step: Callable[[Any], Any], num_cpus: float) -> "Rows":
+    def map(self, step: Any, num_cpus: float) -> "Rows":
         assert num_cpus == TASK_CPUS
-        return Rows(map(step, self.rows))
+        self.steps.append(step.func.__name__)
+        return Rows(map(step, self.rows), self.steps)
 
     def flat_map(self, kind: Any, *, fn_constructor_args: Any, compute: int, num_cpus: float, num_gpus: int) -> "Rows":
         assert (compute, num_gpus) == (2, 0) and num_cpus > 0
+        self.steps.append(kind.__name__)
         actor = kind(*fn_constructor_args)
-        return Rows(row for before in self.rows for row in actor(before))
+        return Rows((row for before in self.rows for row in actor(before)), self.steps)
 
     def iter_rows(self) -> Iterator[Any]:
         return iter(self.rows)
@@ -53,7 +55,7 @@ class Rows:
 def one_process(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Replace Ray by a stand-in that works in this process, and return the context that was configured."""
     ray, data, context = ModuleType("ray"), ModuleType("ray.data"), SimpleNamespace()
-    context.execution_options, context.calls = SimpleNamespace(), []
+    context.execution_options, context.calls, context.steps = SimpleNamespace(), [], []
 
     def init(address: str, **about: Any) -> None:
         context.calls.append((address, about))
@@ -63,7 +65,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     class RayError(Exception): ...
 
     parts = {"DataContext": SimpleNamespace(get_current=lambda: context), "ActorPoolStrategy": lambda size: size}
-    parts |= {"from_items": lambda items, override_num_blocks: Rows(items), "ExecutionResources": dict}
+    parts |= {"from_items": lambda items, override_num_blocks: Rows(items, context.steps), "ExecutionResources": dict}
     for name, part in parts.items():
         setattr(data, name, part)
     parts = {"init": init, "shutdown": lambda: context.calls.append("shutdown"), "is_initialized": lambda: False}
@@ -102,6 +104,8 @@ def test_the_steps_write_what_the_local_engine_writes(
     crf = CrfSettings() if options.crf else None
     plan = Plan(load(run.root, "cpu").classes, Resolution(64, 64), 120.0, crf, probabilities=options.probabilities)
     assert limits == {"object_store_memory": byte_budget(plan, options.batch or 1, 2)}
+    # Only the dense CRF, which takes longer than the network, is worth sending probabilities to other processes.
+    assert one_process.steps == (["read_chunk", "NetworkActor", "finish_row"] if options.crf else ["ChunkActor"])
 
 
 def test_one_engine_resumes_what_the_other_began(

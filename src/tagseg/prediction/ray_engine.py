@@ -1,4 +1,7 @@
-"""The Ray engine: tasks of a Ray cluster read images, actors hold the network, tasks make masks, this process writes.
+"""The Ray engine: actors of a Ray cluster hold the network, this process writes.
+
+On CPUs an actor reads images and makes masks itself, as the local engine does; with GPUs, or with the dense CRF, tasks
+on all CPUs do.
 
 The steps and the chunks are those of the local engine, and outcomes arrive in the order of the images, so the same
 bytes are written. Ray repeats what a worker was doing when it was killed. Only this process writes, each image once.
@@ -22,7 +25,15 @@ from tagseg.prediction.chunks import Chunk, chunk_pixels, chunk_size, cut_chunks
 from tagseg.prediction.find_images import Location
 from tagseg.prediction.outputs import Outcome
 from tagseg.prediction.plan import Plan
-from tagseg.prediction.ray_workers import NetworkActor, RayRow, chunk_json, finish_row, from_row, read_chunk
+from tagseg.prediction.ray_workers import (
+    ChunkActor,
+    NetworkActor,
+    RayRow,
+    chunk_json,
+    finish_row,
+    from_row,
+    read_chunk,
+)
 from tagseg.run.hub import is_hub_address
 from tagseg.segment.predictor import batch_size
 from tagseg.settings.predict import PredictOptions
@@ -134,19 +145,17 @@ def _configure_ray_data(data: Any, byte_budget: int) -> None:
 def _dataset(data: Any, chunks: list[Chunk], plan: Plan, network: tuple[Any, ...], actors: Actors) -> Any:
     """Return the lazy data set whose rows are outcomes; Ray Data repeats what a dead worker was doing."""
     folder = os.getcwd()
+    pool = {"compute": data.ActorPoolStrategy(size=actors.number), "num_cpus": actors.cpus, "num_gpus": actors.gpus}
     read = partial(read_chunk, resolution=plan.resolution, max_megapixels=plan.max_megapixels, folder=folder)
     blocks = data.from_items(
         [{"chunk": chunk_json(chunk)} for chunk in chunks], override_num_blocks=min(len(chunks), MAX_BLOCKS)
     )
+    # Else pictures and probabilities would pass from process to process, which costs a fifth of the throughput.
+    if not actors.gpus and plan.crf is None:
+        return blocks.flat_map(ChunkActor, fn_constructor_args=(*network, folder), **pool)
     return (
         blocks.map(read, num_cpus=TASK_CPUS)
-        .flat_map(
-            NetworkActor,
-            fn_constructor_args=network,
-            compute=data.ActorPoolStrategy(size=actors.number),
-            num_cpus=actors.cpus,
-            num_gpus=actors.gpus,
-        )
+        .flat_map(NetworkActor, fn_constructor_args=network, **pool)
         .map(partial(finish_row, plan=plan, folder=folder), num_cpus=TASK_CPUS)
     )
 

@@ -1,7 +1,9 @@
-"""What the workers of a Ray cluster run: tasks that read chunks and finish images, and actors that hold the network.
+"""What the workers of a Ray cluster run: actors that hold the network, and tasks that read chunks and finish images.
 
-Each step takes and returns rows of a Ray data set. The tasks import no PyTorch, so that their processes start quickly
-and need little memory; only an actor does.
+Each step takes and returns rows of a Ray data set. On CPUs an actor does everything (`ChunkActor`): pictures and
+probabilities, a thousand times the bytes of a mask, stay in its process. Where the network needs a GPU, or the dense
+CRF more time than the network, tasks on all CPUs read and finish (`read_chunk`, `NetworkActor`, `finish_row`). The
+tasks import no PyTorch, so that their processes start quickly and need little memory; only an actor does.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +28,9 @@ from tagseg.segment.resolution import Resolution
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.records import parse_record
 
+if TYPE_CHECKING:
+    from tagseg.segment.predictor import Predictor
+
 RayRow = dict[str, Any]
 """A row of a Ray data set: strings, and arrays as bytes. None of our objects is pickled in a row."""
 
@@ -34,6 +39,24 @@ def chunk_json(chunk: Chunk) -> str:
     """Return a chunk as JSON, which can represent every file name."""
     images = [[name, str(location)] for name, location in chunk.images.items()]
     return json.dumps({"images": images, "wanted": sorted(chunk.wanted)})
+
+
+class ChunkActor:
+    """The local engine in a process of its own: takes a chunk, yields one row per wanted image with its outcome. Paths
+    may be relative to `folder`."""
+
+    def __init__(self, run: str, options: PredictOptions, device: str, threads: int, plan: Plan, folder: str) -> None:
+        _enter(folder)
+        self.plan, self.predictor = plan, _predictor(run, options, device, threads)
+
+    def __call__(self, row: RayRow) -> Iterator[RayRow]:
+        from tagseg.prediction.local_engine import local_outcomes
+
+        content = json.loads(row["chunk"])
+        images = {name: _location(location) for name, location in content["images"]}
+        wanted = frozenset(content["wanted"])
+        todo = [name for name in images if name in wanted]
+        yield from map(to_row, local_outcomes(self.predictor, images, todo, self.plan))
 
 
 def read_chunk(row: RayRow, resolution: Resolution, max_megapixels: float, folder: str) -> RayRow:
@@ -54,13 +77,7 @@ class NetworkActor:
     probabilities."""
 
     def __init__(self, run: str, options: PredictOptions, device: str, threads: int, plan: Plan) -> None:
-        import torch
-
-        from tagseg.segment.predictor import configure, load
-
-        torch.set_num_threads(threads)
-        self.plan = plan
-        self.predictor = configure(load(run, device), options)
+        self.plan, self.predictor = plan, _predictor(run, options, device, threads)
 
     def __call__(self, row: RayRow) -> Iterator[RayRow]:
         from tagseg.prediction.batches import chunk_probabilities
@@ -79,6 +96,15 @@ class NetworkActor:
                 "image": json.dumps([_to_list(image), None if candidates is None else candidates.ids]),
                 "probabilities": b"" if candidates is None else _to_bytes({"all": candidates.probabilities}),
             }
+
+
+def _predictor(run: str, options: PredictOptions, device: str, threads: int) -> "Predictor":
+    import torch
+
+    from tagseg.segment.predictor import configure, load
+
+    torch.set_num_threads(threads)
+    return configure(load(run, device), options)
 
 
 def finish_row(row: RayRow, plan: Plan, folder: str) -> RayRow:
