@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from tagseg.rca.bank import Bank
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.network import Maps, build_network
-from tagseg.rca.regions import mine_regions
+from tagseg.rca.regions import Gate, mine_regions
 from tagseg.rca.step import contrast_loss, training_step
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
@@ -88,8 +88,8 @@ def build_step(settings: Settings, classes: int, device: torch.device) -> Callab
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(b, 4)
     unmirrored = torch.zeros(b, dtype=torch.bool)
     crop = Crop(pictures, random_tags(b, classes).to(device), torch.arange(b), whole, unmirrored, torch.zeros(0))
-    generator = torch.Generator().manual_seed(0)
-    return lambda: training_step(network, bank, optimizer, crop, settings, True, generator)
+    gate, generator = Gate(classes, rca.confidence, relative=True).to(device), torch.Generator().manual_seed(0)
+    return lambda: training_step(network, bank, gate, optimizer, crop, settings, True, generator)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tagseg.rca.regions import Regions, mine_regions, pool_regions
+from tagseg.rca.regions import Gate, Regions, mine_regions, pool_regions
 
 few = settings(max_examples=20)
 
@@ -228,3 +228,27 @@ def test_posterior_rule_without_background_prototypes_is_the_peak_rule() -> None
     first = torch.rand(2, 3, 4)
     shares = torch.stack([first, 1 - first], 1).flatten(0, 1)
     assert as_dict(mine_regions(maps, tags, "posterior", shares=shares)) == as_dict(mine_regions(maps, tags))
+
+
+def test_the_gate_lets_in_the_better_half_of_a_class_that_the_network_seldom_sees() -> None:
+    rng = torch.Generator().manual_seed(0)
+    relative, absolute = Gate(3, 0.7, relative=True), Gate(3, 0.7, relative=False)
+    low, high = 0.3 * torch.rand(400, generator=rng), 0.8 + 0.2 * torch.rand(400, generator=rng)
+    tags = torch.tensor([[True, True, False]])
+    for first, second in zip(low, high, strict=True):
+        for gate in (relative, absolute):
+            gate.watch(torch.stack([first, second, torch.tensor(0.01)])[None], tags)
+    assert torch.equal(absolute.bars(), torch.full((3,), 0.7))
+    bars = relative.bars()
+    # The median of the first class; the second passes the bar with all regions; nobody has the third tag.
+    assert bars[0].item() == pytest.approx(low.median().item(), abs=0.05) and bars[1:].tolist() == pytest.approx(
+        [0.7] * 2
+    )
+    maps = torch.zeros(2, 3, 4, 4)
+    maps[0, 0], maps[1, 0] = torch.tensor([0.25, 0.05]).logit()
+    both = torch.tensor([[True, False, False]] * 2)
+    assert mine_regions(maps, both, background=False, threshold=-1.0, confidence=bars).confident.tolist() == [
+        True,
+        False,
+    ]
+    assert not mine_regions(maps, both, background=False, threshold=-1.0, confidence=absolute.bars()).confident.any()

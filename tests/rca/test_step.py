@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import build_network
+from tagseg.rca.regions import Gate
 from tagseg.rca.step import training_step
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
@@ -49,8 +50,9 @@ def calls_of_a_step(images: int, classes: int, settings: Settings = SETTINGS) ->
     pictures = torch.rand(images, 3, 33, 33)
     nothing = torch.zeros(images)
     crop = Crop(pictures, tags, nothing.long(), nothing[:, None].expand(-1, 4), nothing.bool(), torch.zeros(0))
+    gate = Gate(classes, settings.rca.confidence, relative=True)
     with Calls() as calls:
-        losses, _ = training_step(network, bank, optimizer, crop, settings, True, torch.Generator())
+        losses, _ = training_step(network, bank, gate, optimizer, crop, settings, True, torch.Generator())
     assert losses["contrast"] > 0
     return calls.counts
 

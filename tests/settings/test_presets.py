@@ -16,6 +16,7 @@ from tagseg.masks.localise import localise_image
 from tagseg.networks.backbones import freeze
 from tagseg.rca.bank import Bank
 from tagseg.rca.network import RcaNetwork, build_network
+from tagseg.rca.regions import Gate
 from tagseg.rca.step import training_step
 from tagseg.rca.train import train
 from tagseg.run.folder import Run
@@ -133,12 +134,12 @@ def test_the_presets_of_transformers_learn_and_localise(name: str, backbone: str
     rates = (small.train.lr, small.train.head_lr, small.train.weight_decay, small.train.optimiser)
     optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
     set_lr(optimizer, small.train.lr)
-    generator = torch.Generator().manual_seed(0)
+    gate, generator = Gate(2, small.rca.confidence, relative=False), torch.Generator().manual_seed(0)
     losses = []
     for step in range(6):
         if step == 1:
             network.refresh_prototypes(bank, generator)
-        losses.append(training_step(network, bank, optimizer, crop, small, step > 0, generator)[0])
+        losses.append(training_step(network, bank, gate, optimizer, crop, small, step > 0, generator)[0])
     assert losses[0]["contrast"] == 0 < losses[1]["contrast"] and bank.filled.all()
     assert losses[-1]["loss"] < losses[1]["loss"] and losses[-1]["tag_coarse"] < losses[0]["tag_coarse"]
     learns = [parameter.grad is not None for parameter in network.backbone.model.blocks.parameters()]  # type: ignore[union-attr]

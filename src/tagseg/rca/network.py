@@ -181,14 +181,16 @@ class RcaNetwork(nn.Module):
         )
 
     @torch.no_grad()
-    def mine(self, maps: Maps, tags: Bool[Tensor, "b c"]) -> Regions:
-        """Return a batch's regions by the settings' rule (see `mine_regions`)."""
+    def mine(self, maps: Maps, tags: Bool[Tensor, "b c"], bars: Float[Tensor, "c"] | None = None) -> Regions:
+        """Return a batch's regions by the settings' rule (see `mine_regions`); `bars`: what each class's probability
+        must exceed (None: `rca.confidence`)."""
         rca, shares = self.rca, None
         if rca.region_rule == "posterior":
             image, column = tags.nonzero(as_tuple=True)
             shares = self.posterior(maps.features, image, column + 1)
-        thresholds = rca.region_threshold, rca.background, rca.background_threshold, rca.confidence
-        return mine_regions(maps.coarse, tags, rca.region_rule, *thresholds, shares)
+        thresholds = rca.region_threshold, rca.background, rca.background_threshold
+        confidence = rca.confidence if bars is None else bars
+        return mine_regions(maps.coarse, tags, rca.region_rule, *thresholds, confidence, shares)
 
     def _refine(
         self,

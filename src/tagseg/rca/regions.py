@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,43 @@ class Regions:
     confident: Bool[Tensor, "n"]
 
 
+MEDIAN_STEP = 0.02
+"""How far a class's running median moves with each of its regions: half of it up or down."""
+
+
+class Gate(nn.Module):
+    """Says which regions enter the bank: those of tags whose probability is above `confidence`, and if `relative` also
+    those of the more probable half of their class's regions.
+
+    A tag is known to be in its image, so its region exists even if the network does not see it yet. The median of a
+    class's probabilities is estimated as training goes on, by small steps that start at `confidence`.
+
+    >>> gate = Gate(classes=2, confidence=0.7, relative=True)
+    >>> for _ in range(100):
+    ...     gate.watch(torch.tensor([[0.9, 0.2]]), torch.tensor([[True, True]]))
+    >>> [round(bar, 2) for bar in gate.bars().tolist()]
+    [0.7, 0.2]
+    """
+
+    medians: Float[Tensor, "c"]
+
+    def __init__(self, classes: int, confidence: float, relative: bool) -> None:
+        super().__init__()
+        self.confidence, self.relative = confidence, relative
+        self.register_buffer("medians", torch.full((classes,), confidence))
+
+    def bars(self) -> Float[Tensor, "c"]:
+        """Return the probability that a class's tag must exceed."""
+        return self.medians.clamp_max(self.confidence)
+
+    @torch.no_grad()
+    def watch(self, probabilities: Float[Tensor, "b c"], tags: Bool[Tensor, "b c"]) -> None:
+        """Take the probabilities of the tags of a batch into account."""
+        if self.relative:
+            above = torch.where(probabilities > self.medians, 0.5, -0.5).where(tags, 0.0).sum(0)
+            self.medians.add_(MEDIAN_STEP * above).clamp_(0, 1)
+
+
 @torch.no_grad()
 def mine_regions(
     maps: Float[Tensor, "b c h w"],
@@ -26,7 +63,7 @@ def mine_regions(
     threshold: float = 0.3,
     background: bool = True,
     background_threshold: float = 0.1,
-    confidence: float = 0.7,
+    confidence: float | Float[Tensor, "c"] = 0.7,
     shares: Float[Tensor, "m h w"] | None = None,
 ) -> Regions:
     """Return a region for every tag of every image, and one of background per image.
@@ -37,8 +74,8 @@ def mine_regions(
     are given: the posteriors of all pairs of an image and a tag, in the order of `tags.nonzero()` (see
     `aggregation.posterior`). A class region then holds the cells of which its class has more than half, the background
     region those that all classes together have less than half of. Empty regions are left out. A class region is
-    confident when its tag's probability (sigmoid of the map's mean) exceeds `confidence`; background when all tags of
-    its image are.
+    confident when its tag's probability (sigmoid of the map's mean) exceeds `confidence`, one for all classes or one
+    for each (see `Gate`); background when all tags of its image are.
     """
     maps = maps.float()
     b, _, h, w = maps.shape
@@ -55,7 +92,8 @@ def mine_regions(
     low = highest < background_threshold
     if rule == "posterior" and shares is not None:
         cells, low = _halves(shares, image, cells, low)
-    confident = tagged.mean((1, 2)).sigmoid() > confidence
+    bar = confidence[column] if isinstance(confidence, Tensor) else confidence
+    confident = tagged.mean((1, 2)).sigmoid() > bar
     label = column + 1
     if background:
         unsure = torch.zeros(b, dtype=torch.bool, device=maps.device).index_put(

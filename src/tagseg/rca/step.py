@@ -9,7 +9,7 @@ from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast, mixed_contrast
 from tagseg.rca.eps import saliency_loss
 from tagseg.rca.network import Maps, RcaNetwork
-from tagseg.rca.regions import Regions, pool_regions
+from tagseg.rca.regions import Gate, Regions, pool_regions
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import Settings
 from tagseg.training.distributed import ALONE, Group
@@ -67,6 +67,7 @@ def _all_regions(
 def training_step(
     network: RcaNetwork,
     bank: Bank,
+    gate: Gate,
     optimizer: torch.optim.Optimizer,
     crop: Crop,
     settings: Settings,
@@ -87,7 +88,7 @@ def training_step(
     pictures = crop.picture.to(device, memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         maps = (joined or network)(pictures)
-    losses = _losses(network, maps, crop, bank, settings, started, generator, group)
+    losses = _losses(network, maps, crop, bank, gate, settings, started, generator, group)
     optimizer.zero_grad()
     group.backward(losses["loss"])
     optimizer.step()
@@ -99,6 +100,7 @@ def _losses(
     maps: Maps,
     crop: Crop,
     bank: Bank,
+    gate: Gate,
     settings: Settings,
     started: bool,
     generator: torch.Generator,
@@ -122,7 +124,8 @@ def _losses(
         taught = refined + options.coarse_weight * coarse if rca.aggregation else refined
         loss = loss + options.saliency_weight * taught
     if rca.contrast or rca.aggregation:
-        regions = network.mine(maps, tags.bool())
+        gate.watch(coarse_scores.detach().float().sigmoid(), all_tags.bool())
+        regions = network.mine(maps, tags.bool(), gate.bars())
         losses["contrast"] = contrast_loss(
             regions, maps.features, bank, rca, rca.contrast and started, generator, group
         )

@@ -23,6 +23,7 @@ from tagseg.rca.frozen import FrozenLayers
 from tagseg.rca.heads import Teach, fit_heads
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.oaa import accumulate, accumulating, finish_accumulating, keep_accumulated
+from tagseg.rca.regions import Gate
 from tagseg.rca.step import training_step
 from tagseg.rca.taught import read_taught, write_taught
 from tagseg.settings.rca import RcaSettings
@@ -81,11 +82,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Learner:
-    """The network in training, the network as training calls it (see `join_network`), the bank and the optimiser."""
+    """The network in training, the network as training calls it (see `join_network`), the bank and its gate, and the
+    optimiser."""
 
     network: RcaNetwork
     joined: nn.Module
     bank: Bank
+    gate: Gate
     optimizer: torch.optim.Optimizer
 
 
@@ -104,7 +107,7 @@ def train(dataset: Dataset, settings: Settings, folder: Path, track: Track = sil
     options, rca = settings.train, settings.rca
     learner = _build(len(dataset.classes), settings, group)
     training = Training(
-        name="train", folder=folder, modules={"network": learner.network, "bank": learner.bank},
+        name="train", folder=folder, modules={"network": learner.network, "bank": learner.bank, "gate": learner.gate},
         optimizer=learner.optimizer, lr=partial(_lr, options), epochs=options.epochs, batch=options.batch,
         seed=settings.seed, workers=settings.workers, group=group, track=track,
     )  # fmt: skip
@@ -207,10 +210,11 @@ def _build(classes: int, settings: Settings, group: Group) -> _Learner:
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     compile_network(network, settings.compile)
     bank = Bank(classes + 1, rca.slots, network.channels, rca.update, rca.momentum).to(device)
+    gate = Gate(classes, rca.confidence, rca.gate == "relative").to(device)
     new = [parameter for layer in network.new_layers() for parameter in layer.parameters()]
     rates = (options.lr, options.head_lr, options.weight_decay, options.optimiser, options.bias_lr)
     optimizer = build_optimizer(network.backbone.parameters(), new, *rates)
-    return _Learner(network, join_network(network, group), bank, optimizer)
+    return _Learner(network, join_network(network, group), bank, gate, optimizer)
 
 
 @contextlib.contextmanager
@@ -242,7 +246,7 @@ def _open_epoch(
         def step(batches: Iterator[Crop], steps: int) -> Sums:
             (crop,) = batches
             losses, maps = training_step(
-                network, bank, optimizer, crop, settings, started, generator, group, learner.joined
+                network, bank, learner.gate, optimizer, crop, settings, started, generator, group, learner.joined
             )
             if accumulation is not None:
                 accumulate(accumulation, network, maps, crop, group)

@@ -54,7 +54,11 @@ class RcaSettings:
     """A cell is background where the map of every tag is below this share of the map's peak."""
 
     confidence: Annotated[float, Ge(0), Lt(1)] = 0.7
-    """A region enters the bank only if the predicted probability of its tag exceeds this."""
+    """A region enters the bank if the predicted probability of its tag exceeds this (see rca.gate)."""
+
+    gate: Literal["relative", "absolute"] = "relative"
+    """Which other regions enter the bank. relative: the more probable half of every class's, so that a class which the
+    network seldom sees has regions too; absolute: none, as in the paper."""
 
     slots: Annotated[int, Ge(1)] = 500
     """Regions that the bank holds per class."""
