@@ -60,9 +60,13 @@ def test_vgg_is_dilated_as_in_the_paper(dilated_vgg: Backbone) -> None:
     assert dilated_vgg(torch.rand(1, 3, 64, 48)).shape == (1, 512, 8, 6)
 
 
-def test_a_vision_transformer_cannot_have_another_stride() -> None:
-    with pytest.raises(ValueError, match=r"test_vit: has stride 16, asked for 8; set --train.stride 16"):
-        build_backbone("test_vit", "random", 8)
+def test_a_backbone_of_one_stride_keeps_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    for name, stride in (("test_vit", 16), ("test_mambaout", 32)):
+        caplog.clear()
+        assert build_backbone(name, "random", 8).stride == stride
+        assert caplog.messages == [f"backbone {name}: has {stride} image pixels per cell, not 8"]
+        caplog.clear()
+        assert build_backbone(name, "random", stride).stride == stride and not caplog.messages
 
 
 def test_tokens_become_the_map_in_reading_order() -> None:
@@ -83,7 +87,9 @@ def test_tokens_become_the_map_in_reading_order() -> None:
         ("resnet5x", "random", r"backbone 'resnet5x': timm has no such model; close: .*resnet50"),
         ("no_model_at_all", "random", r"'no_model_at_all': timm has no such model$"),
         ("resnet50.no_tag", "random", r"'resnet50.no_tag': timm has no such model \(.*no_tag"),
-        ("test_mambaout", "random", r"test_mambaout: takes neither an output stride nor free image sizes"),
+        ("cait_xxs24_224", "random", r"cait_xxs24_224: (does not take images of|takes images of few sizes only)"),
+        ("crossvit_tiny_240", "random", r"crossvit_tiny_240: its output is no map; tagseg needs"),
+        ("inception_v4", "random", r"inception_v4: has 5 x 12 cells for 224 x 448 pixels, not one per 8, 14, 16"),
     ],
 )
 def test_unknown_and_unfit_models(name: str, weights: str, message: str) -> None:
@@ -298,3 +304,24 @@ def test_an_earlier_layer_that_does_not_exist_is_named() -> None:
         ValueError, match=r"backbone test_resnet: has no layer 'layer9' \(--rca.layer\); known: .*layer3"
     ):
         build_backbone("test_resnet", "random", 16, "layer9")
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "shape"),
+    [
+        ("mobilenetv3_small_050", 32, (1, 288, 3, 5)),
+        ("mambaout_femto", 32, (1, 288, 3, 5)),  # channels last
+        ("swinv2_cr_tiny_ns_224", 32, (1, 768, 3, 5)),  # blocks have another layout than the output
+        ("dla46_c", 32, (1, 256, 3, 5)),  # sizes must be multiples of 32
+        ("densenet121", 32, (1, 1024, 3, 5)),
+    ],
+)
+def test_backbones_without_a_choice_of_stride_or_of_another_layout(
+    name: str, stride: int, shape: tuple[int, ...]
+) -> None:
+    backbone = build_backbone(name, "random", 16, "auto")
+    assert backbone.stride == stride
+    with torch.no_grad():
+        last, earlier = backbone.with_earlier(torch.rand(1, 3, *backbone.fitting_size(96, 160)))
+    cells = tuple(side + backbone.cornered for side in shape[2:])
+    assert last.shape == (*shape[:2], *cells) and earlier.shape[2:] == cells

@@ -1,10 +1,14 @@
 """Which layers of a backbone are cached, and how many cells their maps have."""
 
+import logging
+
 import msgspec
 import torch
 
 from tagseg.networks.backbones import AUTO, LAST, Backbone, earlier_layer, finer_layers
 from tagseg.system.records import Positive
+
+log = logging.getLogger(__name__)
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -27,29 +31,40 @@ class Layer(msgspec.Struct, frozen=True):
         return self.kept(channels) + 1
 
 
-@torch.no_grad()
 def choose_layers(backbone: Backbone, names: tuple[str, ...]) -> tuple[Layer, ...]:
     """Return the layers that the setting features.layers stands for, each once.
+
+    Of the layers that `auto` stands for, those whose maps cannot be used are left out.
 
     Raises:
         ValueError: when the backbone has no such layer, its output is not a map, or the map's cells do not cover the
             image evenly.
     """
     auto = (LAST, earlier_layer(backbone.model), *finer_layers(backbone.model, backbone.stride))
-    wanted = tuple(dict.fromkeys(layer for name in names for layer in (auto if name == AUTO else (name,))))
+    wanted = dict.fromkeys(layer for name in names for layer in (auto if name == AUTO else (name,)) if layer)
+    found: list[Layer] = []
+    for name in wanted:
+        try:
+            found.append(_layer(backbone, name))
+        except ValueError as error:
+            if name in {*names, LAST}:
+                raise
+            log.info("features: a layer is left out: %s", error)
+    return tuple(found)
+
+
+@torch.no_grad()
+def _layer(backbone: Backbone, name: str) -> Layer:
     found: list[Layer] = []
     for view in (backbone.fitting_size(224, 160), backbone.fitting_size(96, 224)):
-        maps = backbone.layer_maps(torch.zeros(1, 3, *view, device=backbone.mean.device), wanted)
+        (map_,) = backbone.layer_maps(torch.zeros(1, 3, *view, device=backbone.mean.device), (name,))
         if not found:
             extra = int(backbone.cornered)
-            strides = [round((view[0] - extra) / max(map_.shape[2] - extra, 1)) for map_ in maps]
-            channels = [map_.shape[1] for map_ in maps]
-            found = [Layer(*parts) for parts in zip(wanted, channels, strides, strict=True)]
-        for layer, map_ in zip(found, maps, strict=True):
-            if layer.cells(view) != tuple(map_.shape[2:]):
-                raise ValueError(
-                    f"backbone {backbone.name}: the maps of layer {layer.name!r} must have one cell per "
-                    f"{layer.stride} pixels, found {tuple(map_.shape[2:])} cells for {view} pixels; leave the layer "
-                    "out of --features.layers"
-                )
-    return tuple(found)
+            found.append(Layer(name, map_.shape[1], round((view[0] - extra) / max(map_.shape[2] - extra, 1))))
+        if found[0].cells(view) != tuple(map_.shape[2:]):
+            raise ValueError(
+                f"backbone {backbone.name}: the maps of layer {name!r} must have one cell per {found[0].stride} "
+                f"pixels, found {tuple(map_.shape[2:])} cells for {view} pixels; leave the layer out of "
+                "--features.layers"
+            )
+    return found[0]

@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -30,6 +31,15 @@ AUTO = "auto"
 FINEST_STRIDE = 8
 """Image pixels per cell of the finest maps that `finer_layers` returns."""
 
+Layout = Literal["channels first", "channels last", "tokens", "tokens by patches"]
+"""Order of a layer's output; the patches of a vision transformer know how many tokens an image has."""
+
+STRIDES = (8, 14, 16, 32, 64)
+"""Image pixels per cell that a feature map may have."""
+
+PROBED = (224, 448)
+"""Height and width in pixels of an image of whole cells of any of these strides."""
+
 
 class Backbone(nn.Module):
     """A timm model that turns images into a feature map and also returns the output of an earlier layer.
@@ -51,36 +61,54 @@ class Backbone(nn.Module):
         self.name = name
         self.model = model
         self._kept: dict[str, Tensor] = {}
-        self._earlier = LAST
+        self._layouts: dict[str, Layout] = {}
         self.cornered = False  # until probed
-        if layer != LAST:
-            self._earlier = earlier_layer(model) if layer == AUTO else layer
-            find_layer(name, model, self._earlier, "rca.layer").register_forward_hook(
-                partial(self._keep, self._earlier)
-            )
+        self._earlier = (earlier_layer(model) or LAST) if layer == AUTO else layer
+        if self._earlier != LAST:
+            module = find_layer(name, model, self._earlier, "rca.layer")
+            hook = module.register_forward_hook(partial(self._keep, self._earlier))
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
-        probed = self._probe(224)
-        assert probed is not None
+        try:
+            probed = self._probe(PROBED)
+        except ValueError:  # the earlier layer's output is no map
+            if layer != AUTO or self._earlier == LAST:
+                raise
+            hook.remove()
+            self._earlier = LAST
+            probed = self._probe(PROBED)
+        if isinstance(probed, Exception):
+            raise self._unfit(f"does not take images of {_text(PROBED)} pixels ({_first_line(probed)})")
         features, earlier = probed
+        cells = features.shape[2], features.shape[3]
         self.channels, self.earlier_channels = features.shape[1], earlier.shape[1]
-        self.stride = round(224 / features.shape[2])
+        fitting = [one for one in STRIDES if cells == (-(-PROBED[0] // one), -(-PROBED[1] // one))]
+        if not fitting:
+            raise self._unfit(f"has {_text(cells)} cells for {_text(PROBED)} pixels, not one per 8, 14, 16, 32 or 64")
+        self.stride = fitting[0]
         if stride not in (None, self.stride):
-            raise ValueError(
-                f"backbone {name}: has stride {self.stride}, asked for {stride}; set --train.stride {self.stride}"
-            )
-
-        larger = self._probe(225)
-        self.cornered = larger is not None and larger[0].shape[2] == 224 // self.stride + 1
+            log.warning("backbone %s: has %d image pixels per cell, not %d", name, self.stride, stride)
+        larger = self._probe((PROBED[0] + 1, PROBED[1] + 1))
+        self.cornered = not isinstance(larger, Exception) and larger[0].shape[2] == PROBED[0] // self.stride + 1
+        other = self._probe(self.fitting_size(128, 192))
+        if isinstance(other, Exception):
+            raise self._unfit(f"takes images of few sizes only ({_first_line(other)})")
 
     @torch.no_grad()
-    def _probe(self, side: int) -> tuple[Tensor, Tensor] | None:
+    def _probe(self, size: tuple[int, int]) -> tuple[Tensor, Tensor] | Exception:
+        """Return the maps of an image of (height, width) `size` pixels, or why there are none."""
         try:
-            return self.with_earlier(torch.zeros(1, 3, side, side))
-        except AssertionError:  # patches that do not divide the image
-            return None
+            return self.with_earlier(torch.zeros(1, 3, *size))
+        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:  # whatever models raise
+            return error
+
+    def _unfit(self, reason: str) -> ValueError:
+        return ValueError(
+            f"backbone {self.name}: {reason}; tagseg needs a model with an evenly spaced feature map of images of any "
+            "size: choose another --train.backbone (docs/backbones.md)"
+        )
 
     def fitting_size(self, height: int | float, width: int | float) -> tuple[int, int]:
         """Return the image size nearest to `height` x `width` pixels that cells cover exactly."""
@@ -137,24 +165,72 @@ class Backbone(nn.Module):
         kept, self._kept = self._kept, {}
         for name in layers:
             if name not in kept or not isinstance(kept[name], Tensor) or kept[name].dim() not in (3, 4):
+                if name == LAST:
+                    raise self._unfit("its output is no map")
                 raise ValueError(
                     f"backbone {self.name}: layer {name!r} gives no map; name a block of the backbone in "
                     "--features.layers and --rca.layer"
                 )
-        maps = {name: self._as_map(kept[name], images) for name in dict.fromkeys(layers)}
+        maps = {name: self._as_map(name, kept[name], images) for name in dict.fromkeys(layers)}
         return [maps[name] for name in layers]
 
     def _keep(self, name: str, module: nn.Module, given: Any, output: Tensor) -> None:
         self._kept[name] = output
 
-    def _as_map(self, features: Tensor, images: Tensor) -> Tensor:
-        if features.dim() == 3:  # tokens of a vision transformer, prefix tokens first
+    def _as_map(self, name: str, features: Tensor, images: Tensor) -> Tensor:
+        """Return a layer's output with its channels first, whatever their place and whether cells are tokens."""
+        size = images.shape[2], images.shape[3]
+        if name not in self._layouts:  # seen once: a traced network must not depend on sizes
+            self._layouts[name] = self._layout(features, size)
+        layout = self._layouts[name]
+        if layout.startswith("tokens"):  # prefix tokens first
             prefix: int = getattr(self.model, "num_prefix_tokens", 0)
-            h, w = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])  # type: ignore[union-attr,operator]
-            features = features[:, prefix:].transpose(1, 2).unflatten(2, (h, w))
-        elif getattr(self.model, "output_fmt", "NCHW") == "NHWC":
-            features = features.permute(0, 3, 1, 2)
-        return features
+            if layout == "tokens by patches":
+                cells = self.model.patch_embed.dynamic_feat_size(size)  # type: ignore[union-attr,operator]
+            else:
+                cells = _token_cells(features.shape[1] - prefix, size)
+            return features[:, prefix:].transpose(1, 2).unflatten(2, cells)
+        return features.permute(0, 3, 1, 2) if layout == "channels last" else features
+
+    def _layout(self, features: Tensor, size: tuple[int, int]) -> Layout:
+        """Tell the order of a layer's output for images of (height, width) `size` pixels."""
+        if features.dim() == 3:
+            tokens = features.shape[1] - getattr(self.model, "num_prefix_tokens", 0)
+            patches = getattr(self.model, "patch_embed", None)
+            if hasattr(patches, "dynamic_feat_size") and math.prod(patches.dynamic_feat_size(size)) == tokens:
+                return "tokens by patches"
+            try:
+                _token_cells(tokens, size)
+            except ValueError as error:
+                raise self._unfit(str(error)) from error
+            return "tokens"
+        last: bool = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        orders = tuple(features.shape[2:]), tuple(features.shape[1:3])
+        if not _is_even(orders[last], size) and _is_even(orders[not last], size):
+            last = not last  # some models have layers of another order than their output
+        return "channels last" if last else "channels first"
+
+
+def _token_cells(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many cells (height, width) the tokens of an image of that size in pixels are."""
+    for stride in STRIDES:
+        for h, w in ((-(-size[0] // stride), -(-size[1] // stride)), (size[0] // stride, size[1] // stride)):
+            if h * w == tokens:
+                return h, w
+    raise ValueError(f"the {tokens} tokens of an image of {_text(size)} pixels are no map of it")
+
+
+def _is_even(cells: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Tell whether a map of (height, width) cells has as many pixels per cell along both sides, but for rounding."""
+    return abs(cells[1] - size[1] * cells[0] / size[0]) <= 1
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__
 
 
 def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAST) -> Backbone:
@@ -192,14 +268,17 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
     return Backbone(name, model, stride, layer)
 
 
-def earlier_layer(model: nn.Module) -> str:
-    """Return the name of the block before the last one of a timm model.
+def earlier_layer(model: nn.Module) -> str | None:
+    """Return the name of the block before the last one of a timm model, None where its blocks cannot be told.
 
     The last block's output is specific to the classes; the block before it still separates objects from their
     surroundings, which is what comparing regions needs.
     """
-    info: list[dict[str, Any]] = model.feature_info  # type: ignore[assignment]
-    last = info[-1]["module"]
+    info: list[dict[str, Any]] = getattr(model, "feature_info", [])
+    named = {name for name, _ in model.named_modules()}
+    last = info[-1]["module"] if info else ""
+    if not last or last not in named:
+        return None
     stage = model.get_submodule(last)
     inner = f"{last}.blocks" if hasattr(stage, "blocks") else last
     blocks = model.get_submodule(inner)
@@ -208,15 +287,18 @@ def earlier_layer(model: nn.Module) -> str:
     parent, _, own = last.rpartition(".")
     siblings = [name for name, _ in model.get_submodule(parent).named_children()]
     if isinstance(stage, (nn.MaxPool2d, nn.ReLU)):  # VGG: after the last but one convolution and its ReLU
-        convolutions = [name for name in siblings if isinstance(model.get_submodule(f"{parent}.{name}"), nn.Conv2d)]
-        own = convolutions[-1]
-    return f"{parent}.{siblings[siblings.index(own) - 1]}".lstrip(".")
+        convolutions = [
+            name for name in siblings if isinstance(model.get_submodule(f"{parent}.{name}".lstrip(".")), nn.Conv2d)
+        ]
+        own = convolutions[-1] if convolutions else siblings[0]
+    before = siblings.index(own) - 1
+    return f"{parent}.{siblings[before]}".lstrip(".") if before >= 0 else None
 
 
 def finer_layers(model: nn.Module, stride: int) -> list[str]:
     """Return the names of the last layers of a timm model with 8 or more and fewer than `stride` image pixels per cell,
     one per resolution, from coarse to fine."""
-    info: list[dict[str, Any]] = model.feature_info  # type: ignore[assignment]
+    info: list[dict[str, Any]] = getattr(model, "feature_info", [])
     last = {stage["reduction"]: stage["module"] for stage in info if FINEST_STRIDE <= stage["reduction"] < stride}
     return [last[reached] for reached in sorted(last, reverse=True)]
 
@@ -301,19 +383,17 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def _create(name: str, stride: int | None, options: dict[str, Any]) -> nn.Module:
-    try:
-        if stride is not None:
-            model: nn.Module = timm.create_model(name, num_classes=0, output_stride=stride, **options)
+    """Return a timm model with the output stride, if it has the choice; else for images of any size, if it can."""
+    tried: list[dict[str, Any]] = [{"output_stride": stride}] if stride is not None else []
+    for extra in [*tried, {"dynamic_img_size": True}]:
+        with contextlib.suppress(TypeError, NotImplementedError, AssertionError):
+            model: nn.Module = timm.create_model(name, num_classes=0, **extra, **options)
             return model
-    except (TypeError, NotImplementedError):  # models with a fixed stride, mostly vision transformers
-        pass
-    except AssertionError as error:
-        raise ValueError(f"backbone {name}: cannot have stride {stride}; try --train.stride 32 or 16") from error
     try:
-        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
-    except TypeError as error:
+        model = timm.create_model(name, num_classes=0, **options)
+    except (TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
-            f"backbone {name}: takes neither an output stride nor free image sizes; choose another"
+            f"backbone {name}: timm cannot build it without a classifier ({_first_line(error)})"
         ) from error
     return model
 
