@@ -123,7 +123,7 @@ def test_it_has_the_face_of_a_timm_backbone(narrow: None) -> None:
 
 
 def test_deeplabv2_stands_on_it(narrow: None) -> None:
-    assert choose_network("auto", "resnet38") == "deeplabv2"
+    assert choose_network("auto", "resnet38", 16) == "deeplabv2"
     segmenter = Segmenter("resnet38", 3, 8, "random", (0, True), "deeplabv2")
     assert isinstance(segmenter.net, DeepLabV2) and segmenter.fitting_size(64.0, 64.0) == (65, 65)
     assert segmenter(torch.rand(1, 3, 65, 65)).shape == (1, 3, 65, 65)

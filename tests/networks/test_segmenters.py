@@ -142,7 +142,7 @@ def test_every_network_learns_at_any_size_it_takes(
     ("encoder", "size"), [("vit_small_patch14_dinov2", (70, 98)), ("vit_small_patch16_dinov3", (64, 96))]
 )
 def test_dino_encoders_take_any_multiple_of_their_patch(encoder: str, size: tuple[int, int]) -> None:
-    network = empty_segmenter(encoder, 3, 16, choose_network("auto", encoder)).eval()
+    network = empty_segmenter(encoder, 3, 16, choose_network("auto", encoder, 16)).eval()
     assert network.fitting_size(70, 100) == size
     with torch.no_grad():
         small, large = network(torch.rand(1, 3, *size)), network(torch.rand(1, 3, 2 * size[0], size[1]))
@@ -170,10 +170,13 @@ def test_around_vgg_each_branch_has_hidden_layers() -> None:
 
 
 def test_auto_looks_at_the_encoder() -> None:
-    assert choose_network("auto", "test_vit") == "deeplabv2" and choose_network("auto", "resnet50") == "deeplabv3plus"
-    assert choose_network("upernet", "resnet50") == "upernet"
+    found = {name: choose_network("auto", name, 16) for name in ("test_vit", "resnet50", "test_mambaout")}
+    # A plain transformer, a model with a choice of output strides, and one whose strides are fixed.
+    assert found == {"test_vit": "deeplabv2", "resnet50": "deeplabv3plus", "test_mambaout": "upernet"}
+    assert choose_network("auto", "swin_tiny_patch4_window7_224", 16) == "deeplabv2"
+    assert choose_network("upernet", "resnet50", 16) == "upernet"
     with pytest.raises(ValueError, match="timm has no such model"):
-        choose_network("auto", "resnet5000")
+        choose_network("auto", "resnet5000", 16)
 
 
 def test_an_encoder_of_one_image_size_is_named() -> None:

@@ -189,14 +189,15 @@ class Backbone(nn.Module):
                 cells = self.model.patch_embed.dynamic_feat_size(size)  # type: ignore[union-attr,operator]
             else:
                 cells = _token_cells(features.shape[1] - prefix, size)
-            return features[:, prefix:].transpose(1, 2).unflatten(2, cells)
+            map_: Tensor = features[:, prefix:].transpose(1, 2).unflatten(2, cells)
+            return map_
         return features.permute(0, 3, 1, 2) if layout == "channels last" else features
 
     def _layout(self, features: Tensor, size: tuple[int, int]) -> Layout:
         """Tell the order of a layer's output for images of (height, width) `size` pixels."""
         if features.dim() == 3:
             tokens = features.shape[1] - getattr(self.model, "num_prefix_tokens", 0)
-            patches = getattr(self.model, "patch_embed", None)
+            patches: Any = getattr(self.model, "patch_embed", None)
             if hasattr(patches, "dynamic_feat_size") and math.prod(patches.dynamic_feat_size(size)) == tokens:
                 return "tokens by patches"
             try:

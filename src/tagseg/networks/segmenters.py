@@ -105,9 +105,12 @@ def foreign_config(segmenter: Segmenter) -> dict[str, Any] | None:
     return None if isinstance(net, DeepLabV2) else {**net.config, "_model_class": type(net).__name__}
 
 
-def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> NetworkName:
-    """Return the network that `auto` stands for: DeepLab-v2 around a plain vision transformer, whose features have one
-    scale, and around ResNet-38; DeepLabV3+ around all others.
+def choose_network(asked: Literal["auto"] | NetworkName, encoder: str, stride: int) -> NetworkName:
+    """Return the network that `auto` stands for.
+
+    DeepLabV3+ where the encoder can have that output stride; UPerNet where it has several strides but no choice;
+    DeepLab-v2 around a plain vision transformer, whose features have one scale, around ResNet-38, and wherever timm
+    gives features of the last scale alone.
 
     Raises:
         ValueError: when timm does not know the encoder.
@@ -116,7 +119,23 @@ def choose_network(asked: Literal["auto"] | NetworkName, encoder: str) -> Networ
         return asked
     if not is_known(encoder):
         raise ValueError(f"encoder {encoder!r}: timm has no such model; choose another --segment.encoder")
-    return "deeplabv2" if encoder == RESNET38 or plain_transformer(encoder) else "deeplabv3plus"
+    if encoder == RESNET38 or plain_transformer(encoder):
+        return "deeplabv2"
+    if _has_features(encoder, output_stride=stride):
+        return "deeplabv3plus"
+    return "upernet" if _has_features(encoder) else "deeplabv2"
+
+
+@functools.cache
+def _has_features(encoder: str, **options: Any) -> bool:
+    """Tell whether timm gives the features of all strides of a model that is built with these options, for images of
+    any size."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            timm.create_model(encoder, features_only=True, **options).eval()(torch.zeros(1, 3, 64, 96))
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 @functools.cache

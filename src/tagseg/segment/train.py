@@ -93,7 +93,7 @@ def build_segmenter(settings: Settings, classes: tuple[str, ...]) -> tuple[Segme
     options = settings.segment
     encoder, weights = options.encoder or settings.train.backbone, options.weights or settings.train.weights
     warn_if_random(encoder, weights)
-    name = choose_network(options.network, encoder)
+    name = choose_network(options.network, encoder, options.stride)
     freezing = (options.freeze_stride, options.freeze_batch_norm)
     network = Segmenter(encoder, len(classes), options.stride, weights, freezing, name)
     about = SegmenterAbout(
