@@ -270,6 +270,6 @@ def _warn_if_unknown(bank: Bank, classes: Sequence[str], rca: RcaSettings) -> No
         log.warning(
             "the memory bank holds no region of %s, so the maps of these classes (of all classes, if background is "
             "missing) are not refined; a region enters the bank when the probability of its tag is above %g: train "
-            "longer (--train.epochs) or lower --rca.confidence",
+            "longer (--train.epochs), or let in the better half of every class's regions (--rca.gate relative)",
             ", ".join(unknown), rca.confidence,
         )  # fmt: skip

@@ -84,7 +84,6 @@ _PAPER: dict[str, Any] = {
         "region_rule": "softmax-mean",
         "background": False,
         "confidence": 0.7,
-        "gate": "absolute",
         "slots": 500,
         "update": "blend",
         "momentum": 0.99,

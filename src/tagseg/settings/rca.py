@@ -56,9 +56,9 @@ class RcaSettings:
     confidence: Annotated[float, Ge(0), Lt(1)] = 0.7
     """A region enters the bank if the predicted probability of its tag exceeds this (see rca.gate)."""
 
-    gate: Literal["relative", "absolute"] = "relative"
-    """Which other regions enter the bank. relative: the more probable half of every class's, so that a class which the
-    network seldom sees has regions too; absolute: none, as in the paper."""
+    gate: Literal["absolute", "relative"] = "absolute"
+    """Which other regions enter the bank. absolute: none, as in the paper; relative: the more probable half of every
+    class's, so that a class which the network seldom sees has regions too."""
 
     slots: Annotated[int, Ge(1)] = 500
     """Regions that the bank holds per class."""
