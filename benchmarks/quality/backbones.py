@@ -55,7 +55,7 @@ def look(name: str) -> dict[str, Any]:
         return {"refused": reason}
     backbone = build_backbone(name, "random", 16 if 16 in strides else strides[0], "auto").eval()
     layers = [layer.name for layer in choose_layers(backbone, ("auto",))]
-    found: dict[str, Any] = {"strides": sorted({*strides}), "output": backbone._layouts["last"], "layers": layers}
+    found: dict[str, Any] = {"strides": sorted({*strides}), "output": backbone._orders["last"], "layers": layers}
     try:
         network = choose_network("auto", name, 16)
         Segmenter(name, 3, 16, "random", (0, True), network)

@@ -88,7 +88,7 @@ def test_tokens_become_the_map_in_reading_order() -> None:
         ("no_model_at_all", "random", r"'no_model_at_all': timm has no such model$"),
         ("resnet50.no_tag", "random", r"'resnet50.no_tag': timm has no such model \(.*no_tag"),
         ("cait_xxs24_224", "random", r"cait_xxs24_224: (does not take images of|takes images of few sizes only)"),
-        ("crossvit_tiny_240", "random", r"crossvit_tiny_240: its output is no map; tagseg needs"),
+        ("crossvit_tiny_240", "random", r"crossvit_tiny_240: its output is not a map; tagseg needs"),
         ("inception_v4", "random", r"inception_v4: has 5 x 12 cells for 224 x 448 pixels, not one per 8, 14, 16"),
     ],
 )

@@ -31,7 +31,7 @@ AUTO = "auto"
 FINEST_STRIDE = 8
 """Image pixels per cell of the finest maps that `finer_layers` returns."""
 
-Layout = Literal["channels first", "channels last", "tokens", "tokens by patches"]
+MapOrder = Literal["channels first", "channels last", "tokens", "tokens by patches"]
 """Order of a layer's output; the patches of a vision transformer know how many tokens an image has."""
 
 STRIDES = (8, 14, 16, 32, 64)
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         self.name = name
         self.model = model
         self._kept: dict[str, Tensor] = {}
-        self._layouts: dict[str, Layout] = {}
+        self._orders: dict[str, MapOrder] = {}
         self.cornered = False  # until probed
         self._earlier = (earlier_layer(model) or LAST) if layer == AUTO else layer
         if self._earlier != LAST:
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         self.eval()
         try:
             probed = self._probe(PROBED)
-        except ValueError:  # the earlier layer's output is no map
+        except ValueError:  # the earlier layer's output is not a map
             if layer != AUTO or self._earlier == LAST:
                 raise
             hook.remove()
@@ -166,7 +166,7 @@ class Backbone(nn.Module):
         for name in layers:
             if name not in kept or not isinstance(kept[name], Tensor) or kept[name].dim() not in (3, 4):
                 if name == LAST:
-                    raise self._unfit("its output is no map")
+                    raise self._unfit("its output is not a map")
                 raise ValueError(
                     f"backbone {self.name}: layer {name!r} gives no map; name a block of the backbone in "
                     "--features.layers and --rca.layer"
@@ -180,20 +180,20 @@ class Backbone(nn.Module):
     def _as_map(self, name: str, features: Tensor, images: Tensor) -> Tensor:
         """Return a layer's output with its channels first, whatever their place and whether cells are tokens."""
         size = images.shape[2], images.shape[3]
-        if name not in self._layouts:  # seen once: a traced network must not depend on sizes
-            self._layouts[name] = self._layout(features, size)
-        layout = self._layouts[name]
-        if layout.startswith("tokens"):  # prefix tokens first
+        if name not in self._orders:  # seen once: a traced network must not depend on sizes
+            self._orders[name] = self._order(features, size)
+        order = self._orders[name]
+        if order.startswith("tokens"):  # prefix tokens first
             prefix: int = getattr(self.model, "num_prefix_tokens", 0)
-            if layout == "tokens by patches":
+            if order == "tokens by patches":
                 cells = self.model.patch_embed.dynamic_feat_size(size)  # type: ignore[union-attr,operator]
             else:
                 cells = _token_cells(features.shape[1] - prefix, size)
             map_: Tensor = features[:, prefix:].transpose(1, 2).unflatten(2, cells)
             return map_
-        return features.permute(0, 3, 1, 2) if layout == "channels last" else features
+        return features.permute(0, 3, 1, 2) if order == "channels last" else features
 
-    def _layout(self, features: Tensor, size: tuple[int, int]) -> Layout:
+    def _order(self, features: Tensor, size: tuple[int, int]) -> MapOrder:
         """Tell the order of a layer's output for images of (height, width) `size` pixels."""
         if features.dim() == 3:
             tokens = features.shape[1] - getattr(self.model, "num_prefix_tokens", 0)
@@ -218,7 +218,7 @@ def _token_cells(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
         for h, w in ((-(-size[0] // stride), -(-size[1] // stride)), (size[0] // stride, size[1] // stride)):
             if h * w == tokens:
                 return h, w
-    raise ValueError(f"the {tokens} tokens of an image of {_text(size)} pixels are no map of it")
+    raise ValueError(f"the {tokens} tokens of an image of {_text(size)} pixels are not a map of it")
 
 
 def _is_even(cells: tuple[int, ...], size: tuple[int, int]) -> bool:
