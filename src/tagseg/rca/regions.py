@@ -19,7 +19,8 @@ class Regions:
 
 
 MEDIAN_STEP = 0.02
-"""How far a class's running median moves with each of its regions: half of it up or down."""
+"""How far a class's running median moves with each of its regions: half of it up or down. The n-th region moves it by
+1 / (2 n) if that is more."""
 
 
 class Gate(nn.Module):
@@ -27,7 +28,7 @@ class Gate(nn.Module):
     those of the more probable half of their class's regions.
 
     A tag is known to be in its image, so its region exists even if the network does not see it yet. The median of a
-    class's probabilities is estimated as training goes on, by small steps that start at `confidence`.
+    class's probabilities is estimated as training goes on, by steps that start at `confidence` and get smaller.
 
     >>> gate = Gate(classes=2, confidence=0.7, relative=True)
     >>> for _ in range(100):
@@ -37,11 +38,13 @@ class Gate(nn.Module):
     """
 
     medians: Float[Tensor, "c"]
+    seen: Int[Tensor, "c"]
 
     def __init__(self, classes: int, confidence: float, relative: bool) -> None:
         super().__init__()
         self.confidence, self.relative = confidence, relative
         self.register_buffer("medians", torch.full((classes,), confidence))
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.long))
 
     def bars(self) -> Float[Tensor, "c"]:
         """Return the probability that a class's tag must exceed."""
@@ -51,8 +54,10 @@ class Gate(nn.Module):
     def watch(self, probabilities: Float[Tensor, "b c"], tags: Bool[Tensor, "b c"]) -> None:
         """Take the probabilities of the tags of a batch into account."""
         if self.relative:
+            self.seen.add_(tags.sum(0))
+            steps = (1 / self.seen.clamp_min(1)).clamp_min(MEDIAN_STEP)
             above = torch.where(probabilities > self.medians, 0.5, -0.5).where(tags, 0.0).sum(0)
-            self.medians.add_(MEDIAN_STEP * above).clamp_(0, 1)
+            self.medians.add_(steps * above).clamp_(0, 1)
 
 
 @torch.no_grad()
