@@ -83,6 +83,7 @@ def test_a_cluster_is_named_with_a_key_split_and_undone(address: str, open_page:
     page.keyboard.press("b")
     wait_for(page, "Saved: background", "saved")
     wait_for(page, "masks changed, by", "news")
+    wait_for(page, "All answers together: ", "news")
     page.wait_for_function(f"() => !['', '{masks}'].includes(document.getElementById('masks').dataset.version)")
     assert [one.meaning for one in answers(run).values()] == ["background"] and first_crop(page) != before
     page.keyboard.press("1")

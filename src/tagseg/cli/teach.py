@@ -1,5 +1,6 @@
 """The command that teaches the memory bank: tagseg teach."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,15 @@ def _apply(run: "Run") -> None:
 
     with hold_lock(run.root):
         changed = apply_answers(prepare(run, bars), run, bars)
-    say(f"{len(changed)} masks made again. Continue: tagseg fit DATA --out {run.root}")
+    say(f"{len(changed)} masks made again.")
+    again = f"tagseg fit {shlex.quote(run.manifest().data)} --out {shlex.quote(str(run.root))}"
+    if run.is_behind():
+        say(
+            "The segmentation network is older than these masks, and so are the masks of self-training if the run has "
+            f"any: pages and exports show these masks until it has learned from them. Next: {again}"
+        )
+    elif changed:
+        say(f"Next, the segmentation network: {again}")
 
 
 def _ask(run: "Run") -> None:
@@ -98,7 +107,7 @@ def _ask_once(lesson: "Lesson") -> bool:
     """Ask about the best question and learn from the reply; return whether to go on."""
     from tagseg.report.overlay import encoded
     from tagseg.system.files import write_atomically
-    from tagseg.teaching.lesson import answered, name_cluster, next_questions, take_back
+    from tagseg.teaching.lesson import answered, name_cluster, news_of, next_questions, take_back
     from tagseg.teaching.pictures import draw_sheet
     from tagseg.teaching.teach import CLUSTER_CROPS, shapes_of
     from tagseg.teaching.terminal import HELP, question_text, reply, summary
@@ -126,7 +135,7 @@ def _ask_once(lesson: "Lesson") -> bool:
                 say(str(take_back(lesson, last[0][0]).change))
         else:
             done = name_cluster(lesson, found[0].key, *reply(line, lesson))
-            say(f"{summary(done.answer)}; {done.change}")
+            say(f"{summary(done.answer)}; {news_of(lesson, done.change)}")
     except ValueError as error:
         say(str(error))
     return True

@@ -47,8 +47,8 @@ def evaluate(prepared: Prepared, run: Run, track: Track = silent) -> Evaluation:
     segmenter = score_segmenter(prepared, run, settings, track, shown)
     # A segmenter trained on another tool's masks: the run has no pseudo-masks of its own.
     pseudo = None if settings.segment.labels else score_pseudo_masks(prepared, run, track)
-    rounds = settings.segment.rounds
-    improved = score_pseudo_masks(prepared, run, track, run.round(rounds - 1)) if rounds > 1 else None
+    final = run.final()
+    improved = score_pseudo_masks(prepared, run, track, final) if final != run else None
     calibrated = len(scored_samples(dataset, "train")) - len(scored_samples(dataset, "train", calibration_images(run)))
     result = Evaluation(classes, pseudo, segmenter, calibrated, improved, read_bound(run))
     write_evaluation(run, result)

@@ -1,7 +1,7 @@
 """Taught entries of the memory bank: regions and clusters that a person named, as prototypes beside the mined ones."""
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,11 @@ class TaughtEntries:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def without(self, numbers: Collection[int]) -> "TaughtEntries":
+        """Return the entries that come from other answers than these."""
+        kept = [row for row, number in enumerate(self.numbers) if number not in numbers]
+        return TaughtEntries(self.features[kept], self.labels[kept], tuple(self.numbers[row] for row in kept))
 
 
 def no_entries(channels: int, digest: str = "") -> TaughtEntries:

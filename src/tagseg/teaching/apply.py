@@ -84,6 +84,8 @@ def apply_answers(prepared: Prepared, run: Run, track: Track = silent) -> tuple[
         write_taught(run.network, network.taught)
     changed: list[str] = []
     names = [sample.id for sample in prepared.dataset.split("train")]
+    if run.done("masks"):
+        run.quality_file.unlink(missing_ok=True)  # scores of masks that are made again
     if run.done("localise"):
         changed = _new_maps(prepared, run, network, cache, track)
         # All of them: the call before, if it was killed, may have left some without a checksum.

@@ -2,13 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float16
+from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 
 from tagseg.rca.network import RcaNetwork
@@ -41,14 +40,19 @@ class Beliefs:
     """The state of every image in `cells`.
 
     mined: the highest score (cosine over temperature) of background and of each tag at every cell of every scale, from
-    mined prototypes alone. shares: those of background and of each tag at the cells of the finest scale, with all that
-    was taught; replaced by `learn`.
+    mined prototypes alone. untaught: the entry with the largest share at every cell of the finest scale, by them.
+    highest: the same with the entries that were taught by the answers `learned`. shares: those
+    of background and of each tag at the cells of the finest scale, by `highest`. `learn` brings the last three up to
+    date.
     """
 
     cells: Cells
     network: RcaNetwork
     mined: tuple[Float[Tensor, "_ n"], ...]
+    untaught: list[UInt8[Tensor, "_ _"]]
+    highest: list[Float[Tensor, "_ n"]]
     shares: list[Float16[Tensor, "_ _ _"]]
+    learned: set[int] = field(default_factory=set)
 
 
 @torch.no_grad()
@@ -66,17 +70,22 @@ def begin_beliefs(network: RcaNetwork, cells: Cells, taught: TaughtEntries) -> B
     for place, sample in enumerate(cells.samples):
         features = cells.of(place)
         mined.append(torch.stack([_highest(features, held[entry]) for entry in (0, *sample.tags)]))
-    beliefs = Beliefs(cells, network, tuple(mined), [])
-    beliefs.shares.extend(_believed(beliefs, taught, place) for place in range(len(cells.samples)))
+    beliefs = Beliefs(cells, network, tuple(mined), [], [], [], set(taught.numbers))
+    for place, scores in enumerate(mined):
+        beliefs.untaught.append(_shares(beliefs, place, scores).half().argmax(0).byte())
+        beliefs.highest.append(_with_entries(beliefs, place, scores, taught))
+        beliefs.shares.append(_shares(beliefs, place, beliefs.highest[place]).half())
     return beliefs
 
 
 def learn(beliefs: Beliefs, taught: TaughtEntries, touched: Iterable[int] | None = None) -> Change:
-    """Update the shares in all images after something was taught or taken back, and say what changed.
+    """Update the scores and shares in all images after something was taught or taken back, and say what changed.
+
+    Where nothing was taken back, only new entries are compared with the cells.
 
     Args:
         beliefs: updated in place.
-        taught: all entries that hold now.
+        taught: all entries that hold now; the answer behind an entry is known by its number.
         touched: labels (0 for background) whose entries changed, so that other images need no look; None for all.
     """
     wanted = None if touched is None else set(touched)
@@ -84,38 +93,64 @@ def learn(beliefs: Beliefs, taught: TaughtEntries, touched: Iterable[int] | None
     places = [
         place for place, sample in enumerate(samples) if wanted is None or not wanted.isdisjoint((0, *sample.tags))
     ]
-    with contextlib.closing(map_side_by_side(places, partial(_believed, beliefs, taught), cores())) as results:
+    removed = not beliefs.learned <= set(taught.numbers)
+    new = taught if removed else taught.without(beliefs.learned)
+
+    def update(place: int) -> tuple[Float[Tensor, "_ n"], Float16[Tensor, "_ _ _"]]:
+        highest = _with_entries(beliefs, place, (beliefs.mined if removed else beliefs.highest)[place], new)
+        return highest, _shares(beliefs, place, highest).half()
+
+    with contextlib.closing(map_side_by_side(places, update, cores())) as results:
         found = list(zip(places, results, strict=True))
-    changed, moved, seen = [], 0, 0
-    for place, after in found:
-        before = beliefs.shares[place]
-        different = int((after.argmax(0) != before.argmax(0)).sum())
-        beliefs.shares[place] = after
-        if different:
-            changed.append(samples[place].id)
-            moved, seen = moved + different, seen + after[0].numel()
-    return Change(tuple(changed), moved / max(seen, 1), len(beliefs.cells.samples))
+    beliefs.learned.clear()
+    beliefs.learned.update(taught.numbers)
+    moved = {}
+    for place, (highest, after) in found:
+        moved[place] = after.argmax(0) != beliefs.shares[place].argmax(0)
+        beliefs.highest[place], beliefs.shares[place] = highest, after
+    return _change(beliefs, moved)
 
 
-def _believed(beliefs: Beliefs, taught: TaughtEntries, place: int) -> Float16[Tensor, "l h w"]:
-    return believed(beliefs, place, taught).half()
+def change_of_all(beliefs: Beliefs) -> Change:
+    """Return how far masks changed by all that is taught now."""
+    pairs = zip(beliefs.shares, beliefs.untaught, strict=True)
+    return _change(beliefs, {place: now.argmax(0) != before for place, (now, before) in enumerate(pairs)})
 
 
-@torch.no_grad()
+def _change(beliefs: Beliefs, moved: Mapping[int, Bool[Tensor, "_ _"]]) -> Change:
+    changed = {place: (int(cells.sum()), cells.numel()) for place, cells in moved.items() if cells.any()}
+    cells, every = (sum(one[i] for one in changed.values()) for i in (0, 1))
+    ids = tuple(beliefs.cells.samples[place].id for place in changed)
+    return Change(ids, cells / max(every, 1), len(beliefs.cells.samples))
+
+
 def believed(beliefs: Beliefs, place: int, taught: TaughtEntries) -> Float[Tensor, "l h w"]:
-    """Return the shares (0..1) of background and of each tag of an image, averaged over the scales, at the finest one.
+    """Return the shares (0..1) of background and of each tag of an image, averaged over the scales, at the finest one,
+    as they are with these taught entries.
 
     They are the network's posteriors (see `aggregation.posterior`), computed from what `beliefs` keep.
     """
+    return _shares(beliefs, place, _with_entries(beliefs, place, beliefs.mined[place], taught))
+
+
+@torch.no_grad()
+def _with_entries(
+    beliefs: Beliefs, place: int, scores: Float[Tensor, "l n"], taught: TaughtEntries
+) -> Float[Tensor, "l n"]:
+    """Return the highest scores of an image's entries after taught ones were added."""
     cells, rca = beliefs.cells, beliefs.network.rca
-    scores = beliefs.mined[place]
     owned = [taught.features[taught.labels == label] for label in (0, *cells.samples[place].tags)]
     rows = {row: own for row, own in enumerate(owned) if len(own)}
     if rows:
         scores, features, bonus = scores.clone(), cells.of(place), math.log(rca.taught_weight)
         for row, own in rows.items():
             scores[row] = torch.maximum(scores[row], _highest(features, own / rca.attention_temperature) + bonus)
-    found, start, finest = scores.softmax(0), 0, cells.size(place)
+    return scores
+
+
+def _shares(beliefs: Beliefs, place: int, highest: Float[Tensor, "l n"]) -> Float[Tensor, "l h w"]:
+    cells = beliefs.cells
+    found, start, finest = highest.softmax(0), 0, cells.size(place)
     total = torch.zeros(len(found), *finest)
     for h, w in cells.shapes[place]:
         map_ = found[:, start : start + h * w].reshape(1, -1, h, w)

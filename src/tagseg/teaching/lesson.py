@@ -15,7 +15,7 @@ from tagseg.run.folder import Run
 from tagseg.run.taught import Answer, Meant, answers, record_answer, remove_answer
 from tagseg.system.progress import Track, silent
 from tagseg.teaching.apply import require_frozen
-from tagseg.teaching.beliefs import Beliefs, Change, begin_beliefs, learn
+from tagseg.teaching.beliefs import Beliefs, Change, begin_beliefs, change_of_all, learn
 from tagseg.teaching.cells import Cells, gather_cells
 from tagseg.teaching.clusters import (
     Clusters,
@@ -213,6 +213,12 @@ def learn_noted(lesson: Lesson) -> Change:
         change = learn(lesson.beliefs, lesson.taught, touched)
         rank(lesson)
         return change
+
+
+def news_of(lesson: Lesson, change: Change) -> str:
+    """Return in words what the last answer changed, and all answers together."""
+    with lesson.busy:
+        return f"{change}. All answers together: {change_of_all(lesson.beliefs)}."
 
 
 def answered(lesson: Lesson) -> list[tuple[int, Answer]]:

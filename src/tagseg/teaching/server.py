@@ -27,6 +27,7 @@ from tagseg.teaching.lesson import (
     Lesson,
     answered,
     learn_noted,
+    news_of,
     next_questions,
     note_name,
     note_others,
@@ -121,7 +122,7 @@ def _keep_learning(room: Classroom) -> None:
         if room.ended:
             return
         try:
-            change = str(learn_noted(room.lesson))
+            change = news_of(room.lesson, learn_noted(room.lesson))
         except (ValueError, OSError) as error:  # a file of the run is damaged: the page says so
             change = str(error)
         room.news = change
