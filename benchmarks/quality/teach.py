@@ -9,16 +9,17 @@ second image, from the first; of voc_animals all with a mask that are not in tra
 answer is the entry that most of a cluster's visible cells have, if that is at least 60 % of them, else `mixed`. Wrong
 answers are another entry of the images, or `mixed`. The other arm spends each answer on one region of one image: the
 most uncertain cell of the image with the largest uncertainty is clicked, and its region enters the bank. Scored images
-are never clicked. The bank follows after every fifth answer.
+are never clicked. The bank follows after every tenth answer.
 
-A seed draws the heads, the clusters and the wrong answers. `maps` are masks without, `crf` with the dense CRF.
+A seed draws the heads, the clusters and the wrong answers. `maps` are masks without, `crf` with the dense CRF; to save
+hours, --crf-of says which arms are scored with it, and --most ends a curve early.
 """
 
 import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ ARMS = ("clusters", "single_images")
 MARKS = (0, 10, 30, 60, 130, 180)
 """Numbers of answers after which masks are scored without the dense CRF."""
 
-CRF_MARKS = (0, 60, 130, 180)
+CRF_MARKS = {"street_clothing": (0, 60, 130, 180), "voc_animals": (0, 60, 180)}
 """Numbers of answers after which they are also scored with it."""
 
-WRONG, PURE, BATCH = 0.05, 0.6, 5
+WRONG, PURE, BATCH = 0.05, 0.6, 10
 CLICKS = 5
 """Most clicks in one image."""
 
@@ -70,6 +71,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--backbone", default="mobilenetv2_100", help="timm's name")
     parser.add_argument("--out", type=Path, default=RUNS / "teach", help="folder for the runs")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--crf-of", nargs="*", choices=ARMS, default=["clusters"], help="score with the dense CRF, too")
+    parser.add_argument("--most", type=int, default=max(MARKS), choices=MARKS[1:], help="the last number of answers")
     parser.add_argument("--finished", action="store_true", help="measure nothing, leave out what is missing")
     parser.set_defaults(photographs=0)  # which the other benchmark on these sets limits
     options = parser.parse_args()
@@ -84,8 +88,10 @@ def main() -> None:
         for seed in options.seeds:
             for arm in ARMS:
                 file = run.root / f"taught_{arm}_{seed}.json"
-                if not file.exists() and not options.finished:
-                    measure(run, prepared, cache, (known, scored), seed, arm, file)
+                if not file.exists() and not options.finished and arm in options.arms:
+                    crf = CRF_MARKS[name] if arm in options.crf_of else ()
+                    marks = {mark: mark in crf for mark in MARKS if mark <= options.most}
+                    measure(run, prepared, cache, (known, scored), seed, arm, marks, file)
                 if file.exists():
                     found[arm][seed] = json.loads(file.read_text())
         figures[name] = summary(found, len(scored), tuple(prepared.dataset.classes))
@@ -93,8 +99,9 @@ def main() -> None:
     figures |= {"recompute_1000_s": recompute_seconds(), "page_s": page_seconds(options)}
     note = (
         f"One answer to the maps of 1,000 images of 320 x 240 pixels, 180 entries taught: "
-        f"{figures['recompute_1000_s']['wall_s']} s, {figures['recompute_1000_s']['cpu_s']} CPU seconds. From a key to "
-        f"the next question: {figures['page_s']} s (median of 10)."
+        f"{figures['recompute_1000_s']['wall_s']} s, {figures['recompute_1000_s']['cpu_s']} CPU seconds; to take it "
+        f"back: {figures['recompute_1000_s']['undo_wall_s']} s, {figures['recompute_1000_s']['undo_cpu_s']} CPU s. "
+        f"From a key to the next question: {figures['page_s']} s (median of 10)."
     )
     print(record(harness.name("teach", options.backbone), options.seeds, figures, "\n\n".join([*tables, note])))
 
@@ -111,9 +118,11 @@ def measure(
     parts: tuple[list[Sample], list[Sample]],
     seed: int,
     arm: str,
+    marks: Mapping[int, bool],
     file: Path,
 ) -> None:
-    """Teach a fresh copy of a run's records, score it after every mark, and write the curve."""
+    """Teach a fresh copy of a run's records, score it after every mark (with the dense CRF, too, where it is
+    true), and write the curve."""
     known, scored = parts
     settings = dataclasses.replace(run.settings(), seed=seed)
     folder = run.root / f"network_{seed}"
@@ -125,18 +134,18 @@ def measure(
     rng, person = np.random.default_rng(seed), _Person(lesson, {one.id: truths[one.id] for one in known})
     curve, kinds = [], dict.fromkeys(("class", "background", "mixed", "skip"), 0)
     steps = _clusters(lesson, person, rng) if arm == "clusters" else _single_images(lesson, person, rng)
-    for count in range(max(MARKS) + 1):
-        if count % BATCH == 0 or count in MARKS:
+    for count in range(max(marks) + 1):
+        if count % BATCH == 0 or count in marks:
             learn_noted(lesson)
-        if count in MARKS:
+        if count in marks:
             row: dict[str, Any] = _start_of(run, seed) if count == 0 else {}
             if not row:
                 row = {"answers": count, "maps": score(lesson, scored, truths, False)}
-                if count in CRF_MARKS:
+                if marks[count]:
                     row["crf"] = score(lesson, scored, truths, True)
             curve.append(row | {"kinds": dict(kinds)})
             print(file.stem, row, kinds, flush=True)
-        if count < max(MARKS):
+        if count < max(marks):
             kinds[next(steps)] += 1
     file.write_text(json.dumps(curve))
 
@@ -252,17 +261,22 @@ def summary(found: dict[str, dict[int, Any]], scored: int, classes: tuple[str, .
             curves = [
                 {row["answers"]: float(np.mean(row[kind])) for row in rows if kind in row} for rows in seeds.values()
             ]
-            if curves:
+            if curves and curves[0].keys() - {0}:
                 figures[f"{arm}_{kind}"] = {str(mark): _spread([one[mark] for one in curves]) for mark in curves[0]}
                 for mark in (60, 130, 180):
+                    if mark not in curves[0]:
+                        continue
                     gains = [one[mark] - one[0] for one in curves]
                     figures.setdefault(f"gain_{mark}", {})[f"{arm}_{kind}"] = _spread(gains)
         if seeds:
-            last = {kind: [rows[-1][kind] for rows in seeds.values()] for kind in ("maps", "crf")}
-            first = {kind: [rows[0][kind] for rows in seeds.values()] for kind in ("maps", "crf")}
-            for kind in last:
+            kinds = [kind for kind in ("maps", "crf") if all(kind in rows[-1] for rows in seeds.values())]
+            last = {kind: [rows[-1][kind] for rows in seeds.values()] for kind in kinds}
+            first = {kind: [rows[0][kind] for rows in seeds.values()] for kind in kinds}
+            for kind in kinds:
                 change = (np.array(last[kind]) - np.array(first[kind])).mean(0).round(1).tolist()
-                figures[f"{arm}_{kind}_classes_180"] = dict(zip(("background", *classes), change, strict=True))
+                figures[f"{arm}_{kind}_classes_{list(seeds.values())[0][-1]['answers']}"] = dict(
+                    zip(("background", *classes), change, strict=True)
+                )
             figures[f"{arm}_kinds"] = [rows[-1]["kinds"] for rows in seeds.values()]
     return figures
 
@@ -298,8 +312,9 @@ def _text(value: list[float | None] | None) -> str:
 
 
 def recompute_seconds(images: int = 1000, entries: int = 180) -> dict[str, float]:
-    """Return the seconds in which one more answer about background reaches the maps of all images, each of 320 x 240
-    pixels with two of six tags: features of 384 channels at two scales, drawn at random."""
+    """Return the seconds in which one more answer about background reaches the maps of all images, and those in which
+    it is taken back; images of 320 x 240 pixels with two of six tags each, features of 384 channels at two scales,
+    drawn at random."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((15, 20), (30, 40))
     count = sum(h * w for h, w in shapes)
@@ -310,13 +325,18 @@ def recompute_seconds(images: int = 1000, entries: int = 180) -> dict[str, float
     starts = tuple(count * i for i in range(images + 1))
     cells = Cells(features, samples, (shapes,) * images, starts, 1, False)
     network = _Stand(torch.randn(7, 30, 384, generator=generator))
-    keys = F.normalize(torch.randn(entries, 384, generator=generator), dim=1)
-    labels = torch.cat([torch.zeros(entries // 2), torch.arange(entries - entries // 2) % 7]).long()
-    taught = TaughtEntries(keys, labels, tuple(range(entries)))
-    beliefs = begin_beliefs(network, cells, taught)  # type: ignore[arg-type]
-    wall, cpu = time.perf_counter(), time.process_time()
-    learn(beliefs, taught, (0,))
-    return {"wall_s": round(time.perf_counter() - wall, 2), "cpu_s": round(time.process_time() - cpu, 2)}
+    keys = F.normalize(torch.randn(entries + 1, 384, generator=generator), dim=1)
+    labels = torch.cat([torch.zeros(entries // 2), torch.arange(entries - entries // 2) % 7, torch.zeros(1)]).long()
+    every = TaughtEntries(keys, labels, tuple(range(entries + 1)))
+    before = every.without({entries})
+    beliefs = begin_beliefs(network, cells, before)  # type: ignore[arg-type]
+    found = {}
+    for what, taught in (("", every), ("undo_", before)):
+        wall, cpu = time.perf_counter(), time.process_time()
+        learn(beliefs, taught, (0,))
+        found[f"{what}wall_s"] = round(time.perf_counter() - wall, 2)
+        found[f"{what}cpu_s"] = round(time.process_time() - cpu, 2)
+    return found
 
 
 class _Stand:

@@ -50,17 +50,17 @@ def test_the_masks_of_self_training_are_those_by_the_answers_until_it_has_follow
     segment = SegmentSettings(epochs=1, batch=4, crop=32, max_side=64, predict_scales=(1.0,), rounds=2)
     settings = dataclasses.replace(SETTINGS, segment=segment)
     fit_until(discs, run.root, "segment", settings, force=True)
-    assert run.final() == run.round(1) and not run.is_behind()
+    assert run.final() == run.round(1) and not run.is_outdated()
     monkeypatch.setattr("sys.stdin", io.StringIO("b\nq\n"))
     status, out, _ = call("teach", run.root, "--terminal")
     assert status == 0 and "until it has learned from them" in out
     assert f"Next: tagseg fit {discs} --out {run.root}" in " ".join(out.split())
-    assert run.final() == run and run.is_behind()
+    assert run.final() == run and run.is_outdated()
     name = next(path.name for path in run.masks.glob("*.png"))
     assert call("export", run.root, "--to", "voc", "--out", run.root.parent / "out")[0] == 0
     exported = next((run.root.parent / "out").rglob(name))
     assert np.array_equal(read_mask_file(exported), read_mask_file(run.masks / name))
     fit_until(discs, run.root, "segment")
-    assert run.final() == run.round(1) and not run.is_behind()
+    assert run.final() == run.round(1) and not run.is_outdated()
     remove_answer(run, 1)
     assert call("teach", run.root, "--apply")[0] == 0 and run.final() == run

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +18,8 @@ from tagseg.review.server import make_app
 from tagseg.run.folder import Run
 from tagseg.run.taught import answers, fixed_parts
 from tagseg.teaching.apply import is_applied
-from tagseg.teaching.lesson import open_lesson
-from tagseg.teaching.server import close_classroom, make_lesson_app, open_classroom
+from tagseg.teaching.lesson import next_questions, note_name, open_lesson
+from tagseg.teaching.server import close_classroom, lesson_state, make_lesson_app, open_classroom
 
 TOKEN = "a-token-of-tests"
 
@@ -67,6 +68,29 @@ def ready(page: Any) -> None:
 
 def wait_for(page: Any, text: str, where: str) -> None:
     page.wait_for_function("([id, text]) => document.getElementById(id).textContent.includes(text)", arg=[where, text])
+
+
+def test_an_answer_counts_as_followed_only_when_the_page_can_say_what_it_changed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson, free, told = open_lesson(run), threading.Event(), threading.Event()
+
+    def slow(*values: Any) -> str:
+        told.set()
+        assert free.wait(60)
+        return "news"
+
+    monkeypatch.setattr("tagseg.teaching.server.news_of", slow)
+    room = open_classroom(lesson)
+    assert lesson_state(room, 0)["learned"]
+    note_name(lesson, next_questions(lesson)[0].key, "background")
+    room.waiting.set()
+    assert told.wait(60) and lesson.learned
+    assert not lesson_state(room, 0)["learned"]
+    free.set()
+    close_classroom(room)
+    state = lesson_state(room, 0)
+    assert state["learned"] and state["news"] == "news" and state["version"] == 1
 
 
 def first_crop(page: Any) -> str:

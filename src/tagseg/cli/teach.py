@@ -85,7 +85,7 @@ def _apply(run: "Run") -> None:
         changed = apply_answers(prepare(run, bars), run, bars)
     say(f"{len(changed)} masks made again.")
     again = f"tagseg fit {shlex.quote(run.manifest().data)} --out {shlex.quote(str(run.root))}"
-    if run.is_behind():
+    if run.is_outdated():
         say(
             "The segmentation network is older than these masks, and so are the masks of self-training if the run has "
             f"any: pages and exports show these masks until it has learned from them. Next: {again}"

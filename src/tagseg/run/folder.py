@@ -87,12 +87,12 @@ class Run:
         return Run(self.root / ROUNDS / f"round_{number}")
 
     def final(self) -> "Run":
-        """Return the folder of the run's final masks: the last round of self-training, or the run itself; also the run
-        itself while self-training is behind its masks."""
+        """Return the folder of the run's final masks: the last round of self-training, or the run itself if there is
+        none, or if the masks were taught after it."""
         rounds = self.settings().segment.rounds
-        return self.round(rounds - 1) if rounds > 1 and self.done("segment") and not self.is_behind() else self
+        return self.round(rounds - 1) if rounds > 1 and self.done("segment") and not self.is_outdated() else self
 
-    def is_behind(self) -> bool:
+    def is_outdated(self) -> bool:
         """Return whether the segmentation network learned from masks that were taught otherwise than those of now."""
         stages = self.manifest().stages
         return "masks" in stages and "segment" in stages and stages["masks"].taught != stages["segment"].taught

@@ -55,15 +55,16 @@ RECENT = 100
 class Classroom:
     """The state of the server: the lesson, and the thread that looks at all images after each answer.
 
-    version: how often the beliefs have changed. news: what the last change was, in words. crop: draws a crop, given the
-    cluster's key and its number. waiting: set when there is something to learn, or the server has `ended`. learner: the
-    thread.
+    version: how often the beliefs have changed. news: what the last change was, in words. followed: numbers of the
+    answers that version and news follow. crop: draws a crop, given the cluster's key and its number. waiting: set when
+    there is something to learn, or the server has `ended`. learner: the thread.
     """
 
     lesson: Lesson
     crop: Callable[[str, int], bytes]
     version: int = 0
     news: str = ""
+    followed: frozenset[int] = frozenset()
     waiting: threading.Event = field(default_factory=threading.Event)
     ended: bool = False
     learner: threading.Thread | None = None
@@ -101,7 +102,7 @@ def open_classroom(lesson: Lesson) -> Classroom:
         colour = class_colours(len(lesson.classes))[find_cluster(lesson.clusters, key).tag]
         return encoded(draw_crop(lesson, place, shape, colour), "jpeg", quality=80)
 
-    room = Classroom(lesson, crop)
+    room = Classroom(lesson, crop, followed=frozenset(lesson.learned))
     room.learner = threading.Thread(target=_keep_learning, args=(room,), daemon=True)
     room.learner.start()
     return room
@@ -122,11 +123,12 @@ def _keep_learning(room: Classroom) -> None:
         if room.ended:
             return
         try:
-            change = news_of(room.lesson, learn_noted(room.lesson))
+            news = news_of(room.lesson, learn_noted(room.lesson))
+            followed = frozenset(room.lesson.learned)
         except (ValueError, OSError) as error:  # a file of the run is damaged: the page says so
-            change = str(error)
-        room.news = change
-        room.version += 1
+            news, followed = str(error), frozenset(room.lesson.given)
+        with room.lesson.desk:  # together: a page that sees its answer followed does not look again
+            room.news, room.version, room.followed = news, room.version + 1, followed
 
 
 def make_lesson_app(room: Classroom, token: str) -> ASGIApp:
@@ -247,7 +249,7 @@ def lesson_state(room: Classroom, tag: int, key: str = "") -> dict[str, Any]:
         question = next(iter(next_questions(lesson, 1, tag)), None)
     with lesson.desk:
         given, left = answered(lesson), len(lesson.clusters.open)
-        learned = lesson.given.keys() == lesson.learned.keys()
+        learned = lesson.given.keys() == room.followed
         found: dict[str, Any] = {"question": None, "left": left, "version": room.version, "learned": learned}
         found["news"] = room.news
         found["count"] = len(given)
