@@ -272,11 +272,10 @@ def summary(found: dict[str, dict[int, Any]], scored: int, classes: tuple[str, .
             kinds = [kind for kind in ("maps", "crf") if all(kind in rows[-1] for rows in seeds.values())]
             last = {kind: [rows[-1][kind] for rows in seeds.values()] for kind in kinds}
             first = {kind: [rows[0][kind] for rows in seeds.values()] for kind in kinds}
+            mark = next(iter(seeds.values()))[-1]["answers"]
             for kind in kinds:
                 change = (np.array(last[kind]) - np.array(first[kind])).mean(0).round(1).tolist()
-                figures[f"{arm}_{kind}_classes_{list(seeds.values())[0][-1]['answers']}"] = dict(
-                    zip(("background", *classes), change, strict=True)
-                )
+                figures[f"{arm}_{kind}_classes_{mark}"] = dict(zip(("background", *classes), change, strict=True))
             figures[f"{arm}_kinds"] = [rows[-1]["kinds"] for rows in seeds.values()]
     return figures
 
