@@ -147,3 +147,18 @@ def test_a_file_system_without_locks_gives_a_warning(
     with hold_lock(tmp_path):
         pass
     assert "cannot be locked (No locks available); run only one tagseg command on it at a time" in caplog.text
+
+
+def test_a_link_in_place_of_the_lock_is_refused_and_its_target_keeps_its_content(tmp_path: Path) -> None:
+    target, root = tmp_path / "notes.txt", tmp_path / "run"
+    target.write_text("mine")
+    root.mkdir()
+    (root / lock.LOCK).symlink_to(target)
+    with pytest.raises(RunError, match=r"must be a file that tagseg made, found a link; remove it"), hold_lock(root):
+        pass
+    assert target.read_text() == "mine" and (root / lock.LOCK).is_symlink()
+    (root / lock.LOCK).unlink()
+    (root / lock.LOCK).symlink_to(tmp_path / "nothing")  # would be made
+    with pytest.raises(RunError, match="found a link"), hold_lock(root):
+        pass
+    assert not (tmp_path / "nothing").exists()

@@ -32,7 +32,7 @@ def hold_lock(root: Path) -> Iterator[None]:
     A killed process leaves the lock's file, but the file locks nothing then.
 
     Raises:
-        RunError: when another process is writing to the folder.
+        RunError: when another process is writing to the folder, or the lock's file is a link.
         WriteError: when the folder cannot be written to.
     """
     if fcntl is None or not _may_be_run(root):  # opening it reports that it is not a run folder
@@ -75,9 +75,11 @@ def _take(root: Path) -> int:
     """Return the lock's open file, locked: exclusively at first, then shared, so that workers can join."""
     path, deadline, waited = root / LOCK, time.monotonic() + PATIENCE_S, False
     while True:
+        if path.is_symlink():  # its target would be overwritten
+            raise RunError(f"{path}: must be a file that tagseg made, found a link; remove it")
         with writing(path):
             root.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous holder may have removed the file since it was opened here.
