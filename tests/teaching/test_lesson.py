@@ -1,5 +1,6 @@
 """Lessons: what the bank believes, clusters, answers and their records, and masks that follow from them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 def test_beliefs_are_the_posteriors_of_the_network_with_and_without_taught_entries(lesson: Lesson, run: Run) -> None:
     cache, network = open_features(run.features), lesson.network
+    network.rca = dataclasses.replace(network.rca, taught_weight=1.5)
     taught = TaughtEntries(lesson.cells.fine(0)[[3, 7]], torch.tensor([0, 1]), (1, 2))
     for entries in (lesson.taught, taught):
         network.taught = entries
@@ -131,7 +133,7 @@ def test_masks_follow_the_answers_and_return_when_they_are_removed(lesson: Lesso
     assert network.taught is not None and network.taught.labels.tolist() == [0, 0, 0]
     for place, sample in enumerate(lesson.cells.samples):
         maps, _ = read_maps(map_file(run, sample.id))
-        assert abs(maps.mean() / 255 - float(lesson.beliefs.shares[place][1:].float().mean())) < 0.02
+        assert abs(maps.mean() / 255 - float(lesson.beliefs.shares[place][1:].float().mean())) < 0.04
     for one in done:
         remove_answer(run, one.number)
     assert apply_answers(prepare(run), run) and read_all(run) == before and not examine(run.root).damage

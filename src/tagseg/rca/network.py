@@ -156,6 +156,8 @@ class RcaNetwork(nn.Module):
         features that the bank stores."""
         prototypes, exists, bonus = self.all_prototypes()
         keys, t = prototypes[..., : self.keys], self.rca.attention_temperature
+        if bonus is not None:
+            t /= self.rca.taught_sharpness
         nearest = self.rca.posterior == "nearest"
         return posterior(features[:, : self.keys], keys, exists, t, image, tag, nearest, bonus)
 

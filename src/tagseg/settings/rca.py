@@ -94,6 +94,10 @@ class RcaSettings:
     """Weight of an entry of the bank that a person taught (`tagseg teach`), relative to one that was mined: how many
     times the attention it gets at the same similarity."""
 
+    taught_sharpness: Annotated[float, Gt(0)] = 3.0
+    """How many times lower the temperature of the posteriors is as soon as anything was taught. The dense CRF gives
+    whole objects away where they are only a little likelier than background."""
+
     attended: Annotated[int, Ge(0)] = 80
     """Most classes whose prototypes the cells of an image attend to, besides background. With more classes, those with
     the highest scores in the coarse map are used (0: always use all)."""

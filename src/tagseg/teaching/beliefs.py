@@ -41,9 +41,9 @@ class Beliefs:
 
     mined: the highest score (cosine over temperature) of background and of each tag at every cell of every scale, from
     mined prototypes alone. untaught: the entry with the largest share at every cell of the finest scale, by them.
-    highest: the same with the entries that were taught by the answers `learned`. shares: those
-    of background and of each tag at the cells of the finest scale, by `highest`. `learn` brings the last three up to
-    date.
+    highest: as mined, with the entries that were taught by the answers `learned`. shares: those of background and of
+    each tag at the cells of the finest scale, by `highest`; sharper where anything was taught (`rca.taught_sharpness`).
+    `learn` brings the last three up to date.
     """
 
     cells: Cells
@@ -72,9 +72,9 @@ def begin_beliefs(network: RcaNetwork, cells: Cells, taught: TaughtEntries) -> B
         mined.append(torch.stack([_highest(features, held[entry]) for entry in (0, *sample.tags)]))
     beliefs = Beliefs(cells, network, tuple(mined), [], [], [], set(taught.numbers))
     for place, scores in enumerate(mined):
-        beliefs.untaught.append(_shares(beliefs, place, scores).half().argmax(0).byte())
+        beliefs.untaught.append(_shares(cells, place, scores).half().argmax(0).byte())
         beliefs.highest.append(_with_entries(beliefs, place, scores, taught))
-        beliefs.shares.append(_shares(beliefs, place, beliefs.highest[place]).half())
+        beliefs.shares.append(_shares(cells, place, beliefs.highest[place] * _sharpness(network, taught)).half())
     return beliefs
 
 
@@ -88,17 +88,19 @@ def learn(beliefs: Beliefs, taught: TaughtEntries, touched: Iterable[int] | None
         taught: all entries that hold now; the answer behind an entry is known by its number.
         touched: labels (0 for background) whose entries changed, so that other images need no look; None for all.
     """
-    wanted = None if touched is None else set(touched)
+    first_or_last = bool(beliefs.learned) != bool(len(taught))  # all shares become sharper, or as they were
+    wanted = None if touched is None or first_or_last else set(touched)
     samples = beliefs.cells.samples
     places = [
         place for place, sample in enumerate(samples) if wanted is None or not wanted.isdisjoint((0, *sample.tags))
     ]
     removed = not beliefs.learned <= set(taught.numbers)
     new = taught if removed else taught.without(beliefs.learned)
+    sharpness = _sharpness(beliefs.network, taught)
 
     def update(place: int) -> tuple[Float[Tensor, "_ n"], Float16[Tensor, "_ _ _"]]:
         highest = _with_entries(beliefs, place, (beliefs.mined if removed else beliefs.highest)[place], new)
-        return highest, _shares(beliefs, place, highest).half()
+        return highest, _shares(beliefs.cells, place, highest * sharpness).half()
 
     with contextlib.closing(map_side_by_side(places, update, cores())) as results:
         found = list(zip(places, results, strict=True))
@@ -130,7 +132,12 @@ def believed(beliefs: Beliefs, place: int, taught: TaughtEntries) -> Float[Tenso
 
     They are the network's posteriors (see `aggregation.posterior`), computed from what `beliefs` keep.
     """
-    return _shares(beliefs, place, _with_entries(beliefs, place, beliefs.mined[place], taught))
+    highest = _with_entries(beliefs, place, beliefs.mined[place], taught)
+    return _shares(beliefs.cells, place, highest * _sharpness(beliefs.network, taught))
+
+
+def _sharpness(network: RcaNetwork, taught: TaughtEntries) -> float:
+    return network.rca.taught_sharpness if len(taught) else 1.0
 
 
 @torch.no_grad()
@@ -142,14 +149,13 @@ def _with_entries(
     owned = [taught.features[taught.labels == label] for label in (0, *cells.samples[place].tags)]
     rows = {row: own for row, own in enumerate(owned) if len(own)}
     if rows:
-        scores, features, bonus = scores.clone(), cells.of(place), math.log(rca.taught_weight)
+        scores, features, bonus = scores.clone(), cells.of(place), math.log(rca.taught_weight) / rca.taught_sharpness
         for row, own in rows.items():
             scores[row] = torch.maximum(scores[row], _highest(features, own / rca.attention_temperature) + bonus)
     return scores
 
 
-def _shares(beliefs: Beliefs, place: int, highest: Float[Tensor, "l n"]) -> Float[Tensor, "l h w"]:
-    cells = beliefs.cells
+def _shares(cells: Cells, place: int, highest: Float[Tensor, "l n"]) -> Float[Tensor, "l h w"]:
     found, start, finest = highest.softmax(0), 0, cells.size(place)
     total = torch.zeros(len(found), *finest)
     for h, w in cells.shapes[place]:
