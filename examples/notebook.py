@@ -20,13 +20,13 @@ import tagseg
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import Sample
 from tagseg.demo.draw import draw_demo
+from tagseg.evaluate.ranking import worst_first
 from tagseg.masks.localise import localise_image
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.overlay import overlay
 from tagseg.masks.palette import class_colours
 from tagseg.rca.train import load_network
-from tagseg.review.judge import assess
-from tagseg.review.ranking import worst_first
+from tagseg.review.assess import assess
 from tagseg.run.folder import Run
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.studies.demo import demo_settings

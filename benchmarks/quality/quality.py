@@ -28,10 +28,10 @@ from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
 from tagseg.evaluate.quality import ImageQuality
+from tagseg.evaluate.suspects import find_suspects
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit_until
-from tagseg.review.judge import assess
-from tagseg.review.suspects import find_suspects
+from tagseg.review.assess import assess
 from tagseg.run.folder import Run
 from tagseg.studies.ablation.arms import run_folder
 from tagseg.system.progress import bars

@@ -1,7 +1,9 @@
 """The stages in order, and `fit`, which runs them all and resumes where it stopped."""
 
 import contextlib
+import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
+from tagseg.data.given import GivenData, write_tags
 from tagseg.data.prepare import DataChanged, Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
@@ -22,7 +25,8 @@ from tagseg.masks.update import REVIEWED, unlearned, update_masks
 from tagseg.masks.workers import MaskWorkers
 from tagseg.rca.train import train_frozen
 from tagseg.report.page import report
-from tagseg.review.judge import judge_some
+from tagseg.report.summary import summary_html, summary_line
+from tagseg.review.assess import assess_locked
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.memory import memory_named
@@ -31,9 +35,10 @@ from tagseg.run.stages import STAGES, Stage, needed_stages
 from tagseg.run.taught import answers, mask_digests, taught_digest
 from tagseg.segment.labels import foreign_labels
 from tagseg.segment.self_training import self_train
+from tagseg.settings.arguments import refuse_other, refuse_unknown
 from tagseg.settings.presets import DEFAULT_QUALITY, preset
 from tagseg.settings.settings import Settings
-from tagseg.system.progress import Track, silent
+from tagseg.system.progress import Track, bars, silent, tell
 from tagseg.teaching.apply import NOTE, apply_answers, entries_of, is_applied
 from tagseg.trainer import Trainer, open_trainer, take_part
 from tagseg.training.checkpoint import is_trained
@@ -44,21 +49,27 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Fitted:
     """A finished run: its folder, the pseudo-masks of the training images (after self-training, if there is any), the
-    figures (None where true masks are missing) and the report."""
+    figures (None where true masks are missing) and the report. A notebook shows it."""
 
     run: Path
     masks: Path
     evaluation: Evaluation
     report: Path
 
+    def __repr__(self) -> str:
+        return f"Fitted(run={str(self.run)!r}, masks={str(self.masks)!r}, report={str(self.report)!r})"
+
+    def _repr_html_(self) -> str:
+        return summary_html(Run(self.run))
+
 
 @overload
 def fit(
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     settings: Settings | None = None,
     force: bool = False,
-    track: Track = silent,
+    track: Track | None = None,
     *,
     processes: int = 1,
 ) -> Fitted: ...
@@ -66,24 +77,25 @@ def fit(
 
 @overload
 def fit(
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     settings: Settings | None = None,
     force: bool = False,
-    track: Track = silent,
+    track: Track | None = None,
     until: Stage = "report",
     processes: int = 1,
 ) -> Fitted | None: ...
 
 
 def fit(
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     settings: Settings | None = None,
     force: bool = False,
-    track: Track = silent,
+    track: Track | None = None,
     until: Stage | None = None,
     processes: int = 1,
+    **unknown: object,
 ) -> Fitted | None:
     """Train on a folder of tagged images and return masks, a segmentation network, figures and a report.
 
@@ -96,15 +108,17 @@ def fit(
     and the others sleep while no network is trained.
 
     Args:
-        data: a data folder in any layout that `read_dataset` recognises.
+        data: a data folder in any layout that `read_dataset` recognises. Or photographs with their tags: a dict, pairs,
+            or a DataFrame with columns image and tags; they are written to the table OUT.tags.csv, beside the run.
         out: the run folder.
         settings: all settings; by default those of the existing run, or in a new folder `preset("balanced")`.
         force: allow settings or data that differ from the existing run's; the stages that depend on them are run again.
-        track: how to report progress.
+        track: how to report progress; by default bars in a terminal and a notebook, and one line at the end.
         until: deprecated, use `fit_until`. The last stage to run; unless it is `report`, None is returned.
         processes: how many processes train the networks.
 
     Raises:
+        TypeError: when an argument is unknown or has another type; says what it should be.
         ValueError: when data, settings or run folder are wrong, another process is writing to the run, or memory runs
             out; the message says what and where.
         WriteError: when a file cannot be written, for example because the disk is full.
@@ -112,15 +126,20 @@ def fit(
     """
     if until is not None:
         warnings.warn("fit(until=...) is deprecated: use tagseg.fit_until", DeprecationWarning, stacklevel=2)
+    refuse_unknown(unknown)
+    refuse_other(settings)
     last = until or STAGES[-1]
-    run = fit_until(data, out, last, settings, force, track, processes)
+    run = fit_until(data, out, last, settings, force, bars if track is None else track, processes)
     if last != STAGES[-1]:
         return None
-    return Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
+    done = Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
+    if track is None:
+        tell(summary_line(run))
+    return done
 
 
 def fit_until(
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     stage: Stage,
     settings: Settings | None = None,
@@ -136,10 +155,14 @@ def fit_until(
     run = Run(Path(out))
     if settings is None:
         settings = run.settings() if run.manifest_file.exists() else preset(DEFAULT_QUALITY)
+    if not isinstance(data, str | os.PathLike):
+        table = run.root.with_name(f"{run.root.name}.tags.csv").absolute()
+        data = write_tags(data, table)
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, tags=str(table)))
     if take_part(settings.device):
         return run
     with open_trainer(run, settings.device, processes) as trainer, hold_lock(run.root):
-        open_run(out, data, settings, force)
+        open_run(out, Path(data), settings, force)
         work = _Work(run, track, trainer)
         _compare_data(work, force)
         if run.done("train") and not is_applied(run):
@@ -348,7 +371,7 @@ def _evaluate(work: _Work, todo: Collection[Stage]) -> None:
     with _recorded(work.run, "evaluate"):
         evaluate(work.prepared, work.run, work.track)
         if not work.run.settings().segment.labels:
-            judge_some(work.prepared, work.run, work.track)
+            assess_locked(work.run, work.prepared.dataset.split("train"), work.track)
 
 
 def _report(work: _Work, todo: Collection[Stage]) -> None:

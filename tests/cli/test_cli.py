@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import tagseg
 from tagseg.cli.app import app
 from tagseg.cli.main import main
 from tagseg.run.folder import Run
+from tagseg.run.manifest import Manifest
 from tagseg.run.stages import STAGES
 from tagseg.settings.presets import preset
 from tagseg.settings.settings import Settings
@@ -188,13 +190,13 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["train", "photos"], "photos: not a run folder (no manifest.json)"),
         (["predict", "photos", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["predict", "run", "nothing.jpg", "--out", "new"], "nothing.jpg: no such image, folder or pattern"),
-        (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device tpu: not available here"),
+        (["predict", "run", "photos", "--out", "new", "--device", "tpu"], "--device must be auto, cpu, cuda, "),
         (["export-model", "photos", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["export-model", "run", "--out", "photos"], "photos: holds files that no export wrote (0.png, 1.png, 2"),
         (["atlas", "photos"], "photos: not a run folder (no manifest.json)"),
         (["atlas", "run", "--per-class", "0", "--out", "new"], "--per-class must be 1 or more, got 0"),
         (["calibrate", "run"], "--masks"),
-        (["calibrate", "run", "--masks", "none"], "--masks none: not a folder; expected a folder of true masks named"),
+        (["calibrate", "run", "--masks", "none"], "none: no such file or folder, expected a folder of true masks"),
         (["export", "photos", "--to", "coco", "--out", "new"], "photos: not a run folder (no manifest.json)"),
         (["export", "run", "--to", "tiff", "--out", "new"], "--to"),
         (["export", "run", "--to", "hf", "--images", "none", "--out", "new"],
@@ -235,7 +237,7 @@ def test_an_interruption_says_how_to_continue(
     assert call("masks", finished) == (status, "", "Interrupted. Run the same command again to continue.\n")
     monkeypatch.setattr("tagseg.prediction.predict.predict", interrupted)
     said = "Interrupted. Run the same command again with --resume to continue.\n"
-    assert call("predict", finished, "new", "--out", "masks") == (status, "", said)
+    assert call("predict", finished, finished, "--out", "masks") == (status, "", said)
 
 
 def test_unavailable_weights_name_both_ways(home: Path, tmp_path: Path, call: Call) -> None:
@@ -251,7 +253,9 @@ def test_unavailable_weights_name_both_ways(home: Path, tmp_path: Path, call: Ca
 def test_an_unknown_device(home: Path, tmp_path: Path, call: Call) -> None:
     fit = ("fit", home / "photos", "--out", tmp_path / "run", "--settings", home / "small.toml", "--until", "train")
     status, _, error = call(*fit, "--device", "tpu")
-    assert status == 2 and "Error: --device tpu: not available here" in error and "try auto or cpu" in error
+    assert status == 2 and "Error: --device must be auto, cpu, cuda, cuda:1 or mps, got tpu" in error
+    status, _, error = call(*fit, "--device", "cuda:7")
+    assert status == 2 and "Error: --device cuda:7: not available here" in error and "try auto or cpu" in error
     assert call(*fit, "--device", "cpu")[0] == 0
 
 
@@ -469,27 +473,101 @@ def test_flags_without_effect_on_a_frozen_network_are_refused(
     assert "add --train.method finetuned" in error and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["fit", "nowhere", "--out", "new"],
-        ["fit", "empty", "--out", "new"],
-        ["fit", "photos", "--out", "photos"],
-        ["predict", "nowhere", "photos", "--out", "new"],
-        *([name, "nowhere"] for name in ("train", "masks", "evaluate", "report", "worst", "review", "atlas")),
-    ],
-)
-def test_a_wrong_folder_is_noticed_before_pytorch_is_imported(arguments: list[str], home: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    shutil.copytree(home / "photos", tmp_path / "photos")
+MISTAKES = {
+    "fit nowhere --out new": "no such data folder",
+    "fit empty --out new": "found no images in a known layout",
+    "fit photos --out photos": "is not a run folder",
+    "fit photos": "--out requires an argument",
+    "fit photos --out new --device cudda": "--device must be auto, cpu, cuda, cuda:1 or mps, got cudda; did",
+    "fit photos --out new --train.backbone resnet5": "must be a model of timm, got resnet5; did you mean resnet50",
+    "fit photos --out new --train.weights none.safetensors": "none.safetensors: not found; give timm, random",
+    "fit photos --out new --segment.weights photos": "photos: not found; give timm, random",
+    "fit photos --out new --segment.steps x": 'unable to convert "x" into int',
+    "fit photos --out new --processes 0": "--processes must be 1 or more, got 0",
+    "fit photos --out new --quality fsat": "--quality must be one of fast, balanced, best, got fsat",
+    "fit photos --out new --preset paper": "--preset must be one of paper-voc",
+    "fit photos --out new --settings none.toml": "none.toml: cannot read",
+    "inspect nowhere": "no such folder",
+    "demo --device cudda": "--device must be auto",
+    "predict nowhere photos --out new": "not a run folder",
+    "predict net nowhere --out new": "nowhere: no such image, folder or pattern",
+    "predict net photos --out new --device cudda": "--device must be auto",
+    "worst nowhere": "not a run folder",
+    "worst run -n 0": "--count must be 1 or more, got 0",
+    "review nowhere": "not a run folder",
+    "review run --port 99999": "--port must be 0 or more and at most 65535, got 99999",
+    "calibrate nowhere --masks photos": "not a run folder",
+    "calibrate run --masks none": "none: no such file or folder",
+    "atlas nowhere": "not a run folder",
+    "atlas run --image none.jpg": "none.jpg: no such file or folder",
+    "teach nowhere": "not a run folder",
+    "teach run --import none.json": "none.json: no such file or folder",
+    "export nowhere --to coco --out new": "not a run folder",
+    "export run --to coco --out photos": "exists and was not made by export or import",
+    "export-model nowhere --out new": "not a run folder",
+    "import none.json --run run --out new": "none.json: no such file or folder",
+    "import photos --run nowhere --out new": "not a run folder",
+    "labelstudio nowhere": "not a run folder",
+    "doctor nowhere": "not a run folder",
+    "train nowhere": "not a run folder",
+    "localise nowhere": "not a run folder",
+    "masks nowhere": "not a run folder",
+    "masks run --maps-from none": "none: no such file or folder",
+    "segment nowhere": "not a run folder",
+    "segment run --labels none": "none: no such file or folder",
+    "evaluate nowhere": "not a run folder",
+    "report nowhere": "not a run folder",
+    "ablate nowhere --out new": "no such",
+    "bench voc2012 --data nowhere --out new": "nowhere",
+    "fitt photos": 'Did you mean "fit"',
+}
+"""A user's mistakes, and what the answer says."""
+
+
+def test_every_command_has_mistakes() -> None:
+    commands = {name for name in app if not name.startswith("-")}
+    assert {line.split()[0] for line in MISTAKES} - {"fitt"} == commands
+
+
+@pytest.fixture(scope="module")
+def answers(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, list[str]]]:
+    """What each of MISTAKES gives, in one process: the status, what was printed, and the large libraries imported."""
+    work = tmp_path_factory.mktemp("mistakes")
+    for name in ("empty", "net", "run"):
+        (work / name).mkdir()
+    shutil.copytree(home / "photos", work / "photos")
+    (work / "net/network.safetensors").touch()
+    Run(work / "run").store(Manifest(data=str(work / "photos"), stages={}))
+    (work / "run/settings.toml").write_text(Settings().to_toml())
     code = (
-        "import sys\nfrom tagseg.cli.main import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit as leaving:\n"
-        "    print(leaving.code, 'torch' in sys.modules)"
+        "import contextlib, io, json, sys\nfrom tagseg.cli.main import main\nfound = {}\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    print('#', line, flush=True)\n    print('#', line, file=sys.stderr, flush=True)\n"
+        "    try:\n        main(line.split())\n        status = 0\n"
+        "    except SystemExit as leaving:\n        status = leaving.code\n"
+        "    found[line] = status, sorted({'torch', 'timm', 'numba'} & set(sys.modules))\n"
+        "print('#', json.dumps(found))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.stdout.strip() == "2 False", done.stderr
-    assert done.stderr.startswith("Error: ") and not (tmp_path / "new").exists()
+    given = [sys.executable, "-c", code, json.dumps(list(MISTAKES))]
+    done = subprocess.run(given, cwd=work, capture_output=True, text=True, timeout=300)
+    *printed, last = done.stdout.split("\n# ")
+    texts = dict.fromkeys(MISTAKES, "")
+    for part in ("\n".join(printed) + "\n").removeprefix("# ").split("\n# "), done.stderr.split("# "):
+        for text in part:
+            line, _, said = text.partition("\n")
+            if line in texts:
+                texts[line] += said
+    assert not (work / "new").exists()
+    return {line: (status, texts[line], loaded) for line, (status, loaded) in json.loads(last).items()}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_answered_before_pytorch_is_imported(
+    line: str, answers: dict[str, tuple[int, str, list[str]]]
+) -> None:
+    status, said, loaded = answers[line]
+    assert status == 2 and not loaded, said
+    assert MISTAKES[line] in " ".join(said.replace("│", " ").split())
 
 
 def test_a_run_that_made_nothing_does_not_occupy_its_folder(home: Path, tmp_path: Path, call: Call) -> None:

@@ -30,6 +30,13 @@ def counts(dataset: Dataset) -> dict[str, tuple[int, ...]]:
     }
 
 
+def test_classes_that_are_scores_are_hinted(tmp_path: Path) -> None:
+    rows = ["cat;0.9", "dog(0.8)", "cat;80 %", "k9;17", "cat;1.5"]
+    (tmp_path / "tags.csv").write_text("image,tags\n" + "".join(f"{i}.png,{row}\n" for i, row in enumerate(rows)))
+    scores, _ = tag_warnings(read(tmp_path, *(f"{i}.png" for i in range(len(rows)))))
+    assert scores.startswith("classes look like scores of a classifier: 0.9, 80 %, dog(0.8); write them as cat:0.9")
+
+
 @pytest.mark.parametrize(
     "splits",
     [

@@ -326,6 +326,9 @@ def test_names_with_spaces(tmp_path: Path) -> None:
     )
     (note,) = read(tmp_path / "many", {**IMAGES, "tags.csv": f"image,tags\n{rows}"}).notes
     assert note.startswith("tags are separated by spaces: 'black cat' is 2 tags (names with spaces need commas")
+    rows = "0.jpg,hot dog\n1.jpg,cat hot dog\n2.jpg,dog cat\n"
+    (note,) = read(tmp_path / "cut", {**IMAGES, "tags.csv": f"image,tags\n{rows}"}).notes
+    assert note.startswith("tags are separated by spaces: 'hot dog' is 2 tags")
 
 
 def test_uploads_to_label_studio_lose_characters_and_missing_ones_are_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tagseg.masks.foreign_maps import MOST_SIDE, mask_from_maps, read_foreign_ma
 from tagseg.masks.make import mask_sample
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.pipeline import fit, fit_until, run_stage
-from tagseg.review.judge import assess
+from tagseg.review.assess import assess
 from tagseg.run.decisions import Decision
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tagseg.errors import DataError
-from tagseg.masks.palette import class_colours
+from tagseg.masks.palette import shown_colours
 from tagseg.prediction.lines import PredictionLine, write_predictions
 from tagseg.prediction.outputs import overlay, pending_images, probabilities_npy
 from tagseg.settings.predict import PredictOptions
@@ -15,7 +15,7 @@ from tagseg.settings.predict import PredictOptions
 def test_overlay_colours_all_but_the_background() -> None:
     image = Image.new("RGB", (3, 1), (100, 100, 100))
     shown = np.asarray(overlay(image, np.array([[0, 1, 2]], np.uint8), opacity=0.5)).tolist()
-    expected = [[100, 100, 100], *[[round(50 + c / 2) for c in class_colours(2)[i]] for i in (1, 2)]]
+    expected = [[100, 100, 100], *[[round(50 + c / 2) for c in shown_colours(2)[i]] for i in (1, 2)]]
     assert shown == [expected]
 
 

@@ -12,7 +12,8 @@ from tagseg.errors import RunError
 from tagseg.evaluate.quality import ImageQuality, read_quality
 from tagseg.pipeline import fit_until, run_stage
 from tagseg.review import judge as module
-from tagseg.review.judge import Evidence, assess, expected_iou, judge
+from tagseg.review.assess import assess
+from tagseg.review.judge import Evidence, expected_iou, judge
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings

@@ -14,7 +14,7 @@ import tagseg
 from tagseg.masks.make import mask_sample
 from tagseg.masks.map_files import map_file
 from tagseg.masks.mask_files import mask_file, write_mask
-from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.masks.palette import VOID_COLOUR, shown_colours
 from tagseg.review import images
 from tagseg.review.images import PHOTO_SIDE, THUMB_SIDE
 from tagseg.review.server import PAGE, listen
@@ -33,7 +33,7 @@ def shares(served, query):
     """Return the shares of an overlay in the colours of class 1, of class 2 and of unsure pixels."""
     pixels = np.array(picture(served, f"mask?{query}").convert("RGBA"))
     painted = pixels[..., 3] > 0
-    colours = [*class_colours(2)[1:], VOID_COLOUR]
+    colours = [*shown_colours(2)[1:], VOID_COLOUR]
     return [float((painted & (pixels[..., :3] == colour).all(2)).mean()) for colour in colours]
 
 

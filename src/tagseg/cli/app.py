@@ -1,8 +1,7 @@
 """The command line itself: its overview, shared flags, and how settings files and run folders fill the other flags."""
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,12 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from tagseg._version import __version__
+from tagseg.cli.early import bound_arguments, check_early
 from tagseg.cli.help import HelpPage
-from tagseg.run.folder import Run, network_folder
-from tagseg.run.hub import is_hub_address, parse_hub_address
-from tagseg.run.open import check_places
 from tagseg.settings.bounds import AtLeastOne
-from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, without_effect_when_frozen
+from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, quality_values, without_effect_when_frozen
 from tagseg.settings.settings import Settings
 from tagseg.settings.toml import read_toml
 
@@ -49,7 +46,7 @@ def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
     if "--preset" in given:
         places.append((f"preset {given['--preset']}", preset_values(given["--preset"])))
     if "--quality" in given:
-        places.append((f"quality {given['--quality']}", preset_values(given["--quality"])))
+        places.append((f"quality {given['--quality']}", quality_values(given["--quality"])))
     if commands == ("bench",) and "PROTOCOL" in given:
         places.append(("the paper's settings", _paper_values(given)))
     run = given.get("RUN") or given.get("--out")
@@ -135,7 +132,7 @@ def command(
     def register(function: Command) -> Command:
         @functools.wraps(function)
         def checked(*given: Any, **named: Any) -> None:
-            _check_folders(function.__name__, inspect.signature(function).bind(*given, **named).arguments)
+            check_early(function, bound_arguments(function, given, named))
             function(*given, **named)
 
         more = None if sections is None else "Other settings: tagseg fit --help"
@@ -150,18 +147,6 @@ def command(
         return function
 
     return register
-
-
-def _check_folders(name: str, given: Mapping[str, Any]) -> None:
-    """Raise what a command would raise for a wrong folder, before it imports PyTorch, which takes seconds."""
-    if name == "fit":
-        check_places(Run(given["out"]), given["data"].resolve())
-    elif name == "predict" and is_hub_address(given["run"]):
-        parse_hub_address(given["run"])
-    elif name in ("predict", "push"):
-        network_folder(Path(given["run"]))
-    elif name != "doctor" and "run" in given and not given.get("data"):
-        Run(given["run"]).manifest()
 
 
 Options = Annotated[Settings, Parameter(name="*", group=Group("Settings of all stages", sort_key=1))]

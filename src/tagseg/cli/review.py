@@ -8,12 +8,12 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from tagseg.cli.app import CHECK, RunFolder, command, name_text, out, say
-from tagseg.settings.bounds import AtLeastOne, Port, check_value
+from tagseg.settings.bounds import AtLeastOne, Port
 from tagseg.system.progress import bars
 
 if TYPE_CHECKING:
-    from tagseg.review.ranking import Worst
-    from tagseg.review.suspects import Suspect
+    from tagseg.evaluate.ranking import Worst
+    from tagseg.evaluate.suspects import Suspect
 
 
 @command(CHECK, 0)
@@ -42,7 +42,7 @@ def review(
 
     opened = Run(run)
     if scores and opened.done("segment") and any(item.score is None for item in read_queue(opened).items):
-        from tagseg.review.judge import assess
+        from tagseg.review.assess import assess
 
         assess(opened, bars)
 
@@ -93,23 +93,23 @@ def worst(
 ) -> None:
     """List the least trustworthy masks, or tags that look wrong.
 
-    Scores each training image once, by how far the segmentation network and the mask agree; true masks are not needed.
-    Prints the list, writes the scores into the run folder (quality.jsonl), and with --csv the whole list.
+    Reads the scores that tagseg fit computed, by how far the segmentation network and the mask agree; true masks are
+    not needed. Scores that are missing are computed first. Prints the list, and with --csv writes the whole list.
 
         tagseg worst runs/a -n 50
         tagseg worst runs/a --tags --csv suspects.csv
     """
     from tagseg.data.prepare import prepare
-    from tagseg.review.judge import assess
-    from tagseg.review.ranking import suspects_to_csv, to_csv, worst_first
-    from tagseg.review.suspects import find_suspects
+    from tagseg.evaluate.ranking import suspects_to_csv, to_csv, worst_first
+    from tagseg.evaluate.suspects import find_suspects
+    from tagseg.review.assess import assess
     from tagseg.run.decisions import decisions
     from tagseg.run.folder import Run
     from tagseg.system.files import write_atomically
 
-    check_value("--count", count, AtLeastOne)
     opened = Run(run)
-    found, dataset = assess(opened, bars), prepare(opened).dataset
+    prepared = prepare(opened)
+    found, dataset = assess(opened, bars, prepared), prepared.dataset
     if tags:
         suspects = find_suspects(dataset, found)
         show_suspects(suspects[:count], dataset.classes, len(suspects))
@@ -126,7 +126,7 @@ def worst(
 
 def show_worst(ranked: list["Worst"], total: int) -> None:
     """Print images with their scores as a table."""
-    from tagseg.review.ranking import classes_text
+    from tagseg.evaluate.ranking import classes_text
 
     say(f"{len(ranked)} of {total} masks, least trustworthy first (1: trust it, 0: do not):")
     table = Table()

@@ -87,14 +87,15 @@ def bench(
     """
     from tagseg.studies.bench.check import check_data
     from tagseg.studies.bench.protocols import PROTOCOLS
-    from tagseg.studies.bench.run import bench as follow
 
     record = PROTOCOLS[protocol]
-    if check:
+    if check or not data.is_dir():
         found = check_data(data, record, settings)
         say(found.table())
         found.require()
         return
+    from tagseg.studies.bench.run import bench as follow
+
     call = shlex.join([app.name[0], *sys.argv[1:]])
     folder = out or Path("runs") / f"{protocol}_{method}_{backbone}"
     done = follow(data, folder, record, settings, seeds, crf, force, bars, call, processes)

@@ -12,7 +12,7 @@ from tagseg.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from tagseg.data.locate import Sought, locate, refuse_missing
 from tagseg.data.records import Dataset, Ignored
 from tagseg.data.tag_rows import TagRow, split_rows
-from tagseg.data.tag_sources import find_source, split_places
+from tagseg.data.tag_sources import TABLE, find_source, split_places
 from tagseg.data.tars import is_member
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
@@ -30,12 +30,14 @@ def read_folder(root: Path, settings: DataSettings) -> Dataset:
         DataError: with file and row, when an image is missing, in two splits or outside the folder, or its tags are
             unknown; or when there is no source of tags.
     """
-    found = find_source(root)
+    found = (TABLE, [(Path(settings.tags), "train")]) if settings.tags else find_source(root)
     if found is None:
         raise DataError(f"{root}: no file with tags, expected for example tags.csv")
     source, files = found
     notes: list[str] = []
     rows = [row for file, split in files for row in source.read(file, split, settings, notes)]
+    if settings.tags:
+        rows = [dataclasses.replace(row, folder=None) for row in rows]
     names = ", ".join(os.path.relpath(file, root) for file, _ in files[:3])
     if source.name != "tag file":
         notes.insert(0, f"tags are read from {source.name} ({names}{', ...' if len(files) > 3 else ''})")
@@ -44,7 +46,8 @@ def read_folder(root: Path, settings: DataSettings) -> Dataset:
     if train and not any(image.tags for image in train):
         raise DataError(f"{root}: no training image has a tag in {names}; expected at least one tagged image")
     used = (image.image for image in images)
-    records += unlisted(root, used, f"images without a row in {names}", companion_folders(root, settings))
+    skip = companion_folders(root, settings)
+    records += unlisted(root, used, f"images without a row in {names}", skip, expected=bool(settings.tags))
     dataset = gather(root, "folder", images, notes)
     dataset = dataclasses.replace(dataset, ignored=(*dataset.ignored, *records))
     return attach(dataset, root, settings)

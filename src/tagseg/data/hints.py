@@ -1,5 +1,6 @@
 """What may be wrong with tags: names that are almost equal, and classes that cannot be learned from them."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +9,7 @@ from tagseg.data.records import Dataset
 
 def tag_warnings(dataset: Dataset) -> tuple[str, ...]:
     """Return what may be wrong with the tags of a data set, one sentence each."""
-    return (*_in_every_image(dataset), *_twins(dataset), *_numbers(dataset.classes))
+    return (*_in_every_image(dataset), *_twins(dataset), *_scores(dataset.classes), *_numbers(dataset.classes))
 
 
 def tag_notes(dataset: Dataset) -> tuple[str, ...]:
@@ -49,6 +50,20 @@ def _folded(name: str) -> str:
         if len(plain) > len(ending) + 2 and plain.endswith(ending) and not plain.endswith("ss"):
             return plain.removesuffix(ending) + singular
     return plain
+
+
+def _scores(classes: Sequence[str]) -> Iterator[str]:
+    """Yield a warning if classes are called like scores, or end in one: dog(0.8), cat 90%, 0.93."""
+    scored = [name for name in classes if _SCORE.search(name)]
+    if scored:
+        yield (
+            f"classes look like scores of a classifier: {', '.join(scored[:5])}{', ...' if len(scored) > 5 else ''}; "
+            "write them as cat:0.9, a column per class, or a column confidence, and tags below --data.min-score are "
+            "dropped"
+        )
+
+
+_SCORE = re.compile(r"(^|[\s(@_=:-])(0?\.[0-9]+|1\.0+|[0-9]{1,3}(\.[0-9]+)?\s*%)\)?$")
 
 
 def _numbers(classes: Sequence[str]) -> Iterator[str]:

@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = (
 
 UNREAD_SUFFIXES = {
     **({} if _AVIF_READ else {".avif": ": install a Pillow that reads AVIF (11.3 or newer)"}),
-    **({} if _HEIF_READ else dict.fromkeys(_HEIF, ": pip install pillow-heif")),
+    **({} if _HEIF_READ else dict.fromkeys(_HEIF, ": pip install 'tagseg[heic]' or pillow-heif")),
     **dict.fromkeys((".jp2", ".jxl", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr"), ": convert them to PNG"),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), ": develop them to JPEG or TIFF"),
 }

@@ -43,6 +43,7 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cach
         raise DataError(f"{root}: no such folder, expected the data folder")
     root = root.resolve()
     with gc_paused():
+        cache = cache and not settings.tags  # a change of a table elsewhere would not be noticed
         dataset = read_listing(root, settings) if cache else None
         if dataset is None:
             state = state_of(root, settings) if cache else None
@@ -89,9 +90,18 @@ LAYOUTS = (
 """All layouts, in the order in which they are tried: known files come before folders of any name."""
 
 
+_TABLE_ELSEWHERE = Layout("folder", "setting data.tags", lambda root, settings: bool(settings.tags), read_folder)
+
+
 def _read(root: Path, settings: DataSettings) -> Dataset:
     layout = next((one for one in LAYOUTS if one.name == settings.layout), None)
-    if settings.layout == "folder":
+    if settings.tags:
+        if settings.layout not in ("auto", "folder"):
+            raise DataError(
+                f"setting data.tags: layout {settings.layout} has tags of its own; leave out data.tags or data.layout"
+            )
+        layout = _TABLE_ELSEWHERE
+    elif settings.layout == "folder":
         layout = next(
             one for one in LAYOUTS if one.name == "folder" and (one is LAYOUTS[-1] or one.fits(root, settings))
         )

@@ -195,13 +195,15 @@ def _cvat_files(root: Path) -> Files:
     return [(file, split_of(file.stem) or "train") for file in files]
 
 
+TABLE = TagSource(
+    "tag file",
+    "tags.csv, metadata.csv or metadata.jsonl, at the top or in folders of splits",
+    tag_files,
+    lambda file, split, settings, notes: read_table(file, split, settings.min_score, notes),
+)
+
 SOURCES = (
-    TagSource(
-        "tag file",
-        "tags.csv, metadata.csv or metadata.jsonl, at the top or in folders of splits",
-        tag_files,
-        lambda file, split, settings, notes: read_table(file, split, settings.min_score, notes),
-    ),
+    TABLE,
     TagSource(
         "Roboflow's export as CSV",
         "_classes.csv or _annotations.csv in each split's folder",

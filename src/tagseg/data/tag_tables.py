@@ -113,16 +113,29 @@ def _with_spaces(table: list[TagRow], tag_columns: Sequence[str], notes: list[st
         return [
             dataclasses.replace(row, tags=unique([row.tags])) if isinstance(row.tags, str) else row for row in table
         ]
-    # Words that occur in no other cell are probably one name.
-    known = {tuple(cell.split()) for cell in cells}
-    times = Counter(word for words in known for word in set(words))
-    odd = next((words for words in sorted(known) if len(words) > 1 and all(times[word] == 1 for word in words)), None)
-    if odd is not None and len({row.image for row in table}) == len(table):
-        notes.append(
-            f"tags are separated by spaces: {' '.join(odd)!r} is {len(odd)} tags (names with spaces need commas or "
-            "semicolons between them)"
-        )
+    if len({row.image for row in table}) == len(table):
+        known = Counter(tuple(cell.split()) for cell in cells)
+        together = next(_cut_names(known), None)
+        if together is not None:
+            notes.append(
+                f"tags are separated by spaces: {' '.join(together)!r} is {len(together)} tags (names with spaces need "
+                "commas or semicolons between them)"
+            )
     return table
+
+
+def _cut_names(cells: Mapping[tuple[str, ...], int]) -> Iterator[tuple[str, ...]]:
+    """Yield words that are probably one name, from cells split at spaces and how often each occurs: those of a cell
+    that occur in no other one, then two of which one is never without the other beside it (`hot dog`)."""
+    times = Counter(word for words in cells for word in set(words))
+    yield from (words for words in sorted(cells) if len(words) > 1 and all(times[word] == 1 for word in words))
+    seen, pairs = Counter[str](), Counter[tuple[str, str]]()
+    for words, count in cells.items():
+        seen.update(dict.fromkeys(words, count))
+        pairs.update(dict.fromkeys(itertools.pairwise(words), count))
+    for pair, count in pairs.most_common():
+        if count > 1 and count in (seen[pair[0]], seen[pair[1]]):
+            yield pair
 
 
 def has_columns(file: Path) -> bool:

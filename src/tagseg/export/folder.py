@@ -31,14 +31,19 @@ def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path
         DataError: when `out` exists and is not empty, unless it has that file and `force` is given.
     """
     out = out.resolve()  # through a link, the folder it points to is replaced
+    require_replaceable(out, force)
+    with replacing(out) as temporary:
+        yield temporary
+        write_atomically(temporary / _MARKER, json_text({"tagseg": __version__, **about}, 1))
+
+
+def require_replaceable(out: Path, force: bool) -> None:
+    """Raise DataError when `out` exists and is not empty, unless export or import made it and `force` is given."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / _MARKER).is_file():
             raise DataError(f"{out}: exists and was not made by export or import; choose another --out")
         if not force:
             raise DataError(f"{out}: exists; choose another --out or --force")
-    with replacing(out) as temporary:
-        yield temporary
-        write_atomically(temporary / _MARKER, json_text({"tagseg": __version__, **about}, 1))
 
 
 @contextlib.contextmanager

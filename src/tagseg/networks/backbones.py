@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from tagseg.data.images import reduction
 from tagseg.networks.resnet38 import RESNET38, ResNet38
-from tagseg.system.untrusted import is_file
+from tagseg.settings.train import find_weights
 
 log = logging.getLogger(__name__)
 
@@ -341,11 +340,8 @@ def is_known(name: str) -> bool:
 
 def _weights_file(name: str, weights: str, expected: dict[str, Tensor]) -> Path:
     """The path of a safetensors file that has all of the `expected` tensors in their shapes."""
-    path = Path(os.path.expanduser(weights))
-    if not is_file(path):
-        raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
-    if path.suffix != ".safetensors":  # timm would unpickle it
-        raise ValueError(f"weights file {weights}: not a safetensors file (its name must end in .safetensors)")
+    path = find_weights(weights)
+    assert path is not None, "weights of timm and random ones are not in a file"
     shapes = {key: tuple(value.shape) for key, value in expected.items()}
     try:
         with safe_open(path, framework="pt") as file:

@@ -19,6 +19,7 @@ from tagseg.features.cache import FeatureCache
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast
 from tagseg.rca.frozen import FrozenLayers
+from tagseg.rca.held_out import HeldOutTags, count_tags, split_held_out
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.tag_maps import has_posterior, tag_maps
@@ -56,11 +57,13 @@ CONTRAST_STEPS, CONTRAST_BATCH, CONTRAST_LR = 200, 256, 1e-3
 
 @dataclass(frozen=True)
 class Heads:
-    """A network whose heads and bank were fitted on cached features, its bank, and the figures of every round."""
+    """A network whose heads and bank were fitted on cached features, its bank, the figures of every round, and how well
+    tags are recognised on photographs that were held out."""
 
     network: RcaNetwork
     bank: Bank
     history: History
+    held_out: HeldOutTags
 
 
 def fit_heads(
@@ -88,6 +91,7 @@ def fit_heads(
     tags = tag_matrix(samples, len(dataset.classes))
     pooled = torch.stack(list(_each(partial(_pooled, network, cache), samples, track, "tag head")))
     head = fit_tags(pooled, tags, settings.seed)
+    held_out = _check_tags(pooled, tags, settings.seed)
     with torch.no_grad():
         (conv,) = network.coarse_head
         conv.get_parameter("weight").copy_(head.weight[..., None, None])
@@ -111,7 +115,7 @@ def fit_heads(
         history.append(row | {"seconds": round(time.monotonic() - started, 2)})
     if rca.aggregation:
         _fit_refined(network, cache, samples, tags, head.penalty, track)
-    return Heads(network.eval(), bank, history)
+    return Heads(network.eval(), bank, history, held_out)
 
 
 def tag_matrix(samples: Sequence[Sample], classes: int) -> Float[Tensor, "n c"]:
@@ -199,6 +203,15 @@ def fit_tags(
     weight, bias, loss = _logistic(x, tags, best[1])
     weight = weight / deviation / features.shape[1] ** 0.5
     return TagHead(weight, bias - weight @ mean, loss, best[1], max(best[0], 0.0))
+
+
+def _check_tags(features: Float[Tensor, "n d"], tags: Float[Tensor, "n c"], seed: int) -> HeldOutTags:
+    """Return how well a classifier that learns from the other photographs recognises the tags of those held out."""
+    rest, held = split_held_out(len(features), seed)
+    if not len(rest):
+        return count_tags(features.new_zeros(0, tags.shape[1]), tags[:0])
+    head = fit_tags(features[rest], tags[rest], seed)
+    return count_tags(features[held] @ head.weight.T + head.bias, tags[held])
 
 
 def average_precision(scores: Float[Tensor, "n c"], truth: Bool[Tensor, "n c"]) -> float:

@@ -21,6 +21,7 @@ from tagseg.networks.backbones import warn_if_random
 from tagseg.rca.bank import Bank
 from tagseg.rca.frozen import FrozenLayers
 from tagseg.rca.heads import Teach, fit_heads
+from tagseg.rca.held_out import write_held_out
 from tagseg.rca.network import RcaNetwork, build_network
 from tagseg.rca.oaa import accumulate, accumulating, finish_accumulating, keep_accumulated
 from tagseg.rca.regions import Gate
@@ -141,6 +142,8 @@ def train_frozen(
     shapes = tuple((name, *shape) for name, shape in zip(layers.names, layers.shapes, strict=True))
     if heads.network.taught is not None:
         write_taught(folder, heads.network.taught)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_held_out(folder, heads.held_out)
     _save(folder, heads.network, heads.bank, dataset, settings, heads.history, shapes)
     return Trained(folder, heads.history)
 

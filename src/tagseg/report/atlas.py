@@ -8,7 +8,7 @@ from pathlib import Path
 from tagseg.data.images import read_image
 from tagseg.data.prepare import prepare
 from tagseg.errors import RunError
-from tagseg.masks.palette import class_colours
+from tagseg.masks.palette import shown_colours
 from tagseg.rca.train import load_network
 from tagseg.report.atlas_data import draw_region, show_entry, show_image, show_pair
 from tagseg.report.atlas_taught import show_taught
@@ -94,7 +94,7 @@ def render_atlas(run: Run, images: Sequence[Path], per_class: int, device: str, 
     every = prepare(run, track).dataset.split("train")
     samples = choose_samples(every, len(classes), per_class)
     regions = find_regions(network, memory, samples, settings, track)
-    colours = [BACKGROUND_COLOUR, *class_colours(len(classes))[1:]]
+    colours = [BACKGROUND_COLOUR, *shown_colours(len(classes))[1:]]
     # A region may appear several times on the page; it is drawn once.
     draw = functools.cache(
         functools.partial(draw_region, regions=regions, network=network, colours=colours, max_megapixels=megapixels)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from tagseg.data.records import VOID
-from tagseg.masks.palette import png_palette
+from tagseg.masks.palette import VOID_COLOUR, shown_colours
 
 STRIPE = 3
 """Width of the stripes that mark unsure pixels, in pixels of a picture whose long side is 480 pixels."""
@@ -25,7 +25,9 @@ def draw_mask(mask: UInt8[np.ndarray, "h w"], width: int, height: int, stripe: i
     # Unsure areas are painted only on the stripes, so that the photo shows between them.
     drawn[(drawn == VOID) & ((x + y) % (2 * stripe) >= stripe)] = 0
     picture = Image.fromarray(drawn)
-    picture.putpalette(png_palette())
+    colours = shown_colours(VOID)
+    colours[VOID] = VOID_COLOUR
+    picture.putpalette([channel for colour in colours for channel in colour])
     return picture
 
 

@@ -10,10 +10,11 @@ from tagseg.data.data_file import DataFile, read_data_file
 from tagseg.errors import RunError
 from tagseg.evaluate.scores import Evaluation, Scores, read_evaluation
 from tagseg.evaluate.verdict import class_verdicts
-from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.masks.palette import VOID_COLOUR, shown_colours
 from tagseg.report.charts import Chart, draw_chart, values
 from tagseg.report.pictures import draw_galleries
 from tagseg.report.render import css, render_page
+from tagseg.report.trust import read_trust
 from tagseg.run.folder import Run
 from tagseg.run.history import read_history
 from tagseg.run.manifest import Manifest
@@ -94,7 +95,7 @@ def render_report(run: Run, track: Track = silent) -> str:
     """Return the HTML of the report."""
     data, evaluation = read_data_file(run), read_evaluation(run)
     settings, manifest = run.settings(), run.manifest()
-    colours = [css(colour) for colour in class_colours(len(data.classes))]
+    colours = [css(colour) for colour in shown_colours(len(data.classes))]
     return render_page(
         "report.html.j2",
         ("report.css",),
@@ -106,6 +107,7 @@ def render_report(run: Run, track: Track = silent) -> str:
         charts=_charts(run),
         galleries=draw_galleries(run, data, track),
         verdicts=class_verdicts(run),
+        trust=read_trust(run, data),
         improved=run.final() != run,
         classes=data.classes,
         colours=colours,

@@ -16,7 +16,7 @@ from tagseg.data.true_masks import load_mask
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import evenly_spaced
 from tagseg.masks.map_files import read_maps
-from tagseg.masks.palette import class_colours
+from tagseg.masks.palette import shown_colours
 from tagseg.report.overlay import data_uri, draw_mask
 from tagseg.run.folder import Run
 from tagseg.system.progress import Track
@@ -110,7 +110,7 @@ def map_overlay(maps: UInt8[np.ndarray, "k h w"], classes: Integer[np.ndarray, "
     """Return maps (0..255 of the peak) as one PNG data URI: the colour of the highest map, its value as opacity."""
     resized = [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR)) for one in maps]
     stack = np.stack(resized)
-    colours = np.array(class_colours(255), dtype=np.uint8)[classes]
+    colours = np.array(shown_colours(255), dtype=np.uint8)[classes]
     picture = np.concatenate([colours[stack.argmax(0)], stack.max(0)[:, :, None]], axis=2)
     return data_uri(Image.fromarray(picture), "png", optimize=True)
 

@@ -11,11 +11,8 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
 
 from tagseg.data.images import read_image, read_mask_file
-from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import VOID, Sample
-from tagseg.errors import RunError
-from tagseg.evaluate.evaluate import evenly_spaced
-from tagseg.evaluate.quality import ClassQuality, ImageQuality, quality_line, read_quality, write_quality
+from tagseg.evaluate.quality import ClassQuality, ImageQuality, quality_line
 from tagseg.masks.localise import views
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
@@ -24,12 +21,11 @@ from tagseg.masks.resize import enlarge
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.train import load_network
 from tagseg.run.folder import Run
-from tagseg.run.lock import hold_lock
 from tagseg.segment.infer import probabilities
 from tagseg.segment.predictor import Predictor, read_predictor
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
-from tagseg.system.progress import Track, map_ahead, silent
+from tagseg.system.progress import Track, map_ahead
 from tagseg.training.device import choose_device
 from tagseg.training.loading import to_tensor
 
@@ -38,9 +34,6 @@ VIEWS = ((1.0, False), (1.0, True), (0.75, False), (1.25, True))
 
 JUDGED_SIDE = 512
 """Larger images are reduced to this long side, in pixels."""
-
-JUDGED, PER_CLASS = 240, 3
-"""Images that `judge_some` judges: about this many in all, and at least so many of each class."""
 
 DECODERS = 2
 """Threads that decode images while the networks run."""
@@ -64,57 +57,12 @@ class Evidence(NamedTuple):
     maps: Float32[np.ndarray, "l h w"]
 
 
-def assess(run: Run, track: Track = silent) -> dict[str, ImageQuality]:
-    """Judge the mask of every training image without true masks; return the results by sample id, in data order.
-
-    The masks are those of the last round of self-training, or the run's own. Results are saved in `run.quality_file`
-    image by image, so an interrupted call resumes; with another segmentation network, all are computed again.
-
-    Raises:
-        RunError: when the run has no masks or no segmentation network, or one of its files is damaged.
-        DataError: when an image cannot be read; names the image.
-    """
-    if labels := run.settings().segment.labels:
-        raise RunError(f"{run.root}: was trained on the masks in {labels}, so it has no masks of its own to judge")
-    run.require("masks")
-    run.require("segment")
-    samples = prepare(run).dataset.split("train")
-    known = read_quality(run)
-    if any(sample.id not in known for sample in samples):
-        with hold_lock(run.root):
-            known = _assess(run, samples, track)
-    return {sample.id: known[sample.id] for sample in samples}
-
-
-def judge_some(prepared: Prepared, run: Run, track: Track = silent) -> None:
-    """Judge masks of some images of every class, so that the verdict on a class has an expected IoU.
-
-    `JUDGED` images in all where there are few classes, at least `PER_CLASS` of each class, spread over the data. The
-    caller holds the run's lock. `assess` later judges the others.
+def judge_images(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[ImageQuality]:
+    """Judge the masks of images one by one, and append each result to the run's file of scores.
 
     Raises:
         RunError, DataError: as `assess`.
     """
-    samples, classes = prepared.dataset.split("train"), len(prepared.dataset.classes)
-    each, chosen = max(JUDGED // max(classes, 1), PER_CLASS), set()
-    for class_id in range(1, classes + 1):
-        chosen |= {sample.id for sample in evenly_spaced([one for one in samples if class_id in one.tags], each)}
-    _assess(run, [sample for sample in samples if sample.id in chosen], track)
-
-
-def _assess(run: Run, samples: Sequence[Sample], track: Track) -> dict[str, ImageQuality]:
-    """Judge those of the images that were not judged yet; return the quality of all that were."""
-    known = read_quality(run)
-    if todo := [sample for sample in samples if sample.id not in known]:
-        # Rewritten, so that it ends with a complete line.
-        write_quality(run, known.values())
-        known |= {one.id: one for one in _judged(todo, run, track)}
-        run.note("quality")
-    return known
-
-
-def _judged(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[ImageQuality]:
-    """Judge images one by one and append each result to the run's file."""
     settings, source = run.settings(), run.final()
     predictor = read_predictor(run.segmenter, settings.device)
     predictor = dataclasses.replace(predictor, max_side=min(predictor.max_side or JUDGED_SIDE, JUDGED_SIDE))

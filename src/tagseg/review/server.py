@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tagseg._version import __version__
-from tagseg.masks.palette import VOID_COLOUR, class_colours
+from tagseg.masks.palette import VOID_COLOUR, shown_colours
 from tagseg.report.render import css, render_page
 from tagseg.review.access import guarded, new_token, read_body
 from tagseg.review.fixing import FindRegion, read_fix, region_finder
@@ -152,7 +152,7 @@ def show_page(request: Request) -> Response:
     queue = state.queue
     # Opening the page also shows decisions that others have made in the meantime.
     state.decided.update(decisions(queue.run))
-    colours = [css(colour) for colour in class_colours(len(queue.classes))]
+    colours = [css(colour) for colour in shown_colours(len(queue.classes))]
     html = render_page(
         "review.html.j2",
         ("review.css",),

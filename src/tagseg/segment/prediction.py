@@ -14,7 +14,7 @@ from PIL import Image
 from tagseg.errors import WriteError
 from tagseg.masks.mask_files import write_mask
 from tagseg.masks.overlay import overlay
-from tagseg.masks.palette import class_colours
+from tagseg.masks.palette import shown_colours
 
 _SHOWN_SIDE = 640
 """Long side of the picture in a notebook, in pixels."""
@@ -67,7 +67,7 @@ class Prediction:
         picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=85)
-        colours = class_colours(len(self.classes) - 1)
+        colours = shown_colours(len(self.classes) - 1)
         labels = "".join(
             f'<span style="white-space:nowrap;margin-right:1em"><span style="color:rgb{colours[i]}">&#9632;</span> '
             f"{escape(self.classes[i])} {self.area[i]:.1%}</span>"

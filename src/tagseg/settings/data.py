@@ -15,6 +15,10 @@ class DataSettings:
     layout: Literal["auto", "folder", "voc", "coco", "shards"] = "auto"
     """Layout of the data folder; auto detects it. shards: tar files in WebDataset's format."""
 
+    tags: str = ""
+    """Table of the tags, for example tags.csv, where it is not in the data folder. Its paths are below the data folder.
+    Empty: a file of tags in the data folder, or what its layout says."""
+
     train_list: str = ""
     """VOC: name of the list of training images in ImageSets/Segmentation or ImageSets/Main. Empty: the first that
     exists of train_aug, trainaug and train."""

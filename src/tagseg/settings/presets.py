@@ -147,6 +147,17 @@ def preset_values(name: str) -> dict[str, Any]:
     return _PRESETS[name]
 
 
+def quality_values(name: str) -> dict[str, Any]:
+    """Return the settings of a quality as nested plain values.
+
+    Raises:
+        ValueError: when there is no such quality.
+    """
+    if name not in _QUALITIES:
+        raise ValueError(f"--quality must be one of {', '.join(_QUALITIES)}, got {name}")
+    return _QUALITIES[name]
+
+
 def without_effect_when_frozen(name: str) -> bool:
     """Tell whether a setting, such as `train.epochs`, has no effect with train.method = frozen."""
     section, _, field = name.partition(".")

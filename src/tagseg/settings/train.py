@@ -1,11 +1,14 @@
 """Settings of section [train]: the classification network and its training."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen, Unit
 
 from tagseg.settings.bounds import check_fields
+from tagseg.system.untrusted import is_file
 
 _Share = Annotated[float, Gt(0), Le(1)]
 
@@ -90,3 +93,19 @@ class TrainSettings:
         check_fields(self, "setting train.")
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"setting train.scale must be the smaller share, then the larger, got {self.scale}")
+
+
+def find_weights(weights: str) -> Path | None:
+    """Return the file that a setting of initial weights names; None for timm and random.
+
+    Raises:
+        ValueError: when there is no such file, or it is not a safetensors file by its name.
+    """
+    if weights in ("timm", "random", ""):
+        return None
+    path = Path(os.path.expanduser(weights))
+    if not is_file(path):
+        raise ValueError(f"weights file {weights}: not found; give timm, random or the path of a .safetensors file")
+    if path.suffix != ".safetensors":  # timm would unpickle it
+        raise ValueError(f"weights file {weights}: not a safetensors file (its name must end in .safetensors)")
+    return path

@@ -62,6 +62,11 @@ def bars(items: Iterable[T], title: str, total: int) -> Iterator[T]:
             progress.update(task, completed=done, pace=f"{pace:.1f}/s")
 
 
+def tell(line: str) -> None:
+    """Print a line that a function called from Python ends with; the command line prints its own."""
+    sys.stderr.write(f"{line}\n")
+
+
 def _lines(items: Iterable[T], title: str, total: int) -> Iterator[T]:
     started = logged = time.monotonic()
     for done, item in enumerate(items, 1):

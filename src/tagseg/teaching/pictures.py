@@ -5,7 +5,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from tagseg.data.images import read_image, reduced_size
-from tagseg.masks.palette import class_colours
+from tagseg.masks.palette import shown_colours
 from tagseg.report.atlas_data import enlarged
 from tagseg.report.crops import OutlineColour, crop_region
 from tagseg.report.overlay import draw_mask
@@ -37,7 +37,7 @@ def draw_crop(lesson: Lesson, place: int, shape: Bool[np.ndarray, "h w"], colour
 
 def draw_sheet(lesson: Lesson, shapes: list[tuple[int, Bool[np.ndarray, "_ _"]]], tag: int) -> Image.Image:
     """Return one picture of several crops, in rows; the outlines have the colour of the tag."""
-    colour = class_colours(len(lesson.classes))[tag]
+    colour = shown_colours(len(lesson.classes))[tag]
     crops = [draw_crop(lesson, place, shape, colour) for place, shape in shapes]
     width, height = (max(one.size[axis] for one in crops) + GAP for axis in (0, 1))
     rows = -(-len(crops) // SHEET_COLUMNS)

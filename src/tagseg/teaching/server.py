@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tagseg._version import __version__
-from tagseg.masks.palette import class_colours
+from tagseg.masks.palette import shown_colours
 from tagseg.report.overlay import encoded
 from tagseg.report.render import css, render_page
 from tagseg.review.access import read_body
@@ -99,7 +99,7 @@ def open_classroom(lesson: Lesson) -> Classroom:
     @functools.lru_cache(KEPT_CROPS)
     def crop(key: str, number: int) -> bytes:
         place, shape = shapes_of(lesson, key)[number]
-        colour = class_colours(len(lesson.classes))[find_cluster(lesson.clusters, key).tag]
+        colour = shown_colours(len(lesson.classes))[find_cluster(lesson.clusters, key).tag]
         return encoded(draw_crop(lesson, place, shape, colour), "jpeg", quality=80)
 
     room = Classroom(lesson, crop, followed=frozenset(lesson.learned))
@@ -157,7 +157,7 @@ def show_lesson(request: Request) -> Response:
         run=str(lesson.run.root),
         about={
             "names": ["background", *lesson.classes],
-            "colours": [css(colour) for colour in class_colours(len(lesson.classes))],
+            "colours": [css(colour) for colour in shown_colours(len(lesson.classes))],
         },
     )
     return HTMLResponse(html, headers={"content-security-policy": PAGE_POLICY})

@@ -4,7 +4,7 @@ import pytest
 
 from tagseg.data.records import Dataset, Sample
 from tagseg.evaluate.quality import ImageQuality
-from tagseg.review.suspects import Suspect, find_suspects
+from tagseg.evaluate.suspects import Suspect, find_suspects
 
 
 def dataset(*tags: tuple[int, ...]) -> Dataset:

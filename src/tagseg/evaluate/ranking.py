@@ -9,7 +9,7 @@ import numpy as np
 
 from tagseg.data.records import Dataset
 from tagseg.evaluate.quality import ImageQuality
-from tagseg.review.suspects import Suspect
+from tagseg.evaluate.suspects import Suspect
 
 DOUBTFUL = 0.5
 """Lower scores and shares are given as a reason."""

@@ -2,8 +2,8 @@ from pathlib import Path
 
 from tagseg.data.records import Dataset, Sample
 from tagseg.evaluate.quality import ClassQuality, ImageQuality
-from tagseg.review.ranking import classes_text, suspects_to_csv, to_csv, worst_first
-from tagseg.review.suspects import Suspect
+from tagseg.evaluate.ranking import classes_text, suspects_to_csv, to_csv, worst_first
+from tagseg.evaluate.suspects import Suspect
 
 FINE = ClassQuality(0.9, 0.9, 0.9, 0.1, 0.2)
 DATA = Dataset(Path(), "folder", ("cat", "big, [dog]"), (Sample("i0", Path("0.png"), (1,)),))
