@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,6 +28,8 @@ from tagseg.rca.train import train_frozen
 from tagseg.report.page import report
 from tagseg.report.summary import summary_html, summary_line
 from tagseg.review.assess import assess_locked
+from tagseg.run.clock import Clock
+from tagseg.run.estimate import machine_speed, stage_seconds
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.memory import memory_named
@@ -38,7 +41,7 @@ from tagseg.segment.self_training import self_train
 from tagseg.settings.arguments import refuse_other, refuse_unknown
 from tagseg.settings.presets import DEFAULT_QUALITY, preset
 from tagseg.settings.settings import Settings
-from tagseg.system.progress import Track, bars, silent, tell
+from tagseg.system.progress import Track, silent, tell
 from tagseg.teaching.apply import NOTE, apply_answers, entries_of, is_applied
 from tagseg.trainer import Trainer, open_trainer, take_part
 from tagseg.training.checkpoint import is_trained
@@ -113,7 +116,7 @@ def fit(
         out: the run folder.
         settings: all settings; by default those of the existing run, or in a new folder `preset("balanced")`.
         force: allow settings or data that differ from the existing run's; the stages that depend on them are run again.
-        track: how to report progress; by default bars in a terminal and a notebook, and one line at the end.
+        track: how to report progress; by default one clock for all stages, and one line at the end.
         until: deprecated, use `fit_until`. The last stage to run; unless it is `report`, None is returned.
         processes: how many processes train the networks.
 
@@ -129,7 +132,7 @@ def fit(
     refuse_unknown(unknown)
     refuse_other(settings)
     last = until or STAGES[-1]
-    run = fit_until(data, out, last, settings, force, bars if track is None else track, processes)
+    run = fit_until(data, out, last, settings, force, Clock() if track is None else track, processes)
     if last != STAGES[-1]:
         return None
     done = Fitted(run.root, run.final().masks, read_evaluation(run), run.report_file)
@@ -170,8 +173,18 @@ def fit_until(
         if run.done("masks") and run.review.exists():
             _honour_decisions(work)
         wanted = STAGES[: STAGES.index(stage) + 1]
-        _run_stages(work, [one for one in needed_stages(settings) if one in wanted and not run.done(one)])
+        todo = [one for one in needed_stages(settings) if one in wanted and not run.done(one)]
+        if isinstance(track, Clock) and todo:
+            _plan(track, work.prepared, settings, todo)
+        _run_stages(work, todo)
     return run
+
+
+def _plan(clock: Clock, prepared: Prepared, settings: Settings, todo: Collection[Stage]) -> None:
+    """Tell the clock how long the stages that are to be run take, roughly."""
+    sizes = Counter(prepared.sizes[sample.id] for sample in prepared.dataset.split("train"))
+    seconds = stage_seconds(settings, sizes, machine_speed())
+    clock.planned = {stage: seconds[stage] for stage in todo}
 
 
 def run_stage(
@@ -251,9 +264,10 @@ def _run_stages(work: _Work, stages: Collection[Stage]) -> None:
 
 
 @contextlib.contextmanager
-def _recorded(run: Run, stage: Stage) -> Iterator[dict[str, Any]]:
+def _recorded(run: Run, stage: Stage, track: Track) -> Iterator[dict[str, Any]]:
     """Record a stage in the manifest when the block succeeds; yields the dict for its figures (see `Run.stage`)."""
-    log.info("stage %s", stage)
+    if isinstance(track, Clock):
+        track.enter(stage)
     with memory_named(run.root, stage, run.settings()), run.stage(stage) as figures:
         yield figures
 
@@ -287,7 +301,7 @@ def _honour_decisions(work: _Work) -> None:
 
 def _train(work: _Work, todo: Collection[Stage]) -> None:
     run = work.run
-    with _recorded(run, "train") as figures:
+    with _recorded(run, "train", work.track) as figures:
         figures |= _known_answers(run)
         dataset = work.prepared.dataset
         # It is trained already if the process was killed before the stage was recorded.
@@ -314,11 +328,11 @@ def localise_and_mask(
     """
     with open_workers(prepared, run) if "masks" in stages else contextlib.nullcontext() as workers:
         if "localise" in stages:
-            with _recorded(run, "localise") as figures:
+            with _recorded(run, "localise", track) as figures:
                 figures |= _known_answers(run)
                 figures |= _find_maps(prepared, run, track, workers)
         if workers is not None:
-            with _recorded(run, "masks") as figures:
+            with _recorded(run, "masks", track) as figures:
                 figures |= _known_decisions(run) | _known_answers(run)
                 done = make_masks(prepared, run, track, workers)
                 figures |= {"images": done.images, "images_per_s": done.images_per_s}
@@ -354,7 +368,7 @@ def _known_answers(run: Run) -> dict[str, Any]:
 def _segment(work: _Work, todo: Collection[Stage]) -> None:
     run, prepared = work.run, work.prepared
     settings, learn = run.settings(), work.trainer.train_segmenter
-    with _recorded(run, "segment") as figures:
+    with _recorded(run, "segment", work.track) as figures:
         figures |= _known_decisions(run) | _known_answers(run)
         if not settings.segment.labels:
             update_masks(prepared, run, work.track)
@@ -368,14 +382,14 @@ def _segment(work: _Work, todo: Collection[Stage]) -> None:
 
 
 def _evaluate(work: _Work, todo: Collection[Stage]) -> None:
-    with _recorded(work.run, "evaluate"):
+    with _recorded(work.run, "evaluate", work.track):
         evaluate(work.prepared, work.run, work.track)
         if not work.run.settings().segment.labels:
             assess_locked(work.run, work.prepared.dataset.split("train"), work.track)
 
 
 def _report(work: _Work, todo: Collection[Stage]) -> None:
-    with _recorded(work.run, "report"):
+    with _recorded(work.run, "report", work.track):
         report(work.run, work.track)
 
 

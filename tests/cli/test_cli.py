@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -383,10 +384,14 @@ def test_inspect_of_good_data(tmp_path: Path, call: Call) -> None:
             Image.new("RGB", (9, 9), (i * 9, number * 9, 0)).save(tmp_path / name / f"{i}.png")
     status, text, _ = call("inspect", tmp_path)
     assert status == 0 and "Nothing suspicious found." in text
-    # Means of 1280, 160 and 32 channels at two scales; maps of 128 + 128 channels in 3 x 3 cells and 32 in 5 x 5, each
+    assert re.search(r"Usable; .+ on this machine; 131 kB of disk for features\.\n$", text)
+    status, text, _ = call("inspect", tmp_path, "--features.channels", "64")
+    # Means of 1280, 160 and 32 channels at two scales; maps of 64 + 64 channels in 3 x 3 cells and 32 in 5 x 5, each
     # with the lengths of the cells. An image begins at a multiple of 64 bytes.
-    size = 10 * -(-2 * (4 * (1280 + 160 + 32) + 2 * ((129 + 129) * 9 + 33 * 25)) // 64) * 64
-    assert f"Features of 10 images: {size / 1000:.0f} kB in the run folder\n" in text
+    size = 10 * -(-2 * (4 * (1280 + 160 + 32) + 2 * ((65 + 65) * 9 + 33 * 25)) // 64) * 64
+    assert f" on this machine; {size / 1000:.0f} kB of disk for features.\n" in text
+    status, text, _ = call("inspect", tmp_path, "--data.min-images", "6")
+    assert status == 0 and text.endswith("Not usable yet: 2 of 2 classes have fewer than 6 training images.\n")
 
 
 def tagseg_process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ report.
     tagseg review runs/a                     look through the masks
     tagseg predict runs/a new/ --out masks/  masks for new images
 
-Every command explains itself: tagseg fit --help.
+Every command explains itself: tagseg fit --help. With -v it also says what its parts do: losses, learning rates.
 """
 
 

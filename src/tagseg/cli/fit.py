@@ -6,10 +6,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tagseg.cli.app import START, Force, Options, Processes, SettingsFile, command, say
+from tagseg.run.clock import Clock
 from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.presets import Preset, Quality
 from tagseg.settings.settings import Settings
-from tagseg.system.progress import bars
 
 
 @command(START, 2)
@@ -62,10 +62,10 @@ def fit(
     from tagseg.pipeline import fit, fit_until
 
     if until != STAGES[-1]:
-        fit_until(data, out, until, settings, force, bars, processes)
+        fit_until(data, out, until, settings, force, Clock(), processes)
         say(f"Done up to stage {until}: {out}")
         return
-    fitted = fit(data, out, settings, force, bars, processes=processes)
+    fitted = fit(data, out, settings, force, Clock(), processes=processes)
     say(fitted.evaluation.table())
     if verdicts := class_verdicts(Run(fitted.run)):
         say(verdict_table(verdicts))

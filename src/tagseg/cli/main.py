@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("tagseg").setLevel(logging.INFO)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _show_details(arguments)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     number, count = launched()
     out.quiet = number > 0
     if count > 1:  # read when PyTorch is imported, later; hides its warnings about DDP
@@ -53,3 +53,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         err.print(f"Error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         raise SystemExit(2) from None
+
+
+def _show_details(arguments: list[str]) -> None:
+    """Take -v out of the arguments, and let the parts that do the work log what they do if it was there."""
+    shown = any(flag in arguments for flag in _VERBOSE)
+    arguments[:] = [argument for argument in arguments if argument not in _VERBOSE]
+    logging.getLogger("tagseg").setLevel(logging.INFO)
+    for part in _WORKERS:
+        logging.getLogger(f"tagseg.{part}").setLevel(logging.INFO if shown else logging.WARNING)
+
+
+_VERBOSE = ("-v", "--verbose")
+
+_WORKERS = ("training", "features", "rca", "segment", "masks.localise", "masks.make", "masks.foreign_maps")
+"""Packages and modules whose log says what only an expert reads: losses, learning rates, precisions."""

@@ -1,5 +1,6 @@
 """Commands to start with: demo, inspect."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,9 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from tagseg.cli.app import START, Options, SettingsFile, command, name_text, out, say
+from tagseg.run.clock import Clock
 from tagseg.settings.settings import Settings
+from tagseg.system.files import as_bytes
 from tagseg.system.progress import bars
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def demo(
 
     say("The demo draws its own images and trains small networks from scratch. Its figures show what each step does,")
     say("not what tagseg reaches on photographs with pretrained weights.")
-    fitted = run_demo(out, seed, device, bars)
+    fitted = run_demo(out, seed, device, Clock())
     say(fitted.evaluation.table())
     say(f"Report: {fitted.report}")
 
@@ -53,33 +56,40 @@ def inspect(
 ) -> None:
     """Show what tagseg reads from a data folder, and what may go wrong.
 
-    Prints the layout, images per class, tags that always appear together, broken files, duplicates, and the disk space
-    that cached features take. Writes nothing.
+    Prints the layout, images per class, tags that always appear together, broken files, duplicates, and a verdict with
+    the time and the disk space that fit takes. Writes nothing.
 
         tagseg inspect photos/
         tagseg inspect photos/ --train.backbone resnet50 --features.channels 64
     """
-    import dataclasses
-
     from tagseg.data.inspect import inspect
     from tagseg.data.read import read_dataset
 
     lenient = dataclasses.replace(settings.data, min_images=1)
     found = inspect(read_dataset(data, lenient, settings.cache), settings.data, bars)
-    show_inspection(found, settings.data.min_images, _space(found, settings))
+    show_inspection(found, settings.data.min_images, estimated(found, settings))
 
 
-def _space(found: "Inspection", settings: Settings) -> str:
-    from tagseg.features.plan import as_bytes, estimate_cache
+def estimated(found: "Inspection", settings: Settings) -> str:
+    """Return how long fit takes on this machine, and how much disk the features take."""
+    from tagseg.run.estimate import features_bytes, in_words, machine_speed, stage_seconds
+    from tagseg.settings.presets import DEFAULT_QUALITY, preset
 
-    estimate = estimate_cache(found.sizes, settings.train, settings.features)
-    seconds = estimate.seconds
-    time = "" if seconds is None else f", about {max(round(seconds / 60), 1)} min on this machine"
-    return f"Features of {estimate.images} images: {as_bytes(estimate.size)} in the run folder{time}"
+    if settings.train.method != "frozen":  # as fit does without flags
+        settings = dataclasses.replace(
+            preset(DEFAULT_QUALITY), train=dataclasses.replace(settings.train, method="frozen")
+        )
+    size = features_bytes(settings, found.sizes)
+    if size is None:
+        from tagseg.features.plan import estimate_cache  # PyTorch: the default backbone does without
+
+        size = estimate_cache(found.sizes, settings.train, settings.features).size
+    seconds = sum(stage_seconds(settings, found.sizes, machine_speed()).values())
+    return f"{in_words(seconds)} on this machine; {as_bytes(size)} of disk for features"
 
 
-def show_inspection(found: "Inspection", min_images: int, space: str = "") -> None:
-    """Print what was found as tables, notes and warnings; `space` says how much disk space features take."""
+def show_inspection(found: "Inspection", min_images: int, costs: str) -> None:
+    """Print what was found as tables, notes and warnings, and a verdict at the end; `costs` says what fit takes."""
     say(f"Layout {found.layout}: " + ", ".join(
         f"{count} {split} images ({found.masks[split]} with masks, {found.saliency[split]} with saliency maps)"
         for split, count in found.images.items() if count
@@ -88,8 +98,6 @@ def show_inspection(found: "Inspection", min_images: int, space: str = "") -> No
         (h, w), (tall, wide) = found.smallest, found.largest
         say(f"Sizes from {w} x {h} to {wide} x {tall} pixels")
     _show_classes(found)
-    if space:
-        say(space)
     for note in found.notes:
         say(f"Note: {note}")
     for one in found.ignored:
@@ -100,6 +108,12 @@ def show_inspection(found: "Inspection", min_images: int, space: str = "") -> No
         out.print(f"! {line}", markup=False, style="yellow")
     if not warnings:
         out.print("Nothing suspicious found.", style="green")
+    few = sum(count < min_images for count in found.per_class["train"])
+    if few:
+        say(f"Not usable yet: {few} of {len(found.classes)} classes have fewer than {min_images} training images.")
+    else:
+        doubts = f", with {len(warnings)} doubts" if len(warnings) > 1 else ", with one doubt" if warnings else ""
+        say(f"Usable{doubts}; {costs}.")
 
 
 def _show_classes(found: "Inspection") -> None:

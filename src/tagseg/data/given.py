@@ -95,7 +95,7 @@ def _photograph(value: object, number: int) -> str | os.PathLike[str]:
 
 
 def _names(value: Any, number: int) -> tuple[str, ...]:
-    """Return the tags in a value: a list of names, or one text; None and NaN are no tag."""
+    """Return the tags in a value: a list of names, or one text; None and NaN mean no tag."""
     if value is None or (isinstance(value, float) and value != value):
         return ()
     if isinstance(value, str):

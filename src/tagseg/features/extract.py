@@ -38,12 +38,12 @@ from tagseg.features.cache import (
 )
 from tagseg.features.fused import LayerMaps, fuse
 from tagseg.features.layers import choose_layers
-from tagseg.features.plan import as_bytes, feature_source, plan_shards, require_space
+from tagseg.features.plan import feature_source, plan_shards, require_space
 from tagseg.features.projection import Moments, Projection, project, projection_of, projection_tensors, unit
 from tagseg.networks.backbones import Backbone, build_backbone, warn_if_random
 from tagseg.run.folder import Run
 from tagseg.settings.features import FeatureSettings
-from tagseg.system.files import atomic_path, remove_temporary, write_atomically
+from tagseg.system.files import as_bytes, atomic_path, remove_temporary, write_atomically
 from tagseg.system.process import cores
 from tagseg.system.progress import Track, images_per_s, map_ahead, map_side_by_side, silent
 from tagseg.system.records import write_record

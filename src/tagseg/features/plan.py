@@ -18,6 +18,7 @@ from tagseg.features.layers import Layer, choose_layers
 from tagseg.networks.backbones import RANDOM, TIMM, Backbone, build_backbone
 from tagseg.settings.features import FeatureSettings
 from tagseg.settings.train import TrainSettings
+from tagseg.system.files import as_bytes
 
 SHARD_BYTES = 1 << 27
 """A shard's data is about this large: what a kill loses at most, and the images among which batches of equal size are
@@ -141,11 +142,3 @@ def _smaller(images: Sequence[CachedImage], source: FeatureSource) -> Iterator[s
     if len(source.layers) > 1:
         coarse = msgspec.structs.replace(source, layers=source.layers[:1])
         yield f"{size(coarse)} with --features.layers {source.layers[0].name}"
-
-
-def as_bytes(size: int) -> str:
-    """Return a number of bytes in words: 6.2 GB, 340 MB, 20 kB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:.0f} {name}"
-    return f"{size / 1e3:.0f} kB"

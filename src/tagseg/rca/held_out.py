@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tagseg.system.records import Count, Record, read_record, write_record
 
-HELD_OUT = 0.1
+TAGS_HELD_OUT = 0.1
 """Share of the training photographs that are held out; the network that makes the masks learns from all of them."""
 
 
@@ -33,7 +33,7 @@ class HeldOutTags(Record, frozen=True):
 def split_held_out(images: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the places of the photographs to learn from and of those held out, of a number of photographs."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed + 1))
-    held = max(round(images * HELD_OUT), 1)
+    held = max(round(images * TAGS_HELD_OUT), 1)
     return order[held:], order[:held]
 
 

@@ -32,7 +32,7 @@ _SIDE = 132
 
 
 @dataclass(frozen=True)
-class Bar:
+class TrustBar:
     """A bar of the distribution: scores from `low` to `high`, in percent, its masks, and its share of the highest."""
 
     low: int
@@ -59,7 +59,7 @@ class Trust:
 
     masks: int
     mean: float
-    bars: tuple[Bar, ...]
+    bars: tuple[TrustBar, ...]
     worst: tuple[Doubtful, ...]
     suspects: tuple[tuple[str, Suspect], ...]
     suspect_count: int
@@ -94,7 +94,7 @@ def read_trust(run: Run, data: DataFile) -> Trust | None:
     )
 
 
-def distribution(scores: Sequence[float]) -> tuple[Bar, ...]:
+def distribution(scores: Sequence[float]) -> tuple[TrustBar, ...]:
     """Return how many scores (0..1) lie in each of `BINS` equal parts; 1 belongs to the last.
 
     >>> [bar.masks for bar in distribution([0.05, 0.95, 1.0])]
@@ -102,7 +102,9 @@ def distribution(scores: Sequence[float]) -> tuple[Bar, ...]:
     """
     counts, _ = np.histogram(scores, BINS, (0, 1))
     step = 100 // BINS
-    return tuple(Bar(i * step, (i + 1) * step, int(n), float(n / max(counts.max(), 1))) for i, n in enumerate(counts))
+    return tuple(
+        TrustBar(i * step, (i + 1) * step, int(n), float(n / max(counts.max(), 1))) for i, n in enumerate(counts)
+    )
 
 
 def is_falling(history: Sequence[EpochRow]) -> bool:

@@ -20,6 +20,7 @@ from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.train import load_network
+from tagseg.run.estimate import JUDGED_SIDE
 from tagseg.run.folder import Run
 from tagseg.segment.infer import probabilities
 from tagseg.segment.predictor import Predictor, read_predictor
@@ -31,9 +32,6 @@ from tagseg.training.loading import to_tensor
 
 VIEWS = ((1.0, False), (1.0, True), (0.75, False), (1.25, True))
 """The segmentation network's views of an image: its scale, and whether it is mirrored."""
-
-JUDGED_SIDE = 512
-"""Larger images are reduced to this long side, in pixels."""
 
 DECODERS = 2
 """Threads that decode images while the networks run."""

@@ -107,3 +107,11 @@ def files_in(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(TEMPORARY))
     return [path] if path.exists() else []
+
+
+def as_bytes(size: int) -> str:
+    """Return a number of bytes in words: 6.2 GB, 340 MB, 20 kB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:.0f} {name}"
+    return f"{size / 1e3:.0f} kB"

@@ -1,0 +1,113 @@
+"""One clock for a run: which stage it is in, what that does, and how long all of it still takes."""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tagseg.run.estimate import in_words
+from tagseg.run.stages import STAGES, Stage
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_BETWEEN_LINES = 60
+"""Seconds between two log lines of a stage."""
+
+DOING: Mapping[Stage, str] = {
+    "train": "learning the tags",
+    "localise": "finding where each tag is",
+    "masks": "drawing the masks",
+    "segment": "training the segmentation network",
+    "evaluate": "judging the masks",
+    "report": "writing the report",
+}
+"""What each stage does, in words."""
+
+
+@dataclass
+class Clock:
+    """Reports the progress of all stages of a run as one: in a terminal and a notebook as a line that is kept up to
+    date, elsewhere as log lines. It is a `Track`.
+
+    planned: seconds that the stages to run take, in their order. stage: the one that runs, since `entered`. seen:
+    planned and real seconds of the stages that are finished. logged: when the last line was logged.
+    """
+
+    planned: dict[Stage, float] = field(default_factory=dict)
+    stage: Stage | None = None
+    entered: float = 0.0
+    seen: tuple[float, float] = (0.0, 0.0)
+    logged: float = 0.0
+
+    def enter(self, stage: Stage) -> None:
+        """Note that a stage begins, and the one before it has ended."""
+        now = time.monotonic()
+        if self.stage is not None and self.stage in self.planned:
+            self.seen = (self.seen[0] + self.planned[self.stage], self.seen[1] + now - self.entered)
+        self.stage, self.entered, self.logged = stage, now, now
+        if not _is_live():
+            log.info("%s", self.text())
+
+    def left(self, loop: float = 0.0) -> float:
+        """Return the seconds that all stages still take, if the current one takes at least `loop` more."""
+        pace = self.seen[1] / self.seen[0] if self.seen[0] > 0 and self.seen[1] > 5 else 1.0
+        if self.stage is None:
+            return pace * sum(self.planned.values())
+        elapsed, planned = time.monotonic() - self.entered, pace * self.planned.get(self.stage, 0.0)
+        later = sum(seconds for stage, seconds in self.planned.items() if _number(stage) > _number(self.stage))
+        return max(planned - elapsed, loop, 0.0) + pace * later
+
+    def text(self, loop: float = 0.0) -> str:
+        """Return the line: stage 2 of 6, what it does, how long all stages still take."""
+        if self.stage is None:
+            return "reading the data"
+        left = f", {in_words(self.left(loop))} left in all" if self.planned else ""
+        return f"stage {_number(self.stage)} of {len(STAGES)}, {DOING[self.stage]}{left}"
+
+    def __call__(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        """Pass items through; see `Track`."""
+        return self._shown(items, title, total) if _is_live() else self._lines(items, title, total)
+
+    def _shown(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=16), TextColumn("{task.description}"))
+        started = time.monotonic()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(self.text(), total=total)
+            for done, item in enumerate(items, 1):
+                yield item
+                progress.update(task, completed=done, description=self.text(_rest(title, started, done, total)))
+
+    def _lines(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        started = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            if now - self.logged >= _BETWEEN_LINES and done < total:
+                self.logged = now
+                log.info("%s (%s, %d of %d)", self.text(_rest(title, started, done, total)), title, done, total)
+
+
+def _rest(title: str, started: float, done: int, total: int) -> float:
+    """Return the seconds that a loop still takes, and the epochs after it that its title (epoch 2/25) tells of."""
+    each = (time.monotonic() - started) / done
+    epoch = re.search(r"(\d+)/(\d+)$", title)
+    more = int(epoch[2]) - int(epoch[1]) if epoch else 0
+    return each * (total - done + more * total)
+
+
+def _number(stage: Stage) -> int:
+    return STAGES.index(stage) + 1
+
+
+def _is_live() -> bool:
+    """Tell whether a line can be kept up to date: in a terminal, or a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or type(shell).__name__ == "ZMQInteractiveShell"
