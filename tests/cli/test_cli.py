@@ -497,6 +497,7 @@ MISTAKES = {
     "predict nowhere photos --out new": "not a run folder",
     "predict net nowhere --out new": "nowhere: no such image, folder or pattern",
     "predict net photos --out new --device cudda": "--device must be auto",
+    "push nowhere --to owner/cats": "not a run folder",
     "worst nowhere": "not a run folder",
     "worst run -n 0": "--count must be 1 or more, got 0",
     "review nowhere": "not a run folder",

@@ -56,16 +56,16 @@ def check_early(function: Callable[..., object], given: Mapping[str, Any]) -> No
     check_device(given.get("device", "auto"))
     if name == "fit":
         check_places(Run(given["out"]), given["data"].resolve())
+    elif name == "predict" and is_hub_address(given["run"]):
+        parse_hub_address(given["run"])
     elif name in ("predict", "push"):
-        if is_hub_address(given["run"]):
-            parse_hub_address(given["run"])
-        else:
-            network_folder(Path(given["run"]))
-        _check_images(given.get("images", ()))
+        network_folder(Path(given["run"]))
     elif name != "doctor" and "run" in given and not given.get("data"):
         Run(given["run"]).manifest()
     if name not in ("fit", "inspect"):  # reading the data says more
         _check_files(name, given)
+    if name == "predict":
+        _check_images(given["images"])
     if name in ("export", "import_"):
         require_replaceable(given["out"], given.get("force", False))
 
