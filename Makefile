@@ -6,6 +6,10 @@ PYTEST_PROCESSES ?= --numprocesses logical --maxprocesses 8 --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The package alone, which is all that the demo needs. TORCH=cpu takes PyTorch's CPU build, for machines without a GPU.
+BASE := $(VENV)/.installed_package
+TORCH ?=
+BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
 # Where this is set, every process that the tests start compiles PyTorch's modules, which takes longer than the test.
 export PYTHONDONTWRITEBYTECODE =
 
@@ -17,7 +21,7 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## build .venv, or bring it up to date when pyproject.toml has changed
 
-demo: $(STAMP)  ## run the whole pipeline on the embedded demo set, into runs/demo
+demo: $(BASE)  ## run the whole pipeline on the embedded demo set, into runs/demo
 	$(BIN)/tagseg demo --out runs/demo
 
 docs: $(STAMP)  ## build the site from docs/ into build/site; a warning is an error
@@ -38,11 +42,15 @@ clean:  ## delete .venv, builds and caches (run folders stay)
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv installs in seconds what takes pip minutes. torch comes as the registry has it, with the torchvision of its build.
-$(STAMP): pyproject.toml
+$(BASE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "tagseg needs Python 3.11 or newer; PYTHON=$(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
 		echo "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python -e ".[dev]"
+	$(BIN)/uv pip install --python $(BIN)/python $(BACKEND) -e .
+	@touch $(BASE)
+
+$(STAMP): $(BASE)
+	$(BIN)/uv pip install --python $(BIN)/python $(BACKEND) -e ".[dev]"
 	@touch $(STAMP)

@@ -28,6 +28,7 @@ LANGUAGES = {"sh", "python", "json", "toml", "text", "{toctree}", "{eval-rst}"}
 
 NOT_RUN = {
     r"make (demo|docs|test)$": "builds an environment first; the targets are compared with the Makefile",
+    r"\. \.venv/bin/activate$": "changes the shell",
     r"pip install ": "changes the environment; the extras are compared with pyproject.toml",
     r"tagseg review ": "serves until Ctrl-C; tests/review does",
     r"tagseg .*runs/taught": "serves until Ctrl-C, or needs features that TINY replaces; tests/teaching runs these",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tagseg.data.read import read_dataset
 from tagseg.masks.palette import png_palette
+from tagseg.report.page import report
 from tagseg.run.folder import Run
 from tagseg.settings.data import DataSettings
 from tagseg.settings.settings import Settings
@@ -162,3 +163,8 @@ class Page(HTMLParser):
     def all(self, tag, **attributes):
         attributes = {key.rstrip("_"): value for key, value in attributes.items()}
         return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
+
+
+@pytest.fixture
+def page_of(read_html):
+    return lambda run: read_html(report(run).path.read_text(encoding="utf-8"))

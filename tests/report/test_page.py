@@ -22,11 +22,6 @@ def change(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-@pytest.fixture
-def page_of(read_html):
-    return lambda run: read_html(report(run).path.read_text(encoding="utf-8"))
-
-
 def test_the_page_holds_the_figures(tmp_path, make_run, page_of):
     run = make_run(tmp_path)
     page = page_of(run)

@@ -76,9 +76,8 @@ def estimated(found: "Inspection", settings: Settings) -> str:
     from tagseg.settings.presets import DEFAULT_QUALITY, preset
 
     if settings.train.method != "frozen":  # as fit does without flags
-        settings = dataclasses.replace(
-            preset(DEFAULT_QUALITY), train=dataclasses.replace(settings.train, method="frozen")
-        )
+        train = dataclasses.replace(settings.train, method="frozen")
+        settings = dataclasses.replace(preset(DEFAULT_QUALITY), train=train, features=settings.features)
     size = features_bytes(settings, found.sizes)
     if size is None:
         from tagseg.features.plan import estimate_cache  # PyTorch: the default backbone does without

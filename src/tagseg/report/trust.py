@@ -123,7 +123,7 @@ def _still_falling(run: Run) -> list[str]:
     if settings.train.method != "frozen" and is_falling(read_history(run.network / "history.jsonl")):
         said.append("the classification network is under-trained, its loss still fell at the end: more --train.epochs")
     if is_falling(read_history(run.segmenter / "history.jsonl")):
-        more = "--segment.steps" if settings.segment.steps else "--segment.epochs"
+        more = "--segment.epochs" if settings.segment.epochs else "--segment.steps"
         said.append(f"the segmentation network is under-trained, its loss still fell at the end: more {more}")
     return said
 

@@ -18,7 +18,7 @@ CROP_S, TUNED_CROP_S = 0.075, 0.12
 """CPU seconds per crop of a step of the segmentation network, and of a classification network that is trained."""
 
 DEFAULT_STEPS = 500
-"""Steps of a training whose length is left to the number of images."""
+"""Steps of the training of a classification network whose length is left to the number of images."""
 
 IMAGE_BYTES, BYTES_PER_PIXEL = 11_776, 16.2
 """Of cached features with the default settings, after images are reduced to features.max-side."""
@@ -27,7 +27,7 @@ JUDGED_SIDE = 512
 """Larger images are reduced to this long side before their masks are judged, in pixels."""
 
 REPORT_S = 10.0
-REFERENCE_S = 0.004
+REFERENCE_S = 0.00093
 """CPU seconds that `_probe` takes on the reference machine (2 cores of an AMD EPYC)."""
 
 
@@ -41,7 +41,7 @@ def stage_seconds(settings: Settings, sizes: Mapping[tuple[int, int], int], spee
     """
     segment, images = settings.segment, sum(sizes.values())
     whole, small = megapixels(sizes), megapixels(sizes, settings.features.max_side)
-    steps = segment.steps or DEFAULT_STEPS
+    steps = segment.epochs * images / (segment.batch * segment.accumulate) if segment.epochs else segment.steps
     if segment.rounds > 1:
         steps += (segment.rounds - 1) * (segment.teacher_steps or steps)
     frozen = settings.train.method == "frozen"
@@ -60,8 +60,8 @@ def stage_seconds(settings: Settings, sizes: Mapping[tuple[int, int], int], spee
 def megapixels(sizes: Mapping[tuple[int, int], int], side: int = 0) -> float:
     """Return the pixels of images by (height, width), in millions; larger ones are reduced to a long side (0: never).
 
-    >>> megapixels({(1000, 500): 2}), megapixels({(1000, 500): 2}, 100)
-    (1.0, 0.01)
+    >>> megapixels({(1000, 500): 2}), megapixels({(1000, 500): 2}, 500)
+    (1.0, 0.25)
     """
     shares = ((size, count, min(side / max(size), 1) if side else 1) for size, count in sizes.items())
     return sum(count * size[0] * size[1] * share**2 for size, count, share in shares) / 1e6
@@ -81,22 +81,22 @@ def features_bytes(settings: Settings, sizes: Mapping[tuple[int, int], int]) -> 
 
 def machine_speed() -> float:
     """Return how many CPU seconds of the reference machine pass in a second on all cores of this one, roughly."""
-    return cores() * REFERENCE_S / max(min(_probe() for _ in range(15)), 1e-5)
+    return cores() * REFERENCE_S / max(min(_probe() for _ in range(60)), 1e-5)
 
 
 def _probe() -> float:
-    """Return the CPU seconds of a product of two matrices."""
-    matrix = np.full((384, 384), 0.5, np.float32)
+    """Return the CPU seconds of some arithmetic in one thread: of several, waiting ones would count, too."""
+    numbers = np.linspace(0, 9, 100_000)
     started = time.process_time()
-    for _ in range(4):
-        matrix @ matrix
+    np.sin(numbers).sum()
+    np.exp(numbers).sum()
     return time.process_time() - started
 
 
 def in_words(seconds: float) -> str:
     """Return a duration as people say it.
 
-    >>> in_words(40), in_words(70), in_words(1500), in_words(9000)
+    >>> in_words(40.0), in_words(70.0), in_words(1500.0), in_words(9000.0)
     ('less than a minute', 'about 1 minute', 'about 25 minutes', 'about 2.5 hours')
     """
     minutes = round(seconds / 60)
