@@ -114,9 +114,9 @@ class Served:
         body = json.dumps({"id": sample_id, "verdict": verdict, "off": list(off), "threshold": threshold})
         return self.post(body)
 
-    def post(self, body, **headers):
+    def post(self, body, path="decide", **headers):
         usual = {"content-type": "application/json", "origin": f"http://127.0.0.1:{self.port}"}
-        status, _, answer = self.ask("decide", method="POST", body=body, **{**usual, **headers})
+        status, _, answer = self.ask(path, method="POST", body=body, **{**usual, **headers})
         return status, json.loads(answer)
 
 

@@ -45,7 +45,9 @@ def test_the_list_describes_each_image(served):
     assert found["items"][0] == {
         "place": 0, "id": "img2", "height": HEIGHT, "width": WIDTH, "tags": [1, 2], "score": 0.1,
         "scores": {"1": 0.1, "2": 0.05}, "verdict": "open", "off": [], "threshold": NEUTRAL, "parts": [],
+        "reason": found["items"][0]["reason"],
     }  # fmt: skip
+    assert found["items"][0]["reason"] and found["items"][3]["reason"] == ""
     assert found["items"][3]["score"] is None
 
 
@@ -216,3 +218,26 @@ def test_decisions_survive_a_killed_server_and_ctrl_c_stops_it_cleanly(run, star
     second.send_signal(signal.SIGINT)
     said, complained = second.communicate(timeout=60)
     assert (second.returncode, complained) == (0, "") and said.endswith("Stopped.\n")
+
+
+def test_masks_above_an_expected_iou_are_accepted_at_once(served, run):
+    scores = {item["id"]: item["score"] for item in served.list()["items"]}
+    above = sorted(score for score in scores.values() if score is not None)[1]
+    status, done = served.post(json.dumps({"above": above}), "accept")
+    assert status == 200, done
+    wanted = {name for name, score in scores.items() if score is not None and score >= above}
+    assert done["accepted"] == len(wanted) == done["counts"]["accepted"]
+    assert {name for name, one in decisions(run).items() if one.verdict == "accepted"} == wanted
+    assert served.post(json.dumps({"above": above}), "accept")[1]["accepted"] == 0
+    status, done = served.post(json.dumps({"above": "all"}), "accept")
+    assert status == 400 and "expected a number from 0 to 1" in done["error"]
+
+
+def test_a_thumbnail_shows_the_mask(tmp_path, serve):
+    run = build_run(tmp_path, names=("img",), scores={})
+    served = serve(run)
+    before = np.array(picture(served, "thumb?id=img"), int)
+    for file in run.masks.glob("*.png"):
+        file.unlink()
+    after = np.array(picture(serve(run), "thumb?id=img"), int)
+    assert np.abs(before - after).max() > 60

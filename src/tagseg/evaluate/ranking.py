@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +35,26 @@ def worst_first(
 
     Images in `settled` are left out: a person has accepted or rejected their masks.
     """
+    usual = usual_areas(found)
+    open_ones = [quality for name, quality in found.items() if name not in settled]
+    chosen = sorted(open_ones, key=lambda quality: (quality.score, quality.id))[:count]
+    return [_worst(dataset, quality, usual) for quality in chosen]
+
+
+def usual_areas(found: Mapping[str, ImageQuality]) -> dict[int, float]:
+    """Return the median area (0..1 of the image) of each class's masks."""
     areas: dict[int, list[float]] = {}
     for quality in found.values():
         for class_id, one in quality.classes.items():
             areas.setdefault(class_id, []).append(one.area)
-    usual = {class_id: float(np.median(values)) for class_id, values in areas.items()}
-    open_ones = [quality for name, quality in found.items() if name not in settled]
-    chosen = sorted(open_ones, key=lambda quality: (quality.score, quality.id))[:count]
-    return [_worst(dataset, quality, usual) for quality in chosen]
+    return {class_id: float(np.median(values)) for class_id, values in areas.items()}
+
+
+def reasons(quality: ImageQuality, classes: Sequence[str], usual: Mapping[int, float]) -> str:
+    """Return the main problem of each class of a mask, the least reliable class first; `usual` are the usual areas."""
+    order = sorted(quality.classes, key=lambda class_id: quality.classes[class_id].score)
+    found = (_reason(classes[class_id - 1], quality, class_id, usual[class_id]) for class_id in order)
+    return "; ".join(filter(None, found))
 
 
 def to_csv(worst: list[Worst]) -> str:
@@ -65,8 +77,7 @@ def classes_text(classes: Mapping[str, float]) -> str:
 def _worst(dataset: Dataset, quality: ImageQuality, usual: Mapping[int, float]) -> Worst:
     order = sorted(quality.classes, key=lambda class_id: quality.classes[class_id].score)
     scores = {dataset.classes[class_id - 1]: quality.classes[class_id].score for class_id in order}
-    reasons = [_reason(dataset.classes[class_id - 1], quality, class_id, usual[class_id]) for class_id in order]
-    return Worst(quality.id, quality.score, scores, "; ".join(filter(None, reasons)))
+    return Worst(quality.id, quality.score, scores, reasons(quality, dataset.classes, usual))
 
 
 def _reason(name: str, quality: ImageQuality, class_id: int, usual: float) -> str:

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from tagseg.data.images import read_image, read_mask_file
+from tagseg.data.records import VOID
 from tagseg.errors import DataError
 from tagseg.masks.make import mask_sample
 from tagseg.masks.map_files import map_file
 from tagseg.masks.mask_files import mask_file
+from tagseg.masks.overlay import overlay
 from tagseg.report.overlay import draw_mask, encoded
 from tagseg.review.queue import Queue, ReviewItem
 from tagseg.run.decisions import Decision, MaskPair
@@ -33,8 +35,9 @@ THUMBS, PHOTOS, MASKS = 3000, 24, 64
 class QueuePictures:
     """Makes the pictures of an image, given its place in the queue, and keeps recent ones in memory.
 
-    thumb, photo: JPEG. masks: the mask without and the mask with unsure pixels (255), at the image's own size, without
-    the classes that are off and by the threshold; the last argument are the numbers of its clicks and strokes.
+    thumb: JPEG of the photo with the run's mask. photo: JPEG. masks: the mask without and the mask with unsure pixels
+    (255), at the image's own size, without the classes that are off and by the threshold; the last argument are the
+    numbers of its clicks and strokes.
     """
 
     thumb: Callable[[int], bytes]
@@ -52,16 +55,16 @@ def queue_pictures(queue: Queue) -> QueuePictures:
     # A browser requests many pictures at once, and decoding a large photo takes much memory.
     two_at_a_time = BoundedSemaphore(2)
 
-    def jpeg(place: int, side: int, quality: int) -> bytes:
+    def jpeg(place: int, side: int, quality: int, masked: bool = False) -> bytes:
         path = own_file(queue, queue.items[place].sample.image)
         with two_at_a_time:
             picture = read_image(path, queue.settings.data.max_megapixels, side)
             picture.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        return encoded(picture, "jpeg", quality=quality)
+        return encoded(_masked(queue, place, picture) if masked else picture, "jpeg", quality=quality)
 
     @lru_cache(maxsize=THUMBS)
     def thumb(place: int) -> bytes:
-        return jpeg(place, THUMB_SIDE, quality=75)
+        return jpeg(place, THUMB_SIDE, quality=75, masked=True)
 
     @lru_cache(maxsize=PHOTOS)
     def photo(place: int) -> bytes:
@@ -82,6 +85,17 @@ def queue_pictures(queue: Queue) -> QueuePictures:
         return decided, sure
 
     return QueuePictures(thumb, photo, masks)
+
+
+def _masked(queue: Queue, place: int, picture: Image.Image) -> Image.Image:
+    """Return a small picture with the run's mask painted over it; as it is if the mask cannot be read."""
+    file = mask_file(queue.source.masks, queue.items[place].sample.id)
+    try:
+        mask = Image.fromarray(read_mask_file(own_file(queue, file)))
+    except DataError:
+        return picture
+    small = np.asarray(mask.resize(picture.size, Image.Resampling.NEAREST))
+    return overlay(picture, np.where(small == VOID, 0, small).astype(np.uint8))
 
 
 def preview_masks(queue: Queue, item: ReviewItem, off: tuple[int, ...], threshold: float, fresh: bool) -> MaskPair:

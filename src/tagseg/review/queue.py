@@ -12,6 +12,7 @@ from tagseg.data.prepare import prepare
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
 from tagseg.evaluate.quality import ImageQuality, read_quality
+from tagseg.evaluate.ranking import reasons, usual_areas
 from tagseg.run.decisions import OPEN, Decision, Verdict
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
@@ -26,13 +27,14 @@ class ReviewItem:
     """An image to review.
 
     sample: the image. size: its (height, width) in pixels. score, classes: the expected IoU (0..1) of its mask, in
-    total and by class id, if it was computed.
+    total and by class id, if it was computed. reason: why it is low, in words; empty if it is not.
     """
 
     sample: Sample
     size: tuple[int, int]
     score: float | None
     classes: Mapping[int, float]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ def read_queue(run: Run) -> Queue:
     if settings.masks.saliency:
         saliency = {sample.id: sample.saliency for sample in prepare(run).dataset.split("train")}
     data, found = read_data_file(run), read_quality(run)
-    items = [_item(row, saliency.get(row.id), found.get(row.id)) for row in data.samples if row.split == "train"]
+    usual = usual_areas(found)
+    items = [
+        _item(row, saliency.get(row.id), one, reasons(one, data.classes, usual) if one else "")
+        for row, one in ((row, found.get(row.id)) for row in data.samples if row.split == "train")
+    ]
     items.sort(key=lambda item: (item.score is None, item.score or 0.0))
     return Queue(run, source, settings, run.data_root().resolve(), data.classes, tuple(items))
 
@@ -122,7 +128,7 @@ def count_verdicts(queue: Queue, decided: Mapping[str, Decision]) -> dict[str, i
     return {verdict: counts[verdict] for verdict in get_args(Verdict)} | {"all": len(queue.items)}
 
 
-def _item(row: ImageRow, saliency: Path | None, judged: ImageQuality | None) -> ReviewItem:
+def _item(row: ImageRow, saliency: Path | None, judged: ImageQuality | None, reason: str) -> ReviewItem:
     sample = Sample(row.id, Path(row.image), row.tags, saliency=saliency)
     classes = {class_id: one.score for class_id, one in judged.classes.items()} if judged else {}
-    return ReviewItem(sample, row.size, judged.score if judged else None, classes)
+    return ReviewItem(sample, row.size, judged.score if judged else None, classes, reason)

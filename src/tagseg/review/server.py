@@ -131,6 +131,7 @@ def make_app(queue: Queue, token: str) -> ASGIApp:
         Route("/photo", show_photo),
         Route("/mask", show_mask),
         Route("/decide", store_decision, methods=["POST"]),
+        Route("/accept", accept_above, methods=["POST"]),
         Route("/fix", store_fix, methods=["POST"]),
         Route("/unfix", remove_fix, methods=["POST"]),
     ]
@@ -224,6 +225,33 @@ async def store_decision(request: Request) -> Response:
     return JSONResponse(await run_in_threadpool(_store, state, place, item, decision))
 
 
+async def accept_above(request: Request) -> Response:
+    """Accept all open masks whose expected IoU is at least `{"above"}` (0..1), and respond with how many and the counts
+    once they are on disk."""
+    state = _review(request)
+    values = await read_body(request)
+    above = values.get("above")
+    if not isinstance(above, int | float) or isinstance(above, bool) or not 0 <= above <= 1:
+        raise HTTPException(400, f"above: got {above!r:.200}, expected a number from 0 to 1")
+    least = float(above)
+
+    def accept() -> int:
+        places = [
+            (place, item)
+            for place, item in enumerate(state.queue.items)
+            if item.score is not None
+            and item.score >= least
+            and state.decided.get(item.sample.id, OPEN).verdict == "open"
+        ]
+        for place, item in places:
+            before = state.decided.get(item.sample.id, OPEN)
+            _store(state, place, item, Decision("accepted", before.off, before.threshold))
+        return len(places)
+
+    accepted = await run_in_threadpool(accept)
+    return JSONResponse({"accepted": accepted, "counts": count_verdicts(state.queue, dict(state.decided))})
+
+
 async def store_fix(request: Request) -> Response:
     """Store a click or a stroke (see `read_fix`), and respond with its number and the image once it is on disk."""
     state = _review(request)
@@ -302,6 +330,7 @@ def _as_json(state: Review, place: int) -> dict[str, Any]:
         "width": item.size[1],
         "tags": item.sample.tags,
         "score": item.score,
+        "reason": item.reason,
         "scores": {str(class_id): score for class_id, score in item.classes.items()},
         "verdict": decision.verdict,
         "off": decision.off,

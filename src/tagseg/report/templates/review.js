@@ -74,6 +74,7 @@
       find("verdict").textContent = item.verdict;
       find("verdict").className = "verdict " + item.verdict;
       find("score").textContent = item.score === null ? "" : "expected IoU " + draw.expectedIou(item.score);
+      find("reason").textContent = item.reason;
       find("where").textContent = item.where || "";
       for (const button of document.querySelectorAll("[data-set]")) {
         button.setAttribute("aria-pressed", String(button.dataset.set === item.verdict));
@@ -144,7 +145,7 @@
     drawn++;
     layers.replaceChildren();
     busy(false);
-    for (const id of ["verdict", "score", "where"]) find(id).textContent = "";
+    for (const id of ["verdict", "score", "reason", "where"]) find(id).textContent = "";
     find("name").textContent = find("current").textContent = text;
     find("classes").replaceChildren();
     drawItem(null);
@@ -218,6 +219,25 @@
     if (again) drawPictures();
     else goOn();
   }
+  let asked = ""; // the share for which the next press of the button accepts
+  const acceptAll = () => move(async () => {
+    settle();
+    await server.sent();
+    const percent = find("above").value;
+    if (percent === "" || !find("above").checkValidity()) return tell("Give a number from 0 to 100.", true);
+    if (asked !== percent) { // many decisions at once are confirmed, by a second press
+      asked = percent;
+      return tell("Press Accept again to accept all open masks with an expected IoU of " + percent + " % or more.");
+    }
+    asked = "";
+    const body = JSON.stringify({ above: Number(percent) / 100 });
+    const done = await (await server.answer("accept", { method: "POST", headers: { "content-type": "application/json" }, body })).json();
+    draw.counts(done.counts);
+    drawStrip(await list({}));
+    if (items.length) show(items[0]);
+    else showNothing("No " + wanted() + " images are left.");
+    tell("Accepted " + done.accepted + " masks.");
+  });
   const opened = (item) => (item.verdict === "flagged" ? "flagged" : "open"); // other verdicts hold only for the old mask
   function switchClass(tag) {
     if (!current || tag === undefined) return;
@@ -288,7 +308,7 @@
   window.addEventListener("blur", bare);
 
   for (const button of document.querySelectorAll("[data-set]")) button.addEventListener("click", () => decide(button.dataset.set));
-  const clicks = { undo, previous: () => step(false), next: () => step(true), keys: () => find("help").showModal() };
+  const clicks = { undo, previous: () => step(false), next: () => step(true), accept: acceptAll, keys: () => find("help").showModal() };
   clicks.earlier = () => open({ until: items[0].place });
   clicks.later = () => open({ from: items.at(-1).place + 1 });
   for (const [id, action] of Object.entries(clicks)) find(id).addEventListener("click", action);
