@@ -9,6 +9,7 @@ from PIL import Image
 
 from tagseg.data.records import VOID
 from tagseg.evaluate.evaluate import evenly_spaced
+from tagseg.masks.palette import shown_colours
 from tagseg.report.pictures import describe_mask, map_overlay, mask_overlay
 
 
@@ -45,7 +46,7 @@ def test_mask_overlay_shows_classes_clear_background_and_striped_unsure_pixels()
     mask[:, 6:12], mask[:, 12:] = 1, VOID
     pixels = decoded(mask_overlay(mask, 24, 12))
     assert (pixels[:, :6, 3] == 0).all()
-    assert (pixels[:, 6:12] == (128, 0, 0, 255)).all()
+    assert (pixels[:, 6:12] == (*shown_colours(1)[1], 255)).all()
     assert (pixels[:, 12:, 3] == 255).mean() == 0.5
 
 
@@ -53,8 +54,8 @@ def test_map_overlay_shows_the_highest_map_and_its_value():
     maps = np.zeros((2, 4, 4), dtype=np.uint8)
     maps[0, :, :2], maps[1, :, 2:] = 200, 100
     pixels = decoded(map_overlay(maps, np.array([1, 3]), 4, 4))
-    assert pixels[0, 0].tolist() == [128, 0, 0, 200]
-    assert pixels[0, 3].tolist() == [128, 128, 0, 100]
+    assert pixels[0, 0].tolist() == [*shown_colours(3)[1], 200]
+    assert pixels[0, 3].tolist() == [*shown_colours(3)[3], 100]
 
 
 def test_a_mask_is_described_by_the_shares_of_its_classes():

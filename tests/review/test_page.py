@@ -295,3 +295,20 @@ def test_nothing_overflows_and_the_page_does_not_scroll(page, width):
     page.keyboard.press("j")
     wait_for(page, "img1")
     assert page.evaluate("scrollY") == 0
+
+
+def test_the_reason_is_beside_the_trust_and_many_masks_are_accepted_at_once(page, run):
+    assert "dog" in page.text_content("#reason")
+    page.fill("#above", "5")
+    page.click("#accept")
+    wait_for(page, "Press Accept again to accept all open masks with an expected IoU of 5 % or more.", "saved")
+    assert not decisions(run)
+    page.click("#accept")
+    wait_for(page, "Accepted 3 masks.", "saved")
+    assert sorted(decisions(run)) == ["img0", "img1", "img2"]
+    assert page.text_content("[data-verdict=accepted]") == "accepted 3" and name(page) == "img3"
+
+
+def test_on_a_narrow_screen_nothing_is_cut(page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
