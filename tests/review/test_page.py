@@ -309,6 +309,35 @@ def test_the_reason_is_beside_the_trust_and_many_masks_are_accepted_at_once(page
     assert page.text_content("[data-verdict=accepted]") == "accepted 3" and name(page) == "img3"
 
 
+def test_the_image_is_zoomed_and_moved(page):
+    def box():
+        return page.locator("#layers img").first.bounding_box()
+
+    before = box()
+    page.keyboard.press("+")
+    assert page.get_attribute("#layers", "data-zoom") == "1.50" and box()["width"] == pytest.approx(
+        1.5 * before["width"], abs=0.5
+    )
+    middle = box()["x"] + box()["width"] / 2
+    assert middle == pytest.approx(before["x"] + before["width"] / 2, abs=0.5)
+    x, y = before["x"] + before["width"] / 4, before["y"] + before["height"] / 4
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y + 20)
+    page.mouse.up()
+    assert box()["x"] + box()["width"] / 2 == pytest.approx(middle + 30, abs=0.5)
+    page.mouse.move(x, y)
+    share = (x - box()["x"]) / box()["width"]
+    page.mouse.wheel(0, -200)
+    page.wait_for_function("Number(document.getElementById('layers').dataset.zoom) > 2")
+    assert (x - box()["x"]) / box()["width"] == pytest.approx(share, abs=0.01), "the spot under the pointer stays there"
+    page.mouse.move(x + 5000, y)
+    page.keyboard.press("j")
+    wait_for(page, "img0")
+    shown(page)
+    assert page.get_attribute("#layers", "data-zoom") == "1.00" and box() == before
+
+
 def test_on_a_narrow_screen_nothing_is_cut(page):
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400

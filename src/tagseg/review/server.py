@@ -157,7 +157,7 @@ def show_page(request: Request) -> Response:
     html = render_page(
         "review.html.j2",
         ("review.css",),
-        ("review_parts.js", "review_server.js", "review_keys.js", "review_fix.js", "review.js"),
+        ("review_parts.js", "review_server.js", "review_keys.js", "review_fix.js", "review_zoom.js", "review.js"),
         title="Review",
         version=__version__,
         run=str(queue.run.root),

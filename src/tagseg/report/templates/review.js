@@ -133,7 +133,10 @@
 
   function show(item) {
     settle();
-    if (!current || item.id !== current.id) layers.classList.add("old");
+    if (!current || item.id !== current.id) {
+      layers.classList.add("old");
+      zoom.reset();
+    }
     current = item;
     drawItem(item);
     const score = draw.expectedIou(item.score);
@@ -291,6 +294,8 @@
     else show(item);
   });
 
+  const zoom = zoomTools(layers, () => fix.redraw());
+
   // --- keys and buttons
 
   const keys = {
@@ -299,9 +304,10 @@
     j: () => step(true), arrowright: () => step(true), arrowdown: () => step(true),
     k: () => step(false), arrowleft: () => step(false), arrowup: () => step(false),
     "[": () => moveThreshold(Number(find("threshold").value) - 5), "]": () => moveThreshold(Number(find("threshold").value) + 5),
+    "+": zoom.near, "=": zoom.near, "-": zoom.far,
     h: () => layers.classList.add("bare"), "?": () => find("help").showModal(),
   };
-  const mayRepeat = ["j", "k", "[", "]", "arrowright", "arrowdown", "arrowleft", "arrowup"];
+  const mayRepeat = ["+", "=", "-", "j", "k", "[", "]", "arrowright", "arrowdown", "arrowleft", "arrowup"];
   listenToKeys(keys, (number) => { if (current) switchClass(current.tags[number - 1]); }, mayRepeat);
   const bare = () => layers.classList.remove("bare");
   document.addEventListener("keyup", (event) => { if (event.key.toLowerCase() === "h") bare(); });
