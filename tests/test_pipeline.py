@@ -97,6 +97,29 @@ def test_fit_leaves_everything(original: Fitted, data: Path) -> None:
     assert original.masks == original.run / "masks" and original.report == original.run / "report.html"
 
 
+def test_a_notebook_shows_a_finished_run(original: Fitted) -> None:
+    page = original._repr_html_()
+    assert page.count('<img src="data:image/jpeg;base64,') == 4 and "<td>blue</td>" in page and "<td>red</td>" in page
+    assert str(original.masks) in page and "12 masks, expected IoU" in page
+    assert repr(original).startswith("Fitted(run='") and "\n" not in repr(original) and len(repr(original)) < 1000
+
+
+def test_wrong_arguments_are_answered_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"fit\(\) has no argument epochs\. It is a setting, train\.epochs or segment"):
+        fit(data, tmp_path / "run", epochs=3)  # type: ignore[call-overload]
+    assert not (tmp_path / "run").exists()
+
+
+def test_photographs_and_tags_may_be_given_as_values(data: Path, tmp_path: Path) -> None:
+    given = {str(data / f"images/photo {i:02}.png"): [["red"], ["blue"], ["blue", "red"]][i % 3] for i in range(12)}
+    run = fit_until(given, tmp_path / "run", "train", SETTINGS)
+    assert run.data_root() == data / "images" and (tmp_path / "run.tags.csv").exists()
+    assert fit_until(given, tmp_path / "run", "train").done("train"), "the same data continue the run"
+    given.popitem()
+    with pytest.raises(RunError, match=r"1 image gone \(first photo 11\)"):
+        fit_until(given, tmp_path / "run", "train")
+
+
 def test_masks_hold_the_tags_of_their_image_and_nothing_else(original: Fitted) -> None:
     for i in range(12):
         tags = {0: {2}, 1: {1}, 2: {1, 2}}[i % 3]
