@@ -28,7 +28,7 @@ JUDGED_SIDE = 512
 
 REPORT_S = 10.0
 REFERENCE_S = 0.00093
-"""CPU seconds that `_probe` takes on the reference machine (2 cores of an AMD EPYC)."""
+"""CPU seconds that `_probe` takes on a machine like that one, roughly."""
 
 
 def stage_seconds(settings: Settings, sizes: Mapping[tuple[int, int], int], speed: float) -> dict[Stage, float]:
