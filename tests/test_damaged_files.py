@@ -19,7 +19,7 @@ from tagseg.report.page import render_report
 from tagseg.review.queue import read_queue
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import load
+from tagseg.segment.load import load
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "run_of_0_1.zip"
 

@@ -29,7 +29,7 @@ from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
 from tagseg.run.history import read_history
 from tagseg.run.stages import STAGES
-from tagseg.segment.predictor import load
+from tagseg.segment.load import load
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "run_of_0_1.zip"
 

@@ -27,7 +27,7 @@ from tagseg.evaluate.iou import confusion, iou
 from tagseg.masks.make import mask_image, mask_sample
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import read_predictor
+from tagseg.segment.read_network import read_predictor
 from tagseg.segment.self_training import improved_maps
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import run_folder

@@ -26,7 +26,8 @@ from tagseg.evaluate.scores import Evaluation, read_evaluation
 from tagseg.pipeline import fit
 from tagseg.run.folder import Run
 from tagseg.run.open import SECTIONS, open_run
-from tagseg.segment.predictor import configure, read_predictor
+from tagseg.segment.predictor import configure
+from tagseg.segment.read_network import read_predictor
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import arm_settings, run_folder

@@ -40,7 +40,7 @@ from tagseg.prediction.parquet import pending_rows, write_parts
 from tagseg.prediction.ray_workers import chunk_json
 from tagseg.prediction.read import read_input
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import load
+from tagseg.segment.load import load
 from tagseg.settings.predict import PredictOptions
 
 ONE = """

@@ -28,7 +28,8 @@ from tagseg.data.prepare import prepare
 from tagseg.evaluate.evaluate import evenly_spaced
 from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import Predictor, configure, load
+from tagseg.segment.load import load
+from tagseg.segment.predictor import Predictor, configure
 from tagseg.settings.predict import PredictOptions
 
 PIXELS = 16_000_000

@@ -82,8 +82,9 @@ if TYPE_CHECKING:
     from tagseg.rca.kmeans import kmeans
     from tagseg.rca.regions import Regions, mine_regions, pool_regions
     from tagseg.segment.label_pixels import Decided
+    from tagseg.segment.load import load
     from tagseg.segment.prediction import Prediction
-    from tagseg.segment.predictor import Predictor, load
+    from tagseg.segment.predictor import Predictor
     from tagseg.settings.crf import CrfSettings
     from tagseg.settings.data import DataSettings
     from tagseg.settings.features import FeatureSettings
@@ -117,7 +118,8 @@ _HOMES = {
     "rca.regions": ("Regions", "mine_regions", "pool_regions"),
     "segment.label_pixels": ("Decided",),
     "segment.prediction": ("Prediction",),
-    "segment.predictor": ("Predictor", "load"),
+    "segment.load": ("load",),
+    "segment.predictor": ("Predictor",),
     "settings.crf": ("CrfSettings",),
     "settings.data": ("DataSettings",),
     "settings.features": ("FeatureSettings",),

@@ -173,7 +173,7 @@ def test_the_error_for_a_network_that_cannot_be_written_says_what_to_do(
 
 
 def test_a_failed_onnx_file_leaves_no_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tagseg.export.onnx._MAX_BYTES", 1000)
+    monkeypatch.setattr("tagseg.export.onnx.MAX_GRAPH_BYTES", 1000)
     with pytest.raises(ValueError, match=r"--onnx: the weights take 0\.0 GB, but an ONNX file holds at most 2 GB"):
         export_model(run.root, tmp_path / "model", onnx=True)
     assert list(tmp_path.iterdir()) == []

@@ -15,8 +15,9 @@ from tagseg.networks.segmenters import Segmenter
 from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
-from tagseg.segment import infer
-from tagseg.segment.predictor import Predictor, configure, load
+from tagseg.segment import windows
+from tagseg.segment.load import load
+from tagseg.segment.predictor import Predictor, configure
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
@@ -310,7 +311,7 @@ def test_large_images_are_predicted_in_windows(pixelwise: Segmenter) -> None:
 
 
 def test_an_image_no_larger_than_a_window_takes_one_call(pixelwise: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infer, "window_starts", lambda *_: pytest.fail("windows were made"))
+    monkeypatch.setattr(windows, "window_starts", lambda *_: pytest.fail("windows were made"))
     predictor = Predictor(pixelwise, ("background", "a", "b"), (1.0,), True, 0, window=128)
     predictor(Image.new("RGB", (128, 50)))
     assert pixelwise.sizes == [(2, 3, 52, 128)]  # as it is and mirrored

@@ -15,7 +15,7 @@ from tagseg.prediction.plan import Plan
 from tagseg.prediction.predict import predict
 from tagseg.prediction.ray_engine import TASK_CPUS, Actors, byte_budget, choose_actors
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import load
+from tagseg.segment.load import load
 from tagseg.segment.resolution import Resolution
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import PredictOptions

@@ -13,7 +13,7 @@ from torch import nn
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import RunError
 from tagseg.masks.mask_files import write_mask
-from tagseg.segment.predictor import read_predictor
+from tagseg.segment.read_network import read_predictor
 from tagseg.segment.train import mask_loss, train_segmenter, weight_average
 from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings

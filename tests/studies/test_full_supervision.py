@@ -11,7 +11,7 @@ from tagseg.evaluate.scores import read_evaluation
 from tagseg.pipeline import fit, run_stage
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
-from tagseg.segment.predictor import load
+from tagseg.segment.load import load
 from tagseg.settings.settings import Settings
 from tagseg.studies.full_supervision import train_upper_bound
 from tagseg.trainer import Trainer

@@ -15,7 +15,7 @@ from tagseg.rca.train import load_network, train
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment.labels import true_labels
-from tagseg.segment.predictor import read_predictor
+from tagseg.segment.read_network import read_predictor
 from tagseg.segment.train import train_segmenter
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import load_tensors

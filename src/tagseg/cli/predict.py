@@ -51,6 +51,7 @@ def predict(
         raise SystemExit(exit_status(stopped)) from None
     kept = f" ({done.kept} from before)" if done.kept else ""
     say(f"{len(done.ids)} masks: {done.folder}{kept}")
+    say(f"Computed by {done.engine}: {done.why}.")
     for _, reason in done.skipped:
         err.print(f"skipped: {reason}", markup=False, style="yellow")
 

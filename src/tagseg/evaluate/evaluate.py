@@ -20,7 +20,7 @@ from tagseg.masks.make import mask_sample
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import read_predictor
+from tagseg.segment.read_network import read_predictor
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
 from tagseg.system.files import write_atomically

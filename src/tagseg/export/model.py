@@ -14,12 +14,15 @@ import torch
 from tagseg.errors import RunError
 from tagseg.export.card import model_card, weights_licence
 from tagseg.export.folder import replacing
-from tagseg.export.onnx import require_exporter, write_onnx
+from tagseg.export.onnx import write_onnx
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import foreign_config
 from tagseg.run.folder import EXPORTED_WEIGHTS, Run
 from tagseg.segment.about import ExportedAbout, check_about
-from tagseg.segment.predictor import Predictor, exported_tensors, load
+from tagseg.segment.graph_export import require_exporter
+from tagseg.segment.load import load
+from tagseg.segment.predictor import Predictor
+from tagseg.segment.read_network import exported_tensors
 from tagseg.system.files import write_atomically
 from tagseg.system.records import json_text, record_values, write_record
 from tagseg.training.checkpoint import read_about, save_tensors
@@ -70,16 +73,16 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
     _require_free(folder, force)
     if onnx:
         require_exporter()
-    predictor = load(source.root, "cpu")
+    predictor = load(source.root, "cpu", "torch")
     about, settings = describe(source), without_folders(source.settings().to_dict())
     difference = None
     with replacing(folder) as temporary:
-        save_tensors(temporary / EXPORTED_WEIGHTS, exported_tensors(predictor.network), record_values(about))
+        save_tensors(temporary / EXPORTED_WEIGHTS, exported_tensors(predictor.module), record_values(about))
         write_record(temporary / "network.json", about)
-        if config := foreign_config(predictor.network):
+        if config := foreign_config(predictor.module):
             write_atomically(temporary / FOREIGN, json_text(config, 2) + "\n")
         if onnx:
-            difference = write_onnx(predictor.network, _onnx_metadata(predictor, about), temporary / "model.onnx")
+            difference = write_onnx(predictor.module, _onnx_metadata(predictor, about), temporary / "model.onnx")
         write_atomically(temporary / CARD, model_card(source, about, settings, onnx, difference))
         files = tuple(sorted(path.name for path in temporary.iterdir()))
     return ExportedModel(folder, files, difference)
@@ -114,7 +117,7 @@ def is_export(folder: Path) -> bool:
 
 
 def _onnx_metadata(predictor: Predictor, about: ExportedAbout) -> dict[str, Any]:
-    mean, std = (numbers.flatten().tolist() for numbers in (predictor.network.mean, predictor.network.std))
+    mean, std = (numbers.flatten().tolist() for numbers in (predictor.module.mean, predictor.module.std))
     return {
         "classes": about.classes,
         "palette": class_colours(len(predictor.classes) - 1),

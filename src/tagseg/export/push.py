@@ -11,7 +11,7 @@ from tagseg.errors import RunError
 from tagseg.export.model import CARD, EXPORTED_FILES, export_model, is_export
 from tagseg.run.folder import Run
 from tagseg.run.hub import hub_errors, import_hub, require_repository
-from tagseg.segment.predictor import load
+from tagseg.segment.load import load
 
 MESSAGE = "Upload a segmentation network trained with tagseg"
 

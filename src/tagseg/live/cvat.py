@@ -12,7 +12,8 @@ from PIL import Image
 
 from tagseg.export.outlines import polygon
 from tagseg.export.regions import Region, regions
-from tagseg.segment.predictor import Predictor, load
+from tagseg.segment.load import load
+from tagseg.segment.predictor import Predictor
 from tagseg.settings.export import ExportSettings
 
 

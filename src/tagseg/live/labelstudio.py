@@ -34,7 +34,8 @@ from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.pipeline import run_stage
 from tagseg.review.server import listen, serve_page
 from tagseg.run.folder import Run
-from tagseg.segment.predictor import Predictor, load
+from tagseg.segment.load import load
+from tagseg.segment.predictor import Predictor
 from tagseg.system.records import parse_json
 
 log = logging.getLogger(__name__)

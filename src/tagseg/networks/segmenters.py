@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tagseg.networks.backbones import RANDOM, TIMM, freeze, freeze_batch_norm, is_known, no_weights, weight_options
 from tagseg.networks.deeplabv2 import DeepLabV2
 from tagseg.networks.resnet38 import RESNET38
-
-NetworkName = Literal["deeplabv2", "deeplabv3plus", "upernet"]
+from tagseg.settings.segment import NetworkName
 
 
 class Segmenter(nn.Module):
@@ -67,6 +66,21 @@ class Segmenter(nn.Module):
         # DeepLab-v2's encoder is the classifier's backbone, which normalises by itself.
         given = images if isinstance(self.net, DeepLabV2) else (images - self.mean) / self.std
         scores: Tensor = self.net(given)
+        return scores
+
+    @property
+    def cornered(self) -> bool:
+        """Whether the corner cells of `coarse_scores` lie on the corner pixels of the image."""
+        return self.net.encoder.cornered if isinstance(self.net, DeepLabV2) else True
+
+    def coarse_scores(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids h w"]:
+        """Return the scores before they are enlarged to the size of the images, which is the last step of `forward`."""
+        if isinstance(self.net, DeepLabV2):
+            scores: Tensor = self.net.head(self.net.encoder(images))
+            return scores
+        net: Any = self.net
+        head = net.segmentation_head
+        scores = head[0](net.decoder(net.encoder((images - self.mean) / self.std)))
         return scores
 
     def fitting_size(self, height: int | float, width: int | float) -> tuple[int, int]:

@@ -3,19 +3,22 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from torch import Tensor
+import numpy as np
+from jaxtyping import UInt8
 
 from tagseg.prediction.chunks import Chunk
 from tagseg.prediction.read import InputImage
-from tagseg.segment.infer import ClassProbabilities
 from tagseg.segment.predictor import Predictor
+from tagseg.segment.windows import ClassProbabilities
+
+Pixels8 = UInt8[np.ndarray, "_ _ 3"]
 
 BATCHES_AHEAD = 4
 """Batches of images that are read before one batch is chosen from them."""
 
 
 def chunk_probabilities(
-    chunk: Chunk, pictures: Iterator[tuple[InputImage, Tensor | None]], predictor: Predictor
+    chunk: Chunk, pictures: Iterator[tuple[InputImage, Pixels8 | None]], predictor: Predictor
 ) -> Iterator[tuple[InputImage, ClassProbabilities | None]]:
     """Yield the wanted images of a chunk with their class probabilities (None if an image could not be read).
 
@@ -28,18 +31,18 @@ def chunk_probabilities(
 
 
 def batched_probabilities(
-    images: Iterable[tuple[InputImage, Tensor | None]],
-    network: Callable[[Sequence[Tensor]], list[ClassProbabilities]],
+    images: Iterable[tuple[InputImage, Pixels8 | None]],
+    network: Callable[[Sequence[Pixels8]], list[ClassProbabilities]],
     batch: int,
     pixels: int,
 ) -> Iterator[tuple[InputImage, ClassProbabilities | None]]:
-    """Yield images in their order with the class probabilities of their pictures (3 h w), None without a picture.
+    """Yield images in their order with the class probabilities of their pictures (h w 3), None without a picture.
 
     `network` gets up to `batch` pictures of one size. They are chosen from the next images, at most `BATCHES_AHEAD`
     batches of `pixels` pixels per picture, so that large images do not fill the memory.
     """
     source = enumerate(images)
-    waiting: dict[int, tuple[InputImage, Tensor | None]] = {}
+    waiting: dict[int, tuple[InputImage, Pixels8 | None]] = {}
     done: dict[int, tuple[InputImage, ClassProbabilities | None]] = {}
     due = 0
     while True:
@@ -59,8 +62,8 @@ def batched_probabilities(
 
 
 def _read_ahead(
-    waiting: dict[int, tuple[InputImage, Tensor | None]],
-    source: Iterator[tuple[int, tuple[InputImage, Tensor | None]]],
+    waiting: dict[int, tuple[InputImage, Pixels8 | None]],
+    source: Iterator[tuple[int, tuple[InputImage, Pixels8 | None]]],
     batch: int,
     pixels: int,
 ) -> None:
@@ -72,9 +75,9 @@ def _read_ahead(
         waiting[item[0]] = item[1]
 
 
-def _size(image: tuple[InputImage, Tensor | None]) -> tuple[int, ...]:
+def _size(image: tuple[InputImage, Pixels8 | None]) -> tuple[int, ...]:
     return () if image[1] is None else tuple(image[1].shape)
 
 
-def _pixels(image: tuple[InputImage, Tensor | None]) -> int:
-    return 0 if image[1] is None else image[1].shape[1] * image[1].shape[2]
+def _pixels(image: tuple[InputImage, Pixels8 | None]) -> int:
+    return 0 if image[1] is None else image[1].shape[0] * image[1].shape[1]

@@ -5,9 +5,12 @@ network together with others (`chunks`, `batches`), its probabilities become a m
 line are written here. An engine (`local_engine`, `ray_engine`) runs the steps between finding and writing.
 """
 
+import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tagseg.errors import DataError, RunError
@@ -19,7 +22,10 @@ from tagseg.prediction.outputs import Outcome, pending_images, write_files
 from tagseg.prediction.parquet import pending_rows, write_parts
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.ray_engine import ray_outcomes
-from tagseg.segment.predictor import Predictor, configure, load
+from tagseg.prediction.read import read_input
+from tagseg.segment.engines import CHECKED_IMAGES, Pictures
+from tagseg.segment.load import open_predictor
+from tagseg.segment.predictor import Predictor
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.files import remove_temporary
 from tagseg.system.process import ran_out
@@ -31,12 +37,14 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Predictions:
     """What `predict` wrote: the folder, the ids of the images in it, the unreadable images with the reasons, and how
-    many of the images already had their masks (resume)."""
+    many of the images already had their masks (resume); which engine computed them, and why this one."""
 
     folder: Path
     ids: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     kept: int = 0
+    engine: str = "torch"
+    why: str = ""
 
 
 def predict(
@@ -66,9 +74,16 @@ def predict(
         WriteError: if a file cannot be written, for example because the disk is full.
     """
     options, out = options or PredictOptions(), Path(out)
-    # Workers of a cluster load their own networks: here one is loaded only to check it, and for its classes.
-    predictor = configure(load(run, options.device if options.on == "local" else "cpu"), options)
+    if options.on == "ray":
+        # Workers of a cluster load their own networks: here one is loaded only to check it, and for its classes.
+        options = dataclasses.replace(options, engine="torch" if options.engine == "auto" else options.engine)
+        asked = dataclasses.replace(options, device="cpu")
+    else:
+        asked = options
     found = find_images([images] if isinstance(images, str | Path) else images, out)
+    opened = open_predictor(run, asked, partial(_some_pictures, found, options), len(found))
+    log.info("computed by %s: %s", opened.engine, opened.why)
+    predictor = opened.predictor
     todo, lines = (pending_images if options.format == "png" else pending_rows)(found, out, options)
     written = _write_outcomes(_outcomes(predictor, run, found, todo, options), out, found, todo, options)
     if options.resume:
@@ -89,7 +104,15 @@ def predict(
     if len(skipped) == len(found):
         raise DataError(f"none of the {len(found)} images could be read; first: {next(iter(skipped.values()))}")
     ids = tuple(name for name, location in found.items() if str(location) not in skipped)
-    return Predictions(out, ids, tuple(skipped.items()), len(found) - len(todo))
+    return Predictions(out, ids, tuple(skipped.items()), len(found) - len(todo), opened.engine, opened.why)
+
+
+def _some_pictures(found: dict[str, Location], options: PredictOptions, predictor: Predictor) -> Pictures:
+    """Return the pictures of a few images that can be read, spread over all of them."""
+    step = max(len(found) // CHECKED_IMAGES, 1)
+    some = itertools.islice(list(found.items())[::step], CHECKED_IMAGES)
+    read = (read_input(name, location, predictor.resolution, options.max_megapixels)[1] for name, location in some)
+    return [picture for picture in read if picture is not None]
 
 
 def _outcomes(

@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tagseg.errors import RunError
 from tagseg.prediction.chunks import Chunk, chunk_pixels, chunk_size, cut_chunks
 from tagseg.prediction.find_images import Location
@@ -113,7 +111,7 @@ def choose_actors(resources: dict[str, float], device: str = "auto", number: int
     On CPUs each computes with as many threads as this process would, so that results round alike. They reserve half of
     these CPUs, to leave room for the tasks.
     """
-    gpus, cpus, threads = int(resources.get("GPU", 0)), resources.get("CPU", 1.0), torch.get_num_threads()
+    gpus, cpus, threads = int(resources.get("GPU", 0)), resources.get("CPU", 1.0), _torch_threads()
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device.startswith("cuda"):
@@ -122,6 +120,12 @@ def choose_actors(resources: dict[str, float], device: str = "auto", number: int
         return Actors(number or gpus, "cuda", 1.0, 1, threads)
     number = number or max(int(cpus / threads), 1)
     return Actors(number, device, min(threads / 2, cpus / 2 / number), 0, threads)
+
+
+def _torch_threads() -> int:
+    import torch  # other engines do without it
+
+    return torch.get_num_threads()
 
 
 def byte_budget(plan: Plan, batch: int, actors: int) -> int:

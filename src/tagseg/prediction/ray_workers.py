@@ -7,6 +7,7 @@ tasks import no PyTorch, so that their processes start quickly and need little m
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -81,15 +82,11 @@ class NetworkActor:
 
     def __call__(self, row: RayRow) -> Iterator[RayRow]:
         from tagseg.prediction.batches import chunk_probabilities
-        from tagseg.segment.infer import as_tensor
 
         content, pictures = json.loads(row["chunk"]), _to_arrays(row["pictures"])
         images = [_to_image(values) for values in content["images"]]
         chunk = Chunk({image.name: image.location for image in images}, frozenset(content["wanted"]))
-        read = (
-            (image, as_tensor(pictures[str(number)]) if str(number) in pictures else None)
-            for number, image in enumerate(images)
-        )
+        read = ((image, pictures.get(str(number))) for number, image in enumerate(images))
         for image, probabilities in chunk_probabilities(chunk, read, self.predictor):
             candidates = None if probabilities is None else needed_candidates(probabilities, self.plan)
             yield {
@@ -99,12 +96,14 @@ class NetworkActor:
 
 
 def _predictor(run: str, options: PredictOptions, device: str, threads: int) -> "Predictor":
-    import torch
+    from tagseg.segment.load import open_predictor
 
-    from tagseg.segment.predictor import configure, load
+    if options.engine == "torch":
+        import torch
 
-    torch.set_num_threads(threads)
-    return configure(load(run, device), options)
+        torch.set_num_threads(threads)
+    opened = open_predictor(run, dataclasses.replace(options, device=device))
+    return dataclasses.replace(opened.predictor, threads=threads)
 
 
 def finish_row(row: RayRow, plan: Plan, folder: str) -> RayRow:

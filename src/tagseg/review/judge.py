@@ -22,8 +22,9 @@ from tagseg.rca.network import RcaNetwork
 from tagseg.rca.train import load_network
 from tagseg.run.estimate import JUDGED_SIDE
 from tagseg.run.folder import Run
-from tagseg.segment.infer import probabilities
-from tagseg.segment.predictor import Predictor, read_predictor
+from tagseg.segment.infer import picture_probabilities
+from tagseg.segment.predictor import Predictor
+from tagseg.segment.read_network import read_predictor
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.system.progress import Track, map_ahead
@@ -135,12 +136,12 @@ def gather_evidence(
         DataError: when its masks are missing or damaged.
     """
     picture = predictor.picture(image)
-    size = (picture.shape[1], picture.shape[2])
-    pixels = picture[None].to(next(predictor.network.parameters()).device).float() / 255
+    size = (picture.shape[0], picture.shape[1])
     seen = []
     for scale, mirrored in VIEWS:
-        found = probabilities(predictor.network, pixels.flip(-1) if mirrored else pixels, (scale,), flip=False)
-        seen.append((found.flip(-1) if mirrored else found)[0].cpu().numpy())
+        given = np.ascontiguousarray(picture[None, :, ::-1]) if mirrored else picture[None]
+        found = picture_probabilities(predictor.module, given, (scale,), flip=False)[0]
+        seen.append(found[..., ::-1] if mirrored else found)
     decided, sure = (
         np.asarray(Image.fromarray(read_mask_file(mask_file(folder, sample.id))).resize(size[::-1], _NEAREST))
         for folder in (source.decided_masks, source.masks)

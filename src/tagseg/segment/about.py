@@ -7,7 +7,7 @@ import msgspec
 
 from tagseg.data.records import MAX_CLASSES
 from tagseg.errors import RunError
-from tagseg.networks.segmenters import NetworkName
+from tagseg.settings.segment import NetworkName
 from tagseg.system.records import Positive, Record, convert_record, read_json
 from tagseg.system.untrusted import shown
 

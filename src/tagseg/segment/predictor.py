@@ -1,37 +1,31 @@
-"""A trained segmentation network, loaded from a run or an exported folder and ready to predict."""
+"""What predicts: a trained segmentation network, in PyTorch or as a graph of another engine. This module imports no
+PyTorch."""
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Union
 
-import torch
+import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from torch import Tensor
 
 from tagseg.data.images import AnyImage, any_image
-from tagseg.errors import RunError
-from tagseg.networks.segmenters import Segmenter, empty_segmenter
-from tagseg.run.folder import EXPORTED_WEIGHTS, TRAINED_WEIGHTS, Run, network_folder
-from tagseg.run.hub import HubNetwork, fetch_network, is_hub_address, parse_hub_address
-from tagseg.segment.about import check_about, check_twin
-from tagseg.segment.infer import ClassProbabilities, as_tensor, probabilities, windowed_probabilities
+from tagseg.segment.graphs import Graph
 from tagseg.segment.label_pixels import Decided, label_pixels, likely_candidates, refine
 from tagseg.segment.prediction import Prediction
 from tagseg.segment.resolution import Resolution, resize_to_picture
+from tagseg.segment.windows import ClassProbabilities, windowed_probabilities
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.predict import Precision, PredictOptions
-from tagseg.training.checkpoint import load_tensors, restore
-from tagseg.training.device import choose_device
+from tagseg.system.process import cores
+
+if TYPE_CHECKING:
+    from tagseg.networks.segmenters import Segmenter
 
 DEFAULT_GPU_BATCH = 8
 """Images that go through the network together on a GPU by default."""
-
-
-_INNER = "net."
-"""What the names of a segmenter's tensors begin with: all of them belong to the network that it wraps."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +34,12 @@ class Predictor:
 
     Probabilities are averaged over `scales` and, with `flip`, the mirrored image. Larger images are reduced to a long
     side of `max_side` pixels (0: never); if that exceeds `window`, they are predicted in windows of this side, `batch`
-    at a time. `precision` is the number format of the forward pass. `crf` refines masks, if it is given.
+    at a time. `network` is a PyTorch module, or the graph of another engine; `precision` is the number format of its
+    forward pass. `crf` refines masks, if it is given. `threads` is how many views or windows of one image a graph
+    computes at the same time; the result does not depend on it.
     """
 
-    network: Segmenter
+    network: Union["Segmenter", Graph]
     classes: tuple[str, ...]
     scales: tuple[float, ...]
     flip: bool
@@ -52,6 +48,7 @@ class Predictor:
     batch: int = 1
     precision: Precision = "fp32"
     crf: CrfSettings | None = None
+    threads: int = dataclasses.field(default_factory=cores)
 
     def __call__(self, image: AnyImage) -> Prediction:
         """Return the prediction for an image: a file, a Pillow image or an array, all with the same result.
@@ -80,17 +77,32 @@ class Predictor:
         """The resolution at which images are predicted."""
         return Resolution(self.max_side, self.window)
 
-    def picture(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-        """Return an RGB image at the resolution of the prediction."""
-        return as_tensor(resize_to_picture(image, self.resolution))
+    @property
+    def is_graph(self) -> bool:
+        """Whether another engine than PyTorch computes; several threads may then predict at the same time."""
+        return isinstance(self.network, Graph)
 
-    def look(self, pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> list[ClassProbabilities]:
+    @property
+    def module(self) -> "Segmenter":
+        """The network in PyTorch; it must not be a graph."""
+        assert not isinstance(self.network, Graph), "the network was read into another engine than PyTorch"
+        return self.network
+
+    @property
+    def device(self) -> str:
+        """The kind of device that computes: cpu, cuda, mps."""
+        return "cpu" if isinstance(self.network, Graph) else str(next(self.network.parameters()).device.type)
+
+    def picture(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        """Return an RGB image at the resolution of the prediction."""
+        return resize_to_picture(image, self.resolution)
+
+    def look(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[ClassProbabilities]:
         """Return the class probabilities (ids y x) of pictures of one size (see `picture`)."""
-        if self._windowed(*pictures[0].shape[1:]):
-            return [
-                windowed_probabilities(self._predict, picture, self.window, self.batch).numpy() for picture in pictures
-            ]
-        return list(self._predict(torch.stack(list(pictures))).cpu().numpy())
+        if max(pictures[0].shape) > self.window:
+            batch = max(self.batch, self.threads) if isinstance(self.network, Graph) else self.batch
+            return [windowed_probabilities(self._predict, picture, self.window, batch) for picture in pictures]
+        return list(self._predict(np.stack(pictures)))
 
     def decided(self, seen: ClassProbabilities, size: tuple[int, int], image: Image.Image | None = None) -> Decided:
         """Return the mask of an image of (height, width) `size` from its probabilities `seen`; the dense CRF needs the
@@ -100,103 +112,41 @@ class Predictor:
         assert image is not None, "the dense CRF needs the image"
         return label_pixels(refine(seen, image, size, self.crf), size, len(self.classes))
 
-    def _windowed(self, height: int, width: int) -> bool:
-        return max(height, width) > self.window
+    def _predict(self, pictures: UInt8[np.ndarray, "b h w 3"]) -> Float32[np.ndarray, "b ids h w"]:
+        if isinstance(self.network, Graph):
+            return self._graph_probabilities(self.network, pictures)
+        from tagseg.segment.infer import picture_probabilities  # PyTorch is imported by then
 
-    def _predict(self, pictures: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b ids h w"]:
-        # Sent to the device as bytes, a quarter of the size of floats.
-        pixels = pictures.to(next(self.network.parameters()).device).float().div_(255)
-        return probabilities(self.network, pixels, self.scales, self.flip, self.precision)
+        return picture_probabilities(self.network, pictures, self.scales, self.flip, self.precision)
 
+    def _graph_probabilities(
+        self, graph: Graph, pictures: UInt8[np.ndarray, "b h w 3"]
+    ) -> Float32[np.ndarray, "b ids h w"]:
+        """Return the mean over the scales; each scale of each picture is a task of its own."""
+        tasks = [(picture, scale) for picture in pictures for scale in self.scales]
 
-def load(path: str | Path, device: str = "auto") -> Predictor:
-    """Load a segmentation network, ready to predict; it gives the same output in every process on one machine.
+        def shares(task: tuple[UInt8[np.ndarray, "h w 3"], float]) -> Float32[np.ndarray, "ids h w"]:
+            return graph.shares(task[0], task[1], self.flip)
 
-    Args:
-        path: a run folder, its segmenter folder, a folder written by `tagseg export-model`, or the address of a network
-            on the Hugging Face Hub, hf://owner/name or hf://owner/name@revision (see `fetch_network`).
-        device: as `--device`.
-
-    Raises:
-        RunError: if there is no trained segmenter, its files are damaged or do not describe one, or the Hub cannot be
-            reached.
-        ValueError: if the device is not available.
-    """
-    if is_hub_address(path):
-        return _load_from_hub(parse_hub_address(path), device)
-    folder, run = network_folder(Path(path)), Run(Path(path))
-    if run.manifest_file.exists():
-        run.require_unchanged("segment", folder / "network.safetensors", folder / "network.json")
-    try:
-        return read_predictor(folder, device)
-    except RunError as error:
-        raise RunError(
-            f"{error}. Copy the folder again, or recreate it: `tagseg segment RUN --force`, then, if it was exported, "
-            "`tagseg export-model RUN --out DIR`"
-        ) from error
-
-
-def _load_from_hub(network: HubNetwork, device: str) -> Predictor:
-    folder = fetch_network(network, check_about)
-    try:
-        return read_predictor(folder, device)
-    except RunError as error:
-        raise RunError(
-            f"{network}: {error}. If the download was damaged, delete this folder and load the network again: "
-            f"{folder.parents[1]}"
-        ) from error
-
-
-def read_predictor(folder: Path, device: str = "auto") -> Predictor:
-    """Load a segmentation network from the folder that its training wrote.
-
-    Raises:
-        RunError: if its files are damaged, or do not describe a segmentation network of tagseg.
-        ValueError: if the device is not available.
-    """
-    file = folder / TRAINED_WEIGHTS
-    if exported := not file.is_file() and (folder / EXPORTED_WEIGHTS).is_file():
-        file = folder / EXPORTED_WEIGHTS
-
-    def build(about: dict[str, Any]) -> Segmenter:
-        told = check_about(about, file)
-        try:
-            return empty_segmenter(told.encoder, len(told.classes), told.stride, told.network)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
-
-    def expected(about: dict[str, Any]) -> dict[str, Tensor]:
-        check_about(about, file)
-        check_twin(folder / "network.json", about, file.name)
-        # Built without memory first: the description may be of an enormous network that the file does not contain.
-        with torch.device("meta"):
-            network = build(about)
-        return exported_tensors(network) if exported else network.state_dict()
-
-    tensors, about = load_tensors(file, expected)
-    network = build(about)
-    if exported:
-        tensors = {f"{_INNER}{name}": tensor for name, tensor in tensors.items()}
-    restore(network, tensors, file)
-    network = network.to(choose_device(device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    told = check_about(about, file)
-    return Predictor(network, told.classes, told.predict_scales, told.predict_flip, told.max_side, window=told.max_side)
-
-
-def exported_tensors(network: Segmenter) -> dict[str, Tensor]:
-    """Return a network's tensors by the names that they have in an exported folder: those of the library that the
-    network is from."""
-    return {name.removeprefix(_INNER): tensor for name, tensor in network.state_dict().items()}
+        if self.threads > 1 and len(tasks) > 1:
+            with ThreadPoolExecutor(self.threads) as pool:
+                found = list(pool.map(shares, tasks))
+        else:
+            found = [shares(task) for task in tasks]
+        sums = found[:: len(self.scales)]
+        for place in range(1, len(self.scales)):
+            for total, other in zip(sums, found[place :: len(self.scales)], strict=True):
+                total += other
+        return np.stack(sums) / np.float32(len(self.scales) * (1 + self.flip))
 
 
 def configure(predictor: Predictor, options: PredictOptions) -> Predictor:
     """Return a predictor that follows the options; what they leave open stays as the network was saved."""
-    device = next(predictor.network.parameters()).device.type
     chosen = {name: getattr(options, name) for name in ("scales", "flip", "max_side", "window")}
     return dataclasses.replace(
         predictor,
         **{name: value for name, value in chosen.items() if value is not None},
-        batch=batch_size(options.batch, device),
+        batch=batch_size(options.batch, predictor.device),
         precision=options.precision,
         crf=CrfSettings() if options.crf else None,
     )

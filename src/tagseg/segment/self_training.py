@@ -20,7 +20,8 @@ from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
 from tagseg.run.folder import Run
 from tagseg.run.manifest import Manifest
-from tagseg.segment.predictor import Predictor, read_predictor
+from tagseg.segment.predictor import Predictor
+from tagseg.segment.read_network import read_predictor
 from tagseg.segment.train import train_segmenter
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Unit
+from annotated_types import Ge, Gt, Le, Unit
 from cyclopts import Parameter
 
 from tagseg.settings.bounds import OrZero, Scales, check_fields
 
-Precision = Literal["fp32", "bf16"]
-Engine = Literal["auto", "torch", "local", "ray"]
+Precision = Literal["fp32", "bf16", "int8"]
+EngineName = Literal["torch", "onnxruntime", "openvino"]
+Engine = Literal["auto", "torch", "onnxruntime", "openvino", "local", "ray"]
+Agreement = Annotated[float | None, Ge(0), Le(1)]
 RunsOn = Literal["local", "ray"]
 Format = Literal["png", "parquet"]
 
@@ -52,7 +54,8 @@ class PredictOptions:
     """Images of equal size, or windows of one image, per forward pass (0: 8 on a GPU, 1 on a CPU)."""
 
     precision: Precision = "fp32"
-    """Number format of the network's forward pass; bf16 is faster on GPUs and on CPUs that support it."""
+    """Number format of the network's forward pass. bf16: faster on GPUs and on CPUs that support it; int8: the network
+    that tagseg export-model --int8 has quantised, in OpenVINO."""
 
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, mps."""
@@ -61,7 +64,13 @@ class PredictOptions:
     """Larger images are skipped."""
 
     engine: Engine = "auto"
-    """What computes the network. (local and ray are the deprecated values of what is now --on.)"""
+    """What computes the network on a CPU. auto: the fastest that is installed and agrees with PyTorch on a few of the
+    images; torch: PyTorch; onnxruntime, openvino: require tagseg[onnx] or tagseg[openvino]. (local and ray are the
+    deprecated values of what is now --on.)"""
+
+    agreement: Agreement = None
+    """Least share of pixels that must get PyTorch's label for --engine auto to take an engine. By default 0.999 in
+    fp32, 0.98 in bf16, 0.97 in int8."""
 
     on: RunsOn = "local"
     """Where the prediction runs; the masks are byte-identical. local: this process, best on a CPU or one GPU; ray

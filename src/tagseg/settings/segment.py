@@ -7,6 +7,8 @@ from annotated_types import Ge, Gt, Lt, Unit
 
 from tagseg.settings.bounds import Scales, check_fields
 
+NetworkName = Literal["deeplabv2", "deeplabv3plus", "upernet"]
+
 _Factor = Annotated[float, Gt(0)]
 
 

@@ -95,7 +95,7 @@ def machine() -> str:
     """Describe the machine: cores, processor, memory, system, and the GPU if PyTorch is loaded."""
     torch = sys.modules.get("torch")
     gpu = f", {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores, {_processor()}, {_memory_gb()} GB, {platform.system()}{gpu}"
+    return f"{os.cpu_count()} cores, {processor()}, {_memory_gb()} GB, {platform.system()}{gpu}"
 
 
 def versions() -> dict[str, str]:
@@ -109,7 +109,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     for line in _lines("/proc/cpuinfo"):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

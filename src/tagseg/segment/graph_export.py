@@ -1,0 +1,178 @@
+"""Export of a segmentation network as an ONNX graph, for the engines and for model.onnx."""
+
+import copy
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tagseg.networks.segmenters import Segmenter
+from tagseg.segment.graphs import Graph, GraphAbout
+from tagseg.system.records import json_text
+
+MAX_GRAPH_BYTES = 2_000_000_000
+"""An ONNX file is one Protocol Buffers message, and those are limited to 2 GB."""
+
+MAX_EXPORTED_SIDE = 1 << 20
+
+SCORE_TOLERANCE = 1e-3
+"""How much a graph's scores may differ from PyTorch's, as a share of the largest score: both round in other orders."""
+
+CHECKED_CELLS = ((2, 2), (2, 3), (3, 2), (5, 4), (7, 3), (4, 9), (6, 7), (11, 5), (9, 13), (1, 8))
+"""Sizes at which a graph is compared with PyTorch: multiples of the network's step, odd ones too."""
+
+Pixels = int | torch.SymInt
+"""A known side, or a symbol for any side."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The image sides that a network accepts: `step * n + offset` pixels for every n >= `lowest`."""
+
+    step: int
+    offset: int
+    lowest: int
+
+    def nearest(self, side: Pixels) -> Pixels:
+        """Return the accepted side nearest to `side` pixels; a tie goes to the even n, as with `round`.
+
+        Symbols support neither `max` nor `round`, and an `if` on their value would fix them.
+        """
+        doubled = 2 * (side - self.offset) + self.step
+        count, rest = doubled // (2 * self.step), doubled % (2 * self.step)
+        count = count - (count % 2) * (1 - torch.sym_min(rest, 1))
+        fitting: Pixels = torch.sym_max(count, self.lowest) * self.step + self.offset
+        return fitting
+
+
+class MeanPool(nn.Module):
+    """`nn.AdaptiveAvgPool2d` as two matrix products, since the exporter would fix its input size."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d p q"]:
+        """Return the means over p x q parts of the cells; parts overlap if p or q does not divide their number."""
+        rows, columns = (_shares(n, parts, features) for n, parts in zip(features.shape[2:], self.size, strict=True))
+        pooled: Tensor = rows @ features @ columns.T
+        return pooled
+
+
+def _shares(cells: Pixels, parts: int, like: Tensor) -> Float[Tensor, "parts cells"]:
+    cell, part = torch.arange(cells, device=like.device), torch.arange(parts, device=like.device)[:, None]
+    inside = (cell >= part * cells // parts) & (cell < -(-(part + 1) * cells // parts))
+    weights = inside.to(like.dtype)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def require_exporter() -> None:
+    """Check that the packages that write ONNX files are installed.
+
+    Raises:
+        ValueError: when one is missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"exporting the network requires {' and '.join(missing)}; install with pip install 'tagseg[onnx]'"
+        )
+
+
+def probe_sides(network: Segmenter) -> Sides:
+    """Return the rule of `network.fitting_size`, found by calling it."""
+    found = sorted({network.fitting_size(float(side), float(side))[0] for side in range(1, 513)})
+    step = found[1] - found[0]
+    sides = Sides(step, found[0] % step, found[0] // step)
+    assert found == [step * n + sides.offset for n in range(sides.lowest, sides.lowest + len(found))], found
+    return sides
+
+
+def exportable(network: nn.Module) -> nn.Module:
+    """Return a copy whose adaptive pooling is made of matrix products (see `MeanPool`)."""
+    copied = copy.deepcopy(network)
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                parts: Any = child.output_size if isinstance(child.output_size, tuple) else (child.output_size,) * 2
+                if None not in parts:
+                    setattr(module, name, MeanPool(parts))
+    return copied
+
+
+def save_graph(program: Any, about: Mapping[str, Any], path: Path) -> None:
+    """Write an exported program as an ONNX file; `about` goes into its metadata_props, each value as JSON."""
+    import onnx
+
+    model = program.model_proto
+    # The exporter records the source line of each node, with paths of this machine.
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.helper.set_model_props(model, {key: json_text(value) for key, value in about.items()})
+    onnx.save(model, path)
+
+
+class _Coarse(nn.Module):
+    """A segmentation network whose scores stay small."""
+
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids h w"]:
+        """Return the scores before they are enlarged."""
+        return self.network.coarse_scores(images)
+
+
+def export_graph(network: Segmenter, ids: int, path: Path) -> GraphAbout:
+    """Write the graph that the engines compute (see `graphs`) and return its description.
+
+    Raises:
+        ValueError: when a package is missing, or PyTorch's exporter cannot write the network.
+    """
+    require_exporter()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    if size > MAX_GRAPH_BYTES:
+        raise ValueError(
+            f"the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most 2 GB; use --engine torch"
+        )
+    sides = probe_sides(network)
+    about = GraphAbout(ids=ids, step=sides.step, offset=sides.offset, lowest=sides.lowest, cornered=network.cornered)
+    copied: Any = exportable(network.cpu().float())
+    example = torch.rand(2, 3, *(about.fitting(cells * sides.step) for cells in (10, 13)))
+    most = MAX_EXPORTED_SIDE // sides.step
+    free: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=4096)}
+    for axis, name in ((2, "rows"), (3, "columns")):
+        free[axis] = sides.step * torch.export.Dim(name, min=sides.lowest, max=most) + sides.offset
+    try:
+        program = torch.onnx.export(
+            _Coarse(copied).eval(), (example,), dynamo=True, verbose=False, dynamic_shapes=(free,),
+            input_names=["images"], output_names=["scores"],
+        )  # fmt: skip
+    except RuntimeError as error:  # the base class of all of the exporter's errors
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"PyTorch's exporter cannot write this network ({reason}); use --engine torch") from error
+    save_graph(program, {}, path)
+    return about
+
+
+@torch.inference_mode()
+def graph_difference(graph: Graph, network: Segmenter) -> float:
+    """Return the largest difference between a graph's scores and PyTorch's, as a share of the largest score, over sizes
+    that the graph was not exported with."""
+    generator, about, worst = torch.Generator().manual_seed(1), graph.about, 0.0
+    device = next(network.parameters()).device
+    for number, cells in enumerate(CHECKED_CELLS):
+        size = [about.fitting(side * about.step) for side in cells]
+        images = torch.rand((1 + number % 3, 3, *size), generator=generator)
+        expected = network.coarse_scores(images.to(device)).cpu().numpy()
+        found = graph.scores(images.numpy())
+        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
+    return worst
