@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import tagseg
 from tagseg.export.model import ExportedModel, export_model
-from tagseg.export.onnx import MeanPool, Sides, probe_sides, write_onnx
+from tagseg.export.onnx import write_onnx
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import NetworkName, Segmenter, empty_segmenter
 from tagseg.run.folder import Run
+from tagseg.segment.graph_export import MeanPool, Sides, probe_sides
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -118,8 +118,6 @@ def test_what_cannot_be_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatc
         load(folder, engine="onnxruntime", precision="bf16")
     with pytest.raises(RunError, match=r"--engine openvino computes on the CPU; leave out --device cuda"):
         load(folder, "cuda", engine="openvino")
-    with pytest.raises(RunError, match=r"--precision int8 requires --engine openvino"):
-        load(folder, "cpu", engine="torch", precision="int8")
     monkeypatch.setattr(engines, "installed", lambda engine: False)
     with pytest.raises(RunError, match=r"--engine openvino is not installed: pip install 'tagseg\[openvino\]'"):
         load(folder, engine="openvino")

@@ -14,12 +14,14 @@ import torch
 from tagseg.errors import RunError
 from tagseg.export.card import model_card, weights_licence
 from tagseg.export.folder import replacing
-from tagseg.export.onnx import write_onnx
+from tagseg.export.onnx import write_onnx, write_openvino
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import foreign_config
 from tagseg.run.folder import EXPORTED_WEIGHTS, Run
 from tagseg.segment.about import ExportedAbout, check_about
+from tagseg.segment.engines import ENGINES_FOLDER
 from tagseg.segment.graph_export import require_exporter
+from tagseg.segment.graphs import installed
 from tagseg.segment.load import load
 from tagseg.segment.predictor import Predictor
 from tagseg.segment.read_network import exported_tensors
@@ -31,7 +33,16 @@ CARD = "README.md"
 FOREIGN = "config.json"
 """What segmentation-models-pytorch builds the network from."""
 
-EXPORTED_FILES = (EXPORTED_WEIGHTS, "network.json", FOREIGN, "model.onnx", CARD)
+EXPORTED_FILES = (
+    EXPORTED_WEIGHTS,
+    "network.json",
+    FOREIGN,
+    "model.onnx",
+    "model.xml",
+    "model.bin",
+    ENGINES_FOLDER,
+    CARD,
+)
 """Files that an exported folder may hold."""
 
 _FILES_OF_0_1 = ("network.safetensors", "network.json", "model.onnx", "MODEL_CARD.md")
@@ -42,7 +53,7 @@ class ExportedModel:
     """What `export_model` wrote: the folder and its files.
 
     onnx_difference: the largest difference between the probabilities of ONNX Runtime and PyTorch; None without an ONNX
-    file, or if ONNX Runtime is not installed.
+    file, or if ONNX Runtime is not installed. With `openvino` the larger of the two engines' differences.
     """
 
     folder: Path
@@ -50,7 +61,13 @@ class ExportedModel:
     onnx_difference: float | None
 
 
-def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bool = False) -> ExportedModel:
+def export_model(
+    run: str | Path,
+    out: str | Path,
+    onnx: bool = False,
+    force: bool = False,
+    openvino: bool = False,
+) -> ExportedModel:
     """Write a run's segmentation network to a folder that `tagseg.load` can read on any machine.
 
     The folder holds model.safetensors, network.json, README.md (the model card), config.json if the network is one of
@@ -62,6 +79,7 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
         out: the new folder.
         onnx: also write model.onnx.
         force: replace a folder that an earlier export wrote.
+        openvino: also write model.xml and model.bin, the same graph for OpenVINO.
 
     Raises:
         RunError: when the run has no segmentation network, `out` exists and `force` is not given, or `out` holds files
@@ -71,8 +89,10 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
     source, folder = Run(Path(run)), Path(out).resolve()
     source.require("segment")
     _require_free(folder, force)
-    if onnx:
+    if onnx or openvino:
         require_exporter()
+    if openvino and not installed("openvino"):
+        raise ValueError("--openvino: requires openvino; install with pip install 'tagseg[openvino]'")
     predictor = load(source.root, "cpu", "torch")
     about, settings = describe(source), without_folders(source.settings().to_dict())
     difference = None
@@ -81,8 +101,13 @@ def export_model(run: str | Path, out: str | Path, onnx: bool = False, force: bo
         write_record(temporary / "network.json", about)
         if config := foreign_config(predictor.module):
             write_atomically(temporary / FOREIGN, json_text(config, 2) + "\n")
-        if onnx:
-            difference = write_onnx(predictor.module, _onnx_metadata(predictor, about), temporary / "model.onnx")
+        if onnx or openvino:
+            metadata = _onnx_metadata(predictor, about)
+            difference = write_onnx(predictor.module, metadata, temporary / "model.onnx")
+        if openvino:
+            difference = max(difference or 0.0, write_openvino(predictor.module, temporary / "model.onnx"))
+            if not onnx:
+                (temporary / "model.onnx").unlink()
         write_atomically(temporary / CARD, model_card(source, about, settings, onnx, difference))
         files = tuple(sorted(path.name for path in temporary.iterdir()))
     return ExportedModel(folder, files, difference)

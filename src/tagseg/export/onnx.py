@@ -25,6 +25,20 @@ from tagseg.segment.graph_export import (
 TOLERANCE = 1e-3
 """How much the probabilities of ONNX Runtime and PyTorch may differ; the two round in a different order."""
 
+CHECKED_SIZES = (
+    (1, 1),
+    (1.3, 2.1),
+    (3, 0.2),
+    (0.66, 1.03),
+    (2, 2),
+    (1.47, 2.6),
+    (0.6, 3),
+    (2.25, 1.1),
+    (3.4, 1.7),
+    (0.04, 1),
+)
+"""Sizes at which the exported graph is compared with PyTorch, in units of the smallest side that fits the network."""
+
 _WHAT_TO_DO = (
     "Export without --onnx, which tagseg.load does not need, or train and export another network, for example with "
     "--segment.encoder mobilenetv2_100 or resnet50"
@@ -71,7 +85,7 @@ def write_onnx(network: Segmenter, about: Mapping[str, Any], path: Path) -> floa
     save_graph(program, about, path)
     if importlib.util.find_spec("onnxruntime") is None:
         return None
-    return _check(path, AnySize(network, lambda h, w: network.fitting_size(float(h), float(w))).eval(), sides)
+    return _check(_onnx_runtime(path), "ONNX Runtime", network)
 
 
 def _program(model: AnySize, sides: Sides) -> Any:
@@ -91,24 +105,55 @@ def _program(model: AnySize, sides: Sides) -> Any:
 
 
 @torch.no_grad()
-def _check(path: Path, reference: AnySize, sides: Sides) -> float:
+def _check(run: Callable[[Any], Any], engine: str, network: Segmenter) -> float:
+    """Return the largest difference between an engine's probabilities and PyTorch's, over ten sizes, odd ones too."""
+    reference = AnySize(network, lambda h, w: network.fitting_size(float(h), float(w))).eval()
+    generator, unit, worst = torch.Generator().manual_seed(1), probe_sides(network).nearest(1), 0.0
+    flag = f"--{engine.lower()}" if engine == "OpenVINO" else "--onnx"
+    for number, (height, width) in enumerate(CHECKED_SIZES):
+        images = torch.rand(
+            1 + number % 3, 3, max(int(unit * height), 1), max(int(unit * width), 1), generator=generator
+        )
+        try:
+            seen = run(images.numpy())
+        except Exception as error:  # the engines' errors have no narrower base class
+            reason = str(error).splitlines()[0][:300]
+            raise ValueError(f"{flag}: {engine} cannot run the exported file ({reason}). {_WHAT_TO_DO}") from error
+        worst = max(worst, float((torch.from_numpy(seen) - reference(images)).abs().max()))
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"{flag}: the probabilities of {engine} and PyTorch differ by {worst:.2g}, expected at most {TOLERANCE}. "
+            f"{_WHAT_TO_DO}"
+        )
+    return worst
+
+
+def _onnx_runtime(path: Path) -> Callable[[Any], Any]:
     import onnxruntime
 
     quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 4  # errors are raised below instead
-    generator, unit, worst = torch.Generator().manual_seed(1), sides.nearest(1), 0.0
+    quiet.log_severity_level = 4  # errors are raised instead
     try:
         session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
-        for shape in ((1, 3, unit, unit), (2, 3, unit + 7, 2 * unit + 3), (3, 3, 3 * unit, 5)):
-            images = torch.rand(shape, generator=generator)
-            (seen,) = session.run(["probabilities"], {"images": images.numpy()})
-            worst = max(worst, float((torch.from_numpy(seen) - reference(images)).abs().max()))
-    except Exception as error:  # ONNX Runtime's errors have no narrower base class
+    except Exception as error:
         reason = str(error).splitlines()[0][:300]
         raise ValueError(f"--onnx: ONNX Runtime cannot run the exported file ({reason}). {_WHAT_TO_DO}") from error
-    if not worst <= TOLERANCE:
-        raise ValueError(
-            f"--onnx: the probabilities of ONNX Runtime and PyTorch differ by {worst:.2g}, expected at most "
-            f"{TOLERANCE}. {_WHAT_TO_DO}"
-        )
-    return worst
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def write_openvino(network: Segmenter, source: Path) -> float:
+    """Write the graph in `source`, a model.onnx, as model.xml and model.bin beside it; return the largest difference
+    between OpenVINO's probabilities, computed in fp32, and PyTorch's.
+
+    Raises:
+        ValueError: when OpenVINO cannot run it, or the results differ too much.
+    """
+    import openvino
+
+    core = openvino.Core()
+    # By default the weights would be stored in half precision.
+    openvino.save_model(core.read_model(source), source.with_suffix(".xml"), compress_to_fp16=False)
+    request = core.compile_model(
+        source.with_suffix(".xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    ).create_infer_request()
+    return _check(lambda images: request.infer({"images": images})[0].copy(), "OpenVINO", network)

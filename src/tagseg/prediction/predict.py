@@ -23,6 +23,8 @@ from tagseg.prediction.parquet import pending_rows, write_parts
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.ray_engine import ray_outcomes
 from tagseg.prediction.read import read_input
+from tagseg.run.folder import network_folder
+from tagseg.run.hub import is_hub_address
 from tagseg.segment.engines import CHECKED_IMAGES, Pictures
 from tagseg.segment.load import open_predictor
 from tagseg.segment.predictor import Predictor
@@ -80,6 +82,8 @@ def predict(
         asked = dataclasses.replace(options, device="cpu")
     else:
         asked = options
+    if not is_hub_address(run):
+        network_folder(Path(run))
     found = find_images([images] if isinstance(images, str | Path) else images, out)
     opened = open_predictor(run, asked, partial(_some_pictures, found, options), len(found))
     log.info("computed by %s: %s", opened.engine, opened.why)

@@ -44,7 +44,7 @@ CHECKED_IMAGES = 8
 WORTH_AN_EXPORT = 200
 """Images from which on `auto` exports a graph: the export takes about half a minute."""
 
-AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "bf16": 0.98, "int8": 0.97}
+AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "bf16": 0.98}
 """Least share of pixels with PyTorch's label, unless another is asked for."""
 
 Pictures = Sequence[UInt8[np.ndarray, "_ _ 3"]]
@@ -138,7 +138,7 @@ def open_engine(
         return _fastest(network, asked, pictures, images)
     (engine,) = (name for name in get_args(EngineName) if name == asked.engine)
     _require(engine, asked)
-    note = read_note(folder) or _exported(network)
+    note = read_note(folder) or _exported(folder, read)
     check = _known(note, engine, asked.precision)
     if check is None and (given := pictures()):
         note = _checked(network, note, [engine], asked, given)
@@ -148,7 +148,11 @@ def open_engine(
             "%s in %s gives %.2f %% of the pixels PyTorch's label, expected at least %.2f %%; --engine auto would not "
             "take it", engine, asked.precision, 100 * check.agreement, 100 * asked.least,
         )  # fmt: skip
-    return Opened(_graph_predictor(network, note, engine, asked.precision), engine, _reason(check, "as asked"))
+    return Opened(
+        network.configure(graph_predictor(network.folder, note, engine, asked.precision)),
+        engine,
+        _reason(check, "as asked"),
+    )
 
 
 def read_note(folder: Path) -> EngineNote | None:
@@ -167,8 +171,6 @@ def weights_file(folder: Path) -> Path:
 
 
 def _torch(network: _Network, asked: Asked, why: str) -> Opened:
-    if asked.precision == "int8":
-        raise RunError("--precision int8 requires --engine openvino: PyTorch does not compute the quantised network")
     return Opened(network.configure(network.read()), "torch", why)
 
 
@@ -202,7 +204,7 @@ def _fastest(network: _Network, asked: Asked, pictures: Callable[[], Pictures], 
                 f"{engines[0]} prepares it",
             )  # fmt: skip
         try:
-            note = _checked(network, note or _exported(network), engines, asked, given)
+            note = _checked(network, note or _exported(network.folder, network.read), engines, asked, given)
         except (RunError, ValueError) as error:
             return _torch(network, asked, f"no other engine computes the network: {error}")
     checks = [check for engine in (*engines, "torch") if (check := _known(note, engine, asked.precision))]
@@ -214,7 +216,9 @@ def _fastest(network: _Network, asked: Asked, pictures: Callable[[], Pictures], 
     slowest = next((check for check in checks if check.engine == "torch"), None)
     gain = f", {best.images_per_s / slowest.images_per_s:.1f} times as fast as PyTorch" if slowest else ""
     return Opened(
-        _graph_predictor(network, note, best.engine, asked.precision), best.engine, _reason(best, "the fastest") + gain
+        network.configure(graph_predictor(network.folder, note, best.engine, asked.precision)),
+        best.engine,
+        _reason(best, "the fastest") + gain,
     )
 
 
@@ -230,18 +234,23 @@ def may_have_gpu() -> bool:
     return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg") or sys.platform == "darwin"
 
 
-def _exported(network: _Network) -> EngineNote:
+def write_note(folder: Path, note: EngineNote) -> None:
+    """Write the note beside a network's weights."""
+    write_record(folder / ENGINES_FOLDER / NOTE_FILE, note)
+
+
+def _exported(folder: Path, read: Callable[[], Predictor]) -> EngineNote:
     """Export the network's graph, compare it with PyTorch over many sizes, and write both beside the weights."""
     from tagseg.networks.segmenters import Segmenter
     from tagseg.segment.graph_export import SCORE_TOLERANCE, export_graph, graph_difference
     from tagseg.training.checkpoint import read_about
 
-    predictor = network.read()
+    predictor = read()
     module = predictor.network
     assert isinstance(module, Segmenter)
     engine = next((name for name in EXTRAS if installed(name)), None)
     assert engine is not None, "an engine is installed"
-    home = network.folder / ENGINES_FOLDER
+    home = folder / ENGINES_FOLDER
     try:
         with atomic_path(home / GRAPH) as temporary:
             about = export_graph(module, len(predictor.classes), temporary)
@@ -253,10 +262,10 @@ def _exported(network: _Network) -> EngineNote:
                 )
     except ValueError as error:
         raise RunError(f"--engine: {error}") from error
-    file = weights_file(network.folder)
+    file = weights_file(folder)
     told = check_about(read_about(file), file)
     note = EngineNote(weights=checksum(file), network=told, graph=about, difference=difference)
-    write_record(home / NOTE_FILE, note)
+    write_note(folder, note)
     return note
 
 
@@ -270,12 +279,12 @@ def _checked(
     for engine in ("torch", *engines):
         if engine == "torch":
             rival, took = labels, seconds
-            if asked.precision == "int8":
-                continue
             if asked.precision != "fp32":
                 rival, took = _labels(dataclasses.replace(reference, precision=asked.precision), pictures)
         else:
-            rival, took = _labels(_graph_predictor(network, note, engine, asked.precision), pictures)
+            rival, took = _labels(
+                network.configure(graph_predictor(network.folder, note, engine, asked.precision)), pictures
+            )
         same = sum(int((one == other).sum()) for one, other in zip(labels, rival, strict=True))
         found.append(
             EngineCheck(
@@ -292,7 +301,7 @@ def _checked(
     replaced = {_key(check) for check in found}
     kept = tuple(check for check in note.checks if _key(check) not in replaced)
     note = msgspec.structs.replace(note, checks=(*kept, *found))
-    write_record(network.folder / ENGINES_FOLDER / NOTE_FILE, note)
+    write_note(network.folder, note)
     return note
 
 
@@ -325,10 +334,14 @@ def _known(note: EngineNote, engine: EngineName, precision: Precision) -> Engine
     return next((check for check in note.checks if _key(check) == wanted), None)
 
 
-def _graph_predictor(network: _Network, note: EngineNote, engine: EngineName, precision: Precision) -> Predictor:
-    graph = open_graph(engine, network.folder / ENGINES_FOLDER / GRAPH, note.graph, precision)
+def graph_predictor(folder: Path, note: EngineNote, engine: EngineName, precision: Precision) -> Predictor:
+    """Return a predictor that an engine computes, as the network was saved.
+
+    Raises:
+        RunError: if the engine cannot open the graph, or the CPU lacks the precision.
+    """
     told = note.network
-    plain = Predictor(
+    graph = open_graph(engine, folder / ENGINES_FOLDER / GRAPH, note.graph, precision)
+    return Predictor(
         graph, told.classes, told.predict_scales, told.predict_flip, told.max_side, told.max_side, precision=precision
     )
-    return network.configure(plain)

@@ -72,7 +72,7 @@ def _shares(cells: Pixels, parts: int, like: Tensor) -> Float[Tensor, "parts cel
     return weights / weights.sum(1, keepdim=True)
 
 
-def require_exporter() -> None:
+def require_exporter(flag: str = "--onnx") -> None:
     """Check that the packages that write ONNX files are installed.
 
     Raises:
@@ -80,9 +80,7 @@ def require_exporter() -> None:
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f"exporting the network requires {' and '.join(missing)}; install with pip install 'tagseg[onnx]'"
-        )
+        raise ValueError(f"{flag}: requires {' and '.join(missing)}; install with pip install 'tagseg[onnx]'")
 
 
 def probe_sides(network: Segmenter) -> Sides:
@@ -137,7 +135,7 @@ def export_graph(network: Segmenter, ids: int, path: Path) -> GraphAbout:
     Raises:
         ValueError: when a package is missing, or PyTorch's exporter cannot write the network.
     """
-    require_exporter()
+    require_exporter("--engine")
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if size > MAX_GRAPH_BYTES:
         raise ValueError(

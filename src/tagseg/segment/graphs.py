@@ -121,8 +121,8 @@ def open_graph(engine: EngineName, file: Path, about: GraphAbout, precision: Pre
         raise RunError(f"--engine {engine}: cannot open {file} ({reason})") from error
 
 
-def installed(engine: EngineName) -> bool:
-    """Tell whether an engine's package is installed."""
+def installed(engine: str) -> bool:
+    """Tell whether a package is installed."""
     return importlib.util.find_spec(engine) is not None
 
 

@@ -83,6 +83,12 @@ class Predictor:
         return isinstance(self.network, Graph)
 
     @property
+    def graph(self) -> Graph:
+        """The network as a graph; it must not be in PyTorch."""
+        assert isinstance(self.network, Graph), "the network was read into PyTorch"
+        return self.network
+
+    @property
     def module(self) -> "Segmenter":
         """The network in PyTorch; it must not be a graph."""
         assert not isinstance(self.network, Graph), "the network was read into another engine than PyTorch"

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from tagseg.settings.bounds import OrZero, Scales, check_fields
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16"]
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 Engine = Literal["auto", "torch", "onnxruntime", "openvino", "local", "ray"]
 Agreement = Annotated[float | None, Ge(0), Le(1)]
@@ -54,8 +54,7 @@ class PredictOptions:
     """Images of equal size, or windows of one image, per forward pass (0: 8 on a GPU, 1 on a CPU)."""
 
     precision: Precision = "fp32"
-    """Number format of the network's forward pass. bf16: faster on GPUs and on CPUs that support it; int8: the network
-    that tagseg export-model --int8 has quantised, in OpenVINO."""
+    """Number format of the network's forward pass. bf16 is faster on GPUs and on CPUs that support it."""
 
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, mps."""
@@ -70,7 +69,7 @@ class PredictOptions:
 
     agreement: Agreement = None
     """Least share of pixels that must get PyTorch's label for --engine auto to take an engine. By default 0.999 in
-    fp32, 0.98 in bf16, 0.97 in int8."""
+    fp32, 0.98 in bf16."""
 
     on: RunsOn = "local"
     """Where the prediction runs; the masks are byte-identical. local: this process, best on a CPU or one GPU; ray
