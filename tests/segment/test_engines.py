@@ -1,6 +1,7 @@
 """Engines other than PyTorch: the same labels, no PyTorch in the process, and clear errors."""
 
 import dataclasses
+import importlib
 import json
 import shutil
 import subprocess
@@ -36,11 +37,17 @@ def image(width: int, height: int) -> Image.Image:
     return Image.fromarray(patches.repeat(8, 0).repeat(8, 1)[:height, :width])
 
 
+needs_openvino = pytest.mark.skipif(
+    not engines.installed("openvino"), reason="needs OpenVINO, which is an extra: pip install 'tagseg[openvino]'"
+)
+ENGINES = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a network with a graph for both engines, checked on a photograph."""
-    for name in ("onnxruntime", "onnxscript", "openvino"):
-        pytest.importorskip(name)
+    for name in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason=f"needs {name}, which is an extra: pip install 'tagseg[onnx]'")
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("network")
     about = {"classes": ["background", "cat", "dog"], "encoder": "test_resnet", "stride": 16}
@@ -50,12 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     (folder / "network.json").write_text(json.dumps(about))
     image(90, 60).save(folder / "photo.png")
-    for engine in EXTRAS:
+    for engine in filter(engines.installed, EXTRAS):
         predict(folder, folder / "photo.png", folder / engine, PredictOptions(device="cpu", engine=engine))
     return folder
 
 
-@pytest.mark.parametrize("engine", EXTRAS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_labels_are_pytorchs_at_any_size(engine: Any, folder: Path) -> None:
     reference, graph = read_predictor(folder, "cpu"), load(folder, engine=engine)
     assert graph.is_graph and graph.device == "cpu" and not reference.is_graph
@@ -66,7 +73,7 @@ def test_the_labels_are_pytorchs_at_any_size(engine: Any, folder: Path) -> None:
         assert (graph(given).mask == reference(given).mask).mean() > 0.999
 
 
-@pytest.mark.parametrize("engine", EXTRAS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_windows_and_threads_change_nothing(engine: Any, folder: Path) -> None:
     given, options = image(300, 180), {"max_side": 0, "window": 96}
     reference = dataclasses.replace(read_predictor(folder, "cpu"), **options)
@@ -76,7 +83,7 @@ def test_windows_and_threads_change_nothing(engine: Any, folder: Path) -> None:
     assert np.array_equal(dataclasses.replace(graph, threads=3).probabilities(given), one)
 
 
-@pytest.mark.parametrize("engine", EXTRAS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_prediction_imports_no_pytorch(engine: str, folder: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -101,8 +108,9 @@ def test_a_prediction_is_the_same_by_file_and_by_command(folder: Path, tmp_path:
     assert np.array_equal(graph(folder / "photo.png").mask, found)
 
 
+@needs_openvino
 def test_precision_is_always_asked_for(folder: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    openvino = importlib.import_module("openvino")
     graph: Any = load(folder, engine="openvino").network
     assert graph.model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -116,8 +124,8 @@ def test_precision_is_always_asked_for(folder: Path) -> None:
 def test_what_cannot_be_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match=r"onnxruntime computes in fp32, got --precision bf16; use openvino or torch"):
         load(folder, engine="onnxruntime", precision="bf16")
-    with pytest.raises(RunError, match=r"--engine openvino computes on the CPU; leave out --device cuda"):
-        load(folder, "cuda", engine="openvino")
+    with pytest.raises(RunError, match=r"--engine onnxruntime computes on the CPU; leave out --device cuda"):
+        load(folder, "cuda", engine="onnxruntime")
     monkeypatch.setattr(engines, "installed", lambda engine: False)
     with pytest.raises(RunError, match=r"--engine openvino is not installed: pip install 'tagseg\[openvino\]'"):
         load(folder, engine="openvino")
@@ -145,6 +153,7 @@ def noted(folder: Path, **figures: tuple[float, float]) -> None:
     write_record(folder / "engines/engines.json", msgspec.structs.replace(note, checks=checks))
 
 
+@needs_openvino
 def test_auto_takes_the_fastest_that_agrees(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "may_have_gpu", lambda: False)
     copied = tmp_path / "network"
