@@ -268,6 +268,8 @@ def _recorded(run: Run, stage: Stage, track: Track) -> Iterator[dict[str, Any]]:
     """Record a stage in the manifest when the block succeeds; yields the dict for its figures (see `Run.stage`)."""
     if isinstance(track, Clock):
         track.enter(stage)
+    else:
+        log.info("stage %s", stage)
     with memory_named(run.root, stage, run.settings()), run.stage(stage) as figures:
         yield figures
 
