@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from tagseg.data.records import VOID
 from tagseg.masks.palette import shown_colours
 
 _ROWS = 256
@@ -11,11 +12,11 @@ _ROWS = 256
 
 
 def overlay(image: Image.Image, mask: UInt8[np.ndarray, "h w"], opacity: float = 0.55) -> Image.Image:
-    """Return an RGB image with the colours of its mask painted over everything but the background."""
+    """Return an RGB image with the colours of its mask painted over everything but the background and unsure pixels."""
     palette, painted = np.array(shown_colours(255), np.float32), np.array(image)
     # A strip of rows at a time: as floats, an image takes four times its memory.
     for top in range(0, len(mask), _ROWS):
         pixels, ids = painted[top : top + _ROWS], mask[top : top + _ROWS]
-        covered = ids > 0
+        covered = (ids > 0) & (ids != VOID)
         pixels[covered] = ((1 - opacity) * pixels[covered] + opacity * palette[ids[covered]]).round().astype(np.uint8)
     return Image.fromarray(painted)

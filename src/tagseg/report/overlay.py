@@ -8,8 +8,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import VOID
+from tagseg.masks.mask_files import mask_file
+from tagseg.masks.overlay import overlay
 from tagseg.masks.palette import VOID_COLOUR, shown_colours
+from tagseg.run.folder import Run
 
 STRIPE = 3
 """Width of the stripes that mark unsure pixels, in pixels of a picture whose long side is 480 pixels."""
@@ -28,6 +32,20 @@ def draw_mask(mask: UInt8[np.ndarray, "h w"], width: int, height: int, stripe: i
     colours = shown_colours(VOID)
     colours[VOID] = VOID_COLOUR
     picture.putpalette([channel for colour in colours for channel in colour])
+    return picture
+
+
+def masked_photo(run: Run, sample_id: str, image: str, side: int) -> Image.Image:
+    """Return a training photograph (its path in the data folder) with the run's mask over it, reduced to a long side of
+    `side` pixels.
+
+    Raises:
+        DataError: when photograph or mask cannot be read, or they differ in size.
+    """
+    photo = read_image(run.data_root() / image, run.settings().data.max_megapixels)
+    mask = read_mask_file(mask_file(run.final().masks, sample_id), (photo.height, photo.width))
+    picture = overlay(photo, mask)
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
     return picture
 
 

@@ -4,13 +4,9 @@ import numpy as np
 from markupsafe import escape
 
 from tagseg.data.data_file import read_data_file
-from tagseg.data.images import read_image, read_mask_file
-from tagseg.data.records import VOID
 from tagseg.evaluate.quality import read_quality
 from tagseg.evaluate.verdict import class_verdicts
-from tagseg.masks.mask_files import mask_file
-from tagseg.masks.overlay import overlay
-from tagseg.report.overlay import data_uri
+from tagseg.report.overlay import data_uri, masked_photo
 from tagseg.run.folder import Run
 
 _SHOWN, _SIDE = 4, 240
@@ -44,10 +40,6 @@ def summary_html(run: Run) -> str:
 
 def _picture(run: Run, sample_id: str, image: str) -> str:
     """Return a photograph with its mask as an HTML image."""
-    settings = run.settings().data
-    photo = read_image(run.data_root() / image, settings.max_megapixels)
-    mask = read_mask_file(mask_file(run.final().masks, sample_id))
-    picture = overlay(photo, np.where(mask == VOID, 0, mask).astype(np.uint8))
-    picture.thumbnail((_SIDE, _SIDE))
+    picture = masked_photo(run, sample_id, image, _SIDE)
     source = data_uri(picture, "jpeg", quality=85)
     return f'<img src="{source}" alt="{escape(sample_id)}, mask over image" style="margin:2px">'

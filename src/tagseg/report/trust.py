@@ -4,20 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from tagseg.data.data_file import DataFile
-from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.read import read_dataset
-from tagseg.data.records import VOID
 from tagseg.errors import DataError
 from tagseg.evaluate.quality import read_quality
 from tagseg.evaluate.ranking import Worst, worst_first
 from tagseg.evaluate.suspects import Suspect, find_suspects
-from tagseg.masks.mask_files import mask_file
-from tagseg.masks.overlay import overlay
 from tagseg.rca.held_out import HeldOutTags, read_held_out
-from tagseg.report.overlay import data_uri
+from tagseg.report.overlay import data_uri, masked_photo
 from tagseg.run.folder import Run
 from tagseg.run.history import EpochRow, read_history
 
@@ -132,10 +127,7 @@ def _picture(run: Run, sample_id: str, image: str | None) -> str | None:
     if image is None:
         return None
     try:
-        photo = read_image(run.data_root() / image, run.settings().data.max_megapixels)
-        mask = read_mask_file(mask_file(run.final().masks, sample_id), (photo.height, photo.width))
+        picture = masked_photo(run, sample_id, image, _SIDE)
     except DataError:
         return None  # the report of an older run, whose photographs are gone
-    picture = overlay(photo, np.where(mask == VOID, 0, mask).astype(np.uint8))
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     return data_uri(picture, "jpeg", quality=80)

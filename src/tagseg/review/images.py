@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from tagseg.data.images import read_image, read_mask_file
-from tagseg.data.records import VOID
 from tagseg.errors import DataError
 from tagseg.masks.make import mask_sample
 from tagseg.masks.map_files import map_file
@@ -95,7 +94,7 @@ def _masked(queue: Queue, place: int, picture: Image.Image) -> Image.Image:
     except DataError:
         return picture
     small = np.asarray(mask.resize(picture.size, Image.Resampling.NEAREST))
-    return overlay(picture, np.where(small == VOID, 0, small).astype(np.uint8))
+    return overlay(picture, small)
 
 
 def preview_masks(queue: Queue, item: ReviewItem, off: tuple[int, ...], threshold: float, fresh: bool) -> MaskPair:

@@ -1,5 +1,6 @@
 """Load a trained segmentation network, ready to predict. PyTorch is imported only if it computes."""
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ def open_predictor(
     if not hub and (run := Run(Path(path))).manifest_file.exists():
         run.require_unchanged("segment", folder / "network.safetensors", folder / "network.json")
 
+    @functools.cache  # an export and the checks of engines need it, too
     def read() -> Predictor:
         from tagseg.segment.read_network import read_predictor
 
