@@ -219,7 +219,7 @@ def test_after_a_kill_the_training_resumes_after_the_last_epoch(
     assert child.wait() == -signal.SIGKILL
     epochs = len(load_tensors(checkpoint)[1]["history"])
     assert 1 <= epochs < 5 and not run.done("train")
-    with caplog.at_level("INFO", "tagseg"), caplog.at_level("INFO", "tagseg.training"):
+    with caplog.at_level("INFO", "tagseg"):
         fit_until(data, run.root, "train")
     assert f"resuming after epoch {epochs} of 5" in caplog.text and f"epoch {epochs}:" not in caplog.text
     fit_until(data, tmp_path / "undisturbed", "train", settings)

@@ -518,7 +518,7 @@ MISTAKES = {
     "train nowhere": "not a run folder",
     "localise nowhere": "not a run folder",
     "masks nowhere": "not a run folder",
-    "masks run --maps-from none": "none: no such file or folder",
+    "masks run --maps-from none": "none: not a folder; expected a folder of .npz or .npy maps",
     "segment nowhere": "not a run folder",
     "segment run --labels none": "none: no such file or folder",
     "evaluate nowhere": "not a run folder",

@@ -34,7 +34,7 @@ def start(data: Path, run: Path, settings: Path) -> subprocess.Popen[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(port), "-m", "tagseg", "fit", str(data), "--out", str(run)]
+    command += ["--main_process_port", str(port), "-m", "tagseg", "fit", str(data), "--out", str(run), "-v"]
     command += ["--until", "train", "--settings", str(settings)]
     # An own folder, or accelerate would read the configuration of whoever runs the tests.
     own = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "HF_HOME": str(run.parent / "home"), "COLUMNS": "200"}

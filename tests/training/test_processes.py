@@ -30,7 +30,7 @@ def start(data: Path, run: Run, settings: Settings) -> subprocess.Popen[str]:
     """Start a driver and two processes that train the classifier on the CPU."""
     file = run.root.with_suffix(".toml")
     file.write_text(settings.to_toml())
-    command = [sys.executable, "-m", "tagseg", "fit", str(data), "--out", str(run.root), "--until", "train"]
+    command = [sys.executable, "-m", "tagseg", "fit", str(data), "--out", str(run.root), "--until", "train", "-v"]
     own = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
         [*command, "--settings", str(file), "--processes", "2"],

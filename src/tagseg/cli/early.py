@@ -27,7 +27,6 @@ _FILES = {
     "image": "an image",
     "corrected": "a COCO, Label Studio, CVAT or LabelMe export, or PNGs",
     "import_file": "a file that --export wrote",
-    "maps_from": "a folder of maps, one .npz or .npy per image",
     "labels": "pseudo, truth, or a folder of PNGs named like the training images",
     "photos": "the images given to tagseg predict",
     "data": "the data folder",
@@ -119,6 +118,12 @@ def _check_files(command: str, given: Mapping[str, Any]) -> None:
                 continue
             if not Path(value).exists():
                 raise DataError(f"{value}: no such file or folder, expected {_FILES[name]}")
+
+    maps = given.get("maps_from")
+    if maps is not None and not Path(maps).is_dir():
+        raise DataError(
+            f"--maps-from {maps}: not a folder; expected a folder of .npz or .npy maps named like the images"
+        )
 
 
 def _check_images(items: Sequence[str]) -> None:

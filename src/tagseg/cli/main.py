@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from rich.logging import RichHandler
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     arguments = sys.argv[1:] if argv is None else list(argv)
-    _show_details(arguments)
+    handler.addFilter(partial(_is_shown, _take_verbose(arguments)))
+    logging.getLogger("tagseg").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     number, count = launched()
     out.quiet = number > 0
@@ -55,16 +57,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def _show_details(arguments: list[str]) -> None:
-    """Take -v out of the arguments, and let the parts that do the work log what they do if it was there."""
+def _take_verbose(arguments: list[str]) -> bool:
+    """Take -v out of the arguments, and tell whether it was there."""
     shown = any(flag in arguments for flag in _VERBOSE)
     arguments[:] = [argument for argument in arguments if argument not in _VERBOSE]
-    logging.getLogger("tagseg").setLevel(logging.INFO)
-    for part in _WORKERS:
-        logging.getLogger(f"tagseg.{part}").setLevel(logging.INFO if shown else logging.WARNING)
+    return shown
+
+
+def _is_shown(details: bool, record: logging.LogRecord) -> bool:
+    """Tell whether a record is shown: what the parts that do the work log is, if it warns, or with `details`."""
+    return details or record.levelno > logging.INFO or not f"{record.name}.".startswith(_WORKERS)
 
 
 _VERBOSE = ("-v", "--verbose")
 
-_WORKERS = ("training", "features", "rca", "segment", "masks.localise", "masks.make", "masks.foreign_maps")
+_WORKERS = tuple(
+    f"tagseg.{part}."
+    for part in ("training", "features", "rca", "segment", "masks.localise", "masks.make", "masks.foreign_maps")
+)
 """Packages and modules whose log says what only an expert reads: losses, learning rates, precisions."""
