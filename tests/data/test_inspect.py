@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -59,8 +60,10 @@ def test_duplicates_need_equal_content_not_equal_length(tmp_path: Path) -> None:
 
 def test_real_animals(shared_data: Path) -> None:
     settings = DataSettings()
-    result = inspect(read_dataset(shared_data / "data/voc_animals", settings), settings)
-    assert result.images == {"train": 2651, "val": 199} and result.broken == ()
-    assert result.tags_per_image == {1: 2092, 2: 552, 3: 7}
-    assert result.together[0][0] == 826 and result.never_apart == ()
+    dataset = read_dataset(shared_data / "data/voc_animals", settings)
+    some = dataclasses.replace(dataset, samples=dataset.samples[::10])
+    result = inspect(some, settings)
+    assert result.images == {"train": 266, "val": 19} and result.broken == ()
+    assert result.tags_per_image == {1: 214, 2: 51, 3: 1}
+    assert result.together[0][0] == 96 and result.never_apart == ()
     assert max(result.largest or (0, 0)) == 320
