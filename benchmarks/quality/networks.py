@@ -13,6 +13,7 @@ into its other runs: CPU seconds are those of a run without them.
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import resource
@@ -27,6 +28,9 @@ from benchmarks.quality.segmenter import crf_miou
 
 from tagseg.evaluate.scores import Scores, read_evaluation
 from tagseg.run.folder import Run
+from tagseg.run.open import open_run
+from tagseg.settings.presets import preset_values
+from tagseg.settings.settings import Settings
 
 SETS = ("voc_animals", "street_clothing")
 MASKS = {"pseudo_masks": "masks", "self_trained": "after self-training", "segmenter": "network"}
@@ -69,7 +73,12 @@ def measure(options: argparse.Namespace, name: str, quality: str, seed: int) -> 
     first = Run(options.out / "features" / name)
     if not first.root.exists() or not first.done("train"):
         tagseg_fit(options, data, first, "fast", 0, "--until", "train")
-    if not run.features.exists():
+    if not run.root.exists():  # a run as the command begins it, but for the features
+        started = preset_values(quality) | {"seed": seed}
+        train = dataclasses.replace(
+            Settings.from_dict(started).train, backbone=options.backbone, weights=weights(options)
+        )
+        open_run(run.root, data, dataclasses.replace(Settings.from_dict(started), train=train))
         shutil.copytree(first.features, run.features, copy_function=os.link)
     usage = tagseg_fit(options, data, run, quality, seed)
     scores = read_evaluation(run)
@@ -87,13 +96,18 @@ def measure(options: argparse.Namespace, name: str, quality: str, seed: int) -> 
     file.write_text(json.dumps(found))
 
 
+def weights(options: argparse.Namespace) -> str:
+    """Return the file with the backbone's ImageNet weights."""
+    return str(SHARED / f"weights/{options.backbone}.safetensors")
+
+
 def tagseg_fit(
     options: argparse.Namespace, data: Path, run: Run, quality: str, seed: int, *until: str
 ) -> resource.struct_rusage:
     """Run `tagseg fit` and return what it used."""
     command = [sys.executable, "-m", "tagseg", "fit", str(data), "--out", str(run.root), "--quality", quality]
     command += ["--train.backbone", options.backbone]
-    command += ["--train.weights", str(SHARED / f"weights/{options.backbone}.safetensors"), "--seed", str(seed), *until]
+    command += ["--train.weights", weights(options), "--seed", str(seed), *until]
     child = os.posix_spawn(command[0], command, os.environ)
     _, status, usage = os.wait4(child, 0)
     if status:
