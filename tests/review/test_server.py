@@ -241,3 +241,59 @@ def test_a_thumbnail_shows_the_mask(tmp_path, serve):
         file.unlink()
     after = np.array(picture(serve(run), "thumb?id=img"), int)
     assert np.abs(before - after).max() > 60
+
+
+@pytest.fixture
+def with_network(run, monkeypatch):
+    """Return a run with a segmentation network, which sees nothing but the last of the labels it is asked about."""
+    manifest = json.loads(run.manifest_file.read_text())
+    manifest["stages"]["segment"] = manifest["stages"]["masks"]
+    run.manifest_file.write_text(json.dumps(manifest))
+
+    def labels(run, image, labels, size):
+        return np.full(size, labels[-1], np.uint8)
+
+    monkeypatch.setattr("tagseg.review.images.network_labels", labels)
+    return run
+
+
+def test_the_networks_mask_is_shown_and_accepted_in_place_of_the_runs(with_network, serve):
+    run, served = with_network, serve(with_network)
+    assert shares(served, "id=img0&network=1") != shares(served, "id=img0")
+    body = {"id": "img0", "verdict": "accepted", "off": [2], "threshold": 0.5, "network": True}
+    assert served.post(json.dumps(body))[0] == 200
+    decided, sure = accepted_masks(run, "img0")
+    assert (decided == 1).all() and (sure == 1).all()
+    assert shares(served, "id=img0&off=2")[0] == 1, "what was accepted"
+    assert served.decide("img0", "open")[0] == 200
+    assert shares(served, "id=img0")[0] < 0.6, "taken back"
+
+
+def test_only_an_accepted_mask_can_be_the_networks(with_network, served):
+    for values in ({"verdict": "open", "network": True}, {"verdict": "accepted", "network": 1}):
+        status, told = served.post(json.dumps({"id": "img0", "off": [], "threshold": 0.5} | values))
+        assert status == 400 and "expected true for an accepted mask, or false" in told["error"]
+    assert decisions(with_network) == {}
+
+
+def test_without_a_network_its_mask_is_refused_in_words(served, run):
+    status, _, body = served.ask("mask?id=img0&network=1")
+    assert status == 409 and "stage segment has not finished" in json.loads(body)["error"]
+
+
+def test_in_the_page_a_key_shows_the_networks_mask_and_accepting_keeps_it(with_network, serve, open_page):
+    page = open_page(serve(with_network).address)
+    page.wait_for_selector("#layers[aria-busy=false]")
+    page.keyboard.press("n")
+    page.wait_for_function("() => document.getElementById('layers').dataset.shown.includes('network=1')")
+    assert page.get_attribute("#network", "aria-pressed") == "true"
+    page.keyboard.press("a")
+    page.wait_for_function("() => document.getElementById('saved').textContent === 'Saved: img2 accepted'")
+    assert (accepted_masks(with_network, "img2")[0] == 2).all()
+    page.keyboard.press("z")
+    page.wait_for_function("() => document.getElementById('saved').textContent === 'Saved: img2 open'")
+    assert accepted_masks(with_network, "img2") is None
+    page.wait_for_function("() => document.getElementById('layers').dataset.shown.includes('network=1')")
+    page.keyboard.press("n")
+    page.wait_for_function("() => !document.getElementById('layers').dataset.shown.includes('network=1')")
+    assert page.get_attribute("#network", "aria-pressed") == "false"

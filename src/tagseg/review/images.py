@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from tagseg.data.images import read_image, read_mask_file
@@ -19,6 +21,10 @@ from tagseg.masks.overlay import overlay
 from tagseg.report.overlay import draw_mask, encoded
 from tagseg.review.queue import Queue, ReviewItem
 from tagseg.run.decisions import Decision, MaskPair
+from tagseg.run.folder import Run
+
+if TYPE_CHECKING:
+    from tagseg.segment.predictor import Predictor
 
 PHOTO_SIDE = 1280
 """Long side of the mask, and largest long side of the photo, in pixels."""
@@ -36,12 +42,14 @@ class QueuePictures:
 
     thumb: JPEG of the photo with the run's mask. photo: JPEG. masks: the mask without and the mask with unsure pixels
     (255), at the image's own size, without the classes that are off and by the threshold; the last argument are the
-    numbers of its clicks and strokes.
+    numbers of its clicks and strokes. network: the mask of the run's segmentation network for the image's tags without
+    those that are off, which leaves no pixel unsure.
     """
 
     thumb: Callable[[int], bytes]
     photo: Callable[[int], bytes]
     masks: Callable[[int, tuple[int, ...], float, bool, tuple[int, ...]], MaskPair]
+    network: Callable[[int, tuple[int, ...]], MaskPair]
 
 
 def queue_pictures(queue: Queue) -> QueuePictures:
@@ -70,6 +78,19 @@ def queue_pictures(queue: Queue) -> QueuePictures:
         return jpeg(place, PHOTO_SIDE, quality=88)
 
     @lru_cache(maxsize=MASKS)
+    def predicted(place: int, off: tuple[int, ...]) -> bytes:
+        item = queue.items[place]
+        image = read_image(own_file(queue, item.sample.image), queue.settings.data.max_megapixels)
+        labels = (0, *(tag for tag in item.sample.tags if tag not in off))
+        return zlib.compress(network_labels(queue.run, image, labels, item.size).tobytes(), 1)
+
+    def network(place: int, off: tuple[int, ...]) -> MaskPair:
+        with one_at_a_time:
+            found = predicted(place, off)
+        mask = np.frombuffer(zlib.decompress(found), np.uint8).reshape(queue.items[place].size)
+        return mask, mask
+
+    @lru_cache(maxsize=MASKS)
     def packed(
         place: int, off: tuple[int, ...], threshold: float, fresh: bool, parts: tuple[int, ...]
     ) -> tuple[bytes, bytes]:
@@ -83,7 +104,35 @@ def queue_pictures(queue: Queue) -> QueuePictures:
         decided, sure = (np.frombuffer(zlib.decompress(one), np.uint8).reshape(size) for one in both)
         return decided, sure
 
-    return QueuePictures(thumb, photo, masks)
+    return QueuePictures(thumb, photo, masks, network)
+
+
+def network_labels(
+    run: Run, image: Image.Image, labels: tuple[int, ...], size: tuple[int, int]
+) -> UInt8[np.ndarray, "H W"]:
+    """Return which of the `labels` a run's segmentation network sees at each pixel of an image of (height, width)
+    `size`.
+
+    Raises:
+        RunError: when the run has no trained network.
+    """
+    import torch  # here, because the review page does without it otherwise
+    import torch.nn.functional as F
+
+    from tagseg.segment.self_training import predict_tags
+
+    shares = torch.from_numpy(predict_tags(_predictor(run), image, labels[1:]))
+    best = F.interpolate(shares[None], size, mode="bilinear")[0].argmax(0)
+    mask: UInt8[np.ndarray, "H W"] = np.asarray(labels, np.uint8)[best.numpy()]
+    return mask
+
+
+@lru_cache(maxsize=1)
+def _predictor(run: Run) -> "Predictor":
+    from tagseg.segment.read_network import read_predictor
+
+    run.require("segment")
+    return read_predictor(run.segmenter, run.settings().device)
 
 
 def _masked(queue: Queue, place: int, picture: Image.Image) -> Image.Image:

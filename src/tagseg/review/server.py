@@ -167,6 +167,7 @@ def show_page(request: Request) -> Response:
             "colours": colours,
             "void": css(VOID_COLOUR),
             "neutral": NEUTRAL,
+            "network": queue.run.done("segment"),
             "page": PAGE,
         },
     )
@@ -205,7 +206,8 @@ def show_photo(request: Request) -> Response:
 
 
 def show_mask(request: Request) -> Response:
-    """Respond with the mask of image `id`, without the classes that are `off` and by the `threshold`."""
+    """Respond with the mask of image `id`, without the classes that are `off` and by the `threshold`; with `network`,
+    that of the run's segmentation network, without a threshold."""
     place, item = _requested(request)
     values = request.query_params
     try:
@@ -213,16 +215,23 @@ def show_mask(request: Request) -> Response:
         wanted = Decision("open", tuple(off), float(values.get("threshold", NEUTRAL)))
     except ValueError as error:
         raise HTTPException(400, f"off, threshold: expected class ids and a number ({error})") from error
-    return Response(draw_overlay(_masks(_review(request), place, item, wanted)), media_type="image/png")
+    state = _review(request)
+    shown = state.pictures.network(place, wanted.off) if "network" in values else _masks(state, place, item, wanted)
+    return Response(draw_overlay(shown), media_type="image/png")
 
 
 async def store_decision(request: Request) -> Response:
-    """Store a decision, `{"id", "verdict", "off", "threshold"}`, and respond with the counts once it is on disk."""
+    """Store a decision, `{"id", "verdict", "off", "threshold"}`, and respond with the counts once it is on disk.
+
+    With `"network": true` the mask of the segmentation network is accepted in place of the run's own."""
     state = _review(request)
-    values = await read_body(request)
+    values = dict(await read_body(request))
+    network = values.pop("network", False)
     place, item = _find_item(state, values.get("id"))
     decision = read_decision(values, len(state.queue.classes))
-    return JSONResponse(await run_in_threadpool(_store, state, place, item, decision))
+    if type(network) is not bool or (network and decision.verdict != "accepted"):
+        raise HTTPException(400, f"network: got {network!r:.200}, expected true for an accepted mask, or false")
+    return JSONResponse(await run_in_threadpool(_store, state, place, item, decision, network))
 
 
 async def accept_above(request: Request) -> Response:
@@ -298,9 +307,13 @@ def read_decision(values: Mapping[str, Any], classes: int) -> Decision:
     return Decision(verdict, tuple(sorted(set(off))), float(threshold))
 
 
-def _store(state: Review, place: int, item: ReviewItem, decision: Decision) -> dict[str, Any]:
+def _store(state: Review, place: int, item: ReviewItem, decision: Decision, network: bool = False) -> dict[str, Any]:
     with state.writing:
-        masks = _masks(state, place, item, decision) if decision.verdict == "accepted" else None
+        masks = None
+        if network:
+            masks = state.pictures.network(place, decision.off)
+        elif decision.verdict == "accepted":
+            masks = _masks(state, place, item, decision)
         record_decision(state.queue.run, item.sample.id, decision, masks)
         state.decided[item.sample.id] = decision
     return {"item": _as_json(state, place), "counts": count_verdicts(state.queue, dict(state.decided))}

@@ -11,6 +11,7 @@
   const changes = []; // earlier states of images, the last change last
 
   find("review").style.setProperty("--void", about.void);
+  find("network").hidden = !about.network;
 
   const draw = reviewParts();
   const server = reviewServer(tell, draw.counts, restore);
@@ -85,6 +86,7 @@
       fix.choices(item);
     }
     find("undo").disabled = !changes.length;
+    find("network").setAttribute("aria-pressed", String(Boolean(item && item.network)));
     markStrip();
   }
   function drawClasses(item) {
@@ -207,7 +209,7 @@
   // --- deciding
 
   function change(item, values) {
-    changes.push({ item, before: { verdict: item.verdict, off: item.off, threshold: item.threshold } });
+    changes.push({ item, before: { verdict: item.verdict, off: item.off, threshold: item.threshold, network: item.network } });
     if (changes.length > 200) changes.shift();
     Object.assign(item, values);
     drawItem(item);
@@ -241,6 +243,15 @@
     else showNothing("No " + wanted() + " images are left.");
     tell("Accepted " + done.accepted + " masks.");
   });
+  function takeNetwork() { // shows its mask; accepting keeps what is shown
+    if (!current || moving || !about.network) return;
+    settle();
+    const item = current;
+    change(item, { network: !item.network, verdict: opened(item) });
+    save(item);
+    tell(item.network ? "The network's mask. Accept keeps it." : "The mask of the memory bank.");
+    drawPictures();
+  }
   const opened = (item) => (item.verdict === "flagged" ? "flagged" : "open"); // other verdicts hold only for the old mask
   function switchClass(tag) {
     if (!current || tag === undefined) return;
@@ -253,7 +264,7 @@
   let moved = null; // the image whose threshold is moving, and the timer
   function moveThreshold(percent) {
     if (!current || !(percent >= 5 && percent <= 95)) return;
-    const values = { threshold: percent / 100, verdict: opened(current) };
+    const values = { threshold: percent / 100, verdict: opened(current), network: false }; // which has no threshold
     if (moved) {
       clearTimeout(moved.timer);
       Object.assign(current, values);
@@ -282,6 +293,7 @@
   // --- fixing by hand
 
   const fix = fixTools(layers, server, about, tell, () => (moving ? null : current), (item, part) => {
+    item.network = false; // what is fixed by hand is the bank's mask
     if (part) {
       changes.push({ item, part });
       if (["accepted", "rejected"].includes(item.verdict)) { // they hold only for the old mask
@@ -300,7 +312,7 @@
 
   const keys = {
     c: () => fix.take("click"), b: () => fix.take("brush"), e: () => fix.take("eraser"), v: () => fix.take("look"),
-    a: () => decide("accepted"), r: () => decide("rejected"), f: () => decide("flagged"), z: undo,
+    a: () => decide("accepted"), r: () => decide("rejected"), f: () => decide("flagged"), z: undo, n: takeNetwork,
     j: () => step(true), arrowright: () => step(true), arrowdown: () => step(true),
     k: () => step(false), arrowleft: () => step(false), arrowup: () => step(false),
     "[": () => moveThreshold(Number(find("threshold").value) - 5), "]": () => moveThreshold(Number(find("threshold").value) + 5),
@@ -314,7 +326,7 @@
   window.addEventListener("blur", bare);
 
   for (const button of document.querySelectorAll("[data-set]")) button.addEventListener("click", () => decide(button.dataset.set));
-  const clicks = { undo, previous: () => step(false), next: () => step(true), accept: acceptAll, keys: () => find("help").showModal() };
+  const clicks = { undo, previous: () => step(false), next: () => step(true), accept: acceptAll, network: takeNetwork, keys: () => find("help").showModal() };
   clicks.earlier = () => open({ until: items[0].place });
   clicks.later = () => open({ from: items.at(-1).place + 1 });
   for (const [id, action] of Object.entries(clicks)) find(id).addEventListener("click", action);

@@ -36,14 +36,15 @@ function reviewServer(tell, counts, refused) {
     }
   }
   const photoOf = (item) => "photo?" + new URLSearchParams({ id: item.id });
-  const maskOf = (item) => "mask?" + new URLSearchParams({ id: item.id, off: item.off, threshold: item.threshold, ...(item.parts.length && { parts: item.parts }) });
+  const maskOf = (item) => "mask?" + new URLSearchParams({ id: item.id, off: item.off, threshold: item.threshold, ...(item.parts.length && { parts: item.parts }), ...(item.network && { network: 1 }) });
 
   const unsaved = new Map();
   let sent = Promise.resolve();
   let sending = false;
   function save(item) {
     unsaved.delete(item.id);
-    unsaved.set(item.id, { verdict: item.verdict, off: item.off, threshold: item.threshold });
+    const network = item.verdict === "accepted" && item.network === true;
+    unsaved.set(item.id, { verdict: item.verdict, off: item.off, threshold: item.threshold, ...(network && { network }) });
     if (!sending) sent = send();
   }
   async function send() {
