@@ -35,7 +35,7 @@ def test_the_overview_lists_every_command_once_by_purpose() -> None:
         if lines and all(re.match(r"  [a-z-]+  ", line) for line in lines):
             listed[title] = [line.split()[0] for line in lines]
     assert listed["Start"] == ["demo", "inspect", "fit"]
-    assert listed["Check and correct the masks"] == ["review", "teach", "worst", "calibrate", "atlas"]
+    assert listed["Check and correct the masks"] == ["review", "teach", "worst", "calibrate", "atlas", "judge"]
     assert sorted(name for names in listed.values() for name in names) == COMMANDS
 
 

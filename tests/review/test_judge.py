@@ -1,4 +1,6 @@
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -7,13 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
-from tagseg.errors import RunError
+from tagseg.data.prepare import prepare
+from tagseg.data.records import VOID
+from tagseg.errors import DataError, RunError
 from tagseg.evaluate.quality import ImageQuality, read_quality
+from tagseg.masks.mask_files import write_mask
 from tagseg.pipeline import fit_until, run_stage
 from tagseg.review import judge as module
 from tagseg.review.assess import assess
-from tagseg.review.judge import Evidence, expected_iou, judge
+from tagseg.review.foreign import judge_masks
+from tagseg.review.judge import Evidence, expected_iou, judge_evidence
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import Run
 from tagseg.settings.settings import Settings
@@ -59,7 +66,7 @@ def test_an_image_is_judged_by_the_views_given_its_tags() -> None:
     mask = np.array([[1, 1]], np.uint8)
     maps = np.array([[[0.1, 0.9]], [[0.9, 0.1]]], np.float32)
     evidence = Evidence("a", (1,), views(one, two), mask, np.array([[False, True]]), maps)
-    found = judge(evidence, np.array([0.81, 0.36], np.float32))
+    found = judge_evidence(evidence, np.array([0.81, 0.36], np.float32))
     given_tags = np.array([[1.0, (0.75 + 0.25) / 2]])
     assert found.score == pytest.approx(slow_iou(given_tags, mask == 1)) == found.classes[1].score
     assert found.classes[1].maps == pytest.approx(slow_iou(maps[1], mask == 1))
@@ -73,7 +80,7 @@ def test_classes_are_judged_together_and_separately() -> None:
     plane = np.array([[[0, 0, 1, 0]], [[1, 0, 0, 0]], [[0, 1, 0, 1]]])
     mask = np.array([[1, 2, 2, 1]], np.uint8)
     maps = plane.astype(np.float32)
-    found = judge(Evidence("a", (1, 2), views(plane), mask, mask == 9, maps), np.ones(2, np.float32))
+    found = judge_evidence(Evidence("a", (1, 2), views(plane), mask, mask == 9, maps), np.ones(2, np.float32))
     assert found.classes[1].score == pytest.approx(1 / 2) and found.classes[2].score == pytest.approx(1 / 3)
     assert found.score == pytest.approx((1 + 1) / (2 + 3))
     assert found.classes[1].stable == 1 and found.classes[1].unsure == 0
@@ -82,9 +89,11 @@ def test_classes_are_judged_together_and_separately() -> None:
 def test_a_tag_without_pixels_and_an_image_without_tags() -> None:
     plane = np.array([[[1, 0]], [[0, 1]]])
     empty = np.zeros((1, 2), np.uint8)
-    lost = judge(Evidence("a", (1,), views(plane), empty, empty > 0, plane.astype(np.float32)), np.ones(1, np.float32))
+    lost = judge_evidence(
+        Evidence("a", (1,), views(plane), empty, empty > 0, plane.astype(np.float32)), np.ones(1, np.float32)
+    )
     assert (lost.score, lost.classes[1].score, lost.classes[1].area, lost.classes[1].unsure) == (0, 0, 0, 0)
-    bare = judge(
+    bare = judge_evidence(
         Evidence("b", (), views(plane), empty, empty > 0, plane[:1].astype(np.float32)), np.full(1, 0.01, np.float32)
     )
     assert bare.score == 1 and bare.classes == {} and bare.present == pytest.approx({1: np.sqrt(0.99 * 0.01)}, rel=0.02)
@@ -133,6 +142,48 @@ def _as_saved(one: ImageQuality) -> ImageQuality:
         for key, value in one.classes.items()
     }
     return ImageQuality(one.id, round(one.score, 4), classes, {key: round(v, 4) for key, v in one.present.items()})
+
+
+def test_masks_of_another_tool_are_judged_as_the_runs_own(trained: Run, tmp_path: Path) -> None:
+    own, folder = assess(trained), tmp_path / "theirs"
+    shutil.copytree(trained.final().decided_masks, folder)
+    judged = judge_masks(trained.root, folder)
+    assert judged.missing == () and [one.score for one in judged.worst] == sorted(one.score for one in judged.worst)
+    for name, quality in judged.found.items():
+        assert quality.score == pytest.approx(own[name].score, abs=1e-4)
+        assert quality.present.keys() == own[name].present.keys()
+    # A mask turned upside down is worse, and half a mask is judged by that half.
+    mask = np.asarray(Image.open(folder / "2.png"))
+    half = mask.copy()
+    half[: len(mask) // 2] = VOID
+    write_mask(folder / "2.png", mask[::-1])
+    write_mask(folder / "4.png", np.full_like(mask, VOID))
+    write_mask(folder / "5.png", mask[:-1])
+    (folder / "6.png").unlink()
+    write_mask(folder / "0.png", np.ones_like(mask))  # class 1, and the image is tagged with 2
+    changed = judge_masks(trained.root, folder)
+    assert changed.missing == ("6",) and changed.found["2"].score < own["2"].score
+    why = {one.id: one for one in changed.worst}
+    assert why["4"].reason == "every pixel is void (255)" and why["4"].score == why["5"].score == 0
+    assert "5.png" in why["5"].reason and changed.worst[0].id == "4"
+    name = prepare(trained).dataset.classes[0]
+    assert why["0"].reason.startswith(f"{name} is not a tag of the image") and why["0"].classes[name] == 0
+
+
+def test_folders_without_masks_are_refused(trained: Run, tmp_path: Path) -> None:
+    for folder, message in ((tmp_path / "none", "no such folder"), (tmp_path, "has no mask of a training image")):
+        with pytest.raises(DataError, match=message):
+            judge_masks(trained.root, folder)
+
+
+def test_the_command_lists_the_worst_of_them_with_reasons(
+    trained: Run, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, text, _ = call(
+        "judge", trained.root, "--labels", trained.final().decided_masks, "-n", 3, "--csv", tmp_path / "all.csv"
+    )
+    assert status == 0 and "3 of 9 masks, least trustworthy first" in text
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 10
 
 
 def test_scores_of_another_network_are_ignored(trained: Run) -> None:

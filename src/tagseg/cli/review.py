@@ -124,6 +124,55 @@ def worst(
         say(f"Whole list: {csv}")
 
 
+@command(CHECK, 4)
+def judge(
+    where: Annotated[Path, Parameter(name="WHERE", help="A run folder, or a folder of tagged images to learn from.")],
+    /,
+    *,
+    labels: Annotated[
+        Path, Parameter(help="Folder of masks that another tool or a person made: PNGs named like the images.")
+    ],
+    out: Annotated[
+        Path, Parameter(name=("--out", "-o"), help="Where to learn, if WHERE is a folder of images (--quality fast).")
+    ] = Path("runs/judge"),
+    count: Annotated[AtLeastOne, Parameter(name=("--count", "-n"), help="Number of lines to print.")] = 20,
+    csv: Annotated[Path | None, Parameter(help="Also write the whole list to this file.", show_default=False)] = None,
+) -> None:
+    """Judge masks that another tool made, by tags alone.
+
+    Prints which masks are least trustworthy, why, and which tags do not fit, according to networks that learned from
+    the tags: neither from true masks nor from the judged ones. To choose how they learn, run tagseg fit first and name
+    its run. Masks are read as --segment.labels reads them.
+
+        tagseg judge photos/ --labels masks_of_another_tool/
+        tagseg judge runs/a --labels masks_of_a_colleague/ --csv judged.csv
+    """
+    from tagseg.data.data_file import read_data_file
+    from tagseg.evaluate.ranking import to_csv
+    from tagseg.review.foreign import judge_masks
+    from tagseg.run.clock import Clock
+    from tagseg.run.folder import Run
+    from tagseg.system.files import write_atomically
+
+    run = where
+    if not Run(where).manifest_file.exists():
+        from tagseg.pipeline import fit_until
+        from tagseg.settings.presets import preset
+
+        run = out
+        say(f"Learning from the tags in {where} first, into {out}.")
+        settings = None if Run(out).manifest_file.exists() else preset("fast")
+        fit_until(where, out, "segment", settings, track=Clock())
+    found = judge_masks(run, labels, bars)
+    show_worst(found.worst[:count], len(found.worst))
+    if found.missing:
+        say(f"{len(found.missing)} training images have no mask in {labels}, such as {found.missing[0]}.")
+    show_suspects(found.suspects[:count], read_data_file(Run(run)).classes, len(found.suspects))
+    if csv is not None:
+        write_atomically(csv, to_csv(found.worst))
+        say(f"Whole list: {csv}")
+
+
 def show_worst(ranked: list["Worst"], total: int) -> None:
     """Print images with their scores as a table."""
     from tagseg.evaluate.ranking import classes_text

@@ -20,6 +20,7 @@ from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.train import load_network
+from tagseg.run.decisions import MaskPair
 from tagseg.run.estimate import JUDGED_SIDE
 from tagseg.run.folder import Run
 from tagseg.segment.infer import picture_probabilities
@@ -45,7 +46,8 @@ class Evidence(NamedTuple):
     """The evidence for judging an image's mask, all at one size (`h w` pixels).
 
     views: the segmentation network's probability of each id in each view. decided: the mask without unsure pixels.
-    unsure: which pixels are unsure. maps: the probabilities of background and of each tag by the maps.
+    unsure: which pixels are unsure. maps: the probabilities of background and of each tag by the maps. untagged: the
+    classes that the mask shows though the image is not tagged with them.
     """
 
     id: str
@@ -54,6 +56,17 @@ class Evidence(NamedTuple):
     decided: UInt8[np.ndarray, "h w"]
     unsure: Bool[np.ndarray, "h w"]
     maps: Float32[np.ndarray, "l h w"]
+    untagged: tuple[int, ...] = ()
+
+
+def read_judge(run: Run) -> Predictor:
+    """Return a run's segmentation network, for images of the size at which masks are judged.
+
+    Raises:
+        RunError: if its files are damaged.
+    """
+    predictor = read_predictor(run.segmenter, run.settings().device)
+    return dataclasses.replace(predictor, max_side=min(predictor.max_side or JUDGED_SIDE, JUDGED_SIDE))
 
 
 def judge_images(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[ImageQuality]:
@@ -63,8 +76,7 @@ def judge_images(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[
         RunError, DataError: as `assess`.
     """
     settings, source = run.settings(), run.final()
-    predictor = read_predictor(run.segmenter, settings.device)
-    predictor = dataclasses.replace(predictor, max_side=min(predictor.max_side or JUDGED_SIDE, JUDGED_SIDE))
+    predictor = read_judge(run)
     # If another tool made the maps, the run has no classification network.
     network = load_network(run.network, choose_device(settings.device))[0] if run.done("train") else None
     rule = source.settings().mask_rule()
@@ -77,7 +89,8 @@ def judge_images(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[
         with contextlib.closing(images):
             for sample, image in track(images, "judge masks", len(samples)):
                 scores = tag_scores(network, image, settings.localise) if network else None
-                found = judge(gather_evidence(predictor, source, rule, sample, image), scores)
+                masks = _run_masks(source, sample.id)
+                found = judge_evidence(gather_evidence(predictor, source, rule, sample, image, masks), scores)
                 file.write(quality_line(found))
                 file.flush()
                 yield found
@@ -96,15 +109,18 @@ def expected_iou(probability: Float[np.ndarray, "*l h w"], mask: Bool[np.ndarray
     return float(np.where(mask, sharp, np.float32(0)).sum(dtype=np.float64) / union) if union else 1.0
 
 
-def judge(evidence: Evidence, tag_scores: Float32[np.ndarray, " c"] | None) -> ImageQuality:
+def judge_evidence(evidence: Evidence, tag_scores: Float32[np.ndarray, " c"] | None) -> ImageQuality:
     """Return how reliable an image's mask is; `tag_scores` is None if there is no classification network.
 
     The segmentation network's probabilities, given the tags (`p_l / sum over background and tags of p_l`) and averaged
     over the views, are the probability of each tag at each pixel; the score of a mask is its expected IoU with them.
+    A class that the image is not tagged with has probability 0.
     """
-    tags = evidence.tags
-    ids = [0, *tags]
+    ids = [0, *evidence.tags]
     given = evidence.views[:, ids] / np.maximum(evidence.views[:, ids].sum(1, keepdims=True), 1e-6)
+    if evidence.untagged:
+        given = np.pad(given, ((0, 0), (0, len(evidence.untagged)), (0, 0), (0, 0)))
+    tags = (*evidence.tags, *evidence.untagged)
     mean = given.mean(0)[1:]
     masks = np.stack([evidence.decided == class_id for class_id in tags]) if tags else np.zeros_like(mean, bool)
     classes = {}
@@ -113,7 +129,7 @@ def judge(evidence: Evidence, tag_scores: Float32[np.ndarray, " c"] | None) -> I
         union = own.max(0).sum(dtype=np.float64)
         classes[class_id] = ClassQuality(
             score=expected_iou(mean[i], masks[i]),
-            maps=expected_iou(evidence.maps[1 + i], masks[i]),
+            maps=expected_iou(evidence.maps[1 + i], masks[i]) if i < len(evidence.tags) else 0.0,
             stable=float(own.min(0).sum(dtype=np.float64) / union) if union else 1.0,
             unsure=float((masks[i] & evidence.unsure).mean() / area) if area else 0.0,
             area=area,
@@ -127,13 +143,13 @@ def judge(evidence: Evidence, tag_scores: Float32[np.ndarray, " c"] | None) -> I
 
 
 def gather_evidence(
-    predictor: Predictor, source: Run, rule: MaskSettings, sample: Sample, image: Image.Image
+    predictor: Predictor, source: Run, rule: MaskSettings, sample: Sample, image: Image.Image, masks: MaskPair
 ) -> Evidence:
-    """Return the evidence for judging an image's mask in the run `source`, at the size at which the network predicts.
+    """Return the evidence for judging an image's masks (without and with unsure pixels) by the run `source`, at the
+    size at which the network predicts.
 
     Raises:
         RunError: when the image's maps are missing or damaged.
-        DataError: when its masks are missing or damaged.
     """
     picture = predictor.picture(image)
     size = (picture.shape[0], picture.shape[1])
@@ -142,10 +158,7 @@ def gather_evidence(
         given = np.ascontiguousarray(picture[None, :, ::-1]) if mirrored else picture[None]
         found = picture_probabilities(predictor.module, given, (scale,), flip=False)[0]
         seen.append(found[..., ::-1] if mirrored else found)
-    decided, sure = (
-        np.asarray(Image.fromarray(read_mask_file(mask_file(folder, sample.id))).resize(size[::-1], _NEAREST))
-        for folder in (source.decided_masks, source.masks)
-    )
+    decided, sure = (np.asarray(Image.fromarray(mask).resize(size[::-1], _NEAREST)) for mask in masks)
     maps, classes = read_maps(map_file(source, sample.id))
     likely = label_probabilities(enlarge(maps, size), rule, tuple(background_cut(values, rule) for values in maps))
     rows = [0, *(1 + classes.index(class_id) for class_id in sample.tags)]
@@ -153,6 +166,12 @@ def gather_evidence(
 
 
 _NEAREST = Image.Resampling.NEAREST
+
+
+def _run_masks(source: Run, sample_id: str) -> MaskPair:
+    """Return an image's masks in a run; raise DataError when they are missing or damaged."""
+    decided, sure = (read_mask_file(mask_file(folder, sample_id)) for folder in (source.decided_masks, source.masks))
+    return decided, sure
 
 
 @torch.inference_mode()
