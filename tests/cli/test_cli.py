@@ -547,6 +547,7 @@ def answers(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     (work / "run/settings.toml").write_text(Settings().to_toml())
     code = (
         "import contextlib, io, json, sys\nfrom tagseg.cli.main import main\nfound = {}\n"
+        "assert 'numpy' not in sys.modules, 'the command line waits for an import that a mistake does not need'\n"
         "for line in json.loads(sys.argv[1]):\n"
         "    print('#', line, flush=True)\n    print('#', line, file=sys.stderr, flush=True)\n"
         "    try:\n        main(line.split())\n        status = 0\n"

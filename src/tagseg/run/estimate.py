@@ -3,8 +3,6 @@
 import time
 from collections.abc import Mapping
 
-import numpy as np
-
 from tagseg.run.stages import Stage, needed_stages
 from tagseg.settings.settings import Settings
 from tagseg.system.process import cores
@@ -86,6 +84,8 @@ def machine_speed() -> float:
 
 def _probe() -> float:
     """Return the CPU seconds of some arithmetic in one thread: of several, waiting ones would count, too."""
+    import numpy as np  # here, because a command that is refused takes as long as its imports
+
     numbers = np.linspace(0, 9, 100_000)
     started = time.process_time()
     np.sin(numbers).sum()
