@@ -500,6 +500,8 @@ MISTAKES = {
     "push nowhere --to owner/cats": "not a run folder",
     "worst nowhere": "not a run folder",
     "worst run -n 0": "--count must be 1 or more, got 0",
+    "judge nowhere --labels photos": "no such data folder",
+    "judge run --labels none": "none: no such file or folder",
     "review nowhere": "not a run folder",
     "review run --port 99999": "--port must be 0 or more and at most 65535, got 99999",
     "calibrate nowhere --masks photos": "not a run folder",

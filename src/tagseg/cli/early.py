@@ -55,6 +55,8 @@ def check_early(function: Callable[..., object], given: Mapping[str, Any]) -> No
     check_device(given.get("device", "auto"))
     if name == "fit":
         check_places(Run(given["out"]), given["data"].resolve())
+    elif name == "judge" and not Run(given["where"]).manifest_file.exists():
+        check_places(Run(given["out"]), given["where"].resolve())
     elif name == "predict" and is_hub_address(given["run"]):
         parse_hub_address(given["run"])
     elif name in ("predict", "push"):
