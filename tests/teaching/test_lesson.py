@@ -57,6 +57,14 @@ def test_beliefs_are_the_posteriors_of_the_network_with_and_without_taught_entri
     assert not torch.allclose(believed(lesson.beliefs, 0, taught), lesson.beliefs.shares[0].float(), atol=0.1)
 
 
+def test_what_is_taught_again_and_again_does_not_take_other_cells(lesson: Lesson) -> None:
+    once = TaughtEntries(lesson.cells.fine(0)[[3]], torch.tensor([0]), (1,))
+    often = TaughtEntries(once.features.repeat(30, 1), torch.zeros(30, dtype=torch.long), tuple(range(30)))
+    for place in range(len(lesson.cells.samples)):
+        background = [believed(lesson.beliefs, place, one)[0] for one in (once, often)]
+        assert (background[1] <= background[0] + 1e-6).all()
+
+
 def test_every_cell_of_a_tags_images_is_in_one_cluster_and_the_best_question_comes_first(lesson: Lesson) -> None:
     for tag in (1, 2):
         own = [one for one in lesson.clusters.open.values() if one.tag == tag]

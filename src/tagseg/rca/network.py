@@ -16,7 +16,7 @@ from tagseg.rca.bank import Bank
 from tagseg.rca.frozen import FrozenLayers
 from tagseg.rca.kmeans import kmeans
 from tagseg.rca.regions import Regions, mine_regions
-from tagseg.rca.taught import TaughtEntries
+from tagseg.rca.taught import TaughtEntries, crowding
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.train import TrainSettings
 
@@ -163,7 +163,8 @@ class RcaNetwork(nn.Module):
 
     def all_prototypes(self) -> tuple[Float[Tensor, "e k d"], Bool[Tensor, "e k"], Float[Tensor, "e k"] | None]:
         """Return the mined prototypes of every entry, then the taught ones; which exist; and the logarithm of each
-        one's weight (`rca.taught_weight` for taught ones), None if nothing was taught."""
+        one's weight, None if nothing was taught: `rca.taught_weight` for taught ones, and all of an entry less the more
+        it was taught (see `crowding`)."""
         taught = self.taught
         if taught is None or not len(taught):
             return self.prototypes, self.exists, None
@@ -176,10 +177,11 @@ class RcaNetwork(nn.Module):
         exists = torch.zeros(entries, most, dtype=torch.bool, device=device)
         features[labels, place], exists[labels, place] = taught.features.to(features), True
         bonus = torch.full((entries, most), math.log(self.rca.taught_weight), device=device)
+        bonus = torch.cat([torch.zeros_like(self.exists, dtype=bonus.dtype), bonus], 1)
         return (
             torch.cat([self.prototypes, features], 1),
             torch.cat([self.exists, exists], 1),
-            torch.cat([torch.zeros_like(self.exists, dtype=bonus.dtype), bonus], 1),
+            bonus - crowding(self.exists.sum(1), labels)[:, None],
         )
 
     @torch.no_grad()

@@ -54,6 +54,21 @@ class TaughtEntries:
         return TaughtEntries(self.features[kept], self.labels[kept], tuple(self.numbers[row] for row in kept))
 
 
+def crowding(mined: Int[Tensor, "e"], labels: Int[Tensor, "n"]) -> Float[Tensor, "e"]:
+    """Return the logarithm of how many times as many prototypes each entry has with the taught ones (`labels`) as with
+    the `mined` ones alone.
+
+    The nearest of many prototypes is nearer than the nearest of few, whatever a cell shows: an entry that was taught
+    often would win everywhere. Subtracted from its scores this makes them a mean over prototypes (a kernel density
+    estimate) relative to the bank before teaching.
+
+    >>> crowding(torch.tensor([10, 10]), torch.tensor([0] * 30)).exp().tolist()
+    [4.0, 1.0]
+    """
+    taught = torch.bincount(labels, minlength=len(mined)).to(mined)
+    return ((mined + taught) / mined.clamp_min(1)).clamp_min(1).log()
+
+
 def no_entries(channels: int, digest: str = "") -> TaughtEntries:
     """Return no taught entries, for a bank of that many channels."""
     return TaughtEntries(torch.zeros(0, channels), torch.zeros(0, dtype=torch.long), (), digest)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 
 from tagseg.rca.network import RcaNetwork
-from tagseg.rca.taught import TaughtEntries
+from tagseg.rca.taught import TaughtEntries, crowding
 from tagseg.system.process import cores
 from tagseg.system.progress import map_side_by_side
 from tagseg.teaching.cells import Cells
@@ -74,7 +74,7 @@ def begin_beliefs(network: RcaNetwork, cells: Cells, taught: TaughtEntries) -> B
     for place, scores in enumerate(mined):
         beliefs.untaught.append(_shares(cells, place, scores).half().argmax(0).byte())
         beliefs.highest.append(_with_entries(beliefs, place, scores, taught))
-        beliefs.shares.append(_shares(cells, place, beliefs.highest[place] * _sharpness(network, taught)).half())
+        beliefs.shares.append(_shares(cells, place, _sharpened(beliefs, place, taught)).half())
     return beliefs
 
 
@@ -96,11 +96,10 @@ def learn(beliefs: Beliefs, taught: TaughtEntries, touched: Iterable[int] | None
     ]
     removed = not beliefs.learned <= set(taught.numbers)
     new = taught if removed else taught.without(beliefs.learned)
-    sharpness = _sharpness(beliefs.network, taught)
 
     def update(place: int) -> tuple[Float[Tensor, "_ n"], Float16[Tensor, "_ _ _"]]:
         highest = _with_entries(beliefs, place, (beliefs.mined if removed else beliefs.highest)[place], new)
-        return highest, _shares(beliefs.cells, place, highest * sharpness).half()
+        return highest, _shares(beliefs.cells, place, _sharpened(beliefs, place, taught, highest)).half()
 
     with contextlib.closing(map_side_by_side(places, update, cores())) as results:
         found = list(zip(places, results, strict=True))
@@ -133,11 +132,19 @@ def believed(beliefs: Beliefs, place: int, taught: TaughtEntries) -> Float[Tenso
     They are the network's posteriors (see `aggregation.posterior`), computed from what `beliefs` keep.
     """
     highest = _with_entries(beliefs, place, beliefs.mined[place], taught)
-    return _shares(beliefs.cells, place, highest * _sharpness(beliefs.network, taught))
+    return _shares(beliefs.cells, place, _sharpened(beliefs, place, taught, highest))
 
 
-def _sharpness(network: RcaNetwork, taught: TaughtEntries) -> float:
-    return network.rca.taught_sharpness if len(taught) else 1.0
+def _sharpened(
+    beliefs: Beliefs, place: int, taught: TaughtEntries, highest: Float[Tensor, "l n"] | None = None
+) -> Float[Tensor, "l n"]:
+    """Return the scores whose softmax are the shares, from the highest scores (None: those that are known)."""
+    scores = beliefs.highest[place] if highest is None else highest
+    if not len(taught):
+        return scores
+    network = beliefs.network
+    crowd = crowding(network.exists.sum(1), taught.labels)[[0, *beliefs.cells.samples[place].tags]]
+    return scores * network.rca.taught_sharpness - crowd[:, None]
 
 
 @torch.no_grad()
