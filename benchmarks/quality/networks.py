@@ -70,10 +70,10 @@ def measure(options: argparse.Namespace, name: str, quality: str, seed: int) -> 
     data, run = SHARED / "data" / name, Run(options.out / f"{name}_{quality}_{seed}")
     if name == "street_clothing":
         data = held_out_part(data, options.out / "data" / name)
-    first = Run(options.out / "features" / name)
-    if not first.root.exists() or not first.done("train"):
-        tagseg_fit(options, data, first, "fast", 0, "--until", "train")
     if not run.root.exists():  # a run as the command begins it, but for the features
+        first = Run(options.out / "features" / name)
+        if not first.root.exists() or not first.done("train"):
+            tagseg_fit(options, data, first, "fast", 0, "--until", "train")
         started = preset_values(quality) | {"seed": seed}
         train = dataclasses.replace(
             Settings.from_dict(started).train, backbone=options.backbone, weights=weights(options)

@@ -59,7 +59,7 @@ def posterior(
 ) -> Float[Tensor, "n h w"]:
     """Return, for n pairs of an image and one of its tags, the share of each cell's attention that goes to the tag's
     class, among the image's tags and background (entry 0). With `nearest` an entry counts by its nearest prototype
-    alone, so that an entry with more prototypes than others has no advantage.
+    alone: what its prototypes get does not add up.
 
     With attention a softmax over prototypes (eq. 6) this is the probability that the cell is of the class, given that
     the image shows nothing but its tags and background. What other classes there are makes no difference. A class
