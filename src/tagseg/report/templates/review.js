@@ -246,9 +246,9 @@
   function takeNetwork() { // shows its mask; accepting keeps what is shown
     if (!current || moving || !about.network) return;
     settle();
-    const item = current;
+    const [item, before] = [current, current.verdict];
     change(item, { network: !item.network, verdict: opened(item) });
-    save(item);
+    if (item.verdict !== before) save(item);
     tell(item.network ? "The network's mask. Accept keeps it." : "The mask of the memory bank.");
     drawPictures();
   }
