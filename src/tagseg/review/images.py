@@ -116,6 +116,7 @@ def network_labels(
     Raises:
         RunError: when the run has no trained network.
     """
+    run.require("segment")
     import torch  # here, because the review page does without it otherwise
     import torch.nn.functional as F
 
@@ -131,7 +132,6 @@ def network_labels(
 def _predictor(run: Run) -> "Predictor":
     from tagseg.segment.read_network import read_predictor
 
-    run.require("segment")
     return read_predictor(run.segmenter, run.settings().device)
 
 
