@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ def animal_settings(options: argparse.Namespace) -> Settings:
 
 
 def command() -> str:
-    """Return the command that started this benchmark."""
+    """Return the command that started this benchmark, without the folder that it wrote to, which is this machine's."""
     script = Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("")
-    return " ".join(["python -m", ".".join(script.parts), *sys.argv[1:]])
+    given = [one for before, one in pairwise(["", *sys.argv[1:]]) if "--out" not in (before, one)]
+    return " ".join(["python -m", ".".join(script.parts), *given])
 
 
 def record(result: str, seeds: list[int], figures: dict[str, Any], table: str) -> Path:
