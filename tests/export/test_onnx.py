@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tagseg
 from tagseg.export.model import ExportedModel, export_model
-from tagseg.export.onnx import write_onnx
+from tagseg.export.onnx import CHECKED_SIZES, write_onnx, write_openvino
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import NetworkName, Segmenter, empty_segmenter
 from tagseg.run.folder import Run
@@ -74,6 +74,39 @@ def test_onnx_runtime_computes_what_pytorch_does(shape: tuple[int, int, int], ru
 def test_the_export_returns_the_difference(exported: ExportedModel) -> None:
     assert "model.onnx" in exported.files and exported.onnx_difference is not None
     assert 0 < exported.onnx_difference < 1e-4
+
+
+def test_openvino_is_asked_for_before_anything_is_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tagseg.export.model.installed", lambda engine: False)
+    with pytest.raises(
+        ValueError, match=r"--openvino: requires openvino; install with pip install 'tagseg\[openvino\]'"
+    ):
+        export_model(run.root, tmp_path / "out", openvino=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_openvino_computes_what_pytorch_does(exported: ExportedModel, run: Run, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="is an extra: pip install 'tagseg[openvino]'")
+    file = tmp_path / "model.onnx"
+    file.write_bytes((exported.folder / "model.onnx").read_bytes())
+    network = tagseg.load(run.root, "cpu").network
+    assert 0 < write_openvino(network, file) < 1e-4
+    assert file.with_suffix(".xml").is_file()
+    parameters = sum(tensor.numel() for tensor in network.parameters())
+    assert file.with_suffix(".bin").stat().st_size > 4 * parameters, "the weights are stored in full precision"
+    core = openvino.Core()
+    computed = core.compile_model(file.with_suffix(".xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for size in ((21, 33), (64, 48), (1, 7)):
+        images = torch.rand(2, 3, *size)
+        found = computed({"images": images.numpy()})[0]
+        assert np.abs(found - expected(network, images).numpy()).max() < 1e-4
+
+
+def test_the_sizes_of_the_check_are_odd_too() -> None:
+    sizes = {(int(32 * height), int(32 * width)) for height, width in CHECKED_SIZES}
+    assert len(sizes) == 10 and (21, 33) in sizes
 
 
 def test_inputs_and_outputs_have_names_and_free_sizes(session: Any) -> None:

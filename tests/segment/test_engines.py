@@ -1,9 +1,12 @@
 """Engines other than PyTorch: the same labels, no PyTorch in the process, and clear errors."""
 
 import dataclasses
+import gc
 import importlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,11 +92,13 @@ def test_a_prediction_imports_no_pytorch(engine: str, folder: Path, tmp_path: Pa
 import sys
 from tagseg.cli.main import main
 photo, out = {str(folder / "photo.png")!r}, {str(tmp_path / "out")!r}
-try:
-    main(["predict", {str(folder)!r}, photo, "--out", out, "--engine", {engine!r}, "--overlays", "--crf"])
-except SystemExit as leaving:
-    assert not leaving.code, leaving.code
-assert "torch" not in sys.modules
+for more in (["--overlays"], ["--overlays", "--crf", "--force"]):
+    try:
+        main(["predict", {str(folder)!r}, photo, "--out", out, "--engine", {engine!r}, *more])
+    except SystemExit as leaving:
+        assert not leaving.code, leaving.code
+    assert "torch" not in sys.modules
+    assert "--crf" in more or "numba" not in sys.modules
 assert {engine!r} in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -119,6 +124,21 @@ def test_precision_is_always_asked_for(folder: Path) -> None:
     else:
         with pytest.raises(RunError, match="--precision bf16: this CPU does not compute in bf16"):
             load(folder, engine="openvino", precision="bf16")
+
+
+@needs_openvino
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes made by fork")
+def test_children_of_a_process_with_openvino_end_well(folder: Path) -> None:
+    graphs = [load(folder, engine="openvino") for _ in range(2)]
+    masks = [graph(folder / "photo.png").mask for graph in graphs]
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        graphs.clear()
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(graphs[0](folder / "photo.png").mask, masks[1])
 
 
 def test_what_cannot_be_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

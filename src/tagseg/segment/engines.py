@@ -36,7 +36,7 @@ ENGINES_FOLDER = "engines"
 """The folder beside the weights."""
 
 NOTE_FILE = "engines.json"
-GRAPH = "network.onnx"
+GRAPH = "passes.onnx"
 
 CHECKED_IMAGES = 8
 """Images that engines are compared on."""
@@ -257,7 +257,7 @@ def _exported(folder: Path, read: Callable[[], Predictor]) -> EngineNote:
             difference = graph_difference(open_graph(engine, temporary, about, "fp32"), module)
             if not difference <= SCORE_TOLERANCE:
                 raise ValueError(
-                    f"the exported graph's scores differ from PyTorch's by {difference:.2g} of the largest, expected "
+                    f"the exported graph's results differ from PyTorch's by {difference:.2g} of the largest, expected "
                     f"at most {SCORE_TOLERANCE}"
                 )
     except ValueError as error:

@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tagseg.networks.segmenters import Segmenter
-from tagseg.segment.graphs import Graph, GraphAbout
+from tagseg.segment.graph_passes import add_passes
+from tagseg.segment.graphs import Graph, GraphAbout, graph_inputs
+from tagseg.segment.infer import probabilities, resized
 from tagseg.system.records import json_text
 
 MAX_GRAPH_BYTES = 2_000_000_000
@@ -24,8 +26,20 @@ MAX_EXPORTED_SIDE = 1 << 20
 SCORE_TOLERANCE = 1e-3
 """How much a graph's scores may differ from PyTorch's, as a share of the largest score: both round in other orders."""
 
-CHECKED_CELLS = ((2, 2), (2, 3), (3, 2), (5, 4), (7, 3), (4, 9), (6, 7), (11, 5), (9, 13), (1, 8))
-"""Sizes at which a graph is compared with PyTorch: multiples of the network's step, odd ones too."""
+CHECKED_PICTURES = (
+    (21, 33),
+    (64, 48),
+    (33, 21),
+    (101, 57),
+    (40, 30),
+    (47, 83),
+    (96, 19),
+    (35, 72),
+    (110, 55),
+    (17, 90),
+)
+"""Heights and widths of the pictures on which a graph is compared with PyTorch, at a larger, its own and a smaller
+scale in turn."""
 
 Pixels = int | torch.SymInt
 """A known side, or a symbol for any side."""
@@ -104,11 +118,10 @@ def exportable(network: nn.Module) -> nn.Module:
     return copied
 
 
-def save_graph(program: Any, about: Mapping[str, Any], path: Path) -> None:
-    """Write an exported program as an ONNX file; `about` goes into its metadata_props, each value as JSON."""
+def save_graph(model: Any, about: Mapping[str, Any], path: Path) -> None:
+    """Write an ONNX model as a file; `about` goes into its metadata_props, each value as JSON."""
     import onnx
 
-    model = program.model_proto
     # The exporter records the source line of each node, with paths of this machine.
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.functions):
         del part.metadata_props[:]
@@ -142,7 +155,11 @@ def export_graph(network: Segmenter, ids: int, path: Path) -> GraphAbout:
             f"the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most 2 GB; use --engine torch"
         )
     sides = probe_sides(network)
-    about = GraphAbout(ids=ids, step=sides.step, offset=sides.offset, lowest=sides.lowest, cornered=network.cornered)
+    cells, more = _cells(network, sides)
+    about = GraphAbout(
+        ids=ids, step=sides.step, offset=sides.offset, lowest=sides.lowest, cells=cells, more=more,
+        cornered=network.cornered,
+    )  # fmt: skip
     copied: Any = exportable(network.cpu().float())
     example = torch.rand(2, 3, *(about.fitting(cells * sides.step) for cells in (10, 13)))
     most = MAX_EXPORTED_SIDE // sides.step
@@ -150,27 +167,54 @@ def export_graph(network: Segmenter, ids: int, path: Path) -> GraphAbout:
     for axis, name in ((2, "rows"), (3, "columns")):
         free[axis] = sides.step * torch.export.Dim(name, min=sides.lowest, max=most) + sides.offset
     try:
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             _Coarse(copied).eval(), (example,), dynamo=True, verbose=False, dynamic_shapes=(free,),
             input_names=["images"], output_names=["scores"],
         )  # fmt: skip
     except RuntimeError as error:  # the base class of all of the exporter's errors
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ValueError(f"PyTorch's exporter cannot write this network ({reason}); use --engine torch") from error
-    save_graph(program, {}, path)
+    model = program.model_proto
+    add_passes(model, ids)
+    save_graph(model, {}, path)
     return about
 
 
 @torch.inference_mode()
-def graph_difference(graph: Graph, network: Segmenter) -> float:
-    """Return the largest difference between a graph's scores and PyTorch's, as a share of the largest score, over sizes
-    that the graph was not exported with."""
-    generator, about, worst = torch.Generator().manual_seed(1), graph.about, 0.0
+def _cells(network: Segmenter, sides: Sides) -> tuple[int, int]:
+    """Return how many cells of scores a side of `step * n + offset` pixels has: the factor of n, and what is added.
+
+    Raises:
+        ValueError: when their number does not follow such a rule.
+    """
+    counts = [sides.lowest + more for more in (0, 1, 3, 6)]
     device = next(network.parameters()).device
-    for number, cells in enumerate(CHECKED_CELLS):
-        size = [about.fitting(side * about.step) for side in cells]
-        images = torch.rand((1 + number % 3, 3, *size), generator=generator)
-        expected = network.coarse_scores(images.to(device)).cpu().numpy()
-        found = graph.scores(images.numpy())
-        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
+    found: list[int] = []
+    for pair in (counts[:2], counts[2:]):
+        image = torch.zeros(1, 3, *(n * sides.step + sides.offset for n in pair), device=device)
+        found += network.coarse_scores(image).shape[2:]
+    factor = found[1] - found[0]
+    more = found[0] - factor * sides.lowest
+    if found != [factor * n + more for n in counts]:
+        raise ValueError(f"{counts} steps give {found} cells of scores, expected a number per step; use --engine torch")
+    return factor, more
+
+
+@torch.inference_mode()
+def graph_difference(graph: Graph, network: Segmenter) -> float:
+    """Return the largest difference between a graph's results and PyTorch's on pictures of many sizes: of a score, as a
+    share of the largest score, or of a probability."""
+    generator, worst = np.random.default_rng(1), 0.0
+    device = next(network.parameters()).device
+    for number, size in enumerate(CHECKED_PICTURES):
+        picture = generator.integers(0, 256, (*size, 3), np.uint8)
+        scale, mirror = (1.25, 1.0, 0.75)[number % 3], number % 4 != 3
+        given = graph_inputs(graph.about, picture, scale, mirror)
+        pixels = torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 255
+        fitting = network.fitting_size(size[0] * scale, size[1] * scale)
+        upright = resized(pixels, fitting, antialias=scale < 1)
+        scores = network.coarse_scores(torch.cat([upright, upright.flip(-1)][: 1 + mirror])).cpu().numpy()
+        shares = (1 + mirror) * probabilities(network, pixels, (scale,), mirror)[0].cpu().numpy()
+        for output, expected, unit in (("scores", scores, np.abs(scores).max()), ("shares", shares, 1.0)):
+            worst = max(worst, float(np.abs(graph.run(output, given) - expected).max() / unit))
     return worst

@@ -1,21 +1,23 @@
 """A segmentation network as a graph for ONNX Runtime or OpenVINO. This module imports no PyTorch.
 
-A graph takes RGB in 0..1 at a size that fits the network, normalises it, and returns scores before they are enlarged.
-Resizing, mirroring and the softmax are ours (`views`): graphs that resize by themselves are wrong at sizes other than
-that of the example they were exported with (docs/engines.md).
+A graph takes a picture and the matrices that resize it and its scores (`graph_passes`, `views`), and returns the class
+probabilities of the picture and its mirror image.
 """
 
 import importlib.util
-import threading
+import os
+import weakref
 from abc import ABC, abstractmethod
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from tagseg.errors import RunError
-from tagseg.segment.views import add_shares, scaled_views
+from tagseg.segment.views import returning, scaling
 from tagseg.settings.predict import EngineName, Precision
 from tagseg.system.process import cores
 from tagseg.system.records import Count, Positive, Record
@@ -28,18 +30,25 @@ class GraphAbout(Record, frozen=True, kw_only=True):
     """How pictures are given to a graph and what its scores mean.
 
     ids: classes and background. step, offset, lowest: the sides that fit it are `step * n + offset` pixels for every
-    n >= lowest. cornered: whether its scores lie with their corner cells on the corner pixels.
+    n >= lowest. cells, more: such a side has `cells * n + more` cells of scores. cornered: whether its scores lie with
+    their corner cells on the corner pixels.
     """
 
     ids: Positive
     step: Positive
     offset: Count
     lowest: Positive
+    cells: Positive
+    more: Count
     cornered: bool
 
     def fitting(self, side: int | float) -> int:
         """Return the side nearest to `side` pixels that the network takes."""
         return max(round((side - self.offset) / self.step), self.lowest) * self.step + self.offset
+
+
+GraphInputs = dict[str, Shaped[np.ndarray, "..."]]
+Floats = Float32[np.ndarray, "..."]
 
 
 class Graph(ABC):
@@ -49,17 +58,31 @@ class Graph(ABC):
         self.about = about
 
     @abstractmethod
-    def scores(self, images: Float32[np.ndarray, "b 3 H W"]) -> Float32[np.ndarray, "b ids h w"]:
-        """Return the scores of images (RGB in 0..1) whose sides fit the network."""
+    def run(self, output: str, inputs: GraphInputs) -> Floats:
+        """Return an output of the graph."""
 
     def shares(self, picture: UInt8[np.ndarray, "h w 3"], scale: float, mirror: bool) -> Float32[np.ndarray, "ids h w"]:
         """Return the class probabilities of a picture at a scale, summed over it and (`mirror`) its mirror image."""
-        height, width = picture.shape[:2]
-        size = self.about.fitting(height * scale), self.about.fitting(width * scale)
-        total = np.zeros((self.about.ids, height, width), np.float32)
-        views = scaled_views(picture, size, scale < 1, mirror)
-        add_shares(self.scores(views), size, self.about.cornered, total)
-        return total
+        return self.run("shares", graph_inputs(self.about, picture, scale, mirror))
+
+
+def graph_inputs(about: GraphAbout, picture: UInt8[np.ndarray, "h w 3"], scale: float, mirror: bool) -> GraphInputs:
+    """Return what a graph is given for a picture at a scale, and (`mirror`) its mirror image."""
+    there, back = [], []
+    for side in picture.shape[:2]:
+        fitting = about.fitting(side * scale)
+        cells = (fitting - about.offset) // about.step * about.cells + about.more
+        there.append(scaling(side, fitting, scale < 1))
+        back.append(returning(cells, fitting, side, about.cornered))
+    columns = back[1].T
+    views = np.stack([columns, columns[:, ::-1]][: 1 + mirror])[:, None]
+    return {
+        "picture": np.ascontiguousarray(picture),
+        "rows": there[0],
+        "columns": np.ascontiguousarray(there[1].T),
+        "rows_back": back[0],
+        "columns_back": views,
+    }
 
 
 class _OnnxRuntime(Graph):
@@ -73,8 +96,8 @@ class _OnnxRuntime(Graph):
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-    def scores(self, images: Float32[np.ndarray, "b 3 H W"]) -> Float32[np.ndarray, "b ids h w"]:
-        found: Float32[np.ndarray, "b ids h w"] = self.session.run(["scores"], {"images": images})[0]
+    def run(self, output: str, inputs: GraphInputs) -> Floats:
+        found: Floats = self.session.run([output], inputs)[0]
         return found
 
 
@@ -94,16 +117,29 @@ class _OpenVino(Graph):
             "ENABLE_CPU_PINNING": False,
         }
         self.model = core.compile_model(core.read_model(file), "CPU", asked)
-        self.local = threading.local()
+        self.idle: list[Any] = []
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=partial(_never_delete, weakref.ref(self)))
 
-    def scores(self, images: Float32[np.ndarray, "b 3 H W"]) -> Float32[np.ndarray, "b ids h w"]:
-        if not hasattr(self.local, "request"):
-            self.local.request = self.model.create_infer_request()
-        request = self.local.request
-        request.infer({"images": images}, share_inputs=True)
+    def run(self, output: str, inputs: GraphInputs) -> Floats:
+        try:
+            request = self.idle.pop()
+        except IndexError:
+            request = self.model.create_infer_request()
+        request.infer(inputs, share_inputs=True)
         # Copied: the next call writes to the same memory.
-        found: Float32[np.ndarray, "b ids h w"] = np.array(request.get_output_tensor(0).data, np.float32)
+        found: Floats = np.array(request.get_tensor(output).data, np.float32)
+        self.idle.append(request)
         return found
+
+
+def _never_delete(graph: "weakref.ref[_OpenVino]") -> None:
+    """Keep a graph until this process ends, which must be a child made by fork: OpenVINO waits there for its threads,
+    which only the parent has, or ends the process with a segmentation fault."""
+    import ctypes
+
+    if (kept := graph()) is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
 
 
 def open_graph(engine: EngineName, file: Path, about: GraphAbout, precision: Precision) -> Graph:

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from tagseg.crf.dense_crf import dense_crf
 from tagseg.masks.resize import at_size, refined_size, strips
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.masks import MaskSettings
@@ -59,6 +58,8 @@ def refine(
     Raises:
         ValueError: if the dense CRF cannot run with the settings in `crf`.
     """
+    from tagseg.crf.dense_crf import dense_crf  # Numba takes a second to import
+
     small = refined_size(size, MaskSettings())
     large = np.concatenate([strip for _, strip in strips(probabilities, small)], axis=1)
     ids = np.unique(large.argmax(0))
