@@ -95,7 +95,8 @@ def test_openvino_computes_what_pytorch_does(exported: ExportedModel, run: Run, 
     assert 0 < write_openvino(network, file) < 1e-4
     assert file.with_suffix(".xml").is_file()
     parameters = sum(tensor.numel() for tensor in network.parameters())
-    assert file.with_suffix(".bin").stat().st_size > 4 * parameters, "the weights are stored in full precision"
+    # Batch norms are folded into the convolutions, so it is a little less than 4 bytes each; half precision takes 2.
+    assert file.with_suffix(".bin").stat().st_size > 3 * parameters
     core = openvino.Core()
     computed = core.compile_model(file.with_suffix(".xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for size in ((21, 33), (64, 48), (1, 7)):
