@@ -173,7 +173,8 @@ def fit_until(
         if run.done("masks") and run.review.exists():
             _honour_decisions(work)
         wanted = STAGES[: STAGES.index(stage) + 1]
-        todo = [one for one in needed_stages(settings) if one in wanted and not run.done(one)]
+        done = set(run.manifest().stages) - set(run.manifest().again)
+        todo = [one for one in needed_stages(settings) if one in wanted and one not in done]
         if isinstance(track, Clock) and todo:
             _plan(track, work.prepared, settings, todo)
         _run_stages(work, todo)

@@ -128,7 +128,8 @@ def test_images_of_a_calibration_are_not_scored_and_counted(run: Run, tmp_path: 
         pseudo(run, name, painted(0, 1))
     gain = Gain(0.5, 0.5, 0.0, 0.0, 0.0)
     for seen in (("seen", "unofficial"), ("seen too",)):  # the images of both calibrations count
-        Calibration(seen, (Candidate("now", "", 0.5, 1),), 0, gain, run.settings()).save(run)
+        with run.changing() as (_, draft):
+            Calibration(seen, (Candidate("now", "", 0.5, 1),), 0, gain, run.settings()).save(draft)
     with run.stage("evaluate"):
         result = evaluate(data, run)
     assert result.pseudo_masks is not None and (result.pseudo_masks.miou, result.pseudo_masks.images) == (1.0, 2)
@@ -137,7 +138,8 @@ def test_images_of_a_calibration_are_not_scored_and_counted(run: Run, tmp_path: 
     assert result.table().splitlines()[-2:] == ["", said]
     # Settings chosen with them may still apply when the network is trained again.
     run.discard("train")
-    Calibration(("a", "b"), (Candidate("now", "", 0.5, 1),), 0, gain, run.settings()).save(run)
+    with run.changing() as (_, draft):
+        Calibration(("a", "b"), (Candidate("now", "", 0.5, 1),), 0, gain, run.settings()).save(draft)
     assert score_pseudo_masks(data, run) is None
     assert Evaluation(result.classes, None, None, 4).table() == said.replace("2", "4") + "\n"
 

@@ -19,7 +19,7 @@ from tagseg.evaluate.iou import confusion
 from tagseg.masks.make import mask_sample
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
-from tagseg.run.open import change_settings
+from tagseg.run.open import draft_settings
 from tagseg.settings.crf import CrfSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
@@ -81,9 +81,10 @@ def _calibrate(run: Run, masks: Path, apply: bool, track: Track) -> Calibration:
     best = {one: choices(np.stack([counts[other] for other in group])) for one, group in groups.items()}
     chosen = [groups[favourite][best[favourite][fold]] for fold, favourite in enumerate(favourites)]
     found = _judge(settings, samples, counts, chosen)
-    found.save(run)
-    if apply and found.recommended != settings:
-        change_settings(run, found.recommended, force=True, first="masks")
+    with run.changing() as (_, draft):
+        found.save(draft)
+        if apply and found.recommended != settings:
+            draft_settings(run, draft, found.recommended, force=True, first="masks")
     return found
 
 

@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from tagseg.run.draft import RunDraft
 from tagseg.run.folder import Run
+from tagseg.run.stages import OTHERS
 from tagseg.settings.settings import Settings
-from tagseg.system.files import write_atomically
-from tagseg.system.records import Count, Number, Record, Share, record_values, write_record
+from tagseg.system.records import Count, Number, Record, Share, record_values
 
 CONFIDENCE = 0.95
 """Probability that the interval of a gain contains the true gain."""
@@ -137,13 +138,14 @@ class Calibration:
         ]
         return "\n".join(lines) + "\n"
 
-    def save(self, run: Run) -> None:
+    def save(self, draft: RunDraft) -> None:
         """Write calibration.json and calibration.md to the run, and record the images, which are never scored again."""
-        used = sorted(calibration_images(run) | set(self.images))
-        run.store(msgspec.structs.replace(run.manifest(), calibration_images=tuple(used)))
-        write_record(run.calibration_file, self.to_record())
-        write_atomically(run.calibration_file.with_suffix(".md"), f"# Calibration of the masks\n\n{self.table()}")
-        run.note("calibration")
+        used = sorted({*draft.manifest.calibration_images, *self.images})
+        draft.manifest = msgspec.structs.replace(draft.manifest, calibration_images=tuple(used))
+        figures, table = OTHERS["calibration"]
+        draft.write(figures, self.to_record())
+        draft.write(table, f"# Calibration of the masks\n\n{self.table()}")
+        draft.note("calibration")
 
     def to_record(self) -> CalibrationFile:
         """Return the result as it is written: mIoU in per cent, rounded to two decimals."""

@@ -1,5 +1,6 @@
 """The scores of a run, as evaluation.json keeps them."""
 
+from pathlib import Path
 from typing import Literal
 
 from tagseg.run.folder import Run
@@ -99,6 +100,6 @@ def read_bound_scores(bound: Run) -> Scores:
     return read_record(bound.evaluation_file, Scores, _AGAIN)
 
 
-def write_bound_scores(bound: Run, scores: Scores) -> None:
-    """Write the scores of a network trained on true masks to the folder `Run.full_supervision`."""
-    write_record(bound.evaluation_file, scores)
+def write_bound_scores(file: Path, scores: Scores) -> None:
+    """Write the scores of a network trained on true masks to evaluation.json in the folder `Run.full_supervision`."""
+    write_record(file, scores)

@@ -2,15 +2,17 @@
 
 import contextlib
 import os
-import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tagseg._version import __version__
 from tagseg.data.tars import is_member, open_file
 from tagseg.errors import DataError
+from tagseg.run.folder import LOCK
+from tagseg.run.lock import hold_folder
+from tagseg.system.changes import CHANGE, changing, is_own
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track
 from tagseg.system.records import json_text
@@ -23,45 +25,48 @@ _MARKER = "made_by_tagseg.json"
 
 @contextlib.contextmanager
 def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` if the block succeeds and is deleted if it fails.
+    """Yield a folder inside `out` whose content becomes that of `out` if the block succeeds and is deleted if it fails.
 
     `about` is written into it as made_by_tagseg.json, which marks a folder that `force` may replace.
 
     Raises:
         DataError: when `out` exists and is not empty, unless it has that file and `force` is given.
+        RunError: when another command is writing to `out`.
     """
-    out = out.resolve()  # through a link, the folder it points to is replaced
-    require_replaceable(out, force)
-    with replacing(out) as temporary:
+    with replacing(out, json_text(about), lambda finished: require_replaceable(out, force or finished)) as temporary:
         yield temporary
         write_atomically(temporary / _MARKER, json_text({"tagseg": __version__, **about}, 1))
 
 
 def require_replaceable(out: Path, force: bool) -> None:
     """Raise DataError when `out` exists and is not empty, unless export or import made it and `force` is given."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or own_files(out)):
         if not (out / _MARKER).is_file():
             raise DataError(f"{out}: exists and was not made by export or import; choose another --out")
-        if not force:
+        if not force and not (out / CHANGE).exists():  # with one, the command that holds the lock decides
             raise DataError(f"{out}: exists; choose another --out or --force")
 
 
+def own_files(folder: Path) -> list[str]:
+    """Return the names of the files and folders in a folder, without those of its lock and of a change of it."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_own(path.name))
+
+
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `folder` that takes its place if the block succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".writing-{secrets.token_hex(8)}") for _ in range(2))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+def replacing(folder: Path, by: str = "", check: Callable[[bool], None] = lambda finished: None) -> Iterator[Path]:
+    """Yield a folder inside `folder` whose content takes the place of all that `folder` holds if the block succeeds.
+
+    `by` says what is written, and from what. `check` is called first, and raises if the folder may not be replaced; it
+    is told whether a killed command of the same words had written all, which was put in place just now.
+    """
+    folder = folder.resolve()  # through a link, the folder it points to is replaced
+    if folder.exists() and not (folder.is_dir() and (folder / CHANGE).exists()):
+        check(False)  # before a file of ours is in it
+    with hold_folder(folder) as finished:
+        check(bool(by) and finished == by)
+        with changing(folder, by) as draft:
+            yield draft.aside
+            draft.gone += own_files(folder)
 
 
 def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, track: Track) -> None:

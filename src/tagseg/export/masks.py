@@ -16,7 +16,7 @@ from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.export.regions import regions
 from tagseg.masks.mask_files import mask_file
-from tagseg.masks.update import update_masks
+from tagseg.masks.update import are_outdated, update_masks
 from tagseg.prediction.find_images import find_images
 from tagseg.run.decisions import decisions
 from tagseg.run.folder import Run
@@ -89,8 +89,9 @@ def collect_masks(run: Run, of: str, unsure: Unsure, photos: Path | None = None,
     if of in ("final", "pseudo"):
         run.require("masks")
         source = run.final() if of == "final" else run
-        with hold_lock(run.root):
-            update_masks(prepared, run, track)
+        if are_outdated(prepared, run):  # otherwise the run may be read-only, or another command at work on it
+            with hold_lock(run.root):
+                update_masks(prepared, run, track)
         folder = source.decided_masks if unsure == "decided" else source.masks
         return MaskSet(dataset.classes, "train", _of_run(prepared, _not_rejected(run, dataset), folder), unsure)
     if of == "predictions":

@@ -13,7 +13,7 @@ import torch
 
 from tagseg.errors import RunError
 from tagseg.export.card import model_card, weights_licence
-from tagseg.export.folder import replacing
+from tagseg.export.folder import own_files, replacing
 from tagseg.export.onnx import write_onnx, write_openvino
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import foreign_config
@@ -25,6 +25,7 @@ from tagseg.segment.graphs import installed
 from tagseg.segment.load import load
 from tagseg.segment.predictor import Predictor
 from tagseg.segment.read_network import exported_tensors
+from tagseg.system.changes import CHANGE
 from tagseg.system.files import write_atomically
 from tagseg.system.records import json_text, record_values, write_record
 from tagseg.training.checkpoint import read_about, save_tensors
@@ -88,15 +89,19 @@ def export_model(
     """
     source, folder = Run(Path(run)), Path(out).resolve()
     source.require("segment")
-    _require_free(folder, force)
+
+    def check(finished: bool) -> None:
+        _require_free(folder, force or finished)
+
+    check(False)
     if onnx or openvino:
         require_exporter()
     if openvino and not installed("openvino"):
         raise ValueError("--openvino: requires openvino; install with pip install 'tagseg[openvino]'")
     predictor = load(source.root, "cpu", "torch")
     about, settings = describe(source), without_folders(source.settings().to_dict())
-    difference = None
-    with replacing(folder) as temporary:
+    difference, request = None, f"export-model {source.root.resolve()} {onnx} {openvino}"
+    with replacing(folder, request, check) as temporary:
         save_tensors(temporary / EXPORTED_WEIGHTS, exported_tensors(predictor.module), record_values(about))
         write_record(temporary / "network.json", about)
         if config := foreign_config(predictor.module):
@@ -109,7 +114,7 @@ def export_model(
             if not onnx:
                 (temporary / "model.onnx").unlink()
         write_atomically(temporary / CARD, model_card(source, about, settings, onnx, difference))
-        files = tuple(sorted(path.name for path in temporary.iterdir()))
+        files = tuple(own_files(temporary))
     return ExportedModel(folder, files, difference)
 
 
@@ -137,7 +142,7 @@ def without_folders(value: Any, keep: tuple[str, ...] = ()) -> Any:
 
 def is_export(folder: Path) -> bool:
     """Tell whether a folder holds what an export wrote, and nothing else."""
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = set(own_files(folder)) if folder.is_dir() else set()
     return any(names[-1] in found and found <= set(names) for names in (EXPORTED_FILES, _FILES_OF_0_1))
 
 
@@ -154,13 +159,13 @@ def _onnx_metadata(predictor: Predictor, about: ExportedAbout) -> dict[str, Any]
 
 
 def _require_free(folder: Path, force: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not own_files(folder)):
         return
     if not folder.is_dir():
         raise RunError(f"{folder}: is a file, expected a folder; choose another --out")
-    found = {path.name for path in folder.iterdir()}
+    found = set(own_files(folder))
     if not is_export(folder):
         other = sorted(found - set(EXPORTED_FILES)) or sorted(found)
         raise RunError(f"{folder}: holds files that no export wrote ({', '.join(other[:5])}); choose another --out")
-    if not force:
+    if not force and not (folder / CHANGE).exists():  # with one, the command that holds the lock decides
         raise RunError(f"{folder}: exists; choose another --out or --force")

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +72,18 @@ def open_workers(prepared: Prepared, run: Run) -> Iterator[MaskWorkers]:
         yield workers
 
 
-def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: MaskWorkers | None = None) -> Masks:
+def make_masks(
+    prepared: Prepared,
+    run: Run,
+    track: Track = silent,
+    workers: MaskWorkers | None = None,
+    again: Container[str] | None = None,
+) -> Masks:
     """Write the pseudo-masks of every training image; images that already have masks are skipped.
 
-    `workers` may already be working on some images; the rest are handed over now, and all are waited for.
+    `workers` may already be working on some images; the rest are handed over now, and all are waited for. With `again`,
+    the masks of these images are made, whether or not they exist, and no others; within a change of the run they are
+    written aside.
 
     Raises:
         RunError: naming the image, when a mask cannot be made.
@@ -84,12 +92,13 @@ def make_masks(prepared: Prepared, run: Run, track: Track = silent, workers: Mas
         require_saliency(prepared.dataset, run.settings().data, "masks.saliency")
     if workers is None:
         with open_workers(prepared, run) as own:
-            return make_masks(prepared, run, track, own)
+            return make_masks(prepared, run, track, own, again)
     samples = prepared.dataset.split("train")
-    for folder in (run.masks, run.decided_masks):
-        write_classes(folder, prepared.dataset.classes)
+    if again is None:
+        for folder in (run.masks, run.decided_masks):
+            write_classes(folder, prepared.dataset.classes)
     for sample in samples:
-        if not has_masks(run, sample.id):
+        if not has_masks(run, sample.id) if again is None else sample.id in again:
             workers.give(sample)
     made = list(track(workers.made(), "masks", len(workers.given)))
     pace = images_per_s(len(made), time.monotonic() - min(workers.given.values(), default=0.0))
@@ -117,8 +126,8 @@ def make_mask(run: Run, sample: Sample, size: tuple[int, int], settings: Setting
     try:
         decision = decision_of(run, sample.id)
         decided, sure = reviewed_masks(run, sample, size, settings, decision)
-        write_mask(mask_file(run.masks, sample.id), sure)
-        write_mask(mask_file(run.decided_masks, sample.id), decided)
+        write_mask(run.written(mask_file(run.masks, sample.id)), sure)
+        write_mask(run.written(mask_file(run.decided_masks, sample.id)), decided)
     except MemoryError as error:
         raise RunError(
             f"{sample.image}: cannot make its mask: not enough memory; reduce --masks.max-side or --workers"
@@ -153,7 +162,7 @@ def mask_sample(
         DataError: when the image or its saliency map cannot be read, or the settings require a saliency map that is
             missing.
     """
-    maps, classes = read_maps(map_file(run, sample.id))
+    maps, classes = read_maps(run.newest(map_file(run, sample.id)))
     parts = tuple(fixed_parts(run, sample.id).values())
     shown = [i for i, class_id in enumerate(classes) if class_id not in decision.off]
     maps, classes = maps[shown], tuple(classes[i] for i in shown)

@@ -7,6 +7,7 @@ from tagseg.masks.make import make_masks
 from tagseg.masks.mask_files import mask_file
 from tagseg.run.folder import Run
 from tagseg.run.taught import mask_digests
+from tagseg.system.changes import pending
 from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
@@ -19,32 +20,43 @@ def update_masks(prepared: Prepared, run: Run, track: Track = silent) -> tuple[s
     """Make all masks again whose decision has changed since they were made, including those of self-training, and
     return the ids of their images.
 
-    The manifest gets their new checksums. A partly trained segmentation network is discarded, because it was learning
-    from the old masks; a finished one is left to the caller.
+    The masks and their checksums in the manifest change together. A partly trained segmentation network is discarded,
+    because it was learning from the old masks; a finished one is left to the caller.
 
     Raises:
         RunError: when the stage masks has not finished, or a mask cannot be made.
     """
     run.require("masks")
-    now, then = mask_digests(run), run.manifest().stages["masks"].reviewed
-    changed = tuple(
-        sample.id for sample in prepared.dataset.split("train") if now.get(sample.id) != then.get(sample.id)
-    )
+    now, changed = mask_digests(run), _changed(prepared, run)
     if not changed:
         return ()
     log.info("%d masks were reviewed after they were made: making them again as decided", len(changed))
     segmented = run.done("segment")
-    if not segmented:
-        run.discard("segment")
     rounds = range(1, run.settings().segment.rounds if segmented else 1)
-    for source in (run, *(run.round(number) for number in rounds)):
-        files = [mask_file(folder, name) for folder in (source.masks, source.decided_masks) for name in changed]
-        for file in files:
-            file.unlink(missing_ok=True)
-        make_masks(prepared, source, track)
-        run.amend("masks" if source is run else "segment", files)
-    run.amend("masks", (), {REVIEWED: now})
+    with run.changing() as (own, draft):
+        if not segmented:
+            draft.discard("segment")
+        for source in (own, *map(own.round, rounds)):
+            make_masks(prepared, source, track, again=frozenset(changed))
+            files = (mask_file(folder, name) for folder in (source.masks, source.decided_masks) for name in changed)
+            draft.amend("masks" if source is own else "segment", [run.name_of(file) for file in files])
+        draft.amend("masks", (), {REVIEWED: now})
     return changed
+
+
+def are_outdated(prepared: Prepared, run: Run) -> bool:
+    """Tell whether `update_masks` would make masks again, or a killed command left a change of the run to be finished.
+
+    Raises:
+        RunError: when the stage masks has not finished.
+    """
+    run.require("masks")
+    return pending(run.root) is not None or bool(_changed(prepared, run))
+
+
+def _changed(prepared: Prepared, run: Run) -> tuple[str, ...]:
+    now, then = mask_digests(run), run.manifest().stages["masks"].reviewed
+    return tuple(sample.id for sample in prepared.dataset.split("train") if now.get(sample.id) != then.get(sample.id))
 
 
 def unlearned(run: Run) -> int:

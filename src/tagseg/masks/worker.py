@@ -38,9 +38,10 @@ def serve_masks(run: Run, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    run = Run(Path(sys.argv[1]))
+    root, parent, aside = sys.argv[1:]
+    run = Run(Path(root), Path(aside) if aside else None)
     try:
         with share_lock(run.root):
-            serve_masks(run, int(sys.argv[2]))
+            serve_masks(run, int(parent))
     except BrokenPipeError:  # the main process was killed: the masks are written, but nobody reads the answer
         os._exit(0)

@@ -1,6 +1,6 @@
 """Worker processes that make masks, one image at a time each, while the main process does something else.
 
-A worker is `python -m tagseg.masks.worker RUN PID` and communicates in lines of JSON. Unlike a worker of
+A worker is `python -m tagseg.masks.worker RUN PID [ASIDE]` and communicates in lines of JSON. Unlike a worker of
 multiprocessing, it neither imports torch nor runs the caller's script again, and its death is noticed at once.
 """
 
@@ -127,7 +127,7 @@ def _start(run: Run) -> "subprocess.Popen[str]":
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "tagseg.masks.worker", str(run.root), str(os.getpid())],
+        [sys.executable, "-P", "-m", "tagseg.masks.worker", str(run.root), str(os.getpid()), str(run.aside or "")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="ascii",

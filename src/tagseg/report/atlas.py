@@ -71,17 +71,24 @@ def atlas(
     trained = Run(Path(run))
     trained.require("train")
     path = trained.atlas_file if out is None else Path(out)
-    if path.exists() and not force:
-        raise RunError(f"{path}: exists; choose another --out or --force")
     check_value("--per-class", per_class, AtLeastOne)
     new = [Path(image) for image in images]
     if path != trained.atlas_file:
+        _require_free(path, force)
         write_atomically(path, render_atlas(trained, new, per_class, device, track))
         return Atlas(path)
-    with hold_lock(trained.root):
-        write_atomically(path, render_atlas(trained, new, per_class, device, track))
-        trained.note("atlas")
+    with hold_lock(trained.root) as finished:
+        _require_free(path, force or finished == "atlas")
+        page = render_atlas(trained, new, per_class, device, track)
+        with trained.changing("atlas") as (_, draft):
+            draft.write(path.name, page)
+            draft.note("atlas")
     return Atlas(path)
+
+
+def _require_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise RunError(f"{path}: exists; choose another --out or --force")
 
 
 def render_atlas(run: Run, images: Sequence[Path], per_class: int, device: str, track: Track = silent) -> str:

@@ -18,6 +18,7 @@ from tagseg.run.history import read_history
 from tagseg.run.manifest import Manifest, read_manifest
 from tagseg.run.stages import OTHERS, OUTPUTS, STAGES, needed_stages
 from tagseg.run.taught import check_taught
+from tagseg.system.changes import ASIDE, CHANGE, pending
 from tagseg.system.files import TEMPORARY, checksum
 from tagseg.system.progress import Track, map_ahead, silent
 from tagseg.system.records import record_line
@@ -95,27 +96,34 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
     run = Run(Path(root))
     if not run.manifest_file.exists():
         raise RunError(f"{run.root}: not a run folder (no {run.manifest_file.name})")
+    change = None
     try:
-        manifest = read_manifest(run.manifest_file)
+        # A change of a killed command that counts is checked as it will be: the next command puts it in place.
+        change = pending(run.root)
+        run = Run(run.root, run.root / ASIDE if change else None)
+        manifest = read_manifest(run.newest(run.manifest_file))
     except RunError:
         lost = Damage(run.manifest_file.name, "unreadable", "the run itself")
         lost_advice = f"Nothing can be checked without {run.manifest_file}: restore it from a copy, or start a new run."
         return Checkup(run.root, {}, {}, (lost,), (), (lost_advice,))
     noted, data = manifest.checksums(), manifest.data
-    damage = [*_check_settings(run, manifest), *_check_files(run.root, noted, track), *_check_decisions(run)]
-    known = {name for files in noted.values() for name in files}
+    damage = [*_check_settings(run, manifest), *_check_files(run, noted, track), *_check_decisions(run)]
+    known = {name for files in noted.values() for name in files} | {CHANGE}
+    known |= {name for gone in change.gone for name in _all_files(run.root, gone)} if change else set()
     unfinished: dict[str, int] = {}
     temporary = []
     for name in sorted(_all_files(run.root) - known):
         part = _part(name)
-        if os.path.basename(name).startswith(TEMPORARY):
+        if name.startswith(f"{ASIDE}/") and change:
+            continue
+        if name.startswith(f"{ASIDE}/") or os.path.basename(name).startswith(TEMPORARY):
             temporary.append(name)
         elif part in noted:
             damage.append(Damage(name, "left over", part))
         elif part and name != run.data_file.name:  # made by whichever stage runs first, in little time
             unfinished[part] = unfinished.get(part, 0) + 1
     finished = {part: len(files) for part, files in noted.items()}
-    advice = tuple(_advice(run, data, damage, unfinished, finished))
+    advice = tuple(_advice(run, data, damage, unfinished, finished, bool(manifest.again)))
     return Checkup(run.root, finished, unfinished, tuple(damage), tuple(temporary), advice)
 
 
@@ -127,16 +135,16 @@ def _check_settings(run: Run, manifest: Manifest) -> list[Damage]:
     except ValueError:
         return [Damage(run.settings_file.name, "unreadable", "the run itself")]
     # Runs of older versions have no checksum of their settings.
-    changed = manifest.settings not in (None, checksum(run.settings_file))
+    changed = manifest.settings not in (None, checksum(run.newest(run.settings_file)))
     return [Damage(run.settings_file.name, "changed", "the run itself")] if changed else []
 
 
-def _check_files(root: Path, noted: Mapping[str, Mapping[str, str]], track: Track) -> list[Damage]:
+def _check_files(run: Run, noted: Mapping[str, Mapping[str, str]], track: Track) -> list[Damage]:
     files = [(part, name, digest) for part, found in noted.items() for name, digest in found.items()]
 
     def check(file: tuple[str, str, str]) -> Damage | None:
         part, name, digest = file
-        path = root / name
+        path, root = run.newest(run.root / name), run.root
         try:
             # An untrusted manifest may name files outside of the run folder: they are not read.
             if ".." in Path(name).parts or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
@@ -160,8 +168,12 @@ def _check_decisions(run: Run) -> list[Damage]:
     return found
 
 
-def _all_files(root: Path) -> set[str]:
-    return {Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
+def _all_files(root: Path, below: str = "") -> set[str]:
+    """Return the paths of all files in a folder, or of those in one of its folders `below`, relative to it."""
+    top = root / below
+    if not top.is_dir():
+        return {below} if below else set()
+    return {Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(top) for name in names}
 
 
 def _part(name: str) -> str:
@@ -171,7 +183,12 @@ def _part(name: str) -> str:
 
 
 def _advice(
-    run: Run, data: str, damage: list[Damage], unfinished: Mapping[str, int], finished: Mapping[str, int]
+    run: Run,
+    data: str,
+    damage: list[Damage],
+    unfinished: Mapping[str, int],
+    finished: Mapping[str, int],
+    outdated: bool,
 ) -> list[str]:
     place, again = shlex.quote(str(run.root)), f"tagseg fit {shlex.quote(data)} --out {shlex.quote(str(run.root))}"
     parts = {one.part for one in damage if one.kind != "left over"}
@@ -192,7 +209,7 @@ def _advice(
     if stages:
         lines.append(f"Repeat {stages[0]} and all later stages: tagseg {stages[0]} {place} --force, then {again}")
     lines += [f"Repeat {name}: {command.format(run=place)}" for name, command in _REPEAT.items() if name in parts]
-    if not damage and (unfinished or not set(needed_stages(run.settings())) <= finished.keys()):
+    if not damage and (unfinished or outdated or not set(needed_stages(run.settings())) <= finished.keys()):
         lines.append(f"Nothing is damaged. Continue with {again}")
     elif not damage:
         lines.append("Nothing is damaged.")
@@ -208,7 +225,11 @@ def result_checksums(run: Run) -> dict[str, str]:
     found = {}
     for name in sorted(_all_files(run.root)):
         path = run.root / name
-        if path.name in (run.manifest_file.name, LOCK) or path.name.startswith(TEMPORARY):
+        if (
+            path.name in (run.manifest_file.name, LOCK, CHANGE)
+            or name.startswith(ASIDE)
+            or path.name.startswith(TEMPORARY)
+        ):
             continue
         timeless = _TIMELESS.get(path.name)
         text = timeless(path) if timeless else ""

@@ -1,49 +1,51 @@
 """The run folder: where each stage reads and writes, and which stages have finished."""
 
 import contextlib
-import hashlib
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
 from tagseg.errors import RunError
+from tagseg.run.draft import MANIFEST, SETTINGS, RunDraft, changing_run
 from tagseg.run.manifest import Manifest, OtherNote, StageNote, read_manifest, write_manifest
-from tagseg.run.stages import OTHERS, OUTPUTS, ROUNDS, STAGES, Other, Stage, needed_stages
+from tagseg.run.stages import OTHERS, OUTPUTS, ROUNDS, Other, Stage, needed_stages
 from tagseg.settings.settings import Settings
-from tagseg.system.files import TEMPORARY, checksum, files_in, remove_temporary, write_atomically
+from tagseg.system.files import TEMPORARY, checksum, files_in, remove_temporary
 from tagseg.system.process import peak_memory_mb, reset_peak_memory
 from tagseg.system.untrusted import is_file
 
 LOCK = ".lock"
+
+"""The file that a process locks while it writes to a folder (see tagseg.run.lock)."""
 
 TRAINED_WEIGHTS = "network.safetensors"
 """The weights of a network in the folder that its training wrote."""
 
 EXPORTED_WEIGHTS = "model.safetensors"
 """The weights of a segmentation network in an exported folder, under the name that the Hugging Face Hub knows."""
-"""The file that a process locks while it writes to a run folder (see tagseg.run.lock)."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. Its properties are paths; its methods read and update the manifest."""
+    """A run folder. Its properties are paths; its methods read and update the manifest.
+
+    aside: within a change of the run (see `changing`), the folder where new files wait until the change counts.
+    """
 
     root: Path
+    aside: Path | None = None
 
     @property
     def settings_file(self) -> Path:
-        return self.root / "settings.toml"
+        return self.root / SETTINGS
 
     @property
     def manifest_file(self) -> Path:
-        return self.root / "manifest.json"
+        return self.root / MANIFEST
 
     @property
     def data_file(self) -> Path:
@@ -84,7 +86,8 @@ class Run:
         It has a segmenter, maps and masks like a run, and settings.toml says how to read its maps. It cannot be
         continued as a run of its own.
         """
-        return Run(self.root / ROUNDS / f"round_{number}")
+        below = Path(ROUNDS) / f"round_{number}"
+        return Run(self.root / below, self.aside / below if self.aside else None)
 
     def final(self) -> "Run":
         """Return the folder of the run's final masks: the last round of self-training, or the run itself if there is
@@ -151,6 +154,18 @@ class Run:
     def calibration_file(self) -> Path:
         return self.root / "calibration.json"
 
+    def written(self, path: Path) -> Path:
+        """Return where a file of the run is to be written: aside, within a change of the run."""
+        return self.aside / path.relative_to(self.root) if self.aside else path
+
+    def newest(self, path: Path) -> Path:
+        """Return where the newest content of a file of the run is: aside, if a change of the run has written it."""
+        return new if self.aside and (new := self.written(path)).exists() else path
+
+    def name_of(self, path: Path) -> str:
+        """Return a file's path relative to the run folder, as the manifest has it."""
+        return path.relative_to(self.root).as_posix()
+
     def settings(self) -> Settings:
         """Return the run's resolved settings.
 
@@ -159,7 +174,7 @@ class Run:
             ValueError: when settings.toml is damaged.
         """
         self._require()
-        return Settings.from_toml(self.settings_file)
+        return Settings.from_toml(self.newest(self.settings_file))
 
     def data_root(self) -> Path:
         """Return the data folder that the run was made from."""
@@ -215,28 +230,23 @@ class Run:
         """
         self.store(self.manifest().with_other(name, OtherNote(self._checksums(OTHERS[name], known))))
 
+    @contextlib.contextmanager
+    def changing(self, by: str = "") -> Iterator[tuple["Run", RunDraft]]:
+        """Yield this run, whose stages write aside, and a draft of its change; all of it counts at once if the block
+        succeeds, and nothing if it fails. The caller holds the run's lock.
+
+        Raises:
+            RunError: when the folder is not a run folder.
+            WriteError: when the folder cannot be written to.
+        """
+        self._require()
+        with changing_run(self.root, by) as draft:
+            yield Run(self.root, draft.aside), draft
+
     def forget(self, *names: Other) -> None:
         """Delete the files of commands other than the stages, and their entries in the manifest."""
-        self.store(self.manifest().without_others(names))
-        for name in names:
-            self._delete(OTHERS[name])
-
-    def store_settings(self, settings: Settings) -> None:
-        """Write settings.toml, and its checksum to the manifest, unless both are up to date."""
-        text = settings.to_toml()
-        manifest, digest = self.manifest(), hashlib.sha256(text.encode()).hexdigest()
-        if manifest.settings == digest and self.settings_file.read_bytes() == text.encode():
-            return
-        write_atomically(self.settings_file, text)
-        self.store(msgspec.structs.replace(manifest, settings=digest))
-
-    def amend(self, stage: Stage, files: Iterable[Path], figures: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Record new checksums of some outputs of a finished stage, and new values of its note, in the manifest."""
-        manifest = self.manifest()
-        old = manifest.stages[stage]
-        digests = {path.relative_to(self.root).as_posix(): checksum(path) for path in files}
-        note = msgspec.structs.replace(old, files={**old.files, **digests}, **figures)
-        self.store(manifest.with_stage(stage, note))
+        with self.changing() as (_, draft):
+            draft.forget(*names)
 
     def require_unchanged(self, stage: Stage, *files: Path) -> None:
         """Check files of a finished stage against their checksums in the manifest; files without a checksum pass.
@@ -277,31 +287,19 @@ class Run:
         """
         self.require_inside(stage)
         for leftover in self.root.glob(f"{TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
+            if not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
         for output in OUTPUTS[stage]:
             remove_temporary(self.root / output)
 
     def discard(self, first: Stage) -> None:
         """Delete the outputs of `first` and of all later stages, and files of other commands that depend on them."""
-        stages = STAGES[STAGES.index(first) :]
-        self.store(self.manifest().without_stages(stages))
-        for stage in stages:
-            self._delete(OUTPUTS[stage])
-        if STAGES.index(first) <= STAGES.index("segment"):
-            self.forget("quality", "bench")
-        if first == "train":
-            self.forget("calibration", "atlas")
+        with self.changing() as (_, draft):
+            draft.discard(first)
 
     def _checksums(self, outputs: tuple[str, ...], known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
         paths = [path for output in outputs for path in files_in(self.root / output)]
         return {path.relative_to(self.root).as_posix(): known.get(path) or checksum(path) for path in paths}
-
-    def _delete(self, outputs: tuple[str, ...]) -> None:
-        for path in (self.root / output for output in outputs):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
     def _require(self) -> None:
         for file in (self.manifest_file, self.settings_file):

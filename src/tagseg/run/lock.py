@@ -1,4 +1,4 @@
-"""A lock on a run folder, so that one process at a time writes to it; it ends with its process, even a killed one."""
+"""A lock on a folder, so that one process at a time writes to it; it ends with its process, even a killed one."""
 
 import contextlib
 import logging
@@ -11,6 +11,7 @@ from pathlib import Path
 from tagseg.errors import RunError
 from tagseg.run.folder import LOCK
 from tagseg.run.open import is_blank
+from tagseg.system.changes import settle
 from tagseg.system.files import writing
 
 try:
@@ -25,8 +26,19 @@ PATIENCE_S = 15.0
 
 
 @contextlib.contextmanager
-def hold_lock(root: Path) -> Iterator[None]:
-    """Keep other processes from writing to the run folder `root` in the block; create the folder if it is missing.
+def hold_lock(root: Path) -> Iterator[str]:
+    """Do what `hold_folder` does for the run folder `root`; a folder that cannot become one is left alone."""
+    if not _may_be_run(root):  # opening it reports that it is not a run folder
+        yield ""
+        return
+    with hold_folder(root) as finished:
+        yield finished
+
+
+@contextlib.contextmanager
+def hold_folder(root: Path) -> Iterator[str]:
+    """Keep other processes from writing to a folder in the block; create the folder if it is missing. A change that a
+    killed command left is finished or undone first; yields which request began a finished one (see `settle`).
 
     Worker processes hold the lock too (see `share_lock`), so that those of a killed run do not write into the next one.
     A killed process leaves the lock's file, but the file locks nothing then.
@@ -35,13 +47,13 @@ def hold_lock(root: Path) -> Iterator[None]:
         RunError: when another process is writing to the folder, or the lock's file is a link.
         WriteError: when the folder cannot be written to.
     """
-    if fcntl is None or not _may_be_run(root):  # opening it reports that it is not a run folder
-        yield
+    if fcntl is None:
+        yield settle(root)
         return
     made = not root.exists()
     file = _take(root)
     try:
-        yield
+        yield settle(root)
     finally:
         (root / LOCK).unlink(missing_ok=True)
         os.close(file)

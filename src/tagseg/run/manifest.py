@@ -42,7 +42,8 @@ class Manifest(Record, frozen=True, omit_defaults=True, kw_only=True):
     """manifest.json of a run.
 
     tagseg: the version that began the run; empty for a round of self-training. data: the data folder. settings: SHA-256
-    of settings.toml. stages: the finished ones. others: the other commands (see `tagseg.run.stages.OTHERS`).
+    of settings.toml. stages: the finished ones. again: those of them that are to be repeated, because something that
+    they show is newer. others: the other commands (see `tagseg.run.stages.OTHERS`).
     calibration_images: ids of all images whose true masks a calibration has seen. round: the number of a round of
     self-training.
     """
@@ -51,18 +52,21 @@ class Manifest(Record, frozen=True, omit_defaults=True, kw_only=True):
     data: str
     settings: str | None = None
     stages: dict[Stage, StageNote]
+    again: tuple[Stage, ...] = ()
     others: dict[Other, OtherNote] = msgspec.field(default_factory=dict)
     calibration_images: tuple[str, ...] = ()
     round: Count | None = None
 
     def with_stage(self, name: Stage, note: StageNote) -> "Manifest":
         """Return the manifest with another finished stage."""
-        return msgspec.structs.replace(self, stages={**self.stages, name: note})
+        again = tuple(one for one in self.again if one != name)
+        return msgspec.structs.replace(self, stages={**self.stages, name: note}, again=again)
 
     def without_stages(self, names: Iterable[Stage]) -> "Manifest":
         """Return the manifest without some stages."""
         gone = set(names)
-        return msgspec.structs.replace(self, stages={key: note for key, note in self.stages.items() if key not in gone})
+        stages = {key: note for key, note in self.stages.items() if key not in gone}
+        return msgspec.structs.replace(self, stages=stages, again=tuple(one for one in self.again if one not in gone))
 
     def with_other(self, name: Other, note: OtherNote) -> "Manifest":
         """Return the manifest with the note of a command other than the stages."""

@@ -1,15 +1,18 @@
 """Create a run folder, or open an existing one; stages whose settings have changed run again."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from tagseg.errors import RunError
+from tagseg.run.draft import SETTINGS, RunDraft
 from tagseg.run.folder import LOCK, Run
 from tagseg.run.manifest import Manifest
 from tagseg.run.stages import OUTPUTS, STAGES, Stage
 from tagseg.settings.settings import Settings
 from tagseg.settings.toml import read_toml
-from tagseg.system.files import TEMPORARY, checksum, write_atomically
+from tagseg.system.changes import is_own
+from tagseg.system.files import checksum, write_atomically
 
 SECTIONS: dict[Stage, tuple[str, ...]] = {
     "train": ("seed", "precision", "compile", "maps", "data", "train", "rca", "features"),
@@ -24,7 +27,7 @@ SECTIONS: dict[Stage, tuple[str, ...]] = {
 
 def is_blank(root: Path) -> bool:
     """Tell whether a folder is empty, or holds only what a run leaves that was killed before it wrote its manifest."""
-    return all(path.name in (LOCK, "settings.toml") or path.name.startswith(TEMPORARY) for path in root.iterdir())
+    return all(path.name in (LOCK, SETTINGS) or is_own(path.name) for path in root.iterdir())
 
 
 def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool = False) -> Run:
@@ -75,6 +78,12 @@ def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "t
             to run next) would have to run again.
     """
     run.manifest()
+    with run.changing() as (_, draft):
+        draft_settings(run, draft, settings, force, first)
+
+
+def draft_settings(run: Run, draft: RunDraft, settings: Settings, force: bool, first: Stage) -> None:
+    """Do what `change_settings` does, as part of a change of the run."""
     old, new = _stored(run), settings.to_dict()
     for stage in STAGES:
         changed = [
@@ -91,9 +100,13 @@ def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "t
                     f"{run.root}: made with other settings ({'; '.join(changed)}). Use the run's own settings, another "
                     f"--out, or --force to run it again from stage {stage}"
                 )
-            run.discard(stage)
+            draft.discard(stage)
             break
-    run.store_settings(settings)
+    text = settings.to_toml()
+    if draft.manifest.settings != hashlib.sha256(text.encode()).hexdigest() or (
+        run.settings_file.read_bytes() != text.encode()
+    ):
+        draft.set_settings(text)
 
 
 def _stored(run: Run) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tagseg.data.prepare import prepare
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.evaluate import bound_settings, read_bound, score_segmenter, scored_samples
@@ -11,6 +13,7 @@ from tagseg.pipeline import repeat_stage
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.memory import memory_named
+from tagseg.run.stages import Stage
 from tagseg.segment.labels import true_labels
 from tagseg.settings.settings import Settings
 from tagseg.system.files import remove_temporary, write_atomically
@@ -70,13 +73,11 @@ def _train_again(run: Run, settings: Settings, force: bool, track: Track, traine
     # An interrupted training is resumed, forced or not.
     if force and (bound.evaluation_file.exists() or not _fits(bound, settings)):
         run.forget("full_supervision")
-    if read_bound(run) is not None:
-        return
-    with memory_named(run.root, "segment", settings):
-        _train(run, bound, settings, track, trainer)
-    for stage in ("evaluate", "report"):
-        if run.done(stage):
-            repeat_stage(run, stage, track)
+    if read_bound(run) is None:
+        with memory_named(run.root, "segment", settings):
+            _train(run, bound, settings, track, trainer)
+    for stage in run.manifest().again:
+        repeat_stage(run, stage, track)
 
 
 def _fits(bound: Run, settings: Settings) -> bool:
@@ -98,5 +99,12 @@ def _train(run: Run, bound: Run, settings: Settings, track: Track, trainer: Trai
         trainer.train_segmenter(dataset, bound.masks, settings, bound.segmenter, track)
     scores = score_segmenter(prepared, bound, settings, track)
     assert scores is not None, "there are validation images to score"
-    write_bound_scores(bound, scores)
-    run.note("full_supervision")
+    with run.changing() as (own, draft):
+        write_bound_scores(own.written(bound.evaluation_file), scores)
+        draft.note("full_supervision")
+        again = tuple(stage for stage in _SHOWN if stage in draft.manifest.stages)
+        draft.manifest = msgspec.structs.replace(draft.manifest, again=again)
+
+
+_SHOWN: tuple[Stage, ...] = ("evaluate", "report")
+"""The stages that show the scores of full supervision."""

@@ -68,7 +68,7 @@ def apply_answers(prepared: Prepared, run: Run, track: Track = silent) -> tuple[
     """Write the taught entries of the bank, make the maps again and the masks of the images whose maps changed, and
     return the ids of these images. Nothing is trained, and the backbone sees no image.
 
-    The segmentation network is left to the caller. A call that was killed resumes.
+    All of it changes together. The segmentation network is left to the caller.
 
     Raises:
         RunError: as `require_frozen`; when a file of the run is damaged, or a mask cannot be made.
@@ -80,35 +80,33 @@ def apply_answers(prepared: Prepared, run: Run, track: Track = silent) -> tuple[
     cache, device = open_features(run.features), torch.device("cpu")
     network, _ = load_network(run.network, device)
     network.taught = entries_of(given, prepared, network, cache, digest)
-    if digest or (run.network / TAUGHT).exists():  # empty when all was taken back: the manifest knows the file
-        write_taught(run.network, network.taught)
-    changed: list[str] = []
-    names = [sample.id for sample in prepared.dataset.split("train")]
-    if run.done("masks"):
-        run.quality_file.unlink(missing_ok=True)  # scores of masks that are made again
-    if run.done("localise"):
-        changed = _new_maps(prepared, run, network, cache, track)
-        # All of them: the call before, if it was killed, may have left some without a checksum.
-        run.amend("localise", [map_file(run, name) for name in names], {NOTE: digest})
-    if run.done("masks"):
-        make_masks(prepared, run, track)
-        files = [mask_file(folder, name) for folder in (run.masks, run.decided_masks) for name in names]
-        run.amend("masks", files, {NOTE: digest})
-    run.amend("train", [run.network / TAUGHT] if (run.network / TAUGHT).exists() else [], {NOTE: digest})
+    changed: tuple[str, ...] = ()
+    with run.changing() as (own, draft):
+        taught = []
+        if digest or (run.network / TAUGHT).exists():  # empty when all was taken back: the manifest knows the file
+            taught = [run.name_of(run.network / TAUGHT)]
+            write_taught(own.written(run.network), network.taught)
+        draft.amend("train", taught, {NOTE: digest})
+        if run.done("masks"):
+            draft.forget("quality")  # scores of the old masks
+        if run.done("localise"):
+            changed = _new_maps(prepared, own, network, cache, track)
+            draft.amend("localise", [run.name_of(map_file(run, name)) for name in changed], {NOTE: digest})
+        if run.done("masks"):
+            make_masks(prepared, own, track, again=frozenset(changed))
+            files = [mask_file(folder, name) for folder in (run.masks, run.decided_masks) for name in changed]
+            draft.amend("masks", map(run.name_of, files), {NOTE: digest})
     log.info("taught: %d entries of the memory bank, %d maps changed", len(network.taught), len(changed))
-    return tuple(changed)
+    return changed
 
 
-def _new_maps(prepared: Prepared, run: Run, network: RcaNetwork, cache: FeatureCache, track: Track) -> list[str]:
-    """Write the maps that differ from those in the run, delete the masks made from the old ones, and return the ids."""
+def _new_maps(prepared: Prepared, run: Run, network: RcaNetwork, cache: FeatureCache, track: Track) -> tuple[str, ...]:
+    """Write the maps that differ from those in the run, and return their images' ids."""
     samples, settings, changed = [one for one in prepared.dataset.split("train") if one.tags], run.settings(), []
     for sample in track(samples, "maps", len(samples)):
         maps = from_cache(network, cache, sample, settings).numpy()
-        if np.array_equal(read_maps(map_file(run, sample.id))[0], quantised_maps(maps)):
-            continue
-        # Masks first: if this process is killed here, the next one finds maps that differ, or a mask that is missing.
-        for folder in (run.masks, run.decided_masks):
-            mask_file(folder, sample.id).unlink(missing_ok=True)
-        write_maps(map_file(run, sample.id), maps, sample.tags)
-        changed.append(sample.id)
-    return changed
+        file = map_file(run, sample.id)
+        if not np.array_equal(read_maps(file)[0], quantised_maps(maps)):
+            write_maps(run.written(file), maps, sample.tags)
+            changed.append(sample.id)
+    return tuple(changed)

@@ -8,11 +8,11 @@ from tagseg.export.folder import place_images, whole_folder
 from tagseg.system.progress import silent
 
 
-def test_a_folder_appears_once_it_is_complete(tmp_path: Path) -> None:
+def test_a_folder_is_filled_once_it_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     with whole_folder(out, {"export": "coco"}, force=False) as folder:
         (folder / "a.txt").write_text("a")
-        assert not out.exists()
+        assert not list(out.glob("[!.]*"))
     assert (out / "a.txt").read_text() == "a"
     assert json.loads((out / "made_by_tagseg.json").read_text())["export"] == "coco"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
