@@ -1,198 +1,325 @@
-"""Kill `tagseg fit` at random moments of every stage, run it again, and compare the result with an uninterrupted run.
+"""Kill every command at chosen operations on files, run it again, and compare with a run that nobody disturbed.
 
-    python -m benchmarks.reliability.faults               36 kills, six per stage; a few seconds each on two idle cores
-    python -m benchmarks.reliability.faults --seed 1      36 others, also at the same time; the table counts all
+    python -m benchmarks.reliability.faults                      every command, 20 kills each: about an hour
+    python -m benchmarks.reliability.faults --only export atlas  those; the table has all that were measured so far
+    python -m benchmarks.reliability.faults --kills 40
 
-Every kill (SIGKILL) hits the command's process, on drawn images, with worker processes and two rounds of self-training,
-and is followed by the same command, uninterrupted. tagseg.run.doctor.result_checksums decides what counts as identical.
+A kill is a SIGKILL before the n-th operation: a file opened for writing, flushed to the disk, renamed or deleted, a
+folder made or deleted, a statement of a database. The state after an operation is that before the next. Where a command
+has fewer operations than kills are wanted, the rest are between any two steps of Python that it audits. Then the same
+command runs again (and the commands that follow it), `doctor` examines every run folder, and all files are compared:
+bytes, but for times (see `state`). Every command of the command line has a scenario here, or this program ends.
 This benchmark can be interrupted and continued.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
+import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from benchmarks.harness import RUNS, record
-from PIL import Image, ImageDraw
+from benchmarks.reliability.scenarios import SCENARIOS, WORK, Call, Scenario, make_base, uncovered
 
+from tagseg.cli.main import app, main
 from tagseg.run.doctor import examine, result_checksums
-from tagseg.run.folder import Run
-from tagseg.run.stages import STAGES, Stage
-from tagseg.settings.settings import Settings
+from tagseg.run.folder import LOCK, Run
+from tagseg.system.records import record_kinds
 
 FOLDER = RUNS / "faults"
 
-SETTINGS = Settings.from_dict(
-    {
-        "device": "cpu",
-        "workers": 2,
-        "data": {"min_images": 2},
-        "train": {"backbone": "test_resnet", "weights": "random", "freeze_stride": 0, "neck": 16, "epochs": 4,
-                  "batch": 4, "crop": 65},
-        "rca": {"slots": 8, "prototypes": 2, "confidence": 0.0},
-        "localise": {"max_side": 64},
-        "segment": {"rounds": 2, "epochs": 2, "batch": 4, "crop": 64, "max_side": 64, "predict_scales": [1.0]},
-        "report": {"examples": 4},
-    }
-)  # fmt: skip
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+_CHANGING = {"os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.mkdir": 0, "os.symlink": 1, "os.truncate": 0}
+"""Audited operations that change files, and which of their arguments is the path."""
 
 
-SERVER = """
-import os, sys
-import torch
-from tagseg.cli.main import main
+class Operations:
+    """Counts a process's operations on files below a folder, and kills the process before one of them."""
 
-torch.set_num_threads(1)
-data, settings = sys.argv[1:]
-for line in sys.stdin:
+    def __init__(self, folder: Path) -> None:
+        self.folder = f"{folder}{os.sep}"
+        self.count = self.steps = 0
+        self.last_operation = self.last_step = -1
+        self.on = False
+
+    def start(self, operation: int = -1, step: int = -1) -> None:
+        """Count from now on; kill before this operation, or before this step of any kind."""
+        self.last_operation, self.last_step, self.on = operation, step, True
+        sys.addaudithook(self.audited)
+        flush, connect = os.fsync, sqlite3.connect
+
+        def flushed(file: int) -> None:
+            self.operation()
+            flush(file)
+
+        def connected(*given: Any, **named: Any) -> sqlite3.Connection:
+            database = connect(*given, **named)
+            if str(given[0]).startswith(self.folder):
+                database.set_trace_callback(lambda statement: self.operation())
+            return database
+
+        os.fsync, sqlite3.connect = flushed, connected  # type: ignore[assignment]
+
+    def audited(self, event: str, given: tuple[Any, ...]) -> None:
+        """Count an audited step, and an operation if it is one."""
+        if not self.on:
+            return
+        if self.steps == self.last_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.steps += 1
+        if event == "open":
+            path, _, flags = given
+            if isinstance(flags, int) and flags & _WRITING and self.is_below(path):
+                self.operation()
+        elif event in _CHANGING and self.is_below(given[_CHANGING[event]]):
+            self.operation()
+
+    def operation(self) -> None:
+        """Count an operation."""
+        if self.count == self.last_operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+    def is_below(self, path: object) -> bool:
+        """Tell whether a path is below the folder."""
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        return os.path.abspath(os.fsdecode(path)).startswith(self.folder)
+
+
+def run_calls(
+    calls: Sequence[Call], scenario: Scenario, operation: int = -1, step: int = -1
+) -> tuple[int, dict[str, int]]:
+    """Run calls in a process of their own, in the work folder; the first is counted, and killed where asked. Return
+    the exit status of the last one that ended (negative: a signal), and the counts."""
+    counts, log = WORK.with_name("counts.json"), WORK.with_name("log.txt")
+    counts.unlink(missing_ok=True)
     child = os.fork()
     if not child:
-        os.chdir(line.rstrip())
+        status = 1
         try:
-            main(["fit", data, "--out", "run", "--settings", settings])
-            status = 0
-        except SystemExit as leaving:
-            status = leaving.code or 0
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            os.chdir(WORK)
+            with scenario.patches():
+                operations = Operations(WORK)
+                operations.start(operation, step)
+                for number, call in enumerate(calls):
+                    status = called(call)
+                    if not number:
+                        operations.on = False
+                        operations.last_operation = -1
+                        counts.write_text(json.dumps({"operations": operations.count, "steps": operations.steps}))
+                    if status:
+                        break
+        except BaseException:
+            traceback.print_exc()
+            status = 1
         finally:
             sys.stdout.flush()
-        os._exit(status)
-    print("process", child, flush=True)
+            os._exit(status)
     _, ended = os.waitpid(child, 0)
-    print("status", os.waitstatus_to_exitcode(ended), flush=True)
-"""
-"""Runs the command for every line, which names a folder, in a separate process; torch is imported only once."""
-
-Start = Callable[[Path], tuple[int, Iterator[str]]]
+    return os.waitstatus_to_exitcode(ended), json.loads(counts.read_text()) if counts.exists() else {}
 
 
-def main() -> None:
-    """Make the uninterrupted run, kill others, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=36, help="number of kills, the stages in turn")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
-    options = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "settings.toml").write_text(SETTINGS.to_toml())
-    draw(FOLDER / "data")
-    whole, kept = Run(FOLDER / "whole" / "run"), FOLDER / f"kills_{options.seed}.jsonl"
-    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    with fits() as start:
-        if not whole.manifest_file.exists() or not whole.done("report"):
-            whole.root.parent.mkdir(parents=True, exist_ok=True)
-            assert [*start(whole.root.parent)[1]][-1] == "status 0\n", "the undisturbed run failed"
-        for number in range(len(done), options.kills):
-            moment, stage = random.Random(options.seed * 1000 + number), STAGES[number % len(STAGES)]
-            done.append(kill_and_compare(start, whole, FOLDER / f"killed_{options.seed}", stage, moment))
-            print(f"{number + 1}/{options.kills}: {done[-1]}", flush=True)
-            kept.write_text("".join(json.dumps(one) + "\n" for one in done))
-    write_results()
+def called(call: Call) -> int:
+    """Run one command line, or a function, and return its status."""
+    if callable(call):
+        call()
+        return 0
+    try:
+        main(call.split())
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
 
 
-def draw(data: Path) -> Path:
-    """Draw 12 training and 4 validation images of red and blue discs with true masks, and return the folder."""
-    rows = ["image,tags,split"]
-    for folder in ("images", "masks"):
-        (data / folder).mkdir(parents=True, exist_ok=True)
-    for i in range(16):
-        grey = np.random.default_rng(i).integers(90, 160, (64, 80, 3), np.uint8)
-        image, mask = Image.fromarray(grey), Image.new("L", (80, 64))
-        tags = (("red",), ("blue",), ("red", "blue"))[i % 3]
-        for number, name in enumerate(tags):
-            disc = (6 + 34 * number, 10 + i, 36 + 34 * number, 40 + i)
-            ImageDraw.Draw(image).ellipse(disc, fill=name)
-            ImageDraw.Draw(mask).ellipse(disc, fill={"blue": 1, "red": 2}[name])
-        image.save(data / "images" / f"{i}.png")
-        mask.save(data / "masks" / f"{i}.png")
-        rows.append(f"{i}.png,{' '.join(tags)},{'val' if i > 11 else 'train'}")
-    (data / "tags.csv").write_text("\n".join(rows) + "\n")
-    return data
+def state(folder: Path) -> dict[str, str]:
+    """Return what the work folder holds, without times: checksums by path, rows of databases, manifests."""
+    runs = [file.parent for file in folder.rglob("manifest.json") if (file.parent / "settings.toml").exists()]
+    found: dict[str, str] = {}
+    for root in [folder, *sorted(runs)]:  # a run's files twice: the second time without its times
+        place = root.relative_to(folder).as_posix()
+        for name, digest in result_checksums(Run(root)).items():
+            file = root / name
+            if file.suffix == ".sqlite":
+                digest = rows(file)
+            elif name.endswith("manifest.json"):
+                continue
+            found[os.path.normpath(f"{place}/{name}")] = digest
+        if root in runs:
+            found[f"{place}/manifest.json"] = timeless(json.loads((root / "manifest.json").read_text()))
+    for file in folder.rglob(".*"):
+        if file.name != LOCK:
+            found[file.relative_to(folder).as_posix()] = "left over"
+    return found
 
 
-@contextlib.contextmanager
-def fits() -> Iterator[Start]:
-    """Yield a function that starts `tagseg fit` on the data with the run folder `run` in a folder, and returns its
-    process id and its output's lines, of which the last is its exit status (negative: the signal that killed it)."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"}
-    command: list[str | Path] = [sys.executable, "-c", SERVER, FOLDER / "data", FOLDER / "settings.toml"]
-    with subprocess.Popen(
-        command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
-        reading, writing = server.stdout, server.stdin
-
-        def start(folder: Path) -> tuple[int, Iterator[str]]:
-            writing.write(f"{folder}\n")
-            writing.flush()
-            child = next(int(line.split()[1]) for line in reading if line.startswith("process "))
-            return child, lines()
-
-        def lines() -> Iterator[str]:
-            for line in reading:
-                yield line
-                if line.startswith("status "):
-                    return
-
-        yield start
-        writing.close()
+def timeless(manifest: Any) -> str:
+    """Return a manifest as text, without seconds, memory, and the checksums of files that hold them."""
+    measured = ("seconds", "peak_mb", "images", "images_per_s", "worker_peak_mb")
+    for note in manifest["stages"].values():
+        for name in measured:
+            note.pop(name, None)
+    for note in [*manifest["stages"].values(), *manifest.get("others", {}).values()]:
+        note["files"] = {
+            name: digest
+            for name, digest in note["files"].items()
+            if not name.endswith(("history.jsonl", "report.html"))
+        }
+    return json.dumps(manifest, sort_keys=True)
 
 
-def kill_and_compare(start: Start, whole: Run, folder: Path, stage: Stage, moment: random.Random) -> dict[str, Any]:
-    """Kill `fit` within a stage, in a copy of the whole run before that stage, run it again, and return the result."""
-    shutil.rmtree(folder, ignore_errors=True)
-    run = Run(shutil.copytree(whole.root, folder / "run"))
-    if stage == "train":  # from the first moment on, the run folder itself included
-        shutil.rmtree(run.root)
-    else:
-        run.discard(stage)
-    child, lines = start(folder)
-    seconds = moment.uniform(0, whole.manifest().stages[stage].seconds or 0.0)
-    next(line for line in lines if f"stage {stage}" in line)
-    time.sleep(seconds)
-    with contextlib.suppress(ProcessLookupError):  # it was quicker
-        os.kill(child, signal.SIGKILL)
-    killed = f"status {-signal.SIGKILL}" in [line.strip() for line in lines]
-    unfinished = [name for name in STAGES if not run.done(name)] if run.manifest_file.exists() else list(STAGES)
-    said = list(start(folder)[1])
-    ones, others = result_checksums(run), result_checksums(whole)
-    different = sorted(name for name in ones.keys() | others.keys() if ones.get(name) != others.get(name))
+def rows(file: Path) -> str:
+    """Return the rows of a database without the column `time`."""
+    with sqlite3.connect(file) as database:
+        database.row_factory = sqlite3.Row
+        tables = [row[0] for row in database.execute("select name from sqlite_master where type = 'table'")]
+        return repr(
+            [
+                {key: value for key, value in dict(row).items() if key != "time"}
+                for table in sorted(tables)
+                if not table.startswith("sqlite_")
+                for row in database.execute(f"select * from {table} order by 1")
+            ]
+        )
+
+
+def begin(scenario: Scenario) -> None:
+    """Make the work folder as it is before the scenario's command."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    if scenario.base:
+        shutil.copytree(FOLDER / "base/run", WORK / "run")
+    if scenario.prepare is not None:
+        status, _ = run_calls([scenario.prepare], scenario)
+        assert status == 0, WORK.with_name("log.txt").read_text()
+
+
+def measure(scenario: Scenario, kills: int) -> dict[str, Any]:
+    """Kill a scenario's first command at `kills` moments, and return how often all was as if undisturbed in the end."""
+    begin(scenario)
+    status, counts = run_calls(scenario.calls, scenario)
+    assert status == 0, f"{scenario.name}: {WORK.with_name('log.txt').read_text()}"
+    whole = state(WORK)
+    total, failures, sound = counts["operations"], list[str](), 0
+    number = min(total, kills)
+    moments = [("operation", round(i * (total - 1) / max(number - 1, 1))) for i in range(number)]
+    rest = kills - number
+    moments += [("step", round((i + 0.5) * counts["steps"] / rest)) for i in range(rest)]
+    for kind, moment in moments:
+        begin(scenario)
+        status, _ = run_calls(scenario.calls[:1], scenario, **{kind: moment})
+        if status != -signal.SIGKILL:
+            failures.append(f"{kind} {moment}: not killed, status {status}")
+            continue
+        between = damage(WORK)
+        sound += not between
+        finished = state_or_none(WORK) == whole
+        status, _ = run_calls(scenario.calls, scenario)
+        said = WORK.with_name("log.txt").read_text()[-500:]
+        if status and not finished:
+            failures.append(f"{kind} {moment}: status {status}: {said}")
+            continue
+        now = state(WORK)
+        different = sorted(name for name in now.keys() | whole.keys() if now.get(name) != whole.get(name))
+        if different or damage(WORK):
+            failures.append(
+                f"{kind} {moment}: differs in {different[:4]}, damaged {damage(WORK)[:3]}, after {between[:3]}"
+            )
     return {
-        "stage": unfinished[0] if killed and unfinished else "none",
-        "seconds": round(seconds, 2),
-        "continued": any("resuming after" in line for line in said),
-        "identical": said[-1].strip() == "status 0" and not different and not examine(run.root).damage,
-        "different": different[:5] or ("" if said[-1].strip() == "status 0" else "".join(said)[-400:]),
+        "kills": len(moments),
+        "identical": len(moments) - len(failures),
+        "sound": sound,
+        "operations": total,
+        "failures": failures,
     }
 
 
-def write_results() -> None:
-    """Write the figures of all kills and their table; a run that finished before its kill does not count."""
-    files = sorted(FOLDER.glob("kills_*.jsonl"))
-    seeds = [int(file.stem.removeprefix("kills_")) for file in files]
-    outcomes = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    killed = [one for one in outcomes if one["stage"] != "none"]
-    rows = ["| killed in stage | kills | the same bytes afterwards |", "|---|---:|---:|"]
-    for stage in STAGES:
-        mine = [one for one in killed if one["stage"] == stage]
-        rows.append(f"| {stage} | {len(mine)} | {sum(one['identical'] for one in mine)} |")
-    identical = sum(one["identical"] for one in killed)
-    rows.append(f"| **all** | **{len(killed)}** | **{identical}** |")
-    rows += [
-        "",
-        "SIGKILL at a random moment of each stage, then the same command again; what is compared: docs/reliability.md.",
-    ]
-    print(record("faults", seeds, {"kills": len(killed), "identical": identical}, "\n".join(rows)).read_text())
+def state_or_none(folder: Path) -> dict[str, str] | None:
+    """Return the state of the work folder; None if it cannot be read."""
+    try:
+        return state(folder)
+    except (ValueError, OSError, KeyError):
+        return None
+
+
+def damage(folder: Path) -> list[str]:
+    """Return what `doctor` finds damaged in the run folders below a folder."""
+    roots = [file.parent for file in folder.rglob("manifest.json") if (file.parent / "settings.toml").exists()]
+    tops = [root for root in roots if root.parent.name not in ("self_training", ".writing-change")]
+    return [f"{one.kind} {one.file}" for root in tops for one in examine(root).damage]
+
+
+def commands() -> list[str]:
+    """Return the names of all commands of the command line."""
+    return [name for name in app if not name.startswith("-")]
+
+
+def parse() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="kills per scenario, at least")
+    parser.add_argument("--only", nargs="*", help="names of scenarios")
+    return parser.parse_args()
+
+
+def run_all() -> None:
+    """Measure every scenario that was not measured yet, and write the table."""
+    options = parse()
+    missing = uncovered(commands())
+    assert not missing, f"commands without a scenario: {missing}"
+    record_kinds()  # imports the whole package, once for all forks
+    import torch
+
+    torch.set_num_threads(1)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    make_base(FOLDER / "base", lambda call, scenario: run_calls([call], scenario)[0])
+    kept = FOLDER / "kills.json"
+    done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for scenario in SCENARIOS:
+        if scenario.name not in options.only if options.only else scenario.name in done:
+            continue
+        try:
+            done[scenario.name] = measure(scenario, options.kills)
+        except AssertionError as error:
+            print(f"{scenario.name}: {error}", flush=True)
+            continue
+        found = done[scenario.name]
+        print(
+            f"{scenario.name}: {found['identical']} of {found['kills']} identical",
+            *found["failures"],
+            sep="\n  ",
+            flush=True,
+        )
+        kept.write_text(json.dumps(done, indent=1))
+    write_results(done, options.kills)
+
+
+def write_results(done: dict[str, Any], kills: int) -> None:
+    """Write the figures and their table."""
+    rows = ["| command | operations on files | kills | identical afterwards |", "|---|---:|---:|---:|"]
+    figures = {}
+    for scenario in SCENARIOS:
+        if found := done.get(scenario.name):
+            figures[scenario.name] = {key: found[key] for key in ("operations", "kills", "identical", "sound")}
+            rows.append(f"| {scenario.name} | {found['operations']} | {found['kills']} | {found['identical']} |")
+    total, same = (sum(one[key] for one in figures.values()) for key in ("kills", "identical"))
+    rows.append(f"| **all** | | **{total}** | **{same}** |")
+    sound = sum(one["sound"] for one in figures.values())
+    rows += ["", f"Between the kill and the next command, `doctor` found nothing damaged {sound} times of {total}."]
+    rows += ["SIGKILL before the n-th operation, then the same command again; what is compared: docs/reliability.md."]
+    print(record("faults", [], figures, "\n".join(rows)).read_text())
 
 
 if __name__ == "__main__":
-    main()
+    Callable  # noqa: B018
+    run_all()

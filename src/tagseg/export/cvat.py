@@ -1,5 +1,6 @@
 """CVAT's import formats "Segmentation mask 1.1" and COCO, each as the archive that CVAT accepts."""
 
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -53,8 +54,13 @@ def write_cvat(masks: MaskSet, folder: Path, settings: ExportSettings, track: Tr
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as below:
         file = Path(below) / "instances_default.json"
         write_coco_file(file, masks, settings, track)
-        with atomic_path(folder / "coco_1.0.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            archive.write(file, "annotations/instances_default.json", zipfile.ZIP_DEFLATED)
+        with (
+            atomic_path(folder / "coco_1.0.zip") as temporary,
+            zipfile.ZipFile(temporary, "w") as archive,
+            file.open("rb") as content,
+            archive.open(_entry("annotations/instances_default.json"), "w") as entry,
+        ):
+            shutil.copyfileobj(content, entry)
 
 
 def number_objects(mask: UInt8[np.ndarray, "h w"], parts: bool) -> UInt8[np.ndarray, "h w"]:
@@ -73,5 +79,11 @@ def number_objects(mask: UInt8[np.ndarray, "h w"], parts: bool) -> UInt8[np.ndar
 
 
 def _store(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    archive.writestr(_entry(name), content)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
     # Without a timestamp, so that the same masks give the same archive.
-    archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry

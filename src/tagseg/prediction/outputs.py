@@ -1,6 +1,8 @@
 """The files that are written for each image, and which images still lack theirs."""
 
+import errno
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +44,8 @@ def pending_images(
     """
     targets = {name: output_files(out, name, options) for name in found}
     _check_targets([file for files in targets.values() for file in files], found, out)
-    present = [files[0] for files in targets.values() if files[0].exists()]
+    # os.path, unlike Path, says of a name that no file can have that it does not exist.
+    present = [files[0] for files in targets.values() if os.path.exists(files[0])]
     if present and not (options.force or options.resume):
         raise DataError(
             f"{present[0]}: already exists ({len(present)} of the masks do); choose another --out, add --resume to "
@@ -54,7 +57,7 @@ def pending_images(
     todo = [
         name
         for name, location in found.items()
-        if known.get(masks[name]) != canonical_location(location) or not all(file.exists() for file in targets[name])
+        if known.get(masks[name]) != canonical_location(location) or not all(map(os.path.exists, targets[name]))
     ]
     outdated = {masks[name] for name in todo} | {str(found[name]) for name in todo}
     return todo, [line for line in lines if outdated.isdisjoint((line.mask, line.image))]
@@ -95,9 +98,16 @@ def probabilities_file(out: Path, name: str) -> Path:
 
 
 def write_files(outcome: Outcome, out: Path) -> PredictionLine:
-    """Write an image's files into `out` and return its line."""
+    """Write an image's files into `out` and return its line; if a name is longer than the file system allows, that is
+    the image's error, and the others go on."""
     for name, content in outcome.files.items():
-        write_atomically(out / name, content)
+        try:
+            write_atomically(out / name, content)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            why = f"{outcome.line.image}: its mask cannot be written: {name[-60:]} is too long a name; rename the image"
+            return PredictionLine(outcome.line.image, error=why)
     return outcome.line
 
 

@@ -6,6 +6,7 @@ line are written here. An engine (`local_engine`, `ray_engine`) runs the steps b
 """
 
 import dataclasses
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,12 +24,16 @@ from tagseg.prediction.parquet import pending_rows, write_parts
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.ray_engine import ray_outcomes
 from tagseg.prediction.read import read_input
+from tagseg.run.draft import MANIFEST, SETTINGS
 from tagseg.run.folder import network_folder
 from tagseg.run.hub import is_hub_address
+from tagseg.run.lock import hold_folder
+from tagseg.run.stages import OTHERS, OUTPUTS
 from tagseg.segment.engines import CHECKED_IMAGES, Pictures
 from tagseg.segment.load import open_predictor
 from tagseg.segment.predictor import Predictor
 from tagseg.settings.predict import PredictOptions
+from tagseg.system.changes import begin, end
 from tagseg.system.files import remove_temporary
 from tagseg.system.process import ran_out
 from tagseg.system.progress import Track, map_ahead, silent
@@ -60,7 +65,7 @@ def predict(
 
     predictions.jsonl has one line per image in the order of the images (see `image_line`; for an image that cannot be
     read, its location and the error). A line is appended once all files of its image are written. Lines of other images
-    stay, in front.
+    stay, in front. After a kill, the same call continues.
 
     Args:
         run: a run folder with a trained segmenter, or anything else that `load` accepts.
@@ -70,9 +75,10 @@ def predict(
         track: how to report progress.
 
     Raises:
-        DataError: if there are no images, none can be read, an image would be overwritten, or a mask exists and neither
-            `force` nor `resume` is set.
-        RunError: as `load`; if memory runs out; if the Ray engine is not available or stops.
+        DataError: if there are no images, none can be read, an image or a file of a run would be overwritten, or a mask
+            exists and neither `force` nor `resume` is set.
+        RunError: as `load`; if another command is writing to `out`; if memory runs out; if the Ray engine is not
+            available or stops.
         WriteError: if a file cannot be written, for example because the disk is full.
     """
     options, out = options or PredictOptions(), Path(out)
@@ -85,13 +91,51 @@ def predict(
     if not is_hub_address(run):
         network_folder(Path(run))
     found = find_images([images] if isinstance(images, str | Path) else images, out)
+    _require_outside(out)
+    request = _request(run, images, options)
+    with hold_folder(out) as begun:
+        if begun == request:  # the same prediction was killed: it is continued
+            options = dataclasses.replace(options, resume=True, force=False)
+        return _predict(run, found, out, options, asked, request, track)
+
+
+def _request(run: str | Path, images: str | Path | Sequence[str | Path], options: PredictOptions) -> str:
+    """Return a digest of what is predicted from what, and how."""
+    named = [images] if isinstance(images, str | Path) else images
+    plain = dataclasses.replace(options, resume=False, force=False)
+    return "predict " + hashlib.sha256(repr((str(run), list(map(str, named)), plain)).encode()).hexdigest()
+
+
+def _require_outside(out: Path) -> None:
+    """Raise a DataError when `out` is a run folder, or a folder in which a run keeps files of its own."""
+    folder = out.resolve()
+    own = {name for names in (*OUTPUTS.values(), *OTHERS.values()) for name in names} - set(OTHERS["bench"])
+    for root in (folder, *folder.parents):
+        below = folder.relative_to(root).parts
+        if (root / MANIFEST).is_file() and (root / SETTINGS).is_file() and (not below or below[0] in own):
+            raise DataError(
+                f"--out {out}: must not be where the run {root} keeps its own files, which masks of new images would "
+                "replace; choose another --out"
+            )
+
+
+def _predict(
+    run: str | Path,
+    found: dict[str, Location],
+    out: Path,
+    options: PredictOptions,
+    asked: PredictOptions,
+    request: str,
+    track: Track,
+) -> Predictions:
     opened = open_predictor(run, asked, partial(_some_pictures, found, options), len(found))
     log.info("computed by %s: %s", opened.engine, opened.why)
     predictor = opened.predictor
     todo, lines = (pending_images if options.format == "png" else pending_rows)(found, out, options)
     written = _write_outcomes(_outcomes(predictor, run, found, todo, options), out, found, todo, options)
+    begin(out, request)
     if options.resume:
-        remove_temporary(out)
+        remove_temporary(out, exact=True)
     write_classes(out, predictor.classes[1:])
     write_predictions(out / LINES, lines)
     order = {str(location): place for place, location in enumerate(found.values())}
@@ -105,6 +149,7 @@ def predict(
         write_predictions(
             out / LINES, sorted(read_predictions(out / LINES), key=lambda line: order.get(line.image, -1))
         )
+    end(out)
     if len(skipped) == len(found):
         raise DataError(f"none of the {len(found)} images could be read; first: {next(iter(skipped.values()))}")
     ids = tuple(name for name, location in found.items() if str(location) not in skipped)

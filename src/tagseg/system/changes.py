@@ -74,7 +74,7 @@ def changing(folder: Path, by: str = "") -> Iterator[Draft]:
         WriteError: when the folder cannot be written to.
     """
     settle(folder)
-    draft = Draft(folder)
+    draft, counts = Draft(folder), False
     try:
         with writing(draft.aside):
             draft.aside.mkdir(parents=True)
@@ -83,26 +83,27 @@ def changing(folder: Path, by: str = "") -> Iterator[Draft]:
         moved = tuple(_moves(draft.aside, folder, frozenset(gone)))
         if moved or gone:
             write_atomically(folder / CHANGE, record_text(FolderChange(by, moved, gone)))
+            counts = True
     finally:
-        if not (folder / CHANGE).exists():
+        if not counts:
             shutil.rmtree(draft.aside, ignore_errors=True)
     settle(folder)
 
 
 def settle(folder: Path) -> str:
     """Finish the change of a folder that a killed command left counting, or delete what it wrote aside; return which
-    request began the finished one, empty if there was none.
+    request began it, empty if there was none. What a request has begun (see `begin`) is left to it.
 
     Raises:
         RunError: when the list of the change is damaged, or leads outside the folder.
         WriteError: when the folder cannot be written to.
     """
     change = pending(folder)
-    if change is None:
+    if change is None or not (change.moved or change.gone):
         if (folder / ASIDE).is_dir():
             with writing(folder / ASIDE):
                 shutil.rmtree(folder / ASIDE)
-        return ""
+        return "" if change is None else change.by
     with writing(folder / CHANGE):
         for name in (*change.gone, *change.moved):
             if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):

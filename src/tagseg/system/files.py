@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from tagseg.errors import WriteError
 
 TEMPORARY = ".writing-"
 """Prefix of the names of files while they are written."""
+
+_MADE = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{16}}(\.\w+)?")
+"""The names that `atomic_path` makes."""
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -87,10 +91,14 @@ def reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def remove_temporary(folder: Path) -> None:
-    """Delete the temporary files of killed processes below a folder; no process may be writing there."""
+def remove_temporary(folder: Path, exact: bool = False) -> None:
+    """Delete the temporary files of killed processes below a folder; no process may be writing there.
+
+    With `exact`, only those whose whole name is as `atomic_path` makes it: other files may begin alike.
+    """
     for leftover in folder.rglob(f"{TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)
+        if not leftover.is_dir() and (not exact or _MADE.fullmatch(leftover.name)):
+            leftover.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> str:

@@ -13,13 +13,14 @@ from tagseg.evaluate.evaluate import scored_samples
 from tagseg.pipeline import fit_until
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
-from tagseg.run.open import open_run
+from tagseg.run.open import is_blank, open_run
 from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.settings import Settings
 from tagseg.studies.ablation.arms import ARMS, Arm, arm_settings, run_folder, runs_in
 from tagseg.studies.ablation.picture import draw_ablation
 from tagseg.studies.ablation.scores import read_score, score_run, settings_of_masks
 from tagseg.studies.ablation.table import Ablation
+from tagseg.system.changes import is_own
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, silent
 
@@ -130,7 +131,9 @@ def _require_own_folder(out: Path) -> None:
     if not out.is_dir():
         raise RunError(f"{out}: exists and is not a folder; choose another --out")
     runs = {run_folder(out, arm, seed).name for arm, seed in runs_in(out)}
-    others = {path.name for path in out.iterdir() if not path.name.startswith(".writing-")} - runs
+    # A command that was killed early leaves folders of runs with nothing in them yet.
+    runs |= {path.name for arm in ARMS for path in out.glob(f"{arm}_*") if path.is_dir() and is_blank(path)}
+    others = {path.name for path in out.iterdir() if not is_own(path.name)} - runs
     if others - ({"settings.toml"} if runs else set()):
         raise RunError(f"{out}: exists and is not an ablation's folder; choose another --out")
 

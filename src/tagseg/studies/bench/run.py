@@ -19,6 +19,7 @@ from tagseg.pipeline import fit
 from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.run.open import is_blank
 from tagseg.run.stages import OTHERS
 from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.predict import PredictOptions
@@ -98,7 +99,7 @@ def bench(
 
 def _begin(result: BenchResult) -> None:
     out = result.folder
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "bench.json").exists())):
+    if out.exists() and not (out.is_dir() and (is_blank(out) or (out / "bench.json").exists())):
         raise RunError(f"{out}: exists and is not a benchmark's folder; choose another --out")
     if not (out / "bench.json").exists():
         result.save()
