@@ -17,6 +17,7 @@ from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, quality_values, without_effect_when_frozen
 from tagseg.settings.settings import Settings
 from tagseg.settings.toml import read_toml
+from tagseg.system.untrusted import printable
 
 out = Console()
 err = Console(stderr=True)
@@ -161,9 +162,14 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder made by tagse
 
 def say(line: str) -> None:
     """Print a line as it is, without markup."""
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(line: str, style: str = "yellow") -> None:
+    """Print a line to standard error, without markup."""
+    err.print(printable(line), markup=False, highlight=False, style=style, soft_wrap=True)
 
 
 def name_text(name: str) -> Text:
     """Return a class name as it is: rich reads markup in plain strings."""
-    return Text(name)
+    return Text(printable(name))

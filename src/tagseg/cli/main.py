@@ -1,5 +1,6 @@
 """The entry point of the command line. Only this package prints."""
 
+import errno
 import logging
 import os
 import sys
@@ -19,9 +20,10 @@ from tagseg.cli import (  # noqa: F401  importing them registers their commands
     study,
     teach,
 )
-from tagseg.cli.app import app, err, out
+from tagseg.cli.app import app, complain, err, out
 from tagseg.system.process import launched
 from tagseg.system.signals import exit_status, raised
+from tagseg.system.untrusted import printable
 
 TOGETHER = ("fit", "train", "localise", "masks", "segment", "evaluate", "report", "bench")
 """The commands that processes launched together may run; each process would run any other by itself."""
@@ -32,10 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Ctrl-C and SIGTERM end it with status 130 and 143, and a line that says how to continue.
     """
+    for name in ("stdout", "stderr"):  # None where the caller has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     arguments = sys.argv[1:] if argv is None else list(argv)
     handler.addFilter(partial(_is_shown, _take_verbose(arguments)))
+    handler.addFilter(_make_printable)
     logging.getLogger("tagseg").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     number, count = launched()
@@ -53,8 +59,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         err.print("Interrupted. Run the same command again to continue.", style="yellow")
         raise SystemExit(exit_status(stopped)) from None
     except (ValueError, OSError) as error:
-        err.print(f"Error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        complain(f"Error: {in_words(error)}", "red")
         raise SystemExit(2) from None
+
+
+def in_words(error: ValueError | OSError) -> str:
+    """Return an error's message, and for one of the system that says it not, what to do."""
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return f"{error}: {_REMEDIES[error.errno]}"
+    return str(error)
+
+
+_REMEDIES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --workers, and run the same command again",
+    errno.ENFILE: "the system has too many open files; end other programs, and run the same command again",
+    errno.ENOSPC: "free some space there (TMPDIR names the folder of temporary files), and run the same command again",
+    errno.EFBIG: "raise the limit (ulimit -f), and run the same command again",
+    errno.EROFS: "make the file system writable, or choose another folder",
+}
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
 
 
 def _take_verbose(arguments: list[str]) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import USE, RunFolder, command, err, say
+from tagseg.cli.app import USE, RunFolder, command, complain, err, say
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.progress import bars
 from tagseg.system.signals import exit_status
@@ -53,7 +53,7 @@ def predict(
     say(f"{len(done.ids)} masks: {done.folder}{kept}")
     say(f"Computed by {done.engine}: {done.why}.")
     for _, reason in done.skipped:
-        err.print(f"skipped: {reason}", markup=False, style="yellow")
+        complain(f"skipped: {reason}")
 
 
 @command(USE, 1)

@@ -64,9 +64,15 @@ def page_opener(title: str, kept: str, browser: bool) -> Callable[[str], None]:
 
 
 def open_browser(address: str) -> None:
-    """Open a page in a browser with a window of its own, without waiting for it."""
+    """Open a page in a browser with a window of its own, without waiting for it.
+
+    The browser is given a file that leads to the page: its arguments are in the list of processes, where other users
+    of this machine would read the token.
+    """
     import threading
     import webbrowser
+
+    page = private_page(address).as_uri()
 
     def open_it() -> None:
         try:
@@ -75,9 +81,24 @@ def open_browser(address: str) -> None:
             return
         # Text browsers, which would take over the terminal, are of this class; others are of its subclasses.
         if type(browser) is not webbrowser.GenericBrowser:
-            browser.open(address)
+            browser.open(page)
 
     threading.Thread(target=open_it, daemon=True).start()
+
+
+def private_page(address: str) -> Path:
+    """Return a page that leads to an address and that only this user may read; it is deleted when the process ends."""
+    import atexit
+    import html
+    import os
+    import tempfile
+
+    file, name = tempfile.mkstemp(prefix="tagseg-", suffix=".html")  # for its owner alone
+    with os.fdopen(file, "w", encoding="utf-8") as opened:
+        opened.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">')
+    page = Path(name)
+    atexit.register(page.unlink, missing_ok=True)
+    return page
 
 
 @command(CHECK, 1)

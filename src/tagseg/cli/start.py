@@ -13,6 +13,7 @@ from tagseg.run.clock import Clock
 from tagseg.settings.settings import Settings
 from tagseg.system.files import as_bytes
 from tagseg.system.progress import bars
+from tagseg.system.untrusted import printable
 
 if TYPE_CHECKING:
     from tagseg.data.inspect import Inspection
@@ -104,7 +105,7 @@ def show_inspection(found: "Inspection", min_images: int, costs: str) -> None:
             say(f"Not used: {one}")
     warnings = list(_warnings(found, min_images))
     for line in warnings:
-        out.print(f"! {line}", markup=False, style="yellow")
+        out.print(f"! {printable(line)}", markup=False, style="yellow")
     if not warnings:
         out.print("Nothing suspicious found.", style="green")
     few = sum(count < min_images for count in found.per_class["train"])

@@ -1,7 +1,5 @@
 """Photographs and tags that are given as Python values, written as a table of tags."""
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from tagseg.data.tag_rows import SPLITS
 from tagseg.errors import DataError
 from tagseg.system.files import write_atomically
+from tagseg.system.tables import csv_text
 from tagseg.system.untrusted import shown
 
 GivenData = Any
@@ -45,12 +44,9 @@ def write_tags(data: GivenData, table: Path) -> Path:
             raise DataError(f"data: {path} is given twice; give all its tags at once")
         seen.add(path)
     root = Path(os.path.commonpath([path.parent for path in seen]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "tags", "split"))
-    writer.writerows((path.relative_to(root).as_posix(), repr(list(tags)), split) for path, tags, split in rows)
+    cells = ((path.relative_to(root).as_posix(), repr(list(tags)), split) for path, tags, split in rows)
     table.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(table, text.getvalue())
+    write_atomically(table, csv_text(("image", "tags", "split"), cells))
     return root
 
 

@@ -15,6 +15,7 @@ from tagseg.data.tag_rows import SPLITS, TagRow, unique
 from tagseg.data.texts import read_text
 from tagseg.errors import DataError
 from tagseg.system.records import parse_json
+from tagseg.system.tables import plain_cell
 from tagseg.system.untrusted import shown
 
 _IMAGE_COLUMNS = (
@@ -269,7 +270,8 @@ def _csv_cells(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]
                     where = f"{file}, row {number}"
                     raise DataError(f"{where}: {len(cells)} cells, expected {len(header)}; put the tags in quotes")
                 cells = [*cells[:tags], delimiter.join(cells[tags:])]
-            yield number, dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=True))
+            cells = [*map(plain_cell, cells), *[""] * (len(header) - len(cells))]
+            yield number, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{file}, row {reader.line_num}: not valid CSV ({error})") from error
 

@@ -1,8 +1,6 @@
 """The ranking of masks: which to check first, and why."""
 
-import csv
-import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +8,7 @@ import numpy as np
 from tagseg.data.records import Dataset
 from tagseg.evaluate.quality import ImageQuality
 from tagseg.evaluate.suspects import Suspect
+from tagseg.system.tables import csv_text
 
 DOUBTFUL = 0.5
 """Lower scores and shares are given as a reason."""
@@ -60,13 +59,13 @@ def reasons(quality: ImageQuality, classes: Sequence[str], usual: Mapping[int, f
 def to_csv(worst: list[Worst]) -> str:
     """Return a CSV table with one row per image: image, score, classes with their scores, reason."""
     rows = [(one.id, f"{one.score:.3f}", classes_text(one.classes), one.reason) for one in worst]
-    return _csv(("image", "score", "classes", "reason"), rows)
+    return csv_text(("image", "score", "classes", "reason"), rows)
 
 
 def suspects_to_csv(suspects: list[Suspect], dataset: Dataset) -> str:
     """Return a CSV table with one row per tag: image, tag, wrong or missing, doubt."""
     rows = [(one.id, dataset.classes[one.class_id - 1], one.kind, f"{one.doubt:.3f}") for one in suspects]
-    return _csv(("image", "tag", "suspect", "doubt"), rows)
+    return csv_text(("image", "tag", "suspect", "doubt"), rows)
 
 
 def classes_text(classes: Mapping[str, float]) -> str:
@@ -98,11 +97,3 @@ def _reason(name: str, quality: ImageQuality, class_id: int, usual: float) -> st
     if one.unsure > 1 - DOUBTFUL:
         return f"most of {name} is unsure"
     return f"the network sees {name} elsewhere or not at all"
-
-
-def _csv(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -13,7 +13,7 @@ from tagseg.errors import DataError
 from tagseg.run.folder import LOCK
 from tagseg.run.lock import hold_folder
 from tagseg.system.changes import CHANGE, changing, is_own
-from tagseg.system.files import write_atomically
+from tagseg.system.files import write_atomically, writing
 from tagseg.system.progress import Track
 from tagseg.system.records import json_text
 
@@ -74,18 +74,20 @@ def place_images(pairs: Iterable[tuple[Path, Path]], how: Images, total: int, tr
 
     Raises:
         DataError: when an image inside a tar would have to be linked.
+        WriteError: when the disk is full, or there is no permission to write.
     """
     if how == "none":
         return
     for source, target in track(pairs, f"{how} images", total):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if how == "link":
-            if is_member(source):
-                raise DataError(f"--images link: cannot link to {source} inside a tar; expected copy or none")
-            os.symlink(source.resolve(), target)
-        else:
-            with open_file(source) as file, target.open("wb") as copy:
-                shutil.copyfileobj(file, copy)
+        if how == "link" and is_member(source):
+            raise DataError(f"--images link: cannot link to {source} inside a tar; expected copy or none")
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if how == "link":
+                os.symlink(source.resolve(), target)
+            else:
+                with open_file(source) as file, target.open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
 
 
 def write_json_list(file: TextIO, items: Iterable[Any]) -> None:

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -141,7 +141,13 @@ def make_app(queue: Queue, token: str) -> ASGIApp:
 
 def page_app(routes: Sequence[Route], token: str, **state: object) -> ASGIApp:
     """Return the app of a page with its `state`, for clients that know the token; errors are answered in words."""
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse, ValueError: _explain})
+    handlers: dict[Any, Callable[[Request, Exception], Response]] = {
+        HTTPException: _refuse,
+        ValueError: _explain,
+        OSError: _explain,
+        ClientDisconnect: _give_up,
+    }
+    app = Starlette(routes=routes, exception_handlers=handlers)
     for name, value in state.items():
         setattr(app.state, name, value)
     return guarded(app, token)
@@ -381,6 +387,11 @@ def _refuse(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code)
 
 
+def _give_up(request: Request, error: Exception) -> Response:
+    """Return what nobody reads: the browser has left before its request was complete."""
+    return Response(status_code=400)
+
+
 def _explain(request: Request, error: Exception) -> Response:
-    """Respond with the error in the run or the data, which the user can fix while the server keeps running."""
+    """Respond with the error in run, data or disk, which the user can fix while the server keeps running."""
     return JSONResponse({"error": str(error)}, 409)

@@ -15,6 +15,7 @@ from PIL import Image
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
 from tagseg.system.databases import open_database
+from tagseg.system.files import writing
 from tagseg.system.records import ClassId, Record, parse_record, record_line
 from tagseg.system.untrusted import shown
 
@@ -81,7 +82,8 @@ def record_decision(run: Run, sample_id: str, decision: Decision, masks: MaskPai
     """
     assert (decision.verdict == "accepted") == (masks is not None), "masks are stored if and only if they are accepted"
     kept = [_packed(mask) for mask in masks] if masks is not None else [None, None]
-    run.review.mkdir(parents=True, exist_ok=True)
+    with writing(run.decisions_file):
+        run.review.mkdir(parents=True, exist_ok=True)
     row = (sample_id, decision.verdict, record_line(OffClasses(decision.off)).rstrip(), decision.threshold, *kept)
     with _open(run) as database, database:
         database.execute(_TABLE)
@@ -183,7 +185,9 @@ def _select(run: Run, query: str, *values: str) -> list[tuple[Any, ...]]:
     if not run.decisions_file.exists():
         return []
     with _open(run) as database:
-        return database.execute(query, values).fetchall()
+        # A kill, or a full disk, before the first decision leaves a file without a table.
+        empty = not query.startswith("pragma") and not database.execute("select 1 from sqlite_master").fetchone()
+        return [] if empty else database.execute(query, values).fetchall()
 
 
 def _open(run: Run) -> contextlib.AbstractContextManager[sqlite3.Connection]:

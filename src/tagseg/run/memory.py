@@ -8,7 +8,7 @@ from typing import Any
 from tagseg.errors import RunError
 from tagseg.run.stages import Stage
 from tagseg.settings.settings import Settings
-from tagseg.system.process import ran_out
+from tagseg.system.process import lacks_shared_memory, ran_out
 
 MEMORY: dict[Stage, tuple[str, ...]] = {
     "train": ("train.batch", "train.crop", "workers"),
@@ -36,6 +36,12 @@ def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]
                 f"{root}: stage {stage}: a process that reads images ended; its own error is above. If it is about "
                 'starting processes, put the calls of your script below `if __name__ == "__main__":`; workers = 0 '
                 "reads images without other processes"
+            ) from error
+        if shared := lacks_shared_memory(error):
+            raise RunError(
+                f"{root}: stage {stage}: the shared memory of this machine or container (/dev/shm) is too small for "
+                f"{settings.workers} processes that read images ({shared}); make it larger (docker run --shm-size=1g), "
+                "or use --workers 0, and run the same command again"
             ) from error
         cause = ran_out(error)
         if not cause:

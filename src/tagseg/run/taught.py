@@ -18,6 +18,7 @@ from tagseg.errors import RunError
 from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
 from tagseg.system.databases import open_database
+from tagseg.system.files import writing
 from tagseg.system.records import Positive, Record, Share, parse_record, read_record, record_line, write_record
 
 Meant = Literal["class", "background", "mixed", "skip"]
@@ -90,7 +91,8 @@ def record_answer(run: Run, answer: Answer) -> int:
     Raises:
         RunError: when the cluster was named already, or the database cannot be written.
     """
-    run.review.mkdir(parents=True, exist_ok=True)
+    with writing(run.taught_file):
+        run.review.mkdir(parents=True, exist_ok=True)
     with _open(run) as database:
         return _insert(database, run, (answer,))[0]
 
@@ -156,7 +158,8 @@ def import_answers(run: Run, path: Path, images: Sequence[str], classes: Sequenc
     held = set(answers(run).values())
     questions = {one.question for one in held if one.question}
     new = [one for one in dict.fromkeys(given) if one not in held and one.question not in questions]
-    run.review.mkdir(parents=True, exist_ok=True)
+    with writing(run.taught_file):
+        run.review.mkdir(parents=True, exist_ok=True)
     with _open(run) as database:
         return len(_insert(database, run, new))
 

@@ -39,8 +39,11 @@ AtLeastOne = Annotated[int, Ge(1)]
 Port = Annotated[int, Ge(0), Le(65_535)]
 """The type of a port to listen on; 0 takes any free one."""
 
-Scales = Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)]
-"""The type of a list of image scales."""
+Scales = Annotated[tuple[Annotated[float, Ge(0.05), Le(20)], ...], MinLen(1)]
+"""The type of a list of image scales: at smaller ones nothing is left of an image, larger ones fill any memory."""
+
+MaxSide = Annotated[int, Ge(64), Le(32_768), Unit("pixels")]
+"""The type of the long side to which larger images are reduced."""
 
 
 def check_fields(record: Any, prefix: str, error: type[ValueError] = ValueError) -> None:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen, Unit
+from annotated_types import Ge, MinLen
 
-from tagseg.settings.bounds import Scales, check_fields
+from tagseg.settings.bounds import MaxSide, Scales, check_fields
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FeatureSettings:
     scales: Scales = (1.0, 2.0)
     """Image scales at which features are computed."""
 
-    max_side: Annotated[int, Ge(64), Unit("pixels")] = 320
+    max_side: MaxSide = 320
     """Long side to which larger images are reduced before the scales apply."""
 
     channels: Annotated[int, Ge(0)] = 128

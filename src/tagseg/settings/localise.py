@@ -1,11 +1,9 @@
 """Settings of section [localise]: the maps of the training images."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge, Unit
-
-from tagseg.settings.bounds import Scales, check_fields
+from tagseg.settings.bounds import MaxSide, Scales, check_fields
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class LocaliseSettings:
     flip: bool = True
     """Also average over the mirrored image."""
 
-    max_side: Annotated[int, Ge(64), Unit("pixels")] = 320
+    max_side: MaxSide = 320
     """Long side to which larger images are reduced before the scales apply. About 1.4 x train.crop gives objects the
     size at which the network was trained."""
 

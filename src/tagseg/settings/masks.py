@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt, Unit
+from annotated_types import Ge, Gt, Lt
 
-from tagseg.settings.bounds import check_fields
+from tagseg.settings.bounds import MaxSide, check_fields
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MaskSettings:
     """A pixel gets a label only if the label's probability exceeds one half by this; otherwise it is unsure (255). The
     probability is the geometric mean of those before and after refinement."""
 
-    max_side: Annotated[int, Ge(64), Unit("pixels")] = 640
+    max_side: MaxSide = 640
     """Long side at which maps are refined; masks of larger images are enlarged from this size."""
 
     def __post_init__(self) -> None:

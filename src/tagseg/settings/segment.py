@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, Unit
 
-from tagseg.settings.bounds import Scales, check_fields
+from tagseg.settings.bounds import MaxSide, Scales, check_fields
 
 NetworkName = Literal["deeplabv2", "deeplabv3plus", "upernet"]
 
@@ -96,7 +96,7 @@ class SegmentSettings:
     predict_flip: bool = True
     """Also average over the mirrored image when predicting."""
 
-    max_side: Annotated[int, Ge(64), Unit("pixels")] = 512
+    max_side: MaxSide = 512
     """Long side to which larger images are reduced in training and prediction; masks have the image's own size."""
 
     def __post_init__(self) -> None:

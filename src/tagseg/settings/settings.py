@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from cyclopts import Group, Parameter
 
 from tagseg.settings.bounds import check_fields
@@ -36,7 +36,7 @@ def _panel(title: str, order: int) -> Parameter:
 class Settings:
     """All settings of a run."""
 
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Seed of all random numbers."""
 
     device: str = "auto"

@@ -82,7 +82,7 @@ def changing(folder: Path, by: str = "") -> Iterator[Draft]:
         gone = tuple(dict.fromkeys(draft.gone))
         moved = tuple(_moves(draft.aside, folder, frozenset(gone)))
         if moved or gone:
-            write_atomically(folder / CHANGE, record_text(FolderChange(by, moved, gone)))
+            _list(folder, FolderChange(by, moved, gone))
             counts = True
     finally:
         if not counts:
@@ -141,7 +141,9 @@ def begin(folder: Path, by: str) -> None:
     Raises:
         WriteError: when the folder cannot be written to.
     """
-    write_atomically(folder / CHANGE, record_text(FolderChange(by)))
+    _list(folder, FolderChange(by))
+    with writing(folder / ASIDE):
+        shutil.rmtree(folder / ASIDE)
 
 
 def end(folder: Path) -> None:
@@ -157,6 +159,13 @@ def end(folder: Path) -> None:
 def is_own(name: str) -> bool:
     """Tell whether a file or folder of this name, directly in a folder, belongs to a change of it."""
     return name == CHANGE or name.startswith(TEMPORARY)
+
+
+def _list(folder: Path, change: FolderChange) -> None:
+    """Put the list of a change in place. It is written aside, too: what a kill leaves of it is deleted then."""
+    write_atomically(folder / ASIDE / CHANGE, record_text(change))
+    with writing(folder / CHANGE):
+        (folder / ASIDE / CHANGE).replace(folder / CHANGE)
 
 
 def _moves(aside: Path, folder: Path, gone: frozenset[str], below: str = "") -> Iterator[str]:

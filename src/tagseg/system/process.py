@@ -33,6 +33,13 @@ def says_out_of_memory(message: str) -> bool:
     return killed or any(words in message for words in allocators)
 
 
+def lacks_shared_memory(error: Exception) -> str:
+    """Return the message of an error of processes that share tensors where /dev/shm is full; empty for any other."""
+    message = str(error).splitlines()[0][:200] if str(error) else ""
+    words = ("shared memory", "Bus error", "file </torch_", "ancdata")
+    return message if any(one in message for one in words) and "open files" not in message else ""
+
+
 @contextlib.contextmanager
 def script_hidden() -> Iterator[None]:
     """Hide the caller's script from multiprocessing in the block.

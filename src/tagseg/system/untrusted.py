@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import reprlib
 import tokenize
 import zipfile
@@ -13,6 +14,9 @@ DAMAGED_ARRAY: tuple[type[Exception], ...] = (
     *(NotImplementedError, RecursionError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 """Errors that NumPy and zipfile raise on damaged arrays and archives: NumPy parses an array's header as Python."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, but for tab and line feed, and those that turn the direction of text."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxtuple, _SHOWN.maxdict = 3, 10, 10, 10
@@ -48,6 +52,16 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
         if most is not None and size > most:
             raise ValueError(f"size is {size} bytes, expected at most {most}")
         return file.read()
+
+
+def printable(text: str) -> str:
+    """Return text with its control characters written out: in a terminal they could move the cursor, change what was
+    printed, or type. File names and classes may hold any.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(value: object) -> str:

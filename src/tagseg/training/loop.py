@@ -46,7 +46,7 @@ class Training:
     """A network in training: where, what, for how long and on which data.
 
     Attributes:
-        name: what progress reports call it.
+        name: what progress reports call it: its section of the settings.
         folder: where its state is saved until it has finished.
         modules: the modules whose state is saved, by name: `network`, and what else changes during training.
         optimizer: the optimiser of the network.
@@ -80,8 +80,8 @@ class Epoch:
 
     Attributes:
         images: the data set of the epoch.
-        step: learns from the batches of a step, given the number of steps in the epoch, and returns figures; the epoch
-            sums them up. It sets no learning rate.
+        step: learns from the batches of a step, given the number of steps in the epoch, and returns figures, `loss`
+            among them; the epoch sums them up. It sets no learning rate.
         figures: turns these sums into the epoch's line of the history, `loss` among them.
         generators: random generators that the steps use in addition to PyTorch's own.
         keep: saves what else the epoch has changed, when it is left before its end.
@@ -148,8 +148,7 @@ def run_epochs(training: Training, open_epoch: OpenEpoch) -> History:
             figures = _run_epoch(training, open_epoch, state, epoch, began, came)
             if not math.isfinite(figures["loss"]):
                 raise RunError(
-                    f"{training.folder}: the loss became {figures['loss']} in epoch {epoch}; lower the learning rate "
-                    "(lr)"
+                    f"{training.folder}: the loss became {figures['loss']} in epoch {epoch}; lower --{training.name}.lr"
                 )
             row = {"epoch": epoch, **figures, "seconds": round(time.monotonic() - began, 1)}
             log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
@@ -180,6 +179,12 @@ def _run_epoch(
             set_lr(optimizer, training.lr(epoch, step / steps))
             for name, value in current.step(itertools.islice(tracked, per_step), steps).items():
                 sums[name] = sums.get(name, 0.0) + value
+            if group.any(not math.isfinite(sums.get("loss", 0.0))):
+                raise RunError(
+                    f"{training.folder}: the loss became {sums['loss']} at step {step + 1} of epoch {epoch}; lower "
+                    f"--{training.name}.lr (its rate was {optimizer.param_groups[0]['lr']:.3g} there) and run the same "
+                    "command again with --force"
+                )
             sums["lr"] = optimizer.param_groups[0]["lr"]
             if group.any(came()):
                 current.keep()

@@ -1,0 +1,119 @@
+"""Commands that are killed between any two operations on files, and run again: the short version of the benchmark
+benchmarks/reliability/faults.py, in one process."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tagseg.cli.main import app
+from tagseg.data.prepare import prepare
+from tagseg.export.formats import export
+from tagseg.importing.import_masks import import_masks
+from tagseg.masks.update import update_masks
+from tagseg.run.decisions import Decision, record_decision
+from tagseg.run.doctor import examine
+from tagseg.run.folder import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+KILLS = 6
+"""Kills per command, spread over its operations."""
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing after it changes a file."""
+
+
+@contextlib.contextmanager
+def killed_before(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """End the block before its n-th operation on files; yields a list whose only item counts them."""
+    count = [0]
+
+    def dying(function: Callable[..., object]) -> Callable[..., object]:
+        def called(*given: object, **named: object) -> object:
+            count[0] += 1
+            if count[0] > number:
+                raise Killed
+            return function(*given, **named)
+
+        return called
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
+            patched.setattr(os, name, dying(getattr(os, name)))
+        yield count
+
+
+def decide_and_update(run: Run, out: Path) -> None:
+    update_masks(prepare(run), run)
+
+
+def export_anew(run: Run, out: Path) -> None:
+    export(run.root, "cvat", out)
+
+
+def export_again(run: Run, out: Path) -> None:
+    export(run.root, "cvat", out, force=True)
+
+
+def import_anew(run: Run, out: Path) -> None:
+    import_masks(run.masks, run.root, out, with_pseudo=True)
+
+
+def discard(run: Run, out: Path) -> None:
+    run.discard("segment")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("command", [decide_and_update, export_anew, export_again, import_anew, discard])
+def test_the_same_command_ends_with_the_same_bytes(
+    command: Callable[[Run, Path], None], masked_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tagseg.run.lock.PATIENCE_S", 0.0)
+    run, out, kept = masked_run, tmp_path / "out", tmp_path / "kept"
+    if command is decide_and_update:
+        ids = [sample.id for sample in prepare(run).dataset.split("train")]
+        for name in ids[:3]:
+            record_decision(run, name, Decision("rejected"))
+    if command is export_again:
+        export(run.root, "voc", out)
+    out.mkdir(exist_ok=True)
+    shutil.copytree(run.root, kept / "run")
+    shutil.copytree(out, kept / "out")
+
+    def begin() -> None:
+        for place, old in ((run.root, kept / "run"), (out, kept / "out")):
+            shutil.rmtree(place)
+            shutil.copytree(old, place)
+
+    with killed_before(10_000, monkeypatch) as count:
+        command(run, out)
+    known = {"left over"}  # the fixture's manifest lists no files
+    whole, operations = (tree(run.root), tree(out)), count[0]
+    assert whole != (tree(kept / "run"), tree(kept / "out")) and operations > KILLS
+    for number in range(KILLS):
+        begin()
+        with killed_before(number * (operations - 1) // (KILLS - 1), monkeypatch):
+            command(run, out)
+        assert {one.kind for one in examine(run.root).damage} <= known, f"kill {number}"
+        command(run, out)
+        assert (tree(run.root), tree(out)) == whole, f"kill {number}"
+
+
+def test_no_command_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.reliability.scenarios import uncovered
+
+    assert uncovered([name for name in app if not name.startswith("-")]) == []
+    assert uncovered(["fit", "a new one"]) == ["a new one"]
