@@ -9,6 +9,7 @@ from PIL import Image
 
 from tagseg.data.prepare import prepare
 from tagseg.data.read import read_dataset
+from tagseg.data.tars import content_mark
 from tagseg.errors import DataError, RunError
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
@@ -37,13 +38,33 @@ def test_the_first_time_every_image_is_decoded_and_recorded(run: Run) -> None:
     assert noted["classes"] == ["cat", "dog"] and noted["layout"] == "folder" and noted["broken"] == []
     assert noted["samples"][0] == {
         "id": "cat/0", "tags": [1], "split": "train", "image": str(run.data_root() / "cat/0.png"), "size": [8, 10],
-        "mask": False, "scored": True,
+        "mask": False, "scored": True, "mark": content_mark(run.data_root() / "cat/0.png"),
     }  # fmt: skip
 
 
 def test_later_the_images_are_not_decoded_again(run: Run) -> None:
     first = prepare(run)
-    (run.data_root() / "cat/0.png").write_bytes(b"no longer an image")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tagseg.data.prepare.check_images", None)
+        assert prepare(run) == first
+
+
+def test_a_photograph_that_was_replaced_is_noticed(run: Run) -> None:
+    prepare(run)
+    Image.new("RGB", (10, 8), (1, 2, 3)).save(run.data_root() / "cat/0.png")
+    with pytest.raises(
+        RunError, match=r"have changed since this run began: 1 image with another content \(first cat/0"
+    ):
+        prepare(run)
+
+
+def test_runs_of_earlier_versions_have_no_marks(run: Run) -> None:
+    first = prepare(run)
+    noted = json.loads(run.data_file.read_text(encoding="utf-8"))
+    for row in noted["samples"]:
+        del row["mark"]
+    run.data_file.write_text(json.dumps(noted))
+    Image.new("RGB", (10, 8), (1, 2, 3)).save(run.data_root() / "cat/0.png")
     assert prepare(run) == first
 
 

@@ -12,8 +12,10 @@ from PIL import Image
 from tagseg.data.images import read_image, read_mask_file
 from tagseg.errors import DataError, RunError
 from tagseg.networks.segmenters import Segmenter
+from tagseg.prediction.lines import read_predictions
 from tagseg.prediction.predict import predict
 from tagseg.run.folder import Run
+from tagseg.run.lock import hold_folder
 from tagseg.run.open import open_run
 from tagseg.segment import windows
 from tagseg.segment.load import load
@@ -233,7 +235,7 @@ def test_an_interrupted_prediction_resumes(run: Run, tmp_path: Path, interrupted
     with (out / "predictions.jsonl").open("ab") as file:
         file.write(b'{"image": "brok')
     with pytest.raises(DataError, match="add --resume to predict only the images without a mask"):
-        predict(run.root, source, out, CPU)
+        predict(run.root, source, out, dataclasses.replace(CPU, batch=3))  # another prediction: not continued unasked
     again = PredictOptions(device="cpu", resume=True)
     done = predict(run.root, source, out, again)
     assert done.kept == 4 and len(done.ids) == 11 and len(done.skipped) == 1
@@ -339,3 +341,52 @@ def test_running_out_of_memory_names_the_flags_to_lower(
         predict(run.root, tmp_path, tmp_path / "out", CPU)
     resumed = dataclasses.replace(CPU, resume=True)
     assert len(predict(run.root, tmp_path / "a.png", tmp_path / "out", resumed).ids) == 1
+
+
+def test_a_name_that_is_too_long_is_one_images_error(run: Run, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", f"{'x' * 250}.png", "z.png"):
+        Image.new("RGB", (40, 30)).save(photos / name)
+    done = predict(run.root, photos, tmp_path / "out", PredictOptions(overlays=True))
+    assert done.ids == ("a", "z") and "is too long a name; rename the image" in done.skipped[0][1]
+    assert [line.error is None for line in read_predictions(tmp_path / "out/predictions.jsonl")] == [True, False, True]
+
+
+def test_masks_of_a_run_are_not_replaced(run: Run, photos: list[Path]) -> None:
+    for out in (run.root, run.root / "segmenter", run.masks / "new", run.predictions):
+        with pytest.raises(DataError, match=r"must not be where the run .* keeps its own files"):
+            predict(run.root, photos, out)
+
+
+def test_a_second_prediction_into_one_folder_is_refused(
+    run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tagseg.run.lock.PATIENCE_S", 0.0)
+    with (
+        hold_folder(tmp_path / "out"),
+        pytest.raises(RunError, match="another tagseg command is writing to it"),
+    ):
+        predict(run.root, photos, tmp_path / "out")
+
+
+def test_the_same_call_continues_and_leaves_files_that_look_temporary(
+    run: Run, tmp_path: Path, interrupted: Callable[[int], Track]
+) -> None:
+    photos, out, whole = tmp_path / "photos", tmp_path / "out", tmp_path / "whole"
+    photos.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (40, 30)).save(photos / name)
+    predict(run.root, photos, whole)
+    out.mkdir()
+    (out / ".writing-holiday.png").write_bytes(b"mine")
+    with pytest.raises(KeyboardInterrupt):
+        predict(run.root, photos, out, track=interrupted(1))
+    (out / ".writing-0123456789abcdef.png").write_bytes(b"half")
+    with pytest.raises(DataError, match="already exists"):  # another prediction is not continued
+        predict(run.root, photos, out, PredictOptions(overlays=True))
+    assert predict(run.root, photos, out).kept >= 1
+    names = {path.name for path in out.iterdir()}
+    assert names == {path.name for path in whole.iterdir()} | {".writing-holiday.png"}
+    for path in whole.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()

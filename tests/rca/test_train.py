@@ -154,7 +154,7 @@ def test_parts_can_be_left_out(rca: dict[str, object], names: set[str], dataset:
 
 
 def test_a_loss_that_is_no_number_stops_with_a_message(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"network: the loss became (nan|inf) in epoch 1; lower the learning rate"):
+    with pytest.raises(RunError, match=r"network: the loss became (nan|inf) at step \d of epoch 1; lower --train\.lr"):
         train(dataset, changed(train={"lr": 1e20}), tmp_path / "network")
     assert not (tmp_path / "network" / "network.safetensors").exists()
 

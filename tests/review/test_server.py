@@ -297,3 +297,10 @@ def test_in_the_page_a_key_shows_the_networks_mask_and_accepting_keeps_it(with_n
     page.keyboard.press("n")
     page.wait_for_function("() => !document.getElementById('layers').dataset.shown.includes('network=1')")
     assert page.get_attribute("#network", "aria-pressed") == "false"
+
+
+def test_a_review_folder_that_cannot_be_written_is_explained(run, serve):
+    served = serve(run)
+    run.review.write_text("in the way")
+    status, answer = served.decide("img0", "rejected")
+    assert status == 409 and "review" in answer["error"]

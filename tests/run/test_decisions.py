@@ -254,3 +254,13 @@ def test_making_one_mask_reads_its_decision_only(run: Run, made: Prepared) -> No
     assert (decided == 0).all() and not (sure == 1).any() and not (sure == 2).any()
     with sqlite3.connect(run.decisions_file) as database:
         assert database.execute("select count(*) from decisions").fetchone() == (1,)
+
+
+def test_a_file_without_a_table_holds_no_decision(run: Run) -> None:
+    run.review.mkdir()
+    run.decisions_file.touch()  # as a kill, or a full disk, before the first decision leaves it
+    assert decisions(run) == {} and decision_of(run, "a") == OPEN and decision_digests(run) == {}
+    assert accepted_masks(run, "a") is None
+    check_database(run)
+    record_decision(run, "a", Decision("rejected"))
+    assert decisions(run) == {"a": Decision("rejected")}

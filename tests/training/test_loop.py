@@ -192,7 +192,7 @@ def test_finished_epochs_are_not_run_again(tmp_path: Path) -> None:
 
 
 def test_a_loss_of_nan_stops_and_keeps_the_epoch_before(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"the loss became nan in epoch 2; lower the learning rate \(lr\)"):
+    with pytest.raises(RunError, match=r"the loss became nan in epoch 2; lower --train\.lr"):
         Learner(broken_in=2).run(tmp_path, 3)
     _, about = load_tensors(tmp_path / "checkpoint.safetensors")
     assert [row["epoch"] for row in about["history"]] == [1]

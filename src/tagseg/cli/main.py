@@ -1,6 +1,7 @@
 """The entry point of the command line. Only this package prints."""
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -36,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     for name in ("stdout", "stderr"):  # None where the caller has closed it
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+            setattr(sys, name, _Nowhere())
     handler = RichHandler(console=err, show_path=False, show_level=False, omit_repeated_times=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     arguments = sys.argv[1:] if argv is None else list(argv)
     handler.addFilter(partial(_is_shown, _take_verbose(arguments)))
-    handler.addFilter(_make_printable)
+    handler.addFilter(make_printable)
     logging.getLogger("tagseg").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     number, count = launched()
@@ -63,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+class _Nowhere(io.TextIOBase):
+    """Takes what is printed and keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 def in_words(error: ValueError | OSError) -> str:
     """Return an error's message, and for one of the system that says it not, what to do."""
     if isinstance(error, OSError) and error.errno in _REMEDIES:
@@ -79,7 +87,8 @@ _REMEDIES = {
 }
 
 
-def _make_printable(record: logging.LogRecord) -> bool:
+def make_printable(record: logging.LogRecord) -> bool:
+    """Write out the control characters of a record of the log, and return that it is shown."""
     record.msg, record.args = printable(record.getMessage()), None
     return True
 

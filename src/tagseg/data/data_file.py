@@ -8,6 +8,7 @@ import msgspec
 from tagseg.data.check import Checked
 from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.records import Dataset
+from tagseg.data.tars import content_mark
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
 from tagseg.system.process import gc_paused
@@ -20,7 +21,8 @@ class ImageRow(msgspec.Struct, frozen=True):
     """An image of a run's data set.
 
     id: as in `Sample`. tags: class ids. image: path of the image. size: height and width in pixels. mask: whether there
-    is a true mask. scored: whether that mask is part of the official evaluation.
+    is a true mask. scored: whether that mask is part of the official evaluation. mark: that of the image's content (see
+    `content_mark`); empty in runs of earlier versions.
     """
 
     id: str
@@ -30,6 +32,7 @@ class ImageRow(msgspec.Struct, frozen=True):
     size: tuple[Positive, Positive]
     mask: bool
     scored: bool = True
+    mark: str = ""
 
 
 class DataFile(Record, frozen=True):
@@ -81,6 +84,7 @@ def write_data_file(run: Run, dataset: Dataset, checked: Checked) -> None:
                 sizes[sample.id],
                 sample.mask is not None,
                 sample.scored,
+                content_mark(sample.image),
             )
             for sample in dataset.samples
         )

@@ -10,6 +10,7 @@ from tagseg.data.data_file import DataFile, ImageRow, read_data_file, write_data
 from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset, Sample
+from tagseg.data.tars import content_mark
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
 from tagseg.system.progress import Track, silent
@@ -63,7 +64,8 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
         whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
         dataset = dataclasses.replace(dataset, samples=whole)
     same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
-    if not (same and all(map(_is_row, dataset.samples, kept.samples))):
+    same = same and all(map(_is_row, dataset.samples, kept.samples))
+    if not same or any(map(_is_other, dataset.samples, kept.samples)):
         raise DataChanged(
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
             f"{'; '.join(_changes(dataset, kept))}",
@@ -91,6 +93,7 @@ def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
         "with other tags": [
             name for name in both if tags(after[name].tags, dataset.classes) != tags(before[name].tags, kept.classes)
         ],
+        "with another content": [name for name in both if _is_other(after[name], before[name])],
         "in another split": [name for name in both if after[name].split != before[name].split],
     }
     lines = [
@@ -101,6 +104,12 @@ def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
     lines += [f"class {name} is new" for name in dataset.classes if name not in kept.classes]
     lines += [f"class {name} is gone" for name in kept.classes if name not in dataset.classes]
     return lines or ["the order of images or classes"]
+
+
+def _is_other(sample: Sample, row: ImageRow) -> bool:
+    """Tell whether an image's file is another one than before; one that cannot be read is named where it is read."""
+    mark = content_mark(sample.image) if row.mark else ""
+    return bool(mark) and mark != row.mark
 
 
 def _is_row(sample: Sample, row: ImageRow) -> bool:

@@ -8,6 +8,7 @@ process can read the member at any time with one seek, without a list of the tar
 import io
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
@@ -17,6 +18,9 @@ from tagseg.errors import DataError
 
 MAX_MEMBER = 1 << 30
 """Larger members are refused: no image has so many bytes, and members are read as a whole."""
+
+MARKED_BYTES = 4096
+"""Bytes at each end of an image's file that its mark depends on."""
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Suffixes of compressed tars, in lower case."""
@@ -82,6 +86,21 @@ def file_size(path: Path) -> int:
     """Return the size in bytes of a file or a member of a tar."""
     place = _place(path)
     return path.stat().st_size if place is None else place[2]
+
+
+def content_mark(path: Path) -> str:
+    """Return the size of a file or a member of a tar and a checksum of its ends, by which another content is noticed
+    without reading it all; empty if it cannot be read."""
+    try:
+        shard, start, size = _place(path) or (path, 0, path.stat().st_size)
+        with shard.open("rb") as file:
+            file.seek(start)
+            digest = zlib.crc32(file.read(min(size, MARKED_BYTES)))
+            file.seek(start + max(size - MARKED_BYTES, 0))
+            digest = zlib.crc32(file.read(min(size, MARKED_BYTES)), digest)
+    except OSError:
+        return ""
+    return f"{size}-{digest:08x}"
 
 
 def file_stamp(path: Path) -> tuple[int, int]:

@@ -1,9 +1,10 @@
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
-from tagseg.errors import DataError
+from tagseg.errors import DataError, WriteError
 from tagseg.export.folder import place_images, whole_folder
 from tagseg.system.progress import silent
 
@@ -68,3 +69,13 @@ def test_through_a_link_the_folder_it_points_to_is_replaced(tmp_path: Path) -> N
     assert (tmp_path / "out").is_symlink() and (tmp_path / "there/force True").exists()
     assert not (tmp_path / "there/force False").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"there", "out"}
+
+
+def test_a_full_disk_is_named_while_images_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    (tmp_path / "a.jpg").write_text("a")
+    with pytest.raises(WriteError, match=r"b\.jpg: cannot be written: the disk is full; free some space"):
+        place_images([(tmp_path / "a.jpg", tmp_path / "out/b.jpg")], "copy", 1, silent)
