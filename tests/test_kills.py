@@ -11,12 +11,14 @@ import pytest
 
 from tagseg.cli.main import app
 from tagseg.data.prepare import prepare
+from tagseg.errors import RunError
 from tagseg.export.formats import export
 from tagseg.importing.import_masks import import_masks
 from tagseg.masks.update import update_masks
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
+from tagseg.run.lock import hold_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,6 +111,18 @@ def test_the_same_command_ends_with_the_same_bytes(
         assert {one.kind for one in examine(run.root).damage} <= known, f"kill {number}"
         command(run, out)
         assert (tree(run.root), tree(out)) == whole, f"kill {number}"
+
+
+def test_an_export_without_decisions_to_apply_works_beside_another_command(
+    masked_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tagseg.run.lock.PATIENCE_S", 0.0)
+    with hold_lock(masked_run.root):
+        assert export(masked_run.root, "voc", tmp_path / "out").masks > 0
+        record_decision(masked_run, "dog/1", Decision("rejected"))
+        with pytest.raises(RunError, match="another tagseg command is writing to it"):
+            export(masked_run.root, "voc", tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*"))
 
 
 def test_no_command_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("calibrate", "calibrate", (f"calibrate run --masks {DATA}/masks",)),
     Scenario("calibrate --apply, then fit", "calibrate", (f"calibrate run --masks {DATA}/masks --apply", FIT),
              patched=(("tagseg.evaluate.gain.Calibration.certain", True),)),
+    Scenario("judge", "judge", (f"judge run --labels {DATA}/masks --csv judged.csv",)),
     Scenario("atlas", "atlas", ("atlas run --per-class 3",)),
     Scenario("atlas --force", "atlas", ("atlas run --per-class 2 --force",)),
     Scenario("teach, then fit", "teach", ("teach run --import answers.json --apply", FIT), write_answers),

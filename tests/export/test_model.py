@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import tagseg
-from tagseg.errors import RunError
+from tagseg.errors import RunError, WriteError
 from tagseg.export.model import export_model, without_folders
 from tagseg.networks.segmenters import NetworkName, empty_segmenter
 from tagseg.run.folder import Run
@@ -228,22 +229,22 @@ def test_a_failed_export_changes_nothing(run: Run, tmp_path: Path, monkeypatch: 
     assert listing(tmp_path) == ("old",) and listing(tmp_path / "old") == FILES
 
 
-def test_the_old_export_comes_back_when_the_new_one_cannot_take_its_place(
+def test_an_export_that_could_not_take_its_place_is_put_there_by_the_same_command(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_model(run.root, tmp_path / "model")
-    rename = Path.rename
+    replace = Path.replace
 
     def refused(source: Path, target: Path) -> Path:
-        if (source / "README.md").exists() and target == tmp_path / "model" and source != moved[0]:
-            raise PermissionError("in use")
-        moved[0] = target
-        return rename(source, target)
+        if target == tmp_path / "model/README.md":
+            raise PermissionError(errno.EACCES, "in use")
+        return replace(source, target)
 
-    moved = [Path()]
-    monkeypatch.setattr(Path, "rename", refused)
-    with pytest.raises(PermissionError, match="in use"):
-        export_model(run.root, tmp_path / "model", force=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refused)
+        with pytest.raises(WriteError, match="cannot be written: there is no permission"):
+            export_model(run.root, tmp_path / "model", force=True)
+    assert export_model(run.root, tmp_path / "model").files == FILES
     assert listing(tmp_path) == ("model",) and listing(tmp_path / "model") == FILES
 
 

@@ -12,7 +12,7 @@ from tagseg.data.tars import is_member, open_file
 from tagseg.errors import DataError
 from tagseg.run.folder import LOCK
 from tagseg.run.lock import hold_folder
-from tagseg.system.changes import CHANGE, changing, is_own
+from tagseg.system.changes import changing, is_own, is_unsettled
 from tagseg.system.files import write_atomically, writing
 from tagseg.system.progress import Track
 from tagseg.system.records import json_text
@@ -40,10 +40,12 @@ def whole_folder(out: Path, about: dict[str, Any], force: bool) -> Iterator[Path
 
 def require_replaceable(out: Path, force: bool) -> None:
     """Raise DataError when `out` exists and is not empty, unless export or import made it and `force` is given."""
+    if is_unsettled(out):  # the command that holds the lock decides, once the change is in place
+        return
     if out.exists() and (not out.is_dir() or own_files(out)):
         if not (out / _MARKER).is_file():
             raise DataError(f"{out}: exists and was not made by export or import; choose another --out")
-        if not force and not (out / CHANGE).exists():  # with one, the command that holds the lock decides
+        if not force:
             raise DataError(f"{out}: exists; choose another --out or --force")
 
 
@@ -60,8 +62,7 @@ def replacing(folder: Path, by: str = "", check: Callable[[bool], None] = lambda
     is told whether a killed command of the same words had written all, which was put in place just now.
     """
     folder = folder.resolve()  # through a link, the folder it points to is replaced
-    if folder.exists() and not (folder.is_dir() and (folder / CHANGE).exists()):
-        check(False)  # before a file of ours is in it
+    check(False)  # before a file of ours is in it
     with hold_folder(folder) as finished:
         check(bool(by) and finished == by)
         with changing(folder, by) as draft:

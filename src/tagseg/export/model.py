@@ -25,7 +25,7 @@ from tagseg.segment.graphs import installed
 from tagseg.segment.load import load
 from tagseg.segment.predictor import Predictor
 from tagseg.segment.read_network import exported_tensors
-from tagseg.system.changes import CHANGE
+from tagseg.system.changes import is_unsettled
 from tagseg.system.files import write_atomically
 from tagseg.system.records import json_text, record_values, write_record
 from tagseg.training.checkpoint import read_about, save_tensors
@@ -159,7 +159,7 @@ def _onnx_metadata(predictor: Predictor, about: ExportedAbout) -> dict[str, Any]
 
 
 def _require_free(folder: Path, force: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not own_files(folder)):
+    if not folder.exists() or (folder.is_dir() and (is_unsettled(folder) or not own_files(folder))):
         return
     if not folder.is_dir():
         raise RunError(f"{folder}: is a file, expected a folder; choose another --out")
@@ -167,5 +167,5 @@ def _require_free(folder: Path, force: bool) -> None:
     if not is_export(folder):
         other = sorted(found - set(EXPORTED_FILES)) or sorted(found)
         raise RunError(f"{folder}: holds files that no export wrote ({', '.join(other[:5])}); choose another --out")
-    if not force and not (folder / CHANGE).exists():  # with one, the command that holds the lock decides
+    if not force:
         raise RunError(f"{folder}: exists; choose another --out or --force")

@@ -99,7 +99,7 @@ def settle(folder: Path) -> str:
         WriteError: when the folder cannot be written to.
     """
     change = pending(folder)
-    if change is None or not (change.moved or change.gone):
+    if change is None or not is_unsettled(folder):
         if (folder / ASIDE).is_dir():
             with writing(folder / ASIDE):
                 shutil.rmtree(folder / ASIDE)
@@ -132,6 +132,16 @@ def pending(folder: Path) -> FolderChange | None:
     if not os.path.lexists(file):
         return None
     return read_record(file, FolderChange, "delete it; `tagseg doctor` then says what to repeat")
+
+
+def is_unsettled(folder: Path) -> bool:
+    """Tell whether a change of a folder counts and is not in place: what the folder holds now says nothing.
+
+    Raises:
+        RunError: when the list of the change is damaged.
+    """
+    change = pending(folder) if folder.is_dir() else None
+    return change is not None and bool(change.moved or change.gone)
 
 
 def begin(folder: Path, by: str) -> None:
