@@ -14,11 +14,13 @@ from tagseg.errors import DataError
 from tagseg.export.folder import require_replaceable
 from tagseg.run.folder import Run, network_folder
 from tagseg.run.hub import is_hub_address, parse_hub_address
+from tagseg.run.lock import hold_lock
 from tagseg.run.open import check_places
 from tagseg.settings.bounds import bounds, check_value, plain_type
 from tagseg.settings.predict import PredictOptions
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings, find_weights
+from tagseg.system.changes import is_unsettled
 
 _DEVICE = re.compile(r"(auto|cpu|mps|meta)|(cuda|xpu|hpu|xla|mtia|privateuseone)(:[0-9]+)?")
 
@@ -35,6 +37,9 @@ _FILES = {
 
 _WORDS = {"labels": ("pseudo", "truth")}
 """Words that these arguments may also be."""
+
+_SETTLING = ("review", "worst", "judge", "teach", "predict", "export", "export_model", "push", "labelstudio")
+"""Functions of commands that read a run before they hold its lock, if they ever do."""
 
 OWN_BACKBONES = ("resnet38",)
 """Backbones that timm does not have."""
@@ -53,6 +58,10 @@ def check_early(function: Callable[..., object], given: Mapping[str, Any]) -> No
         elif isinstance(value, PredictOptions):
             check_device(value.device)
     check_device(given.get("device", "auto"))
+    place = given.get("run", given.get("where"))
+    if name in _SETTLING and place is not None and is_unsettled(Path(place)):
+        with hold_lock(Path(place)):  # finishes what a killed command left
+            pass
     if name == "fit":
         check_places(Run(given["out"]), given["data"].resolve())
     elif name == "judge" and not Run(given["where"]).manifest_file.exists():
