@@ -2,6 +2,7 @@
 benchmarks/reliability/faults.py, in one process."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
+from tagseg.run.open import change_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,6 +86,7 @@ def test_the_same_command_ends_with_the_same_bytes(
 ) -> None:
     monkeypatch.setattr("tagseg.run.lock.fcntl", None)  # this process lives on, and would keep the lock
     run, out, kept = masked_run, tmp_path / "out", tmp_path / "kept"
+    change_settings(run, dataclasses.replace(run.settings(), workers=0), force=True)
     if command is decide_and_update:
         ids = [sample.id for sample in prepare(run).dataset.split("train")]
         for name in ids[:3]:
