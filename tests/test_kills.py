@@ -53,7 +53,8 @@ def killed_before(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
 
 
 def decide_and_update(run: Run, out: Path) -> None:
-    update_masks(prepare(run), run)
+    with hold_lock(run.root):
+        update_masks(prepare(run), run)
 
 
 def export_anew(run: Run, out: Path) -> None:
