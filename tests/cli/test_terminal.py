@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tagseg.cli import review
-from tagseg.cli.main import in_words, main, make_printable
+from tagseg.cli.main import error_text, main, make_printable
 from tagseg.errors import RunError, WriteError
 from tagseg.run.memory import memory_named
 from tagseg.settings.settings import Settings
@@ -45,9 +45,9 @@ def test_a_closed_stream_is_not_an_error(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_errors_of_the_system_say_what_to_do() -> None:
-    assert in_words(OSError(errno.EMFILE, "Too many open files", "a.jpg")).endswith("run the same command again")
-    assert "TMPDIR" in in_words(OSError(errno.ENOSPC, "No space left on device"))
-    assert in_words(WriteError("a: cannot be written: the disk is full")) == "a: cannot be written: the disk is full"
+    assert error_text(OSError(errno.EMFILE, "Too many open files", "a.jpg")).endswith("run the same command again")
+    assert "TMPDIR" in error_text(OSError(errno.ENOSPC, "No space left on device"))
+    assert error_text(WriteError("a: cannot be written: the disk is full")) == "a: cannot be written: the disk is full"
 
 
 def test_the_list_of_processes_does_not_show_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

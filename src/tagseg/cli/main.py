@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         err.print("Interrupted. Run the same command again to continue.", style="yellow")
         raise SystemExit(exit_status(stopped)) from None
     except (ValueError, OSError) as error:
-        complain(f"Error: {in_words(error)}", "red")
+        complain(f"Error: {error_text(error)}", "red")
         raise SystemExit(2) from None
 
 
@@ -71,7 +71,7 @@ class _Nowhere(io.TextIOBase):
         return len(text)
 
 
-def in_words(error: ValueError | OSError) -> str:
+def error_text(error: ValueError | OSError) -> str:
     """Return an error's message, and for one of the system that says it not, what to do."""
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return f"{error}: {_REMEDIES[error.errno]}"

@@ -55,7 +55,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 
 def printable(text: str) -> str:
-    """Return text with its control characters written out: in a terminal they could move the cursor, change what was
+    r"""Return text with its control characters written out: in a terminal they could move the cursor, change what was
     printed, or type. File names and classes may hold any.
 
     >>> printable("a\x1b[2Jb")
