@@ -145,7 +145,7 @@ def is_unsettled(folder: Path) -> bool:
 
 
 def begin(folder: Path, by: str) -> None:
-    """Record that a request is at work in a folder and writes its files there one by one: until `end`, the same request
+    """Record that a request writes its files into a folder one by one: until `end`, the same request
     continues it.
 
     Raises:
