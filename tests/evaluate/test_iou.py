@@ -44,6 +44,29 @@ def test_equal_to_torchmetrics(case: tuple[int, list[tuple[np.ndarray, np.ndarra
     assert result.miou == pytest.approx(0.0 if math.isnan(expected) else expected, abs=1e-6)
 
 
+def test_other_packages_agree_except_on_absent_classes_and_pooling() -> None:
+    """Class 2 is neither true nor predicted where pixels count."""
+    from segmentation_models_pytorch.metrics import get_stats, iou_score
+    from sklearn.metrics import jaccard_score
+
+    truth, predicted = (
+        np.array([[[0, 0, 1, 1, VOID]], [[0, 1, 1, VOID, 1]]]),
+        np.array([[[0, 0, 1, 0, 2]], [[1, 1, 1, 0, 1]]]),
+    )
+    matrix = np.sum(
+        [confusion(*pair, 3) for pair in zip(truth.astype(np.uint8), predicted.astype(np.uint8), strict=True)], 0
+    )
+    ours, kept = iou(matrix), truth != VOID
+    assert ours.iou == (2 / 4, 4 / 6, None)
+    assert ours.miou == pytest.approx(jaccard_score(truth[kept], predicted[kept], average="macro"))
+    stats = get_stats(
+        torch.from_numpy(predicted), torch.from_numpy(truth), mode="multiclass", num_classes=3, ignore_index=VOID
+    )
+    # It gives 1 to the absent class, and its mean over images is another figure.
+    assert float(iou_score(*stats, reduction="macro")) == pytest.approx((2 / 4 + 4 / 6 + 1) / 3)
+    assert float(iou_score(*stats, reduction="macro-imagewise")) != pytest.approx(ours.miou, abs=0.01)
+
+
 def test_counts_by_hand() -> None:
     truth = np.array([[0, 0, 1], [1, 1, 2]], np.uint8)
     predicted = np.array([[0, 1, 1], [1, 2, 2]], np.uint8)

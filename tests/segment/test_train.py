@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from segmentation_models_pytorch.losses import SoftCrossEntropyLoss
 from torch import nn
 
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import RunError
 from tagseg.masks.mask_files import write_mask
+from tagseg.networks.segmenters import Segmenter
 from tagseg.segment.read_network import read_predictor
-from tagseg.segment.train import mask_loss, train_segmenter, weight_average
+from tagseg.segment.train import _Learner, _step, mask_loss, train_segmenter, weight_average
 from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
 from tagseg.training.checkpoint import load_tensors
+from tagseg.training.distributed import ALONE
 
 SETTINGS = Settings(
     device="cpu",
@@ -166,6 +169,54 @@ def test_void_pixels_do_not_affect_the_loss() -> None:
 def test_loss_by_hand() -> None:
     scores = torch.tensor([[[[0.0, 9.0]], [[np.log(3.0), -9.0]]]])
     assert mask_loss(scores, torch.tensor([[[1, VOID]]])).item() == pytest.approx(np.log(4 / 3))
+
+
+class Toy(Segmenter):
+    """Scores of three ids from each pixel's colour."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.frozen_norms = False
+        self.register_buffer("mean", torch.zeros(1))
+        self.scores = nn.Conv2d(3, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.scores(images)
+        return scores
+
+
+def toy_step(
+    bf16: bool, pictures: torch.Tensor, masks: torch.Tensor
+) -> tuple[Toy, torch.optim.swa_utils.AveragedModel]:
+    torch.manual_seed(0)
+    toy = Toy()
+    average, optimizer = weight_average(toy, 0.9), torch.optim.SGD(toy.parameters(), lr=0.5)
+    _step(_Learner(toy, toy, average, optimizer), iter([(pictures, masks)]), 50.0, bf16, ALONE)
+    return toy, average
+
+
+def test_a_step_learns_from_the_mean_over_labelled_pixels() -> None:
+    """Three quarters void: as without these pixels. The soft cross-entropy of segmentation-models-pytorch is a quarter
+    of that (findings/smp_softce_void.sh)."""
+    pictures, masks = torch.rand(2, 3, 8, 6), torch.randint(0, 3, (2, 8, 6))
+    masks[:, 2:] = VOID
+    learned, _ = toy_step(False, pictures, masks)
+    torch.manual_seed(0)
+    expected = Toy()
+    loss = nn.functional.cross_entropy(expected(pictures[:, :, :2]), masks[:, :2])
+    theirs = SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=VOID)(expected(pictures), masks)
+    assert theirs.item() == pytest.approx(loss.item() / 4)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for parameter, found in zip(expected.parameters(), learned.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(found, parameter - 0.5 * parameter.grad)
+
+
+def test_in_bf16_weights_and_their_average_stay_in_float32() -> None:
+    """An average in bfloat16 would stand still (findings/torch_ema_bfloat16.sh)."""
+    learned, average = toy_step(True, torch.rand(2, 3, 8, 6), torch.randint(0, 3, (2, 8, 6)))
+    kept = [*learned.parameters(), *average.module.parameters(), *average.module.buffers()]
+    assert len(kept) == 5 and all(tensor.dtype == torch.float32 for tensor in kept)
 
 
 def test_void_alone_gives_zero_loss_and_gradient() -> None:

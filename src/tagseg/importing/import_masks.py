@@ -13,6 +13,7 @@ from tagseg.data.records import VOID
 from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.export.folder import whole_folder
+from tagseg.importing.lost import Lost, count_lost
 from tagseg.importing.match import match
 from tagseg.importing.source import opened, read_source
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
@@ -67,7 +68,9 @@ def import_masks(
         if empty := sum(one.empty for _, one in matched):
             log.warning("%s: images without annotations: %d; their masks are all background", source, empty)
         write_classes(temporary, prepared.dataset.classes)
-        shows_class, untagged, foreign = False, list[str](), list[str]()
+        shows_class, untagged, foreign, lost = False, list[str](), list[str](), Lost()
+        own = dataclasses.replace(prepared.dataset, mask_ids=None)
+        drawn_from = owner.final().decided_masks if owner.done("masks") else None
         for sample, one in track(matched, "import", len(matched)):
             mask = one.draw(sample, prepared.sizes[sample.id])
             shown = set(np.unique(mask).tolist()) - {0, VOID}
@@ -75,6 +78,9 @@ def import_masks(
             untagged += [sample.id] if shown - set(sample.tags) else []
             foreign += [sample.id] if shown and not shown & set(sample.tags) and not one.named else []
             write_mask(mask_file(temporary, sample.id), mask)
+            if drawn_from and (before := mask_file(drawn_from, sample.id)).exists():
+                labelled = dataclasses.replace(sample, mask=before)
+                lost += count_lost(load_mask(labelled, own, prepared.sizes[sample.id]), mask)
         if not shows_class:
             raise DataError(
                 f"{source}: none of its {len(matched)} masks shows a class, all pixels are background or void (255); "
@@ -92,9 +98,13 @@ def import_masks(
                 "%s: masks that show classes their images are not tagged with: %d of %d, the first is %s; check that "
                 "no classes are mixed up", source, len(untagged), len(matched), untagged[0],
             )  # fmt: skip
+        if text := lost.text():
+            log.warning(
+                "%s: compared with the run's own masks, %s; the tool seems to keep outlines only. Choose an export of "
+                "it that holds masks (docs/labelling.md), unless this was drawn", source, text,
+            )  # fmt: skip
         done = {sample.id for sample, _ in matched}
         rest = [sample for sample in prepared.dataset.split("train") if with_pseudo and sample.id not in done]
-        own = dataclasses.replace(prepared.dataset, mask_ids=None)
         for sample in track(rest, "add pseudo-masks", len(rest)):
             labelled = dataclasses.replace(sample, mask=mask_file(owner.final().masks, sample.id))
             write_mask(mask_file(temporary, sample.id), load_mask(labelled, own, prepared.sizes[sample.id]))
