@@ -127,7 +127,7 @@ def kill_in(server: "subprocess.Popen[str]", data: Path, run: Run, stage: Stage,
             return
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "train", "segment"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_after_a_kill_at_a_random_moment_the_bytes_are_the_same(
     stage: Stage, original: Run, rewound: Callable[..., Run], discs: Path, server: "subprocess.Popen[str]"
 ) -> None:
@@ -324,8 +324,6 @@ def test_a_killed_run_leaves_no_processes(title: str, rewound: Callable[..., Run
     ("number", "title", "status"),
     [
         (signal.SIGTERM, "train, epoch 2", 143),
-        (signal.SIGINT, "segment, epoch 1", 130),
-        (signal.SIGTERM, "localise", 143),
         (signal.SIGINT, "masks", 130),
     ],
 )

@@ -32,7 +32,7 @@ Share = Annotated[float, Gt(0), Le(1)]
         (Annotated[str, MinLen(1)], "1 character or more"),
         (Annotated[int | None, Ge(64), Unit("pixels"), OrZero()], "64 pixels or more, or 0"),
         (tuple[Share, Share], "above 0 and at most 1"),
-        (Scales | None, "above 0"),
+        (Scales | None, "0.05 or more and at most 20"),
     ],
 )
 def test_bounds_in_words(hint: Any, text: str) -> None:

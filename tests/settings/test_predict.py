@@ -16,9 +16,15 @@ def test_options_that_are_not_given_are_the_networks_own() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": (1.0, 0.0)}, "--scales must be a list of 1 or more numbers above 0, got (1.0, 0.0)"),
-        ({"scales": ()}, "--scales must be a list of 1 or more numbers above 0, got ()"),
-        ({"scales": (math.nan,)}, "--scales must be a list of 1 or more numbers above 0, got (nan,)"),
+        (
+            {"scales": (1.0, 0.0)},
+            "--scales must be a list of 1 or more numbers 0.05 or more and at most 20, got (1.0, 0.0)",
+        ),
+        ({"scales": ()}, "--scales must be a list of 1 or more numbers 0.05 or more and at most 20, got ()"),
+        (
+            {"scales": (math.nan,)},
+            "--scales must be a list of 1 or more numbers 0.05 or more and at most 20, got (nan,)",
+        ),
         ({"max_side": 5}, "--max-side must be 64 pixels or more, or 0, got 5"),
         ({"max_side": -1}, "--max-side must be 64 pixels or more, or 0, got -1"),
         ({"window": 0}, "--window must be 64 pixels or more, got 0"),

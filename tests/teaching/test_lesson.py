@@ -153,7 +153,7 @@ def test_a_killed_update_is_completed(lesson: Lesson, run: Run, monkeypatch: pyt
         name_cluster(lesson, one.key, "background")
     prepared = prepare(run)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
