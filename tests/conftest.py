@@ -300,6 +300,35 @@ def _launched(number: int, count: int, port: int, file: Path, work: "Callable[..
     file.write_text(json.dumps(outcome))
 
 
+class Killed(BaseException):
+    """Stands for the end of the process: nothing after it changes a file."""
+
+
+@pytest.fixture
+def killed_before(monkeypatch: pytest.MonkeyPatch) -> "Callable[[int], contextlib.AbstractContextManager[list[int]]]":
+    """Return a context that ends its block before the n-th operation on files; a list's only item counts them."""
+
+    @contextlib.contextmanager
+    def killed_before(number: int) -> "Iterator[list[int]]":
+        count = [0]
+
+        def dying(function: "Callable[..., object]") -> "Callable[..., object]":
+            def called(*given: object, **named: object) -> object:
+                count[0] += 1
+                if count[0] > number:
+                    raise Killed
+                return function(*given, **named)
+
+            return called
+
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
+                patched.setattr(os, name, dying(getattr(os, name)))
+            yield count
+
+    return killed_before
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, str]]":
     """Return a function that calls the command line and returns exit status, standard output and standard error."""

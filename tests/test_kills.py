@@ -1,11 +1,10 @@
 """Commands that are killed between any two operations on files, and run again: the short version of the benchmark
 benchmarks/reliability/faults.py, in one process."""
 
-import contextlib
 import dataclasses
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -26,30 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 KILLS = 6
 """Kills per command, spread over its operations."""
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing after it changes a file."""
-
-
-@contextlib.contextmanager
-def killed_before(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """End the block before its n-th operation on files; yields a list whose only item counts them."""
-    count = [0]
-
-    def dying(function: Callable[..., object]) -> Callable[..., object]:
-        def called(*given: object, **named: object) -> object:
-            count[0] += 1
-            if count[0] > number:
-                raise Killed
-            return function(*given, **named)
-
-        return called
-
-    with monkeypatch.context() as patched, contextlib.suppress(Killed):
-        for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
-            patched.setattr(os, name, dying(getattr(os, name)))
-        yield count
 
 
 def decide_and_update(run: Run, out: Path) -> None:
@@ -83,7 +58,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("command", [decide_and_update, export_anew, export_again, import_anew, discard])
 def test_the_same_command_ends_with_the_same_bytes(
-    command: Callable[[Run, Path], None], masked_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[[Run, Path], None],
+    masked_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_before: Callable[[int], AbstractContextManager[list[int]]],
 ) -> None:
     monkeypatch.setattr("tagseg.run.lock.fcntl", None)  # this process lives on, and would keep the lock
     run, out, kept = masked_run, tmp_path / "out", tmp_path / "kept"
@@ -103,14 +82,14 @@ def test_the_same_command_ends_with_the_same_bytes(
             shutil.rmtree(place)
             shutil.copytree(old, place)
 
-    with killed_before(10_000, monkeypatch) as count:
+    with killed_before(10_000) as count:
         command(run, out)
     known = {"left over"}  # the fixture's manifest lists no files
     whole, operations = (tree(run.root), tree(out)), count[0]
     assert whole != (tree(kept / "run"), tree(kept / "out")) and operations > KILLS
     for number in range(KILLS):
         begin()
-        with killed_before(number * (operations - 1) // (KILLS - 1), monkeypatch):
+        with killed_before(number * (operations - 1) // (KILLS - 1)):
             command(run, out)
         assert {one.kind for one in examine(run.root).damage} <= known, f"kill {number}"
         command(run, out)

@@ -1,9 +1,8 @@
 """Changes count as a whole or not at all, wherever the process ends."""
 
-import contextlib
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -49,36 +48,12 @@ def test_a_failure_changes_nothing(folder: Path) -> None:
     assert tree(folder) == OLD and not (folder / ASIDE).exists()
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing after it changes a file."""
-
-
-@contextlib.contextmanager
-def killed_before(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """End the block before its n-th operation on files; yields a list whose only item counts them."""
-    count = [0]
-
-    def dying(function: Callable[..., object]) -> Callable[..., object]:
-        def called(*given: object, **named: object) -> object:
-            count[0] += 1
-            if count[0] > number:
-                raise Killed
-            return function(*given, **named)
-
-        return called
-
-    with monkeypatch.context() as patched, contextlib.suppress(Killed):
-        for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
-            patched.setattr(os, name, dying(getattr(os, name)))
-        yield count
-
-
 def test_a_kill_at_any_operation_leaves_the_old_files_or_the_new(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, killed_before: Callable[[int], AbstractContextManager[list[int]]]
 ) -> None:
     kept = tmp_path / "kept"
     shutil.copytree(folder, kept)
-    with killed_before(1000, monkeypatch) as count:
+    with killed_before(1000) as count:
         change(folder)
     operations = count[0]
     assert operations > 15
@@ -86,7 +61,7 @@ def test_a_kill_at_any_operation_leaves_the_old_files_or_the_new(
     for number in range(operations):
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
-        with killed_before(number, monkeypatch):
+        with killed_before(number):
             change(folder)
         by = settle(folder)
         assert tree(folder) in (OLD, NEW) and (by == "me") <= (tree(folder) == NEW), f"killed before {number}"

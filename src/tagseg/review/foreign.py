@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,10 @@ from tagseg.errors import DataError
 from tagseg.evaluate.quality import ImageQuality
 from tagseg.evaluate.ranking import Worst, worst_first
 from tagseg.evaluate.suspects import Suspect, find_suspects
-from tagseg.masks.mask_files import mask_file
 from tagseg.rca.train import load_network
 from tagseg.review.judge import DECODERS, gather_evidence, judge_evidence, read_judge, tag_scores
 from tagseg.run.folder import Run
-from tagseg.segment.labels import class_values
+from tagseg.segment.labels import class_values, samples_with_labels
 from tagseg.system.progress import Track, map_ahead, silent
 from tagseg.training.device import choose_device
 
@@ -61,16 +60,12 @@ def judge_masks(run: str | Path, labels: str | Path, track: Track = silent) -> J
     opened.require("segment")
     prepared = prepare(opened)
     samples = prepared.dataset.split("train")
-    if not folder.is_dir():
-        raise DataError(f"--labels {folder}: no such folder; expected masks as PNGs named like the training images")
-    ours = [sample for sample in samples if mask_file(folder, sample.id).exists()]
-    if not ours:
-        example = f"{samples[0].id}.png"
-        raise DataError(f"--labels {folder}: has no mask of a training image; expected files such as {example}")
+    ours = samples_with_labels(samples, folder)
     ids = class_values(folder / "classes.json", prepared.dataset)
     meaning = dataclasses.replace(prepared, dataset=dataclasses.replace(prepared.dataset, mask_ids=ids))
-    found, unusable = _judge(opened, meaning, folder, ours, track)
-    notes = {name: _note(prepared, name, quality) for name, quality in found.items()}
+    found, unusable = _judge(opened, meaning, ours, track)
+    classes = prepared.dataset.classes
+    notes = {sample.id: _note(classes, sample, found[sample.id]) for sample in ours if sample.id in found}
     ranked = [_noted(one, notes[one.id]) for one in worst_first(prepared.dataset, found)]
     broken = [Worst(name, 0.0, {}, why) for name, why in sorted(unusable.items())]
     missing = tuple(sample.id for sample in samples if sample.id not in found and sample.id not in unusable)
@@ -78,7 +73,7 @@ def judge_masks(run: str | Path, labels: str | Path, track: Track = silent) -> J
 
 
 def _judge(
-    run: Run, meaning: Prepared, folder: Path, samples: list[Sample], track: Track
+    run: Run, meaning: Prepared, samples: list[Sample], track: Track
 ) -> tuple[dict[str, ImageQuality], dict[str, str]]:
     """Return the quality of each mask, and why others cannot be compared, by image id."""
     settings, source, predictor = run.settings(), run.final(), read_judge(run)
@@ -87,9 +82,8 @@ def _judge(
 
     def read(sample: Sample) -> tuple[Sample, Image.Image, UInt8[np.ndarray, "H W"] | str]:
         image = read_image(sample.image, settings.data.max_megapixels)
-        theirs = dataclasses.replace(sample, mask=mask_file(folder, sample.id))
         try:
-            mask = load_mask(theirs, meaning.dataset, meaning.sizes[sample.id])
+            mask = load_mask(sample, meaning.dataset, meaning.sizes[sample.id])
         except DataError as error:
             return sample, image, str(error)
         return sample, image, mask if (mask != VOID).any() else "every pixel is void (255)"
@@ -112,10 +106,9 @@ def _judge(
     return found, unusable
 
 
-def _note(prepared: Prepared, name: str, quality: ImageQuality) -> str:
+def _note(classes: Sequence[str], sample: Sample, quality: ImageQuality) -> str:
     """Return which classes a mask shows that its image is not tagged with; empty if there are none."""
-    (tags,) = (sample.tags for sample in prepared.dataset.samples if sample.id == name)
-    others = [prepared.dataset.classes[class_id - 1] for class_id in quality.classes if class_id not in tags]
+    others = [classes[class_id - 1] for class_id in quality.classes if class_id not in sample.tags]
     return "; ".join(f"{other} is not a tag of the image" for other in others)
 
 

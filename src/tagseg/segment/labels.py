@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from tagseg.data.prepare import Prepared
@@ -41,17 +42,8 @@ def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track 
         DataError: when the folder or a class is unknown, no image has a mask, or a mask differs from its image in size
             or has unknown ids.
     """
-    if not source.is_dir():
-        raise DataError(f"--labels {source}: no such folder; expected masks as PNGs named like the training images")
-    found = [
-        dataclasses.replace(sample, mask=mask_file(source, sample.id))
-        for sample in prepared.dataset.split("train")
-        if mask_file(source, sample.id).exists()
-    ]
+    found = samples_with_labels(prepared.dataset.split("train"), source)
     missing = len(prepared.dataset.split("train")) - len(found)
-    if not found:
-        example = prepared.dataset.split("train")[0].id
-        raise DataError(f"--labels {source}: has no mask of a training image; expected files such as {example}.png")
     if missing:
         log.warning("%s: has no masks of %d training images, which are left out", source, missing)
     meaning = class_values(source / "classes.json", prepared.dataset)
@@ -62,6 +54,22 @@ def foreign_labels(prepared: Prepared, source: Path, folder: Path, track: Track 
         folder,
         track,
     )
+
+
+def samples_with_labels(samples: Sequence[Sample], source: Path) -> list[Sample]:
+    """Return the samples that have a mask in the folder `source`, with that mask.
+
+    Raises:
+        DataError: when there is no such folder, or no sample has a mask there.
+    """
+    if not source.is_dir():
+        raise DataError(f"--labels {source}: no such folder; expected masks as PNGs named like the training images")
+    files = ((sample, mask_file(source, sample.id)) for sample in samples)
+    found = [dataclasses.replace(sample, mask=file) for sample, file in files if file.exists()]
+    if not found:
+        example = f"{samples[0].id}.png"
+        raise DataError(f"--labels {source}: has no mask of a training image; expected files such as {example}")
+    return found
 
 
 def _collect(prepared: Prepared, samples: tuple[Sample, ...], meaning: Dataset, folder: Path, track: Track) -> Dataset:
