@@ -41,6 +41,7 @@ from tagseg.features.cache import FeatureCache
 from tagseg.masks.localise import MAP_STRIDE
 from tagseg.masks.make import mask_image
 from tagseg.masks.map_files import quantised_maps
+from tagseg.networks.grid import Grid
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.taught import TaughtEntries, grow_region, no_entries
 from tagseg.rca.train import load_network, train_frozen
@@ -322,7 +323,7 @@ def recompute_seconds(images: int = 1000, entries: int = 180) -> dict[str, float
     samples = tuple(Sample(str(i), Path(), (1 + i % 6, 1 + (i + 1) % 6)) for i in range(images))
     samples = tuple(dataclasses.replace(one, tags=tuple(sorted(one.tags))) for one in samples)
     starts = tuple(count * i for i in range(images + 1))
-    cells = Cells(features, samples, (shapes,) * images, starts, 1, False)
+    cells = Cells(features, samples, (shapes,) * images, starts, 1, Grid())
     network = _Stand(torch.randn(7, 30, 384, generator=generator))
     keys = F.normalize(torch.randn(entries + 1, 384, generator=generator), dim=1)
     labels = torch.cat([torch.zeros(entries // 2), torch.arange(entries - entries // 2) % 7, torch.zeros(1)]).long()

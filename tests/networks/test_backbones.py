@@ -207,7 +207,7 @@ def test_mirrored_image_gives_the_mirrored_map(name: str, stride: int) -> None:
 
 def test_cells_are_enlarged_to_where_they_lie(dilated_vgg: Backbone) -> None:
     maps = torch.rand(1, 2, 3, 4)
-    cornered = build_backbone("test_resnet", "random", 16)
+    cornered = build_backbone("test_efficientnet", "random", 16)
     on_pixels = cornered.enlarge(maps, (33, 49))
     torch.testing.assert_close(on_pixels[..., ::16, ::16], maps)  # cell (i, j) on pixel (16 i, 16 j)
     assert cornered.enlarge(maps.half(), (33, 49)).dtype == torch.float32

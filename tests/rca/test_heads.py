@@ -92,7 +92,7 @@ def test_the_saved_network_sees_in_an_image_what_the_cache_holds(
     assert classes == tuple(dataset.classes)
     maps = [torch.from_numpy(one.astype("f4"))[None] for one in cache.maps(sample.id)[:: len(cache.scales)]]
     assert network.layers is not None
-    _, kept = network.layers.join(maps, network.backbone.cornered)
+    _, kept = network.layers.join(maps, network.backbone.grid)
     cosine = torch.nn.functional.cosine_similarity(network(picture).features, kept)
     assert cosine.min() > 0.999
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from tagseg.errors import RunError
+from tagseg.networks.grid import Grid
 from tagseg.networks.segmenters import empty_segmenter
 from tagseg.prediction.predict import predict
 from tagseg.segment import engines
@@ -55,7 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("network")
     about = {"classes": ["background", "cat", "dog"], "encoder": "test_resnet", "stride": 16}
     about |= {"predict_scales": [0.75, 1.0, 1.5], "predict_flip": True, "max_side": 128}
-    network = empty_segmenter("test_resnet", 3, 16)
+    about |= {"cornered": True, "shift": 0.25}
+    network = empty_segmenter("test_resnet", 3, 16, grid=Grid(True, 0.25))
     network.state_dict()["net.segmentation_head.0.weight"].normal_(std=3.0)
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     (folder / "network.json").write_text(json.dumps(about))

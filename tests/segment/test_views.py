@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tagseg.networks.registration import resize_cells
 from tagseg.segment.views import returning, scaling
 
 SIZES = [(32, 48), (33, 21), (1, 7), (40, 1), (101, 57), (64, 64), (47, 83), (19, 96), (72, 35), (55, 110)]
@@ -28,4 +29,9 @@ def test_scores_come_back_as_by_pytorch(size: tuple[int, int], cornered: bool) -
     large = F.interpolate(torch.from_numpy(scores)[None], fitting, mode="bilinear", align_corners=cornered)
     expected = F.interpolate(large, size, mode="bilinear", align_corners=False)[0]
     rows, columns = (returning(*one, cornered) for one in zip((6, 9), fitting, size, strict=True))
+    assert np.allclose(rows @ scores @ columns.T, expected, atol=1e-5)
+    # Scores whose cells lie apart from regular places.
+    large = resize_cells(torch.from_numpy(scores)[None], fitting, cornered, 0.5)
+    expected = F.interpolate(large, size, mode="bilinear", align_corners=False)[0]
+    rows, columns = (returning(*one, cornered, 0.5) for one in zip((6, 9), fitting, size, strict=True))
     assert np.allclose(rows @ scores @ columns.T, expected, atol=1e-5)

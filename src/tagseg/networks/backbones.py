@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tagseg.data.images import reduction
+from tagseg.networks.grid import Grid
+from tagseg.networks.registration import measured_shift, resize_cells
 from tagseg.networks.resnet38 import RESNET38, ResNet38
 from tagseg.settings.train import find_weights
 
@@ -47,21 +48,22 @@ class Backbone(nn.Module):
         channels: channels of the feature map.
         earlier_channels: channels of the earlier layer's output.
         stride: image pixels per cell.
-        cornered: whether cell (i, j) is centred on pixel (stride i, stride j), as with padded odd kernels; else cells
-            tile the image like patches. Decides which sizes fit and how maps are enlarged without a shift.
+        grid: where cells lie in images that fit; decides which sizes these are, and how maps are enlarged.
         mean, std: normalisation the weights expect, for RGB in 0..1.
     """
 
     mean: Float[Tensor, "1 3 1 1"]
     std: Float[Tensor, "1 3 1 1"]
 
-    def __init__(self, name: str, model: nn.Module, stride: int | None, layer: str = LAST) -> None:
+    def __init__(
+        self, name: str, model: nn.Module, stride: int | None, layer: str = LAST, shift: float | None = None
+    ) -> None:
         super().__init__()
         self.name = name
         self.model = model
         self._kept: dict[str, Tensor] = {}
         self._orders: dict[str, MapOrder] = {}
-        self.cornered = False  # until probed
+        self.grid = Grid()  # until probed
         self._earlier = (earlier_layer(model) or LAST) if layer == AUTO else layer
         if self._earlier != LAST:
             module = find_layer(name, model, self._earlier, "rca.layer")
@@ -89,11 +91,20 @@ class Backbone(nn.Module):
         self.stride = fitting[0]
         if stride not in (None, self.stride):
             log.warning("backbone %s: has %d image pixels per cell, not %d", name, self.stride, stride)
-        larger = self._probe((PROBED[0] + 1, PROBED[1] + 1))
-        self.cornered = not isinstance(larger, Exception) and larger[0].shape[2] == PROBED[0] // self.stride + 1
+        small = max(4 * self.stride, 64) // self.stride * self.stride
+        larger = self._probe((small + 1, small + 1))
+        cornered = not isinstance(larger, Exception) and larger[0].shape[2] == small // self.stride + 1
+        if shift is None:
+            shift = measured_shift(self, lambda found: found, small, self.stride, cornered)
+        self.grid = Grid(cornered, shift)
         other = self._probe(self.fitting_size(128, 192))
         if isinstance(other, Exception):
             raise self._unfit(f"takes images of few sizes only ({_first_line(other)})")
+
+    @property
+    def cornered(self) -> bool:
+        """Whether cell (0, 0) lies on the corner of images that fit (see `Grid`)."""
+        return self.grid.cornered
 
     @torch.no_grad()
     def _probe(self, size: tuple[int, int]) -> tuple[Tensor, Tensor] | Exception:
@@ -117,11 +128,11 @@ class Backbone(nn.Module):
 
     def enlarge(self, maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
         """Return maps at `size` pixels (bilinear), with each cell centred on its receptive field."""
-        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=self.cornered)
+        return resize_cells(maps.float(), size, self.cornered, self.grid.shift)
 
     def reduce(self, pixels: Float[Tensor, "b H W"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
         """Return maps sampled at the network's `size` (height, width) cells (bilinear); the inverse of `enlarge`."""
-        return F.interpolate(pixels[:, None], size, mode="bilinear", align_corners=self.cornered)[:, 0]
+        return resize_cells(pixels[:, None], size, self.cornered, target_shift=self.grid.shift)[:, 0]
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
         """Return the feature map of RGB images in 0..1."""
@@ -133,7 +144,7 @@ class Backbone(nn.Module):
         """Return the feature map and the earlier layer's output in the same cells (the same map for `last`)."""
         features, earlier = self._maps(images, (LAST, self._earlier))
         if earlier.shape[2:] != features.shape[2:]:
-            earlier = F.interpolate(earlier, features.shape[2:], mode="bilinear", align_corners=self.cornered)
+            earlier = resize_cells(earlier, features.shape[2:], self.cornered, target_shift=self.grid.shift)
         return features, earlier
 
     def layer_maps(self, images: Float[Tensor, "b 3 H W"], layers: Sequence[str]) -> list[Float[Tensor, "b _ _ _"]]:
@@ -233,7 +244,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:120] or type(error).__name__
 
 
-def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAST) -> Backbone:
+def build_backbone(
+    name: str, weights: str, stride: int | None, layer: str = LAST, shift: float | None = None
+) -> Backbone:
     """Build a backbone.
 
     Args:
@@ -242,12 +255,13 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
         stride: image pixels per cell: 8, 16 or 32, of a vision transformer those of its patches; None: that of a model
             that has only one.
         layer: the earlier layer: `auto` (see `earlier_layer`), `last` (none), or a name among the model's modules.
+        shift: the `Grid.shift` of its cells; None: it is measured.
 
     Raises:
         ValueError: when timm does not know the model, it does not support the stride, or weights are not available.
     """
     if name == RESNET38:
-        return Backbone(name, _resnet38(stride or 32, weights), stride, layer)
+        return Backbone(name, _resnet38(stride or 32, weights), stride, layer, shift)
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
         raise ValueError(f"backbone {name!r}: timm has no such model" + (f"; close: {close}" if close else ""))
@@ -265,7 +279,7 @@ def build_backbone(name: str, weights: str, stride: int | None, layer: str = LAS
         if weights != TIMM:
             raise
         raise no_weights(name, error) from error
-    return Backbone(name, model, stride, layer)
+    return Backbone(name, model, stride, layer, shift)
 
 
 def earlier_layer(model: nn.Module) -> str | None:

@@ -1,11 +1,11 @@
 """DeepLab-v2 (Chen, Papandreou, Kokkinos, Murphy and Yuille, TPAMI 2018), the segmentation network of RCA's paper."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tagseg.networks.backbones import build_backbone
+from tagseg.networks.registration import resize_cells
 
 RATES = (6, 12, 18, 24)
 """Dilation of the four branches of atrous spatial pyramid pooling (ASPP-L, section 4.1.2)."""
@@ -36,15 +36,15 @@ class DeepLabV2(nn.Module):
         ValueError: as `build_backbone` does.
     """
 
-    def __init__(self, encoder: str, ids: int, stride: int | None, weights: str) -> None:
+    def __init__(self, encoder: str, ids: int, stride: int | None, weights: str, shift: float | None = None) -> None:
         super().__init__()
-        self.encoder = build_backbone(encoder, weights, stride)
+        self.encoder = build_backbone(encoder, weights, stride, shift=shift)
         self.head = Pyramid(self.encoder.channels, ids, 1024 if encoder.startswith("vgg") else 0)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids H W"]:
         """Return scores of RGB images in 0..1 at their size, which is a `fitting_size` of the encoder."""
         scores = self.head(self.encoder(images))
-        return F.interpolate(scores, images.shape[2:], mode="bilinear", align_corners=self.encoder.cornered)
+        return resize_cells(scores, images.shape[2:], self.encoder.cornered, self.encoder.grid.shift)
 
 
 def _branch(channels: int, ids: int, hidden: int, rate: int) -> nn.Module:

@@ -1,6 +1,7 @@
 """Segmentation networks on timm's encoders: DeepLab-v2, DeepLabV3+ and UPerNet, behind one interface."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import segmentation_models_pytorch as smp
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from tagseg.networks.backbones import RANDOM, TIMM, freeze, freeze_batch_norm, is_known, no_weights, weight_options
 from tagseg.networks.deeplabv2 import DeepLabV2
+from tagseg.networks.grid import Grid
+from tagseg.networks.registration import measured_shift, resize_cells
 from tagseg.networks.resnet38 import RESNET38
 from tagseg.settings.segment import NetworkName
 
@@ -20,6 +23,10 @@ class Segmenter(nn.Module):
 
     `network` is what is built around `encoder`, a timm model that starts from `weights` (see `weight_options`);
     `freezing`: the stride up to which its stages keep their weights (0: none), and whether its batch norms do.
+
+    `grid` says where the cells of the encoder's last map lie: measured (for new networks), as saved with a network, or
+    None, as before it was measured: DeepLabV3+ then enlarges as segmentation-models-pytorch does, with the corners of
+    every map on those of the image, which moves the last map by up to 15 pixels. UPerNet has None.
 
     Raises:
         ValueError: when the encoder is unknown, does not fit network or stride, or its weights are not available.
@@ -36,16 +43,22 @@ class Segmenter(nn.Module):
         weights: str,
         freezing: tuple[int, bool],
         network: NetworkName = "deeplabv3plus",
+        grid: Grid | Literal["measured"] | None = "measured",
     ) -> None:
         super().__init__()
         if not is_known(encoder):
             raise ValueError(f"encoder {encoder!r}: timm has no such model; choose another --segment.encoder")
         self.net = (
-            DeepLabV2(encoder, ids, None if plain_transformer(encoder) else stride, weights)
+            DeepLabV2(encoder, ids, None if plain_transformer(encoder) else stride, weights, _known_shift(grid))
             if network == "deeplabv2"
             else _pyramid_network(network, encoder, ids, stride, weights)
         )
         self.multiple = fitting_multiple(network, stride)
+        if network == "deeplabv2":
+            grid = self.net.encoder.grid
+        elif grid == "measured":
+            grid = _measured_grid(self.net, self.multiple, stride) if network == "deeplabv3plus" else None
+        self.grid: Grid | None = grid
         mean, std = _normalisation(self.net, encoder)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -63,31 +76,38 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids H W"]:
         """Return scores per id (before softmax) of images whose size is a `fitting_size`."""
-        # DeepLab-v2's encoder is the classifier's backbone, which normalises by itself.
-        given = images if isinstance(self.net, DeepLabV2) else (images - self.mean) / self.std
-        scores: Tensor = self.net(given)
+        if self.grid is not None:
+            return resize_cells(self.coarse_scores(images), images.shape[2:], self.grid.cornered, self.shift)
+        scores: Tensor = self.net((images - self.mean) / self.std)
         return scores
 
     @property
     def cornered(self) -> bool:
         """Whether the corner cells of `coarse_scores` lie on the corner pixels of the image."""
-        return self.net.encoder.cornered if isinstance(self.net, DeepLabV2) else True
+        return self.grid is None or self.grid.cornered
+
+    @property
+    def shift(self) -> float:
+        """By what part of a cell the cells of `coarse_scores` lie further to the right and down than regular ones."""
+        return self.net.encoder.grid.shift if isinstance(self.net, DeepLabV2) else 0.0
 
     def coarse_scores(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b ids h w"]:
         """Return the scores before they are enlarged to the size of the images, which is the last step of `forward`."""
-        if isinstance(self.net, DeepLabV2):
+        if isinstance(self.net, DeepLabV2):  # its encoder is the classifier's backbone, which normalises by itself
             scores: Tensor = self.net.head(self.net.encoder(images))
             return scores
         net: Any = self.net
-        head = net.segmentation_head
-        scores = head[0](net.decoder(net.encoder((images - self.mean) / self.std)))
+        features = net.encoder((images - self.mean) / self.std)
+        decoded = net.decoder(features) if self.grid is None else _decode(net.decoder, features, self.grid)
+        scores = net.segmentation_head[0](decoded)
         return scores
 
     def fitting_size(self, height: int | float, width: int | float) -> tuple[int, int]:
         """Return the image size nearest to `height` x `width` pixels that the network takes."""
         if isinstance(self.net, DeepLabV2):
             return self.net.encoder.fitting_size(height, width)
-        h, w = (max(round(side / self.multiple), 2) * self.multiple for side in (height, width))
+        extra = int(self.grid is not None and self.grid.cornered)
+        h, w = (max(round((side - extra) / self.multiple), 2) * self.multiple + extra for side in (height, width))
         return h, w
 
     def encoder_parameters(self) -> list[nn.Parameter]:
@@ -104,9 +124,11 @@ def fitting_multiple(network: NetworkName, stride: int) -> int:
     return 32 if network == "upernet" else max(stride, 16)
 
 
-def empty_segmenter(encoder: str, ids: int, stride: int, network: NetworkName = "deeplabv3plus") -> Segmenter:
+def empty_segmenter(
+    encoder: str, ids: int, stride: int, network: NetworkName = "deeplabv3plus", grid: Grid | None = None
+) -> Segmenter:
     """Return a segmenter whose weights are about to be loaded."""
-    return Segmenter(encoder, ids, stride, RANDOM, (0, True), network)
+    return Segmenter(encoder, ids, stride, RANDOM, (0, True), network, grid)
 
 
 def foreign_config(segmenter: Segmenter) -> dict[str, Any] | None:
@@ -116,7 +138,38 @@ def foreign_config(segmenter: Segmenter) -> dict[str, Any] | None:
     Theirs takes normalised images; sizes must suit it (see `Segmenter.fitting_size`).
     """
     net: Any = segmenter.net
-    return None if isinstance(net, DeepLabV2) else {**net.config, "_model_class": type(net).__name__}
+    return None if segmenter.grid is not None else {**net.config, "_model_class": type(net).__name__}
+
+
+def _known_shift(grid: Grid | Literal["measured"] | None) -> float | None:
+    """Return the shift of a backbone whose grid is known; before it was measured all were taken for regular."""
+    if grid is None:
+        return 0.0
+    return None if grid == "measured" else grid.shift
+
+
+@torch.no_grad()
+def _measured_grid(net: Any, multiple: int, stride: int) -> Grid:
+    """Return how the cells of a DeepLabV3+ network's encoder lie."""
+    training = net.training
+    size = 4 * multiple + 1
+    try:
+        features = net.encoder.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError):  # sides must be multiples
+        cornered = False
+    else:
+        cornered = all(features[i].shape[2] == (size - 1) // step + 1 for i, step in ((2, 4), (-1, stride)))
+    net.train(training)
+    shift = measured_shift(net.encoder, lambda found: found[-1], 4 * multiple, stride, cornered)
+    return Grid(cornered, shift)
+
+
+def _decode(decoder: Any, features: Sequence[Tensor], grid: Grid) -> Tensor:
+    """Return the output of a DeepLabV3+ decoder, with the last map of the encoder placed as its `grid` says."""
+    fine = decoder.block1(features[2])
+    deep = resize_cells(decoder.aspp(features[-1]), fine.shape[2:], grid.cornered, grid.shift)
+    decoded: Tensor = decoder.block2(torch.cat([deep, fine], 1))
+    return decoded
 
 
 def choose_network(asked: Literal["auto"] | NetworkName, encoder: str, stride: int) -> NetworkName:

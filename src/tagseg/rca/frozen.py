@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tagseg.features.projection import Projection, project
 from tagseg.networks.backbones import Backbone
+from tagseg.networks.grid import Grid
+from tagseg.networks.registration import resize_cells
 
 
 class FrozenLayers(nn.Module):
@@ -51,17 +52,18 @@ class FrozenLayers(nn.Module):
     ) -> tuple[Float[Tensor, "b l h w"], Float[Tensor, "b d h w"]]:
         """Return the inputs of the heads and of the bank for RGB images in 0..1."""
         maps = backbone.layer_maps(images, self.names)
-        return self.join([project(map_, self._projection(i)) for i, map_ in enumerate(maps)], backbone.cornered)
+        return self.join([project(map_, self._projection(i)) for i, map_ in enumerate(maps)], backbone.grid)
 
     def join(
-        self, maps: Sequence[Float[Tensor, "b _ _ _"]], cornered: bool
+        self, maps: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid
     ) -> tuple[Float[Tensor, "b l h w"], Float[Tensor, "b d h w"]]:
-        """Return the inputs of the heads and of the bank for projected layers; `cornered` as in `Backbone`."""
+        """Return the inputs of the heads and of the bank for projected layers; `grid` is that of the first one. Layers
+        with other cells lie regularly."""
         cells = maps[0].shape[2:]
         directions = [
             map_[:, :-1].float()
             if map_.shape[2:] == cells
-            else F.interpolate(map_[:, :-1].float(), cells, mode="bilinear", align_corners=cornered)
+            else resize_cells(map_[:, :-1].float(), cells, grid.cornered, target_shift=grid.shift)
             for map_ in maps
         ]
         length = maps[0][:, -1:].float()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tagseg.data.records import Dataset, Sample
 from tagseg.features.cache import FeatureCache
+from tagseg.networks.registration import resize_cells
 from tagseg.rca.bank import Bank
 from tagseg.rca.contrast import contrast
 from tagseg.rca.frozen import FrozenLayers
@@ -256,7 +257,7 @@ def cached_inputs(network: RcaNetwork, cache: FeatureCache, sample_id: str) -> l
     maps, count = cache.maps(sample_id), len(cache.scales)
     return [
         network.layers.join(
-            [torch.from_numpy(np.array(one)).float()[None] for one in maps[scale::count]], network.backbone.cornered
+            [torch.from_numpy(np.array(one)).float()[None] for one in maps[scale::count]], network.backbone.grid
         )
         for scale in range(count)
     ]
@@ -277,7 +278,8 @@ def _pooled(network: RcaNetwork, cache: FeatureCache, sample: Sample) -> Float[T
 def _resize(maps: Float[Tensor, "k h w"], cells: Sequence[int], network: RcaNetwork) -> Float[Tensor, "k y x"]:
     if not len(maps):
         return maps.new_zeros(0, *cells)
-    return F.interpolate(maps[None], tuple(cells), mode="bilinear", align_corners=network.backbone.cornered)[0]
+    grid = network.backbone.grid
+    return resize_cells(maps[None], cells, grid.cornered, grid.shift, grid.shift)[0]
 
 
 @torch.no_grad()

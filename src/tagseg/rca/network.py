@@ -247,13 +247,14 @@ def build_network(
     start: bool = True,
     background: bool = False,
     layers: FrozenLayers | None = None,
+    shift: float | None = None,
 ) -> RcaNetwork:
     """Build the network; `start` loads the start weights (not needed when trained ones follow), `background` adds a
-    channel for background, `layers` freezes the backbone.
+    channel for background, `layers` freezes the backbone, `shift` is that of its cells if known (see `build_backbone`).
 
     Raises:
         ValueError: as `build_backbone`.
     """
     layer = rca.layer if layers is None else LAST
-    backbone = build_backbone(train.backbone, train.weights if start else RANDOM, train.stride, layer)
+    backbone = build_backbone(train.backbone, train.weights if start else RANDOM, train.stride, layer, shift)
     return RcaNetwork(backbone, classes, train, rca, background, layers)

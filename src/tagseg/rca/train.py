@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -54,7 +54,7 @@ class BankAbout(Record, frozen=True):
 
 class ClassifierAbout(Record, frozen=True, omit_defaults=True):
     """network.json of the classification network, and the metadata of its weights: its classes and the settings that
-    build it; those that an earlier version did not have are the standard ones."""
+    build it; those that an earlier version did not have are the standard ones. shift: as in `Grid`."""
 
     classes: tuple[str, ...]
     maps: str | None = None
@@ -62,6 +62,8 @@ class ClassifierAbout(Record, frozen=True, omit_defaults=True):
     rca: dict[str, Any] = msgspec.field(default_factory=dict)
     layers: tuple[tuple[str, Positive, Positive], ...] = ()
     """Of a frozen network: the joined layers, with their channels and how many of them are kept."""
+
+    shift: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
 
     def settings(self) -> Settings:
         """Return the settings that build the network.
@@ -158,7 +160,8 @@ def _save(
     layers: tuple[tuple[str, int, int], ...] = (),
 ) -> None:
     classes, plain = tuple(dataset.classes), settings.to_dict()
-    about = ClassifierAbout(classes, plain["maps"], plain["train"], plain["rca"], layers)
+    shift = network.backbone.grid.shift
+    about = ClassifierAbout(classes, plain["maps"], plain["train"], plain["rca"], layers, shift)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "bank.safetensors", bank.state_dict(), record_values(BankAbout(classes)))
     save_trained(folder, network, about, history)
@@ -179,7 +182,7 @@ def load_network(folder: Path, device: torch.device) -> tuple[RcaNetwork, tuple[
             eps = settings.maps == "eps"
             names, shapes = [name for name, *_ in told.layers], [(all_, kept) for _, all_, kept in told.layers]
             layers = FrozenLayers(names, shapes) if names else None
-            return build_network(len(told.classes), settings.train, settings.rca, False, eps, layers)
+            return build_network(len(told.classes), settings.train, settings.rca, False, eps, layers, told.shift)
         except (RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
 

@@ -7,6 +7,7 @@ import msgspec
 
 from tagseg.data.records import MAX_CLASSES
 from tagseg.errors import RunError
+from tagseg.networks.grid import Grid
 from tagseg.settings.segment import NetworkName
 from tagseg.system.records import Positive, Record, convert_record, read_json
 from tagseg.system.untrusted import shown
@@ -30,7 +31,9 @@ class SegmenterAbout(Record, frozen=True, kw_only=True):
     """What builds a segmentation network and predicts with it; it may come from an untrusted source.
 
     classes: `background` and the classes. network: networks saved before there was a choice are DeepLabV3+. encoder:
-    the name of a timm model. predict_scales, predict_flip, max_side: how to predict (see `SegmentSettings`).
+    the name of a timm model. cornered, shift: the `Grid` of the encoder's last map; `cornered` is None in networks
+    saved before it was measured, and for UPerNet. predict_scales, predict_flip, max_side: how to predict (see
+    `SegmentSettings`).
     """
 
     network: NetworkName = "deeplabv3plus"
@@ -40,6 +43,8 @@ class SegmenterAbout(Record, frozen=True, kw_only=True):
     predict_scales: Annotated[tuple[Scale, ...], msgspec.Meta(min_length=1, max_length=100)]
     predict_flip: bool
     max_side: Positive
+    cornered: bool | None = None
+    shift: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
 
     def __post_init__(self) -> None:
         if self.classes[0] != "background":
@@ -51,6 +56,11 @@ class SegmenterAbout(Record, frozen=True, kw_only=True):
                 f"max_side {self.max_side} at scale {max(self.predict_scales):g} is too large, expected at most "
                 f"{_MAX_SIDE} pixels"
             )
+
+    @property
+    def grid(self) -> Grid | None:
+        """How the cells of the encoder's last map lie."""
+        return None if self.cornered is None else Grid(self.cornered, self.shift)
 
 
 class ExportedAbout(SegmenterAbout, frozen=True, kw_only=True):

@@ -158,7 +158,7 @@ def export_graph(network: Segmenter, ids: int, path: Path) -> GraphAbout:
     cells, more = _cells(network, sides)
     about = GraphAbout(
         ids=ids, step=sides.step, offset=sides.offset, lowest=sides.lowest, cells=cells, more=more,
-        cornered=network.cornered,
+        cornered=network.cornered, shift=network.shift,
     )  # fmt: skip
     copied: Any = exportable(network.cpu().float())
     example = torch.rand(2, 3, *(about.fitting(cells * sides.step) for cells in (10, 13)))

@@ -31,7 +31,7 @@ class GraphAbout(Record, frozen=True, kw_only=True):
 
     ids: classes and background. step, offset, lowest: the sides that fit it are `step * n + offset` pixels for every
     n >= lowest. cells, more: such a side has `cells * n + more` cells of scores. cornered: whether its scores lie with
-    their corner cells on the corner pixels.
+    their corner cells on the corner pixels. shift: by what part of a cell they lie further to the right and down.
     """
 
     ids: Positive
@@ -41,6 +41,7 @@ class GraphAbout(Record, frozen=True, kw_only=True):
     cells: Positive
     more: Count
     cornered: bool
+    shift: float = 0.0
 
     def fitting(self, side: int | float) -> int:
         """Return the side nearest to `side` pixels that the network takes."""
@@ -73,7 +74,7 @@ def graph_inputs(about: GraphAbout, picture: UInt8[np.ndarray, "h w 3"], scale: 
         fitting = about.fitting(side * scale)
         cells = (fitting - about.offset) // about.step * about.cells + about.more
         there.append(scaling(side, fitting, scale < 1))
-        back.append(returning(cells, fitting, side, about.cornered))
+        back.append(returning(cells, fitting, side, about.cornered, about.shift))
     columns = back[1].T
     views = np.stack([columns, columns[:, ::-1]][: 1 + mirror])[:, None]
     return {

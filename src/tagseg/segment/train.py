@@ -99,6 +99,7 @@ def build_segmenter(settings: Settings, classes: tuple[str, ...]) -> tuple[Segme
     about = SegmenterAbout(
         network=name, encoder=encoder, stride=options.stride, classes=classes, max_side=options.max_side,
         predict_scales=tuple(options.predict_scales), predict_flip=options.predict_flip,
+        cornered=network.grid.cornered if network.grid else None, shift=network.grid.shift if network.grid else 0.0,
     )  # fmt: skip
     return network, about
 

@@ -23,31 +23,37 @@ def scaling(source: int, target: int, antialias: bool) -> Float32[np.ndarray, "t
 
 
 @functools.lru_cache(_KEPT)
-def returning(cells: int, fitting: int, target: int, cornered: bool) -> Float32[np.ndarray, "target cells"]:
+def returning(
+    cells: int, fitting: int, target: int, cornered: bool, shift: float = 0.0
+) -> Float32[np.ndarray, "target cells"]:
     """Return the matrix that resizes `cells` scores to the `fitting` pixels that the network was given, and these to
-    `target` pixels. `cornered`: whether the corner cells lie on the corner pixels."""
-    enlarging = _matrix(cells, fitting, cornered, antialias=False)
+    `target` pixels. `cornered`: whether the corner cells lie on the corner pixels, `shift`: by what part of a
+    cell they lie further to the right and down."""
+    enlarging = _matrix(cells, fitting, cornered, antialias=False, shift=shift)
     places, weights = _neighbours(fitting, target, cornered=False, antialias=False)
     matrix: Float64[np.ndarray, "target cells"] = (weights[..., None] * enlarging[places]).sum(1)
     return matrix.astype(np.float32)
 
 
-def _matrix(source: int, target: int, cornered: bool, antialias: bool) -> Float64[np.ndarray, "target source"]:
-    places, weights = _neighbours(source, target, cornered, antialias)
+def _matrix(
+    source: int, target: int, cornered: bool, antialias: bool, shift: float = 0.0
+) -> Float64[np.ndarray, "target source"]:
+    places, weights = _neighbours(source, target, cornered, antialias, shift)
     matrix = np.zeros((target, source))
     np.put_along_axis(matrix, places, weights, 1)
     return matrix
 
 
 def _neighbours(
-    source: int, target: int, cornered: bool, antialias: bool
+    source: int, target: int, cornered: bool, antialias: bool, shift: float = 0.0
 ) -> tuple[Int64[np.ndarray, "target k"], Float64[np.ndarray, "target k"]]:
     """Return which source pixels every target pixel is a mean of, and their weights, whose sum is 1."""
-    if source == target:
+    if source == target and not shift:
         return np.arange(target)[:, None], np.ones((target, 1))
     places = np.arange(target)
     corner = places * ((source - 1) / max(target - 1, 1))
     centres = corner if cornered else (places + 0.5) * (source / target) - 0.5
+    centres = centres - shift
     reach = max(source / target, 1.0) if antialias else 1.0
     if not antialias:
         centres = np.clip(centres, 0, source - 1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 
+from tagseg.networks.registration import resize_cells
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.taught import TaughtEntries, crowding
 from tagseg.system.process import cores
@@ -169,7 +170,8 @@ def _shares(cells: Cells, place: int, highest: Float[Tensor, "l n"]) -> Float[Te
         map_ = found[:, start : start + h * w].reshape(1, -1, h, w)
         start += h * w
         if (h, w) != finest:
-            map_ = F.interpolate(map_, finest, mode="bilinear", align_corners=cells.cornered)
+            grid = cells.grid
+            map_ = resize_cells(map_, finest, grid.cornered, grid.shift, grid.shift)
         total += map_[0] / len(cells.shapes[place])
     return total
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tagseg.data.records import Sample
 from tagseg.features.cache import FeatureCache
+from tagseg.networks.grid import Grid
 from tagseg.rca.heads import cached_inputs
 from tagseg.rca.network import RcaNetwork
 from tagseg.run.folder import Run
@@ -28,7 +29,7 @@ class Cells:
 
     features: of unit length, in half precision. samples: the images. shapes: (height, width) in cells of each image's
     map at every scale. starts: the first cell of each image, and the number of all cells. finest: which scale has the
-    most cells. cornered: as in `Backbone`.
+    most cells. grid: as in `Backbone`.
     """
 
     features: Float16[Tensor, "n d"]
@@ -36,7 +37,7 @@ class Cells:
     shapes: tuple[tuple[Size, ...], ...]
     starts: tuple[int, ...]
     finest: int
-    cornered: bool
+    grid: Grid
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -80,4 +81,4 @@ def gather_cells(
         file.flush()
         flat = np.memmap(file, np.float16, "r+", shape=(starts[-1], network.channels)) if tagged else None
     features = torch.from_numpy(flat) if flat is not None else torch.zeros(0, network.channels, dtype=torch.half)
-    return Cells(features, tagged, tuple(shapes), tuple(starts), cache.finest, network.backbone.cornered)
+    return Cells(features, tagged, tuple(shapes), tuple(starts), cache.finest, network.backbone.grid)
