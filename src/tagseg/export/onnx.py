@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tagseg.networks.registration import Pixels
 from tagseg.networks.segmenters import Segmenter
 from tagseg.segment.graph_export import (
     MAX_EXPORTED_SIDE,
     MAX_GRAPH_BYTES,
-    Pixels,
     Sides,
     exportable,
     probe_sides,

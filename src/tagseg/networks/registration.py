@@ -46,7 +46,8 @@ def resize_cells(
     """
     height, width = size
     if not shift and not target_shift:
-        return F.interpolate(maps, (height, width), mode="bilinear", align_corners=cornered)
+        sides: Any = (height, width)
+        return F.interpolate(maps, sides, mode="bilinear", align_corners=cornered)
     rows, columns = (_matrix(maps.shape[2 + axis], size[axis], cornered, shift, target_shift, maps) for axis in (0, 1))
     resized: Tensor = rows @ maps @ columns.T
     return resized
@@ -57,8 +58,8 @@ def _matrix(
 ) -> Float[Tensor, "target cells"]:
     """Return the matrix that resizes linearly along one side."""
     places = torch.arange(target, device=like.device, dtype=torch.float32) + target_shift
-    corner = places * ((cells - 1) / torch.sym_max(target - 1, 1))
-    centres: Tensor = corner if cornered else (places + 0.5) * (cells / target) - 0.5
+    corner: Any = places * ((cells - 1) / torch.sym_max(target - 1, 1))
+    centres: Any = corner if cornered else (places + 0.5) * (cells / target) - 0.5
     # Like `F.interpolate`, beyond the outermost cells their value goes on.
     centres = (centres - shift).clamp(0, cells - 1)
     distance = (torch.arange(cells, device=like.device) - centres[:, None]).abs()

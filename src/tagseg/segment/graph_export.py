@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tagseg.networks.registration import Pixels
 from tagseg.networks.segmenters import Segmenter
 from tagseg.segment.graph_passes import add_passes
 from tagseg.segment.graphs import Graph, GraphAbout, graph_inputs
@@ -40,9 +41,6 @@ CHECKED_PICTURES = (
 )
 """Heights and widths of the pictures on which a graph is compared with PyTorch, at a larger, its own and a smaller
 scale in turn."""
-
-Pixels = int | torch.SymInt
-"""A known side, or a symbol for any side."""
 
 
 @dataclass(frozen=True)
