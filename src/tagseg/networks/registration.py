@@ -63,7 +63,8 @@ def _matrix(
     # Like `F.interpolate`, beyond the outermost cells their value goes on.
     centres = (centres - shift).clamp(0, cells - 1)
     distance = (torch.arange(cells, device=like.device) - centres[:, None]).abs()
-    return (1 - distance).clamp_min(0).to(like.dtype)
+    weights: Tensor = (1 - distance).clamp_min(0).to(like.dtype)
+    return weights
 
 
 def measured_shift(module: nn.Module, last: Callable[[Any], Tensor], about: int, stride: int, cornered: bool) -> float:
