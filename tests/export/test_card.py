@@ -228,6 +228,8 @@ def test_a_card_says_who_else_loads_the_network(run: Run) -> None:
     about = msgspec.structs.replace(describe(run), network="deeplabv2")
     ours = model_card(run, about, run.settings().to_dict())
     assert "Only tagseg loads this network: it is DeepLab-v2" in ours and "smp" not in ours
+    placed = model_card(run, msgspec.structs.replace(describe(run), cornered=True), run.settings().to_dict())
+    assert "Only tagseg loads this network: it is DeepLabV3+ with its deep features" in placed and "smp" not in placed
 
 
 def test_the_card_mentions_maps_from_another_tool(new_run: MakeRun, tmp_path: Path) -> None:

@@ -145,8 +145,11 @@ def _limits(settings: Mapping[str, Any]) -> str:
 
 def _elsewhere(about: ExportedAbout) -> str:
     """Return how segmentation-models-pytorch loads the network, or that it cannot."""
-    if about.network == "deeplabv2" or about.grid is not None:
-        return _NOT_FOREIGN
+    if about.network == "deeplabv2":
+        return _NOT_FOREIGN.replace("REASON", "DeepLab-v2, which segmentation-models-pytorch and timm do not have")
+    if about.grid is not None:
+        placed = "DeepLabV3+ with its deep features\nplaced where they were seen, unlike that of segmentation-models-pytorch"
+        return _NOT_FOREIGN.replace("REASON", placed)
     config = timm.get_pretrained_cfg(about.encoder)
     assert config is not None, "or the network could not have been built"
     values = {"MEAN": config.mean, "STD": config.std, "MULTIPLE": fitting_multiple(about.network, about.stride)}
@@ -215,8 +218,7 @@ mask = scores[0].argmax(0)  # height x width of the resized image, ids as in the
 """
 
 _NOT_FOREIGN = """
-Only tagseg loads this network: segmentation-models-pytorch and timm do not have it (their DeepLabV3+ places the maps of
-its encoder otherwise). There is therefore no config.json for `from_pretrained`.
+Only tagseg loads this network: it is REASON. There is therefore no config.json for `from_pretrained`.
 """
 
 _ONNX = """
