@@ -144,8 +144,12 @@ def test_children_of_a_process_with_openvino_end_well(folder: Path) -> None:
 
 
 def test_what_cannot_be_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RunError, match=r"onnxruntime computes in fp32, got --precision bf16; use openvino or torch"):
+    with pytest.raises(
+        RunError, match=r"onnxruntime computes in fp32 or int8, got --precision bf16; use openvino or torch"
+    ):
         load(folder, engine="onnxruntime", precision="bf16")
+    with pytest.raises(RunError, match="--precision int8: PyTorch does not compute in it; use --engine onnxruntime"):
+        load(folder, engine="torch", precision="int8")
     with pytest.raises(RunError, match=r"--engine onnxruntime computes on the CPU; leave out --device cuda"):
         load(folder, "cuda", engine="onnxruntime")
     monkeypatch.setattr(engines, "installed", lambda engine: False)
@@ -153,6 +157,47 @@ def test_what_cannot_be_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatc
         load(folder, engine="openvino")
     opened = predict(folder, folder / "photo.png", folder / "plain", PredictOptions(device="cpu", force=True))
     assert opened.engine == "torch" and "pip install 'tagseg[openvino]'" in opened.why
+
+
+@needs_openvino
+def test_openvino_does_not_compute_in_int8(folder: Path) -> None:
+    with pytest.raises(RunError, match="openvino computes in fp32 or bf16, got --precision int8; use onnxruntime"):
+        load(folder, engine="openvino", precision="int8")
+
+
+def test_int8_is_quantised_on_the_first_photographs_and_checked_on_others(folder: Path, tmp_path: Path) -> None:
+    copied, photos = tmp_path / "network", tmp_path / "photos"
+    shutil.copytree(folder, copied)
+    photos.mkdir()
+    for number in range(15):
+        image(64 + number, 70 - number).save(photos / f"{number}.png")
+    asked = PredictOptions(device="cpu", precision="int8", agreement=0.5)
+    few = "at least 8 photographs besides 8 that check it, found 7"
+    with pytest.raises(RunError, match="at least 8 photographs besides 8 that check it, found 0"):
+        load(copied, precision="int8")
+    with pytest.raises(RunError, match=few):
+        predict(copied, photos, tmp_path / "out", asked)
+    assert not (copied / "engines/passes.int8.onnx").exists()
+    for number in range(15, 20):
+        image(64 + number, 70 - number).save(photos / f"{number}.png")
+    done = predict(copied, photos, tmp_path / "out", asked)
+    note = read_note(copied)
+    assert note is not None and note.calibrated == 12 and done.engine == "onnxruntime"
+    check = next(check for check in note.checks if check.precision == "int8")
+    assert check.images == 8 and 0.8 < check.agreement < 1  # 1 would be fp32
+    weights = (copied / "engines/passes.int8.onnx").stat().st_size / (copied / "engines/passes.onnx").stat().st_size
+    assert weights < 0.7
+    # From now on without photographs, and in no process with PyTorch.
+    graph = load(copied, precision="int8", engine="onnxruntime") if check.agreement >= 0.97 else None
+    exact = read_predictor(copied, "cpu")
+    fresh = image(90, 60)
+    if graph is not None:
+        assert (graph(fresh).mask == exact(fresh).mask).mean() > 0.8
+    with pytest.raises(RunError, match=r"of 8 images get PyTorch's label, expected at least 100 %; use --precision fp"):
+        predict(copied, photos, tmp_path / "other", dataclasses.replace(asked, agreement=1.0))
+    (copied / "engines/passes.int8.onnx").unlink()
+    note = read_note(copied)
+    assert note is not None and note.calibrated == 0
 
 
 def noted(folder: Path, **figures: tuple[float, float]) -> None:

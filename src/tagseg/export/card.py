@@ -10,6 +10,7 @@ import timm
 from tagseg.data.data_file import read_data_file
 from tagseg.evaluate.gain import calibration_images
 from tagseg.evaluate.scores import read_evaluation
+from tagseg.export.int8 import Int8Loss
 from tagseg.networks.backbones import RANDOM, TIMM
 from tagseg.networks.segmenters import fitting_multiple
 from tagseg.run.folder import Run
@@ -37,7 +38,12 @@ def weights_licence(encoder: str, weights: str) -> Licence:
 
 
 def model_card(
-    run: Run, about: ExportedAbout, settings: Mapping[str, Any], onnx: bool = False, difference: float | None = None
+    run: Run,
+    about: ExportedAbout,
+    settings: Mapping[str, Any],
+    onnx: bool = False,
+    difference: float | None = None,
+    int8: Int8Loss | None = None,
 ) -> str:
     """Return the model card of a run's segmentation network as Markdown with Hugging Face's front matter.
 
@@ -47,6 +53,7 @@ def model_card(
         settings: the run's settings as nested plain values, without folders of this machine.
         onnx: whether the export includes a model.onnx.
         difference: the largest difference of its probabilities from PyTorch's; None if they were not compared.
+        int8: what model.int8.onnx loses; None without it.
 
     Raises:
         RunError: when the run's data.json is missing or damaged.
@@ -56,7 +63,7 @@ def model_card(
         _summary(about, settings),
         _data(run, about.classes, settings),
         _results(run),
-        _PYTHON + _elsewhere(about) + (_by_onnx(about.max_side, difference) if onnx else ""),
+        _PYTHON + _elsewhere(about) + (_by_onnx(about.max_side, difference) if onnx else "") + _by_int8(int8),
         _settings(run, about, settings),
         _licence(about.licence.text),
         _limits(settings),
@@ -148,8 +155,7 @@ def _elsewhere(about: ExportedAbout) -> str:
     if about.network == "deeplabv2":
         return _NOT_FOREIGN.replace("REASON", "DeepLab-v2, which segmentation-models-pytorch and timm do not have")
     if about.grid is not None:
-        placed = "DeepLabV3+ with its deep features\nplaced where they were seen, unlike that of segmentation-models-pytorch"
-        return _NOT_FOREIGN.replace("REASON", placed)
+        return _NOT_FOREIGN.replace("REASON", _PLACED)
     config = timm.get_pretrained_cfg(about.encoder)
     assert config is not None, "or the network could not have been built"
     values = {"MEAN": config.mean, "STD": config.std, "MULTIPLE": fitting_multiple(about.network, about.stride)}
@@ -164,6 +170,11 @@ def _by_onnx(max_side: int, difference: float | None) -> str:
     if difference is not None:
         checked = f"Its probabilities agreed with PyTorch's to within {difference:.1g}."
     return _ONNX.replace("MAX_SIDE", str(max_side)).replace("CHECKED", checked)
+
+
+def _by_int8(loss: Int8Loss | None) -> str:
+    used = "model.int8.onnx computes its convolutions in 8-bit integers and is used like model.onnx"
+    return f"\n{used}: {loss}.\n" if loss else ""
 
 
 def _settings(run: Run, about: ExportedAbout, settings: Mapping[str, Any]) -> str:
@@ -220,6 +231,9 @@ mask = scores[0].argmax(0)  # height x width of the resized image, ids as in the
 _NOT_FOREIGN = """
 Only tagseg loads this network: it is REASON. There is therefore no config.json for `from_pretrained`.
 """
+
+_PLACED = """DeepLabV3+ with its deep features
+placed where the encoder looks, which that of segmentation-models-pytorch does not do"""
 
 _ONNX = """
 Without PyTorch, use ONNX Runtime. The model takes batches of images of any size and normalises them itself. It makes

@@ -14,6 +14,7 @@ import torch
 from tagseg.errors import RunError
 from tagseg.export.card import model_card, weights_licence
 from tagseg.export.folder import own_files, replacing
+from tagseg.export.int8 import Int8Loss, write_int8_onnx
 from tagseg.export.onnx import write_onnx, write_openvino
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import foreign_config
@@ -39,6 +40,7 @@ EXPORTED_FILES = (
     "network.json",
     FOREIGN,
     "model.onnx",
+    "model.int8.onnx",
     "model.xml",
     "model.bin",
     ENGINES_FOLDER,
@@ -54,12 +56,14 @@ class ExportedModel:
     """What `export_model` wrote: the folder and its files.
 
     onnx_difference: the largest difference between the probabilities of ONNX Runtime and PyTorch; None without an ONNX
-    file, or if ONNX Runtime is not installed. With `openvino` the larger of the two engines' differences.
+    file, or if ONNX Runtime is not installed. With `openvino` the larger of the two engines' differences. int8_loss:
+    what model.int8.onnx loses; None without it.
     """
 
     folder: Path
     files: tuple[str, ...]
     onnx_difference: float | None
+    int8_loss: Int8Loss | None = None
 
 
 def export_model(
@@ -68,6 +72,7 @@ def export_model(
     onnx: bool = False,
     force: bool = False,
     openvino: bool = False,
+    int8: bool = False,
 ) -> ExportedModel:
     """Write a run's segmentation network to a folder that `tagseg.load` can read on any machine.
 
@@ -81,11 +86,13 @@ def export_model(
         onnx: also write model.onnx.
         force: replace a folder that an earlier export wrote.
         openvino: also write model.xml and model.bin, the same graph for OpenVINO.
+        int8: also write model.int8.onnx, whose convolutions compute in int8 (see `write_int8_onnx`).
 
     Raises:
         RunError: when the run has no segmentation network, `out` exists and `force` is not given, or `out` holds files
             that no export wrote.
-        ValueError: when the ONNX file cannot be written, or its results differ from PyTorch's.
+        ValueError: when the ONNX file cannot be written, or its results differ from PyTorch's; when the network loses
+            too much in int8, or the run's photographs are gone.
     """
     source, folder = Run(Path(run)), Path(out).resolve()
     source.require("segment")
@@ -94,28 +101,32 @@ def export_model(
         _require_free(folder, force or finished)
 
     check(False)
-    if onnx or openvino:
-        require_exporter()
+    if onnx or openvino or int8:
+        require_exporter("--int8" if int8 else "--onnx")
+    if int8 and not installed("onnxruntime"):
+        raise ValueError("--int8: requires onnxruntime; install with pip install 'tagseg[onnx]'")
     if openvino and not installed("openvino"):
         raise ValueError("--openvino: requires openvino; install with pip install 'tagseg[openvino]'")
     predictor = load(source.root, "cpu", "torch")
     about, settings = describe(source), without_folders(source.settings().to_dict())
-    difference, request = None, f"export-model {source.root.resolve()} {onnx} {openvino}"
+    difference, loss, request = None, None, f"export-model {source.root.resolve()} {onnx} {openvino} {int8}"
     with replacing(folder, request, check) as temporary:
         save_tensors(temporary / EXPORTED_WEIGHTS, exported_tensors(predictor.module), record_values(about))
         write_record(temporary / "network.json", about)
         if config := foreign_config(predictor.module):
             write_atomically(temporary / FOREIGN, json_text(config, 2) + "\n")
-        if onnx or openvino:
+        if onnx or openvino or int8:
             metadata = _onnx_metadata(predictor, about)
             difference = write_onnx(predictor.module, metadata, temporary / "model.onnx")
         if openvino:
             difference = max(difference or 0.0, write_openvino(predictor.module, temporary / "model.onnx"))
-            if not onnx:
-                (temporary / "model.onnx").unlink()
-        write_atomically(temporary / CARD, model_card(source, about, settings, onnx, difference))
+        if int8:
+            loss = write_int8_onnx(source, about.max_side, temporary / "model.onnx", temporary / "model.int8.onnx")
+        if (openvino or int8) and not onnx:
+            (temporary / "model.onnx").unlink()
+        write_atomically(temporary / CARD, model_card(source, about, settings, onnx, difference, loss))
         files = tuple(own_files(temporary))
-    return ExportedModel(folder, files, difference)
+    return ExportedModel(folder, files, difference, loss)
 
 
 def describe(run: Run) -> ExportedAbout:

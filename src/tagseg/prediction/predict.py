@@ -7,7 +7,6 @@ line are written here. An engine (`local_engine`, `ray_engine`) runs the steps b
 
 import dataclasses
 import hashlib
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,10 @@ from tagseg.run.folder import network_folder
 from tagseg.run.hub import is_hub_address
 from tagseg.run.lock import hold_folder
 from tagseg.run.stages import OTHERS, OUTPUTS
-from tagseg.segment.engines import CHECKED_IMAGES, Pictures
+from tagseg.segment.engines import Pictures, spread
 from tagseg.segment.load import open_predictor
 from tagseg.segment.predictor import Predictor
-from tagseg.settings.predict import PredictOptions
+from tagseg.settings.predict import Engine, PredictOptions
 from tagseg.system.changes import begin, end
 from tagseg.system.files import remove_temporary
 from tagseg.system.process import ran_out
@@ -84,7 +83,8 @@ def predict(
     options, out = options or PredictOptions(), Path(out)
     if options.on == "ray":
         # Workers of a cluster load their own networks: here one is loaded only to check it, and for its classes.
-        options = dataclasses.replace(options, engine="torch" if options.engine == "auto" else options.engine)
+        fixed: Engine = "onnxruntime" if options.precision == "int8" else "torch"
+        options = dataclasses.replace(options, engine=fixed if options.engine == "auto" else options.engine)
         asked = dataclasses.replace(options, device="cpu")
     else:
         asked = options
@@ -156,10 +156,9 @@ def _predict(
     return Predictions(out, ids, tuple(skipped.items()), len(found) - len(todo), opened.engine, opened.why)
 
 
-def _some_pictures(found: dict[str, Location], options: PredictOptions, predictor: Predictor) -> Pictures:
-    """Return the pictures of a few images that can be read, spread over all of them."""
-    step = max(len(found) // CHECKED_IMAGES, 1)
-    some = itertools.islice(list(found.items())[::step], CHECKED_IMAGES)
+def _some_pictures(found: dict[str, Location], options: PredictOptions, predictor: Predictor, count: int) -> Pictures:
+    """Return the pictures of up to `count` images that can be read, spread over all of them."""
+    some = spread(list(found.items()), count)
     read = (read_input(name, location, predictor.resolution, options.max_megapixels)[1] for name, location in some)
     return [picture for picture in read if picture is not None]
 

@@ -7,6 +7,7 @@ predictions read only these files.
 
 import dataclasses
 import logging
+import math
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -23,7 +24,7 @@ from jaxtyping import UInt8
 from tagseg.errors import RunError
 from tagseg.run.folder import EXPORTED_WEIGHTS, TRAINED_WEIGHTS
 from tagseg.segment.about import SegmenterAbout, check_about
-from tagseg.segment.graphs import EXTRAS, GraphAbout, engine_version, installed, open_graph
+from tagseg.segment.graphs import EXTRAS, GraphAbout, engine_version, graph_inputs, installed, open_graph
 from tagseg.segment.predictor import Predictor
 from tagseg.settings.predict import Agreement, EngineName, Precision
 from tagseg.system.files import atomic_path, checksum
@@ -37,17 +38,27 @@ ENGINES_FOLDER = "engines"
 
 NOTE_FILE = "engines.json"
 GRAPH = "passes.onnx"
+INT8_GRAPH = "passes.int8.onnx"
 
 CHECKED_IMAGES = 8
 """Images that engines are compared on."""
 
+CALIBRATION_IMAGES = 32
+"""Other images on which the ranges of the values in int8 are measured."""
+
 WORTH_AN_EXPORT = 200
 """Images from which on `auto` exports a graph: the export takes about half a minute."""
 
-AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "bf16": 0.98}
+AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "bf16": 0.98, "int8": 0.97}
 """Least share of pixels with PyTorch's label, unless another is asked for."""
 
+OFFERED: dict[Precision, tuple[EngineName, ...]] = {
+    "fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",), "int8": ("onnxruntime",),
+}  # fmt: skip
+"""The engines besides PyTorch that compute in a precision."""
+
 Pictures = Sequence[UInt8[np.ndarray, "_ _ 3"]]
+Thing = TypeVar("Thing")
 
 
 class EngineCheck(Record, frozen=True, kw_only=True):
@@ -67,12 +78,14 @@ class EngineCheck(Record, frozen=True, kw_only=True):
 
 
 class EngineNote(Record, frozen=True, kw_only=True):
-    """The exported graph of a network and the checks of its engines. weights: SHA-256 of the file of weights."""
+    """The exported graph of a network and the checks of its engines. weights: SHA-256 of the file of weights;
+    calibrated: photographs on which the graph in int8 was calibrated, 0 while there is none."""
 
     weights: str
     network: SegmenterAbout
     graph: GraphAbout
     difference: Amount
+    calibrated: Count = 0
     checks: tuple[EngineCheck, ...] = ()
 
 
@@ -115,7 +128,7 @@ def open_engine(
     asked: Asked,
     read: Callable[[], Predictor],
     configure: Callable[[Predictor], Predictor],
-    pictures: Callable[[], Pictures] = tuple,
+    pictures: Callable[[int], Pictures] = lambda _: (),
     images: int = 0,
 ) -> Opened:
     """Return a predictor that computes as asked.
@@ -125,14 +138,19 @@ def open_engine(
         asked: engine, precision, device and agreement.
         read: reads the network into PyTorch.
         configure: sets up a predictor.
-        pictures: returns a few pictures to check engines with.
+        pictures: returns up to so many pictures, to check engines with and to calibrate int8 on.
         images: how many images are to be predicted.
 
     Raises:
-        RunError: if the engine asked for is not installed, cannot compute the network, or lacks the precision.
+        RunError: if the engine asked for is not installed, cannot compute the network, or lacks the precision; if the
+            network in int8 agrees too little with PyTorch, or there are too few pictures to calibrate it.
     """
+    if asked.precision == "int8" and asked.engine == "auto":
+        asked = dataclasses.replace(asked, engine="onnxruntime")  # the only one that computes in it
     network = _Network(folder, read, configure)
     if asked.engine == "torch":
+        if asked.precision == "int8":
+            raise RunError("--precision int8: PyTorch does not compute in it; use --engine onnxruntime")
         return _torch(network, asked, "as asked")
     if asked.engine == "auto":
         return _fastest(network, asked, pictures, images)
@@ -140,9 +158,24 @@ def open_engine(
     _require(engine, asked)
     note = read_note(folder) or _exported(folder, read)
     check = _known(note, engine, asked.precision)
-    if check is None and (given := pictures()):
+    if asked.precision == "int8":
+        if check is None or not note.calibrated:
+            given = pictures(CHECKED_IMAGES + CALIBRATION_IMAGES)
+            checking = spread(given, CHECKED_IMAGES)
+            if not note.calibrated:
+                held = set(map(id, checking))
+                note = _quantised(network, note, [picture for picture in given if id(picture) not in held])
+            note = _checked(network, note, [engine], asked, checking) if checking else note
+            check = _known(note, engine, asked.precision)
+    elif check is None and (given := pictures(CHECKED_IMAGES)):
         note = _checked(network, note, [engine], asked, given)
         check = _known(note, engine, asked.precision)
+    if check is not None and check.agreement < asked.least and asked.precision == "int8":
+        raise RunError(
+            f"--precision int8: {100 * check.agreement:.2f} % of the pixels of {check.images} images get PyTorch's "
+            f"label, expected at least {100 * asked.least:g} %; use --precision fp32, or accept the loss with "
+            f"--agreement {math.floor(100 * check.agreement) / 100:g}"
+        )
     if check is not None and check.agreement < asked.least:
         log.warning(
             "%s in %s gives %.2f %% of the pixels PyTorch's label, expected at least %.2f %%; --engine auto would not "
@@ -161,6 +194,8 @@ def read_note(folder: Path) -> EngineNote | None:
     if not (home / NOTE_FILE).is_file() or not (home / GRAPH).is_file():
         return None
     note = read_record(home / NOTE_FILE, EngineNote, "delete its folder, and it is made again")
+    if not (home / INT8_GRAPH).is_file():
+        note = msgspec.structs.replace(note, calibrated=0)
     return note if note.weights == checksum(weights_file(folder)) else None
 
 
@@ -181,23 +216,25 @@ def _require(engine: EngineName, asked: Asked) -> None:
         raise RunError(
             f"--engine {engine} computes on the CPU; leave out --device {asked.device}, or use --engine torch"
         )
-    if engine == "onnxruntime" and asked.precision != "fp32":
+    if engine not in OFFERED[asked.precision]:
+        able = [precision for precision, engines in OFFERED.items() if engine in engines]
+        others = [name for name in (*OFFERED[asked.precision], "torch") if (name, asked.precision) != ("torch", "int8")]
         raise RunError(
-            f"--engine onnxruntime computes in fp32, got --precision {asked.precision}; use openvino or torch"
+            f"--engine {engine} computes in {' or '.join(able)}, got --precision {asked.precision}; use "
+            f"{' or '.join(others)}"
         )
 
 
-def _fastest(network: _Network, asked: Asked, pictures: Callable[[], Pictures], images: int) -> Opened:
+def _fastest(network: _Network, asked: Asked, pictures: Callable[[int], Pictures], images: int) -> Opened:
     """Return the fastest engine that is installed and agrees with PyTorch."""
     if asked.device not in ("auto", "cpu") or (asked.device == "auto" and may_have_gpu()):
         return _torch(network, asked, f"computes on the device ({asked.device})")
-    offered: list[EngineName] = ["openvino"] if asked.precision != "fp32" else ["openvino", "onnxruntime"]
-    engines = [engine for engine in offered if installed(engine)]
+    engines = [engine for engine in OFFERED[asked.precision] if installed(engine)]
     if not engines:
         return _torch(network, asked, "others may be several times as fast: pip install 'tagseg[openvino]'")
     note = read_note(network.folder)
     if note is None or any(_known(note, engine, asked.precision) is None for engine in engines):
-        if images < WORTH_AN_EXPORT or not (given := pictures()):
+        if images < WORTH_AN_EXPORT or not (given := pictures(CHECKED_IMAGES)):
             return _torch(
                 network, asked,
                 f"preparing {' or '.join(engines)} takes half a minute, which {images} images do not repay; --engine "
@@ -269,6 +306,33 @@ def _exported(folder: Path, read: Callable[[], Predictor]) -> EngineNote:
     return note
 
 
+def _quantised(network: _Network, note: EngineNote, pictures: Pictures) -> EngineNote:
+    """Write the graph in int8, calibrated on pictures; return the new note."""
+    from tagseg.segment.quantise import LEAST_CALIBRATION_IMAGES, write_int8
+
+    if len(pictures) < LEAST_CALIBRATION_IMAGES:
+        raise RunError(
+            f"--precision int8: the network must be quantised once, with at least {LEAST_CALIBRATION_IMAGES} "
+            f"photographs besides {CHECKED_IMAGES} that check it, found {len(pictures)}; predict a folder of more "
+            "photographs in int8 first, or use --precision fp32"
+        )
+    home = network.folder / ENGINES_FOLDER
+    mirror = note.network.predict_flip
+    try:
+        with atomic_path(home / INT8_GRAPH) as temporary:
+            write_int8(home / GRAPH, temporary, (graph_inputs(note.graph, one, 1.0, mirror) for one in pictures))
+    except ValueError as error:
+        raise RunError(f"--precision {error}") from error
+    note = msgspec.structs.replace(note, calibrated=len(pictures))
+    write_note(network.folder, note)
+    return note
+
+
+def spread(things: Sequence[Thing], count: int) -> list[Thing]:
+    """Return up to `count` things from all over a sequence."""
+    return list(things[:: max(len(things) // count, 1)])[:count]
+
+
 def _checked(
     network: _Network, note: EngineNote, engines: Sequence[EngineName], asked: Asked, pictures: Pictures
 ) -> EngineNote:
@@ -276,7 +340,7 @@ def _checked(
     reference = dataclasses.replace(network.configure(network.read()), precision="fp32")
     labels, seconds = _labels(reference, pictures)
     found = []
-    for engine in ("torch", *engines):
+    for engine in engines if asked.precision == "int8" else ("torch", *engines):
         if engine == "torch":
             rival, took = labels, seconds
             if asked.precision != "fp32":
@@ -341,7 +405,8 @@ def graph_predictor(folder: Path, note: EngineNote, engine: EngineName, precisio
         RunError: if the engine cannot open the graph, or the CPU lacks the precision.
     """
     told = note.network
-    graph = open_graph(engine, folder / ENGINES_FOLDER / GRAPH, note.graph, precision)
+    file = folder / ENGINES_FOLDER / (INT8_GRAPH if precision == "int8" else GRAPH)
+    graph = open_graph(engine, file, note.graph, precision)
     return Predictor(
         graph, told.classes, told.predict_scales, told.predict_flip, told.max_side, told.max_side, precision=precision
     )

@@ -39,9 +39,13 @@ def load(path: str | Path, device: str = "auto", engine: Engine = "auto", precis
 
 
 def open_predictor(
-    path: str | Path, options: PredictOptions, pictures: Callable[[Predictor], Pictures] | None = None, images: int = 0
+    path: str | Path,
+    options: PredictOptions,
+    pictures: Callable[[Predictor, int], Pictures] | None = None,
+    images: int = 0,
 ) -> Opened:
-    """Load a network as the options ask; `pictures` returns some of the `images`, to check engines with.
+    """Load a network as the options ask; `pictures` returns up to so many of the `images`, to check
+    engines with.
 
     Raises:
         RunError, ValueError: as `load`.
@@ -68,8 +72,8 @@ def open_predictor(
                 "exported, `tagseg export-model RUN --out DIR`"
             ) from error
 
-    def given() -> Pictures:
-        return pictures(configure(read(), options)) if pictures is not None else ()
+    def given(count: int) -> Pictures:
+        return pictures(configure(read(), options), count) if pictures is not None else ()
 
     asked = Asked(options.engine, options.precision, options.device, options.agreement)
     return open_engine(folder, asked, read, lambda predictor: configure(predictor, options), given, images)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from tagseg.settings.bounds import OrZero, Scales, check_fields
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 Engine = Literal["auto", "torch", "onnxruntime", "openvino", "local", "ray"]
 Agreement = Annotated[float | None, Ge(0), Le(1)]
@@ -54,7 +54,9 @@ class PredictOptions:
     """Images of equal size, or windows of one image, per forward pass (0: 8 on a GPU, 1 on a CPU)."""
 
     precision: Precision = "fp32"
-    """Number format of the network's forward pass. bf16 is faster on GPUs and on CPUs that support it."""
+    """Number format of the network's forward pass. bf16 is faster on GPUs and on CPUs that support it. int8 is faster
+    on any CPU (requires tagseg[onnx]): the network is quantised once, on photographs of the first folder that is
+    predicted with it, and refused if fewer labels than --agreement stay the same."""
 
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, mps."""
@@ -68,8 +70,8 @@ class PredictOptions:
     deprecated values of what is now --on.)"""
 
     agreement: Agreement = None
-    """Least share of pixels that must get PyTorch's label for --engine auto to take an engine. By default 0.999 in
-    fp32, 0.98 in bf16."""
+    """Least share of pixels that must get PyTorch's label for --engine auto to take an engine, and for int8. By default
+    0.999 in fp32, 0.98 in bf16, 0.97 in int8."""
 
     on: RunsOn = "local"
     """Where the prediction runs; the masks are byte-identical. local: this process, best on a CPU or one GPU; ray
