@@ -44,6 +44,7 @@ NOT_RUN = {
     r"tagseg push (?!.*--dry-run)": "uploads; tests/export/test_push.py has a server of its own",
     r"tagseg .* hf://": "downloads; tests/export/test_push.py has a server of its own",
     r"tagseg .* --engine": "exports a graph, which takes half a minute; tests/segment/test_engines.py does it",
+    r"tagseg .* --precision int8": "needs sixteen photographs and a graph; tests/segment/test_engines.py does it",
     r"tagseg .* --on ray": "Ray may not be there; tests/segment/test_mass_on_ray.py needs it, too",
 }
 """Commands that are not run, and why; those of tagseg must parse all the same."""

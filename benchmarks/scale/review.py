@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -100,7 +99,7 @@ def serve(run: Run, figures: dict[str, Any]) -> Iterator[Any]:
     status = Path(f"/proc/{process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+)", status)
     figures["peak_mb"] = round(int(found[1]) / 1024) if found else 0
-    process.send_signal(signal.SIGINT)
+    process.terminate()  # a process in the background may ignore SIGINT
     process.wait()
 
 

@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from tagseg.evaluate.iou import Iou, confusion, iou
 from tagseg.networks import segmenters
 from tagseg.prediction.predict import predict
 from tagseg.run.open import open_run
+from tagseg.segment.engines import CALIBRATION_IMAGES, CHECKED_IMAGES, spread
 from tagseg.segment.graphs import installed
 from tagseg.segment.labels import true_labels
 from tagseg.segment.train import train_segmenter
@@ -81,7 +83,7 @@ def main() -> None:
     samples = [sample for sample in prepared.dataset.split("val") if sample.mask is not None][: options.images]
     sides = [side for side in SIDES if _computes(side, network, prepared, options.out)]
     kept = options.out / f"measured_{len(samples)}.json"
-    measured: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    measured: dict[str, dict[str, Sequence[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         images, one = Path(folder) / "images", Path(folder) / "one"
         for place, some in ((images, samples), (one, samples[:1])):
@@ -110,7 +112,7 @@ def _trained(prepared: Prepared, settings: Settings, out: Path) -> Path:
     network, trained = out / "network", out / "trained"
     if (network / "network.json").exists():
         return network
-    measured, segmenters._measured_grid = segmenters._measured_grid, lambda *_: None  # type: ignore[assignment,return-value]
+    measured, segmenters._measured_grid = segmenters._measured_grid, lambda *_: None  # type: ignore[assignment]
     try:
         train_segmenter(true_labels(prepared, out / "labels"), out / "labels", settings, trained)
     finally:
@@ -129,13 +131,11 @@ def _computes(side: str, network: Path, prepared: Prepared, out: Path) -> bool:
     engine, precision = side.split()
     if not installed(engine):
         return False
-    others = [
-        sample.image
-        for sample in prepared.dataset.split("train")[:: max(len(prepared.dataset.split("train")) // 40, 1)]
-    ]
+    train = prepared.dataset.split("train")
+    others = [sample.image for sample in spread(train, CALIBRATION_IMAGES + CHECKED_IMAGES)]
     options = PredictOptions(device="cpu", engine=engine, precision=precision, force=True)  # type: ignore[arg-type]
     try:
-        predict(network, others[:40], out / "others", options)
+        predict(network, others, out / "others", options)
     except RunError as error:
         print(f"{side}: {error}")
         return False
@@ -161,7 +161,7 @@ def _seconds(
 
 
 def _figures(
-    measured: dict[str, dict[str, list[float]]],
+    measured: dict[str, dict[str, Sequence[float]]],
     sides: list[str],
     options: argparse.Namespace,
     prepared: Prepared,

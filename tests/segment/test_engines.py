@@ -26,7 +26,7 @@ from tagseg.segment import engines
 from tagseg.segment.engines import EngineCheck, read_note
 from tagseg.segment.graph_export import SCORE_TOLERANCE
 from tagseg.segment.graphs import EXTRAS, engine_version
-from tagseg.segment.load import load
+from tagseg.segment.load import load, open_predictor
 from tagseg.segment.read_network import read_predictor
 from tagseg.settings.predict import PredictOptions
 from tagseg.system.process import cores, processor
@@ -172,10 +172,10 @@ def test_int8_is_quantised_on_the_first_photographs_and_checked_on_others(folder
     for number in range(15):
         image(64 + number, 70 - number).save(photos / f"{number}.png")
     asked = PredictOptions(device="cpu", precision="int8", agreement=0.5)
-    few = "at least 8 photographs besides 8 that check it, found 7"
-    with pytest.raises(RunError, match="at least 8 photographs besides 8 that check it, found 0"):
+    few = "needs at least 16 photographs, 8 to measure ranges and 8 to check it, found"
+    with pytest.raises(RunError, match=f"{few} 0; predict more photographs in int8 first"):
         load(copied, precision="int8")
-    with pytest.raises(RunError, match=few):
+    with pytest.raises(RunError, match=f"{few} 15;"):
         predict(copied, photos, tmp_path / "out", asked)
     assert not (copied / "engines/passes.int8.onnx").exists()
     for number in range(15, 20):
@@ -188,11 +188,8 @@ def test_int8_is_quantised_on_the_first_photographs_and_checked_on_others(folder
     weights = (copied / "engines/passes.int8.onnx").stat().st_size / (copied / "engines/passes.onnx").stat().st_size
     assert weights < 0.7
     # From now on without photographs, and in no process with PyTorch.
-    graph = load(copied, precision="int8", engine="onnxruntime") if check.agreement >= 0.97 else None
-    exact = read_predictor(copied, "cpu")
-    fresh = image(90, 60)
-    if graph is not None:
-        assert (graph(fresh).mask == exact(fresh).mask).mean() > 0.8
+    graph, fresh = open_predictor(copied, asked).predictor, image(90, 60)
+    assert (graph(fresh).mask == read_predictor(copied, "cpu")(fresh).mask).mean() > 0.8
     with pytest.raises(RunError, match=r"of 8 images get PyTorch's label, expected at least 100 %; use --precision fp"):
         predict(copied, photos, tmp_path / "other", dataclasses.replace(asked, agreement=1.0))
     (copied / "engines/passes.int8.onnx").unlink()

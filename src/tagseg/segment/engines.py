@@ -163,8 +163,7 @@ def open_engine(
             given = pictures(CHECKED_IMAGES + CALIBRATION_IMAGES)
             checking = spread(given, CHECKED_IMAGES)
             if not note.calibrated:
-                held = set(map(id, checking))
-                note = _quantised(network, note, [picture for picture in given if id(picture) not in held])
+                note = _quantised(network, note, given, checking)
             note = _checked(network, note, [engine], asked, checking) if checking else note
             check = _known(note, engine, asked.precision)
     elif check is None and (given := pictures(CHECKED_IMAGES)):
@@ -306,15 +305,17 @@ def _exported(folder: Path, read: Callable[[], Predictor]) -> EngineNote:
     return note
 
 
-def _quantised(network: _Network, note: EngineNote, pictures: Pictures) -> EngineNote:
-    """Write the graph in int8, calibrated on pictures; return the new note."""
+def _quantised(network: _Network, note: EngineNote, given: Pictures, checking: Pictures) -> EngineNote:
+    """Write the graph in int8, calibrated on the given pictures but those that check it; return the new note."""
     from tagseg.segment.quantise import LEAST_CALIBRATION_IMAGES, write_int8
 
+    held = set(map(id, checking))
+    pictures = [picture for picture in given if id(picture) not in held]
     if len(pictures) < LEAST_CALIBRATION_IMAGES:
         raise RunError(
-            f"--precision int8: the network must be quantised once, with at least {LEAST_CALIBRATION_IMAGES} "
-            f"photographs besides {CHECKED_IMAGES} that check it, found {len(pictures)}; predict a folder of more "
-            "photographs in int8 first, or use --precision fp32"
+            f"--precision int8: quantising the network needs at least {LEAST_CALIBRATION_IMAGES + CHECKED_IMAGES} "
+            f"photographs, {LEAST_CALIBRATION_IMAGES} to measure ranges and {CHECKED_IMAGES} to check it, found "
+            f"{len(given)}; predict more photographs in int8 first, or use --precision fp32"
         )
     home = network.folder / ENGINES_FOLDER
     mirror = note.network.predict_flip
