@@ -3,9 +3,10 @@
     python -m benchmarks.reliability.long_runs                         needs tagseg[onnx] for the second engine
 
 Memory is that of the process when a tenth of the work is done, and at its end; open files are counted at the same
-places. PyTorch makes a fifth of the predictions. A day of reviewing is 10,000 images: each is opened with its photo and mask and decided, and every tenth
-decision is taken back. The 254 classes, the most that a mask can hold, have stripes in 20 images, which go through
-every export and, where tagseg reads the format, back; a pixel is wrong if it comes back with another class.
+places. PyTorch makes a fifth of the predictions. A day of reviewing is 10,000 images: each is opened with its photo and
+mask and decided, and every tenth decision is taken back. The 254 classes, the most that a mask can hold, have stripes
+in 20 images, which go through every export and, where tagseg reads the format, back; a pixel is wrong if it comes back
+with another class.
 """
 
 import argparse

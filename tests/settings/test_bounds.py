@@ -82,7 +82,7 @@ def test_every_number_of_the_settings_has_bounds_or_needs_none() -> None:
         f"{section}{name}"
         for section, kind in records.items()
         for name, hint in kind.__annotations__.items()
-        if "float" in str(hint) or "int" in str(hint)
+        if re.search(r"\b(float|int)\b", str(hint))
         if not bounds(hint)
     ]
     assert set(unbounded) <= free

@@ -76,9 +76,9 @@ def measured_shift(module: nn.Module, last: Callable[[Any], Tensor], about: int,
     The image has an odd number of cells, about `about` pixels per side: a regular cell in its middle sees equally far
     in all directions.
     """
-    plain = {name: _plain(name, value) for name, value in module.named_parameters()}
     if any(parameter.is_meta for parameter in module.parameters()):
         return 0.0  # built without memory, to see its shapes
+    plain = {name: _plain(name, value) for name, value in module.named_parameters()}
 
     def measure(pixels: int, cells_around: int) -> list[float]:
         cells = pixels // stride // 2 * 2 + 1

@@ -127,7 +127,7 @@ class _OpenVino(Graph):
             request = self.idle.pop()
         except IndexError:
             request = self.model.create_infer_request()
-        request.infer(inputs, share_inputs=True)
+        request.infer(inputs, share_inputs=False)
         # Copied: the next call writes to the same memory.
         found: Floats = np.array(request.get_tensor(output).data, np.float32)
         self.idle.append(request)

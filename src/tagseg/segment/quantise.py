@@ -23,7 +23,8 @@ def write_int8(source: Path, target: Path, inputs: Iterable[GraphInputs]) -> Non
 
     Weights have one scale per output channel. The first tenth of the convolutions and the last, which gives the scores,
     stay in fp32. Errors of the first grow through the whole network: with MobileNetV2 they are worth 5.5 mIoU
-    (docs/engines.md). Weights use 7 bits, since CPUs without VNNI add two products in 16 bits, which 8 bits overflow silently.
+    (docs/engines.md). Weights use 7 bits, since CPUs without VNNI add two products in 16 bits, which 8 bits overflow
+    silently.
 
     Args:
         source: an ONNX graph in float32.
