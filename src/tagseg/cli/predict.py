@@ -70,7 +70,7 @@ def export_model(
         bool,
         Parameter(
             negative=(),
-            help="Also write model.int8.onnx, faster and a quarter of the size (requires tagseg[onnx]).",
+            help="Also write model.int8.onnx, smaller and faster (requires tagseg[onnx]).",
         ),
     ] = False,
     force: Annotated[bool, Parameter(negative=(), help="Replace a folder written by tagseg export-model.")] = False,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -15,6 +14,7 @@ from tagseg.data.records import Sample
 from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.iou import confusion, iou
+from tagseg.export.onnx import probabilities_by_onnx
 from tagseg.run.folder import Run
 from tagseg.segment.engines import AGREEMENT, CALIBRATION_IMAGES, CHECKED_IMAGES, spread
 from tagseg.segment.quantise import LEAST_CALIBRATION_IMAGES, write_int8
@@ -72,12 +72,12 @@ def write_int8_onnx(run: Run, max_side: int, source: Path, target: Path) -> Int8
         return picture.transpose(2, 0, 1)[None].astype(np.float32) / 255
 
     write_int8(source, target, ({"images": given(sample)} for sample in calibrating))
-    sessions = [_session(file) for file in (source, target)]
+    graphs = [probabilities_by_onnx(file) for file in (source, target)]
     ids = len(prepared.dataset.classes) + 1
     matrices, same, pixels = np.zeros((2, ids, ids), np.int64), 0, 0
     for sample in scored:
         images = given(sample)
-        labels = [session.run(["probabilities"], {"images": images})[0][0].argmax(0) for session in sessions]
+        labels = [compute(images)[0].argmax(0) for compute in graphs]
         same, pixels = same + int((labels[0] == labels[1]).sum()), pixels + labels[0].size
         if sample.mask is not None:
             truth = load_mask(sample, prepared.dataset, prepared.sizes[sample.id])
@@ -106,11 +106,3 @@ def _chosen(prepared: Prepared) -> tuple[Sequence[Sample], Sequence[Sample]]:
 def _enlarged(labels: np.ndarray, size: tuple[int, ...]) -> UInt8[np.ndarray, "h w"]:
     height, width = size
     return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
-
-
-def _session(file: Path) -> Any:
-    import onnxruntime
-
-    quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 4  # errors are raised instead
-    return onnxruntime.InferenceSession(file, quiet, providers=["CPUExecutionProvider"])

@@ -85,7 +85,7 @@ def write_onnx(network: Segmenter, about: Mapping[str, Any], path: Path) -> floa
     save_graph(program.model_proto, about, path)
     if importlib.util.find_spec("onnxruntime") is None:
         return None
-    return _check(_onnx_runtime(path), "ONNX Runtime", network)
+    return _check(probabilities_by_onnx(path), "ONNX Runtime", network)
 
 
 def _program(model: AnySize, sides: Sides) -> Any:
@@ -128,7 +128,12 @@ def _check(run: Callable[[Any], Any], engine: str, network: Segmenter) -> float:
     return worst
 
 
-def _onnx_runtime(path: Path) -> Callable[[Any], Any]:
+def probabilities_by_onnx(path: Path) -> Callable[[Any], Any]:
+    """Return what computes the probabilities of images with an exported file in ONNX Runtime.
+
+    Raises:
+        ValueError: when ONNX Runtime cannot run it.
+    """
     import onnxruntime
 
     quiet = onnxruntime.SessionOptions()

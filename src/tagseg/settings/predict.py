@@ -54,8 +54,8 @@ class PredictOptions:
     """Images of equal size, or windows of one image, per forward pass (0: 8 on a GPU, 1 on a CPU)."""
 
     precision: Precision = "fp32"
-    """Number format of the network's forward pass. bf16 is faster on GPUs and on CPUs that support it. int8 is faster
-    on any CPU (requires tagseg[onnx]): the network is quantised once, on photographs of the first folder that is
+    """Number format of the network's forward pass. bf16 is faster on GPUs and on CPUs that support it. int8 needs no
+    special CPU, but tagseg[onnx]: the network is quantised once, on photographs of the first folder that is
     predicted with it, and refused if fewer labels than --agreement stay the same."""
 
     device: str = "auto"
