@@ -14,7 +14,7 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from tagseg.evaluate.iou import confusion, iou
 from tagseg.masks.mask_files import write_mask
 from tagseg.networks import segmenters
 from tagseg.networks.backbones import build_backbone
+from tagseg.networks.registration import resize_cells
 from tagseg.networks.segmenters import Segmenter
 from tagseg.segment.infer import picture_probabilities
 from tagseg.segment.resolution import Resolution, resize_to_picture
@@ -47,6 +48,7 @@ FAMILIES = (
     ("convnext_atto", (8, 16, 32)),
     ("inception_next_atto", (16,)), ("mambaout_femto", (32,)), ("vit_tiny_patch16_224", (16,)),
 )  # fmt: skip
+Built = TypeVar("Built")
 CROP, BATCH, BAND = 160, 8, 8
 
 
@@ -121,9 +123,9 @@ def perfect(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             padded = F.pad(shares, (0, 16, 0, 16)) if not extra else F.pad(shares, (8, 7, 8, 7))
             cells = F.avg_pool2d(padded[..., 8:, 8:] if not extra else padded, 16)
             old, new = (
-                (segmenters.resize_cells(cells, truth.shape, False, shift) for shift in (0.0, 0.5))
+                (resize_cells(cells, truth.shape, False, shift) for shift in (0.0, 0.5))
                 if not extra
-                else (library(cells, truth.shape), segmenters.resize_cells(cells, truth.shape, True))
+                else (library(cells, truth.shape), resize_cells(cells, truth.shape, True))
             )
             for way, enlarged in (("old", old), ("tagseg", new)):
                 mask = enlarged[0].argmax(0).numpy().astype(np.uint8)
@@ -144,11 +146,11 @@ def library(cells: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(large, (0, 1, 0, 1), mode="replicate")
 
 
-def two_ways(build: Callable[[], Segmenter], way: str) -> Segmenter:
-    """Return a segmenter that enlarges as tagseg does, or as segmentation-models-pytorch does."""
+def two_ways(build: Callable[[], Built], way: str) -> Built:
+    """Return what is built while new segmenters enlarge as tagseg does, or as segmentation-models-pytorch does."""
     own = segmenters._measured_grid
     if way == "library":
-        segmenters._measured_grid = lambda *_: None  # type: ignore[assignment,return-value]
+        segmenters._measured_grid = lambda *_: None  # type: ignore[assignment]
     try:
         return build()
     finally:
@@ -179,8 +181,8 @@ def deep_errors(encoder: str) -> dict[str, Any]:
                 shown = net.segmentation_head[1](net.decoder.up(places))
             else:
                 fine = [4 * (side - network.cornered) // 16 + network.cornered for side in (height, width)]
-                placed = segmenters.resize_cells(places, fine, network.grid.cornered, network.grid.shift)
-                shown = segmenters.resize_cells(placed, (height, width), network.grid.cornered)
+                placed = resize_cells(places, fine, network.grid.cornered, network.grid.shift)
+                shown = resize_cells(placed, (height, width), network.grid.cornered)
             columns = [int(share * width) for share in (0.2, 0.5, 0.8)]
             figures.setdefault(way, {})[str(size)] = [round(float(shown[0, 0, 0, x]) - x, 1) for x in columns]
     return figures

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from benchmarks import harness
 from benchmarks.harness import record
+from benchmarks.quality.registration import two_ways
 from PIL import Image
 
 from tagseg.data.images import read_image
@@ -40,7 +41,6 @@ from tagseg.data.records import VOID, Sample
 from tagseg.data.true_masks import load_mask
 from tagseg.errors import RunError
 from tagseg.evaluate.iou import Iou, confusion, iou
-from tagseg.networks import segmenters
 from tagseg.prediction.predict import predict
 from tagseg.run.open import open_run
 from tagseg.segment.engines import CALIBRATION_IMAGES, CHECKED_IMAGES, spread
@@ -112,11 +112,8 @@ def _trained(prepared: Prepared, settings: Settings, out: Path) -> Path:
     network, trained = out / "network", out / "trained"
     if (network / "network.json").exists():
         return network
-    measured, segmenters._measured_grid = segmenters._measured_grid, lambda *_: None  # type: ignore[assignment]
-    try:
-        train_segmenter(true_labels(prepared, out / "labels"), out / "labels", settings, trained)
-    finally:
-        segmenters._measured_grid = measured
+    labels = out / "labels"
+    two_ways(lambda: train_segmenter(true_labels(prepared, labels), labels, settings, trained), "library")
     tensors, about = load_tensors(trained / "network.safetensors")
     known = {name: value for name, value in about.items() if name not in ("cornered", "shift")}
     save_tensors(network / "network.safetensors", tensors, known)
