@@ -73,7 +73,8 @@ def random_network(folder: Path) -> Path:
     about = {"classes": ["background", "cat", "dog"], "encoder": "test_resnet", "stride": 16, "cornered": True}
     about |= {"predict_scales": [1.0], "predict_flip": False, "max_side": 64}
     network = empty_segmenter("test_resnet", 3, 16)
-    torch.nn.init.normal_(network.net.segmentation_head[0].weight, std=3.0)
+    net: Any = network.net
+    torch.nn.init.normal_(net.segmentation_head[0].weight, std=3.0)
     save_tensors(folder / "network.safetensors", network.state_dict(), about)
     (folder / "network.json").write_text(json.dumps(about))
     return folder
