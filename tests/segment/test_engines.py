@@ -89,6 +89,24 @@ def test_windows_and_threads_change_nothing(engine: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_threads_with_pictures_of_many_sizes_never_wait_for_each_other(engine: str, folder: Path) -> None:
+    # In a process of its own: threads that wait for ever could not be stopped.
+    code = f"""
+import numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from tagseg.segment.load import load
+graph = load({str(folder)!r}, engine={engine!r})
+images = [np.random.default_rng(i).integers(0, 256, (17 + 7 * i % 90, 19 + 11 * i % 80, 3), np.uint8) for i in range(150)]
+expected = [graph(image).mask for image in images[:10]]
+with ThreadPoolExecutor(6) as pool:
+    found = [prediction.mask for prediction in pool.map(graph, images)]
+assert all(np.array_equal(one, other) for one, other in zip(expected, found))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_prediction_imports_no_pytorch(engine: str, folder: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

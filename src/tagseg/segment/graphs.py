@@ -127,7 +127,10 @@ class _OpenVino(Graph):
             request = self.idle.pop()
         except IndexError:
             request = self.model.create_infer_request()
-        request.infer(inputs, share_inputs=False)
+        # Computed by the engine's own threads, from copies: these never wait for Python's lock. A thread of this process
+        # that computes from memory shared with NumPy may wait for it for ever.
+        request.start_async(inputs, share_inputs=False)
+        request.wait()
         # Copied: the next call writes to the same memory.
         found: Floats = np.array(request.get_tensor(output).data, np.float32)
         self.idle.append(request)
