@@ -23,6 +23,7 @@ from tagseg.evaluate.verdict import class_verdicts
 from tagseg.masks.map_files import map_file
 from tagseg.pipeline import Fitted, fit, fit_until, run_stage
 from tagseg.run.decisions import Decision, record_decision
+from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
 from tagseg.run.stages import OUTPUTS, STAGES, Stage
 from tagseg.settings.data import DataSettings
@@ -240,6 +241,21 @@ def test_data_that_changed_is_refused_or_learned_from(draw: Callable[[Path], Pat
     assert run.done("localise") and not map_file(run, "new").exists()
     fit_until(data, run.root, "localise", SETTINGS, force=True)
     assert run.done("localise") and map_file(run, "new").exists()
+
+
+def test_other_validation_images_run_the_evaluation_alone_again(draw: Callable[[Path], Path], tmp_path: Path) -> None:
+    data, run = draw(tmp_path / "data"), Run(tmp_path / "run")
+    fit(data, run.root, SETTINGS)
+    before = times(run.root)
+    shutil.copy(data / "images/photo 13.png", data / "images/new.png")
+    shutil.copy(data / "masks/photo 13.png", data / "masks/new.png")
+    with (data / "tags.csv").open("a") as file:
+        file.write("new.png,red,val\n")
+    with pytest.raises(RunError, match=r"1 image added \(first new\).*--force` \(the stages from evaluate on run again\)"):
+        fit(data, run.root)
+    fit(data, run.root, force=True)
+    assert run.done("report") and (run.predictions / "new.png").is_file() and not examine(run.root).damage
+    assert all(times(run.root)[name] == time for name, time in before.items() if name.startswith(("network", "segm")))
 
 
 def test_bad_data_is_named_and_can_be_mended(draw: Callable[[Path], Path], tmp_path: Path) -> None:

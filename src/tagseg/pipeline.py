@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from tagseg.data.given import GivenData, write_tags
-from tagseg.data.prepare import DataChanged, Prepared, prepare
+from tagseg.data.prepare import DataChanged, Prepared, prepare, prepare_changed
 from tagseg.data.records import Sample
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import evaluate
@@ -276,7 +276,7 @@ def _recorded(run: Run, stage: Stage, track: Track) -> Iterator[dict[str, Any]]:
 
 
 def _compare_data(work: _Work, force: bool) -> None:
-    """Raise a RunError if the data has changed since the run began, or with `force` run all stages again."""
+    """Raise a RunError if the data has changed since the run began, or with `force` run the stages concerned again."""
     if not work.run.data_file.exists():
         return
     try:
@@ -284,8 +284,11 @@ def _compare_data(work: _Work, force: bool) -> None:
     except DataChanged as change:
         if not force:
             raise
-        log.warning("%s", change.what)
-        work.run.discard("train")
+        log.warning("%s; running again from stage %s", change.what, change.stage)
+        if change.stage == STAGES[0]:
+            work.run.discard(change.stage)
+        else:
+            prepare_changed(work.run, change.stage, work.track)
 
 
 def _honour_decisions(work: _Work) -> None:

@@ -13,17 +13,23 @@ from tagseg.data.records import Dataset, Sample
 from tagseg.data.tars import content_mark
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
+from tagseg.run.stages import STAGES, Stage
+from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
 
 
 class DataChanged(RunError):
-    """The images or tags of a run are not those that it was made from; `what` says which."""
+    """The images or tags of a run are not those that it was made from.
 
-    def __init__(self, what: str, remedy: str) -> None:
+    what: which are not. stage: the first stage that depends on them. Images outside the training split are only scored.
+    """
+
+    def __init__(self, what: str, stage: Stage, remedy: str) -> None:
         super().__init__(f"{what}. {remedy}")
         self.what = what
+        self.stage = stage
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,32 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
         DataError: as for `read_dataset` and `check_images`.
         RunError: when the data has changed since the run began (`DataChanged`), or `run.data_file` is damaged.
     """
-    settings = run.settings().data
-    dataset = read_dataset(run.data_root(), settings, run.settings().cache)
-    if run.data_file.exists():
-        return _prepared_again(run, dataset)
+    settings = run.settings()
+    dataset = read_dataset(run.data_root(), settings.data, settings.cache)
+    return _prepared_again(run, dataset) if run.data_file.exists() else _checked(run, dataset, settings.data, track)
+
+
+def prepare_changed(run: Run, stage: Stage, track: Track = silent) -> Prepared:
+    """Read and check a data set that has changed, and discard a stage that depends on it and all later ones.
+
+    Both count together. The caller holds the run's lock.
+
+    Raises:
+        DataError: as for `read_dataset` and `check_images`.
+        WriteError: when the folder cannot be written to.
+    """
+    settings = run.settings()
+    dataset = read_dataset(run.data_root(), settings.data, settings.cache)
+    with run.changing() as (changed, draft):
+        draft.discard(stage)
+        prepared = _checked(changed, dataset, settings.data, track)
+        if "train" in draft.manifest.stages:
+            draft.amend("train", [run.data_file.name])
+    return prepared
+
+
+def _checked(run: Run, dataset: Dataset, settings: DataSettings, track: Track) -> Prepared:
+    """Check every image and record the result in `run.data_file`."""
     for note in (*dataset.notes, *tag_notes(dataset), *map(str, dataset.ignored), *tag_warnings(dataset)):
         log.warning("%s", note)
     checked = check_images(dataset, settings, track)
@@ -66,16 +94,27 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
     same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
     same = same and all(map(_is_row, dataset.samples, kept.samples))
     if not same or any(map(_is_other, dataset.samples, kept.samples)):
+        stage = _first_stage(dataset, kept)
+        again = "all stages run again" if stage == STAGES[0] else f"the stages from {stage} on run again"
         raise DataChanged(
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
             f"{'; '.join(_changes(dataset, kept))}",
-            f"Undo that, learn from the changed data with `tagseg fit "
-            f"{dataset.root} --out {run.root} --force` (all stages run again), or use another --out",
+            stage,
+            f"Undo that, go on with the changed data with `tagseg fit "
+            f"{dataset.root} --out {run.root} --force` ({again}), or use another --out",
         )
     # The samples' own ids as keys, and each size once, so that the rows can be freed.
     shared: dict[tuple[int, int], tuple[int, int]] = {}
     rows = zip(dataset.samples, kept.samples, strict=True)
     return Prepared(dataset, {sample.id: shared.setdefault(row.size, row.size) for sample, row in rows})
+
+
+def _first_stage(dataset: Dataset, kept: DataFile) -> Stage:
+    """Return the first stage that depends on what has changed."""
+    before = [row for row in kept.samples if row.split == "train"]
+    now = [sample for sample in dataset.samples if sample.split == "train"]
+    same = dataset.classes == kept.classes and len(now) == len(before) and all(map(_is_row, now, before))
+    return "train" if not same or any(map(_is_other, now, before)) else "evaluate"
 
 
 def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
