@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tagseg.data.images import read_mask_file
+from tagseg.data.prepare import prepare
+from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit_until
 from tagseg.review.queue import read_queue
@@ -206,6 +208,37 @@ def test_click_brush_and_eraser_fix_a_mask_and_are_undone(
     mask = read_mask_file(mask_file(run.decided_masks, name))
     x, y = click.places[0].points[0]
     assert mask[int(y * mask.shape[0]), int(x * mask.shape[1])] == 0 and is_applied(run)
+
+
+def test_marking_a_class_without_its_tag_adds_the_tag(
+    review_address: str, open_page: Any, run: Run, discs: Any
+) -> None:
+    page = open_page(review_address, selector="#layers[aria-busy=false]")
+    name = page.text_content("#name")
+    tagged = {one.id: one.tags for one in prepare(run).dataset.split("train")}
+    missing = next(number for number in (1, 2, 3) if number not in tagged[name])
+    class_name = prepare(run).dataset.classes[missing - 1]
+    rows = page.locator("#classes li").count()
+    assert page.get_attribute(f"#paint option[value='{missing}'] >> xpath=..", "label") == "Missing tags"
+    page.keyboard.press("b")
+    page.select_option("#paint", str(missing))
+    page.focus("#layers")
+    page.keyboard.press("Enter")
+    wait_for(page, f"brush {class_name}", "saved")
+    page.wait_for_selector("#layers[aria-busy=false]")
+    assert page.locator("#classes li").count() == rows + 1
+    page.keyboard.press("z")
+    wait_for(page, "Undone", "saved")
+    assert page.locator("#classes li").count() == rows and not fixed_parts(run, name)
+    page.keyboard.press("c")
+    page.select_option("#paint", str(missing))
+    page.focus("#layers")
+    page.keyboard.press("Enter")
+    wait_for(page, f"click {class_name}", "saved")
+    assert missing in next(one for one in prepare(run).dataset.split("train") if one.id == name).tags
+    fit_until(discs, run.root, "masks")
+    mask = read_mask_file(mask_file(run.decided_masks, name))
+    assert (mask == missing).any() and missing in read_maps(map_file(run, name))[1]
 
 
 def test_a_killed_server_loses_no_stored_answer(open_page: Any, run: Run) -> None:

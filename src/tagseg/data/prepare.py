@@ -14,6 +14,7 @@ from tagseg.data.tars import content_mark
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
 from tagseg.run.stages import STAGES, Stage
+from tagseg.run.taught import marked_classes
 from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
 
@@ -43,13 +44,16 @@ class Prepared:
 def prepare(run: Run, track: Track = silent) -> Prepared:
     """Read a run's data set; the first time, check every image and record the result in `run.data_file`.
 
+    Training images have also the tags that a person added in the review page.
+
     Raises:
         DataError: as for `read_dataset` and `check_images`.
         RunError: when the data has changed since the run began (`DataChanged`), or `run.data_file` is damaged.
     """
     settings = run.settings()
     dataset = read_dataset(run.data_root(), settings.data, settings.cache)
-    return _prepared_again(run, dataset) if run.data_file.exists() else _checked(run, dataset, settings.data, track)
+    found = _prepared_again(run, dataset) if run.data_file.exists() else _checked(run, dataset, settings.data, track)
+    return _with_added_tags(run, found)
 
 
 def prepare_changed(run: Run, stage: Stage, track: Track = silent) -> Prepared:
@@ -68,7 +72,21 @@ def prepare_changed(run: Run, stage: Stage, track: Track = silent) -> Prepared:
         prepared = _checked(changed, dataset, settings.data, track)
         if "train" in draft.manifest.stages:
             draft.amend("train", [run.data_file.name])
-    return prepared
+    return _with_added_tags(run, prepared)
+
+
+def _with_added_tags(run: Run, prepared: Prepared) -> Prepared:
+    dataset = prepared.dataset
+    marked = marked_classes(run, dataset.classes)
+    if not marked:
+        return prepared
+    samples = tuple(
+        dataclasses.replace(sample, tags=tuple(sorted({*sample.tags, *marked.get(sample.id, ())})))
+        if sample.split == "train"
+        else sample
+        for sample in dataset.samples
+    )
+    return dataclasses.replace(prepared, dataset=dataclasses.replace(dataset, samples=samples))
 
 
 def _checked(run: Run, dataset: Dataset, settings: DataSettings, track: Track) -> Prepared:

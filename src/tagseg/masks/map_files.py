@@ -56,6 +56,23 @@ def read_maps(path: Path) -> tuple[UInt8[np.ndarray, "k h w"], tuple[int, ...]]:
         ) from error
 
 
+def tagged_maps(path: Path, tags: tuple[int, ...]) -> UInt8[np.ndarray, "k h w"]:
+    """Return the maps (0..255 = 0..1) of an image's tags, in their order. A tag that a person has added since the maps
+    were made has an empty one.
+
+    Raises:
+        RunError: as `read_maps`.
+    """
+    maps, classes = read_maps(path)
+    if classes == tags:
+        return maps
+    found = np.zeros((len(tags), *maps.shape[1:]), np.uint8)
+    for row, tag in enumerate(tags):
+        if tag in classes:
+            found[row] = maps[classes.index(tag)]
+    return found
+
+
 def read_member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
     """Return one array of an .npz file (see `read_array`)."""
     member = f"{name}.npy"

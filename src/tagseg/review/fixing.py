@@ -52,20 +52,20 @@ def region_finder(run: Run) -> FindRegion:
 
 def read_fix(values: Mapping[str, Any], queue: Queue, item: ReviewItem, find: FindRegion) -> Answer:
     """Return the click or stroke in a request's JSON, `{"id", "kind", "class", "points", "radius"}`: points are (x, y)
-    as shares of width and height, the radius is a share of the long side, and class 0 is background.
+    as shares of width and height, the radius is a share of the long side, and class 0 is background. A class that the
+    image is not tagged with is a missing tag.
 
     Raises:
-        ValueError: when it is neither, or about a class that the image is not tagged with; says what was expected.
+        ValueError: when it is neither; says what was expected.
         RunError: when a click needs features that the run does not have.
     """
     expected = {"id", "kind", "class", "points", "radius"}
     if set(values) != expected:
         raise ValueError(f"got {sorted(values)!r:.200}, expected {sorted(expected)}")
     kind, class_id, points, radius = values["kind"], values["class"], values["points"], values["radius"]
-    if type(class_id) is not int or class_id not in (0, *item.sample.tags):
-        names = ", ".join(["background", *(queue.classes[tag - 1] for tag in item.sample.tags)])
+    if type(class_id) is not int or not 0 <= class_id <= len(queue.classes):
         raise ValueError(
-            f"class must be background or a tag of image {item.sample.id} ({names}), found {class_id!r:.50}"
+            f"class must be 0 (background) or the id of a class, 1 to {len(queue.classes)}, found {class_id!r:.50}"
         )
     if not isinstance(points, list) or not 0 < len(points) <= MOST_STROKE_POINTS or not all(map(_is_point, points)):
         raise ValueError(f"points must be 1 to {MOST_STROKE_POINTS} pairs of numbers from 0 to 1")

@@ -19,7 +19,7 @@ from tagseg.masks.map_files import map_file
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.overlay import overlay
 from tagseg.report.overlay import draw_mask, encoded
-from tagseg.review.queue import Queue, ReviewItem
+from tagseg.review.queue import Queue, ReviewItem, tagged_item
 from tagseg.run.decisions import Decision, MaskPair
 from tagseg.run.folder import Run
 
@@ -42,8 +42,8 @@ class QueuePictures:
 
     thumb: JPEG of the photo with the run's mask. photo: JPEG. masks: the mask without and the mask with unsure pixels
     (255), at the image's own size, without the classes that are off and by the threshold; the last argument are the
-    numbers of its clicks and strokes. network: the mask of the run's segmentation network for the image's tags without
-    those that are off, which leaves no pixel unsure.
+    numbers of its clicks and strokes. network: the mask of the run's segmentation network for
+    some tags, which leaves no pixel unsure.
     """
 
     thumb: Callable[[int], bytes]
@@ -78,15 +78,15 @@ def queue_pictures(queue: Queue) -> QueuePictures:
         return jpeg(place, PHOTO_SIDE, quality=88)
 
     @lru_cache(maxsize=MASKS)
-    def predicted(place: int, off: tuple[int, ...]) -> bytes:
+    def predicted(place: int, tags: tuple[int, ...]) -> bytes:
         item = queue.items[place]
         image = read_image(own_file(queue, item.sample.image), queue.settings.data.max_megapixels)
-        labels = (0, *(tag for tag in item.sample.tags if tag not in off))
+        labels = (0, *tags)
         return zlib.compress(network_labels(queue.run, image, labels, item.size).tobytes(), 1)
 
-    def network(place: int, off: tuple[int, ...]) -> MaskPair:
+    def network(place: int, tags: tuple[int, ...]) -> MaskPair:
         with one_at_a_time:
-            found = predicted(place, off)
+            found = predicted(place, tags)
         mask = np.frombuffer(zlib.decompress(found), np.uint8).reshape(queue.items[place].size)
         return mask, mask
 
@@ -94,7 +94,7 @@ def queue_pictures(queue: Queue) -> QueuePictures:
     def packed(
         place: int, off: tuple[int, ...], threshold: float, fresh: bool, parts: tuple[int, ...]
     ) -> tuple[bytes, bytes]:
-        decided, sure = preview_masks(queue, queue.items[place], off, threshold, fresh)
+        decided, sure = preview_masks(queue, tagged_item(queue, queue.items[place]), off, threshold, fresh)
         return zlib.compress(decided.tobytes(), 1), zlib.compress(sure.tobytes(), 1)
 
     def masks(place: int, off: tuple[int, ...], threshold: float, fresh: bool, parts: tuple[int, ...]) -> MaskPair:

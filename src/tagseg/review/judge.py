@@ -14,7 +14,7 @@ from tagseg.data.images import read_image, read_mask_file
 from tagseg.data.records import VOID, Sample
 from tagseg.evaluate.quality import ClassQuality, ImageQuality, quality_line
 from tagseg.masks.localise import views
-from tagseg.masks.map_files import map_file, read_maps
+from tagseg.masks.map_files import map_file, tagged_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
@@ -159,10 +159,9 @@ def gather_evidence(
         found = picture_probabilities(predictor.module, given, (scale,), flip=False)[0]
         seen.append(found[..., ::-1] if mirrored else found)
     decided, sure = (np.asarray(Image.fromarray(mask).resize(size[::-1], _NEAREST)) for mask in masks)
-    maps, classes = read_maps(map_file(source, sample.id))
+    maps = tagged_maps(map_file(source, sample.id), sample.tags)
     likely = label_probabilities(enlarge(maps, size), rule, tuple(background_cut(values, rule) for values in maps))
-    rows = [0, *(1 + classes.index(class_id) for class_id in sample.tags)]
-    return Evidence(sample.id, sample.tags, np.stack(seen), decided, sure == VOID, likely[rows])
+    return Evidence(sample.id, sample.tags, np.stack(seen), decided, sure == VOID, likely)
 
 
 _NEAREST = Image.Resampling.NEAREST

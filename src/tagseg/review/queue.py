@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +15,7 @@ from tagseg.evaluate.quality import ImageQuality, read_quality
 from tagseg.evaluate.ranking import reasons, usual_areas
 from tagseg.run.decisions import OPEN, Decision, Verdict
 from tagseg.run.folder import Run
+from tagseg.run.taught import fixed_parts, marked_classes
 from tagseg.settings.settings import Settings
 
 Wanted = Verdict | Literal["all"]
@@ -92,6 +93,14 @@ def read_queue(run: Run) -> Queue:
     return Queue(run, source, settings, run.data_root().resolve(), data.classes, tuple(items))
 
 
+def tagged_item(queue: Queue, item: ReviewItem) -> ReviewItem:
+    """Return an image with the tags that were added to it by now."""
+    names = {part.name for part in fixed_parts(queue.run, item.sample.id).values()}
+    added = {number for number, name in enumerate(queue.classes, 1) if name in names}
+    tags = tuple(sorted({*item.sample.tags, *added}))
+    return replace(item, sample=replace(item.sample, tags=tags))
+
+
 def choose_page(
     queue: Queue,
     decided: Mapping[str, Decision],
@@ -106,11 +115,12 @@ def choose_page(
     They are the first ones from place `start` of the queue, or if `until` is given, the last ones before it. Decisions
     do not change places, so consecutive pages have no gaps.
     """
+    marked = marked_classes(queue.run, queue.classes) if class_id else {}
     places = [
         place
         for place, item in enumerate(queue.items)
         if (wanted == "all" or decided.get(item.sample.id, OPEN).verdict == wanted)
-        and (not class_id or class_id in item.sample.tags)
+        and (not class_id or class_id in item.sample.tags or class_id in marked.get(item.sample.id, ()))
     ]
     if until is None:
         first = bisect_left(places, start)

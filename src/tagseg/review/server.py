@@ -26,7 +26,7 @@ from tagseg.report.render import css, render_page
 from tagseg.review.access import guarded, new_token, read_body
 from tagseg.review.fixing import FindRegion, read_fix, region_finder
 from tagseg.review.images import QueuePictures, draw_overlay, queue_pictures
-from tagseg.review.queue import WANTED, Queue, ReviewItem, choose_page, count_verdicts, read_queue
+from tagseg.review.queue import WANTED, Queue, ReviewItem, choose_page, count_verdicts, read_queue, tagged_item
 from tagseg.run.decisions import (
     NEUTRAL,
     OPEN,
@@ -222,7 +222,7 @@ def show_mask(request: Request) -> Response:
     except ValueError as error:
         raise HTTPException(400, f"off, threshold: expected class ids and a number ({error})") from error
     state = _review(request)
-    shown = state.pictures.network(place, wanted.off) if "network" in values else _masks(state, place, item, wanted)
+    shown = _network(state, place, wanted) if "network" in values else _masks(state, place, item, wanted)
     return Response(draw_overlay(shown), media_type="image/png")
 
 
@@ -317,12 +317,17 @@ def _store(state: Review, place: int, item: ReviewItem, decision: Decision, netw
     with state.writing:
         masks = None
         if network:
-            masks = state.pictures.network(place, decision.off)
+            masks = _network(state, place, decision)
         elif decision.verdict == "accepted":
             masks = _masks(state, place, item, decision)
         record_decision(state.queue.run, item.sample.id, decision, masks)
         state.decided[item.sample.id] = decision
     return {"item": _as_json(state, place), "counts": count_verdicts(state.queue, dict(state.decided))}
+
+
+def _network(state: Review, place: int, wanted: Decision) -> MaskPair:
+    tags = tagged_item(state.queue, state.queue.items[place]).sample.tags
+    return state.pictures.network(place, tuple(tag for tag in tags if tag not in wanted.off))
 
 
 def _masks(state: Review, place: int, item: ReviewItem, wanted: Decision) -> MaskPair:
@@ -340,7 +345,7 @@ def _masks(state: Review, place: int, item: ReviewItem, wanted: Decision) -> Mas
 
 
 def _as_json(state: Review, place: int) -> dict[str, Any]:
-    item = state.queue.items[place]
+    item = tagged_item(state.queue, state.queue.items[place])
     decision = state.decided.get(item.sample.id, OPEN)
     return {
         "place": place,

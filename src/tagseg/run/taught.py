@@ -192,6 +192,18 @@ def fixed_parts(run: Run, sample_id: str) -> dict[int, Answer]:
     return _select(run, "select number, answer from answers where image = ? order by number", sample_id)
 
 
+def marked_classes(run: Run, classes: Sequence[str]) -> dict[str, set[int]]:
+    """Return the classes (ids) that a person marked with clicks and strokes, by image; class id i is `classes[i - 1]`.
+
+    One that is not a tag of its image is a missing tag.
+    """
+    ids, found = {name: number for number, name in enumerate(classes, 1)}, dict[str, set[int]]()
+    for one in _select(run, "select number, answer from answers where image is not null order by number").values():
+        if one.image is not None and one.name in ids:
+            found.setdefault(one.image, set()).add(ids[one.name])
+    return found
+
+
 def mask_digests(run: Run) -> dict[str, str]:
     """Return a short digest of all that a person did to an image's mask, by sample id: decisions, clicks, strokes."""
     found = decision_digests(run)

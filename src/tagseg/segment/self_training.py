@@ -15,7 +15,7 @@ from tagseg.data.prepare import Prepared
 from tagseg.data.records import Dataset
 from tagseg.masks.localise import MAP_STRIDE
 from tagseg.masks.make import make_masks
-from tagseg.masks.map_files import map_file, read_maps, write_maps
+from tagseg.masks.map_files import map_file, tagged_maps, write_maps
 from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
 from tagseg.run.folder import Run
@@ -92,7 +92,7 @@ def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor
         if map_file(target, sample.id).exists():
             continue
         image = read_image(sample.image, settings.data.max_megapixels)
-        maps, _ = read_maps(map_file(source, sample.id))
+        maps = tagged_maps(map_file(source, sample.id), sample.tags)
         write_maps(map_file(target, sample.id), improved_maps(predictor, image, sample.tags, maps, rule), sample.tags)
 
 

@@ -9,6 +9,7 @@ function fixTools(layers, server, about, tell, current, done) {
   let mark = [0.5, 0.5];
   let stroke = null; // points of the stroke that is being drawn
   let sending = false;
+  let chosenFor = ""; // the image that the class was chosen for
   const canvas = document.createElement("canvas");
   canvas.className = "strokes";
   layers.dataset.tool = tool;
@@ -26,9 +27,15 @@ function fixTools(layers, server, about, tell, current, done) {
   }
   function choices(item) {
     const [list, before] = [find("paint"), find("paint").value];
-    const ids = [...item.tags, 0];
-    list.replaceChildren(...ids.map((id) => Object.assign(document.createElement("option"), { value: id, textContent: about.names[id] })));
-    if (ids.includes(Number(before)) && before !== "") list.value = before;
+    const option = (id) => Object.assign(document.createElement("option"), { value: id, textContent: about.names[id] });
+    const others = about.names.map((name, id) => id).filter((id) => id && !item.tags.includes(id));
+    const missing = Object.assign(document.createElement("optgroup"), { label: "Missing tags" });
+    missing.append(...others.map(option));
+    list.replaceChildren(...[...item.tags, 0].map(option), ...(others.length ? [missing] : []));
+    // A class is kept from image to image, a missing tag is not: it is rare, and of one image.
+    const kept = before !== "" && (item.id === chosenFor || [...item.tags, 0].includes(Number(before)));
+    list.value = kept ? before : item.tags[0] ?? 0;
+    chosenFor = item.id;
   }
   const chosen = () => (tool === "eraser" ? 0 : Number(find("paint").value));
   const radius = () => Number(find("radius").value) / 200;
@@ -79,7 +86,7 @@ function fixTools(layers, server, about, tell, current, done) {
     tell("Saving …");
     try {
       const told = await send("fix", { id: item.id, kind, class: chosen(), points, radius: radius() });
-      item.parts = told.item.parts;
+      Object.assign(item, { parts: told.item.parts, tags: told.item.tags });
       tell("Saved: " + item.id + ", " + tool + " " + about.names[chosen()]);
       done(item, told.number);
     } catch (error) {
@@ -89,7 +96,8 @@ function fixTools(layers, server, about, tell, current, done) {
   }
   async function remove(item, number) {
     try {
-      item.parts = (await send("unfix", { id: item.id, number })).item.parts;
+      const told = await send("unfix", { id: item.id, number });
+      Object.assign(item, { parts: told.item.parts, tags: told.item.tags });
       tell("Undone: " + item.id);
       done(item);
     } catch (error) {
