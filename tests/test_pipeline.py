@@ -251,7 +251,8 @@ def test_other_validation_images_run_the_evaluation_alone_again(draw: Callable[[
     shutil.copy(data / "masks/photo 13.png", data / "masks/new.png")
     with (data / "tags.csv").open("a") as file:
         file.write("new.png,red,val\n")
-    with pytest.raises(RunError, match=r"1 image added \(first new\).*--force` \(the stages from evaluate on run again\)"):
+    again = r"1 image added \(first new\).*--force` \(the stages from evaluate on run again\)"
+    with pytest.raises(RunError, match=again):
         fit(data, run.root)
     fit(data, run.root, force=True)
     assert run.done("report") and (run.predictions / "new.png").is_file() and not examine(run.root).damage

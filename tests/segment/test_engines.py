@@ -96,7 +96,8 @@ import numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from tagseg.segment.load import load
 graph = load({str(folder)!r}, engine={engine!r})
-images = [np.random.default_rng(i).integers(0, 256, (17 + 7 * i % 90, 19 + 11 * i % 80, 3), np.uint8) for i in range(150)]
+images = [np.random.default_rng(i).integers(0, 256, (17 + 7 * i % 90, 19 + 11 * i % 80, 3), np.uint8)
+          for i in range(150)]
 expected = [graph(image).mask for image in images[:10]]
 with ThreadPoolExecutor(6) as pool:
     found = [prediction.mask for prediction in pool.map(graph, images)]
