@@ -127,8 +127,8 @@ class _OpenVino(Graph):
             request = self.idle.pop()
         except IndexError:
             request = self.model.create_infer_request()
-        # Computed by the engine's own threads, from copies: these never wait for Python's lock. A thread of this process
-        # that computes from memory shared with NumPy may wait for it for ever.
+        # Computed by the engine's own threads, from copies: these never wait for Python's lock, as a thread may that
+        # computes from memory shared with NumPy.
         request.start_async(inputs, share_inputs=False)
         request.wait()
         # Copied: the next call writes to the same memory.
