@@ -191,7 +191,7 @@ def follow() -> None:
     bench("VOC2012", "out", protocol, settings, command="tagseg bench")
 
 
-def small_demo(seed: int = 0, device: str = "auto") -> Settings:
+def small_demo(seed: int = 0, device: str = "auto", quick: bool = False) -> Settings:
     """Return settings with which the demo takes seconds."""
     segment = dataclasses.replace(TRAINED.segment, rounds=1, epochs=1)
     return dataclasses.replace(TRAINED, seed=seed, device="cpu", segment=segment)

@@ -2,19 +2,28 @@
 
 from pathlib import Path
 
+from tagseg.data.prepare import prepare
 from tagseg.demo.draw import draw_demo
 from tagseg.pipeline import Fitted, fit
+from tagseg.report.sheet import draw_sheet
+from tagseg.run.folder import Run
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.report import ReportSettings
 from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
+from tagseg.system.files import atomic_path
 from tagseg.system.progress import Track, silent
 
 
-def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
-    """Return the demo's settings: a tiny ResNet trained from scratch on 128-pixel images, for more epochs.
+PICTURE = "demo.jpg"
+"""The picture of training images and new ones, in the demo's folder."""
+
+
+def demo_settings(seed: int = 0, device: str = "auto", quick: bool = False) -> Settings:
+    """Return the demo's settings: a tiny ResNet trained from scratch on 128-pixel images, for more epochs; with `quick`
+    for fewer.
 
     The prototypes of a network that has only seen the demo's images are less reliable than those of a pretrained one:
     regions are mined from the coarse map throughout, and attention is softer (chosen on images drawn with another
@@ -38,9 +47,12 @@ def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
     )  # fmt: skip
 
 
-def run_demo(out: Path, seed: int = 0, device: str = "auto", track: Track = silent) -> Fitted:
-    """Draw the demo's images into `out/data` and run all stages in `out/run`, continuing as `fit` does."""
+def run_demo(out: Path, seed: int = 0, device: str = "auto", track: Track = silent, quick: bool = False) -> Fitted:
+    """Draw the demo's images into `out/data`, run all stages in `out/run`, continuing as `fit` does, and draw
+    `out/demo.jpg`: some images with maps, masks and the network's masks."""
     data = draw_demo(out / "data", seed=seed, track=track)
-    fitted = fit(data, out / "run", demo_settings(seed, device), track=track)
-    assert fitted is not None
+    fitted = fit(data, out / "run", demo_settings(seed, device, quick), track=track)
+    run = Run(fitted.run)
+    with atomic_path(out / PICTURE) as temporary:
+        draw_sheet(run, prepare(run), rows=3, new=3).save(temporary, "JPEG", quality=88)
     return fitted

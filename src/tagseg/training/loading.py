@@ -65,7 +65,7 @@ class TagImages(Dataset[Crop]):
         image = read_image(sample.image, self.max_megapixels)
         width, height = image.size
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + index)
+            torch.default_generator.manual_seed(self.seed * 1_000_003 + index)  # not those of GPUs
             place = self.crop.make_params([image])
             mirrored = torch.rand(1) < 0.5
             picture = self._cut(image, place, mirrored)
@@ -175,7 +175,7 @@ class MaskImages(Dataset[tuple[Tensor, Tensor]]):
         image_file, mask_file = self.pairs[index]
         image, mask = read_image(image_file, self.max_megapixels), Image.fromarray(read_mask_file(mask_file))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + index)
+            torch.default_generator.manual_seed(self.seed * 1_000_003 + index)  # not those of GPUs
             factor = torch.empty(1).uniform_(*self.scale).item() * reduction(image.size, self.max_side)
             size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
             picture = tv_tensors.Image(to_bytes(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)))
