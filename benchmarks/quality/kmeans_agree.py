@@ -6,9 +6,9 @@
 
 The points are of unit length, 64 numbers each, like those of the memory bank, and ten centres are asked for. `blobs`:
 200 points around ten directions; `equal`: 200 times the same point; `three`: 150, 40 and 10 times the same point, as
-when many photographs repeat; `few`: six points. Wanted are as many centres as distinct points and at most ten, and no point
-away from its centre. A package is called as its manual says, with k-means++ where it offers that, one start, seed 0.
-kmeans-pytorch 0.3 is left out, because it did not end on one of the cases.
+when many photographs repeat; `few`: six points. Wanted are as many centres as distinct points and at most ten, and no
+point away from its centre. A package is called as its manual says, with k-means++ where it offers that, one start, seed
+0. kmeans-pytorch 0.3 is left out, because it did not end on one of the cases.
 """
 
 import argparse

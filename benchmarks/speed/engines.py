@@ -22,9 +22,9 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,17 @@ SIDES: dict[str, tuple[str, ...]] = {
     "openvino bf16": ("--engine", "openvino", "--precision", "bf16"),
 }
 PIXELS = 16_000_000
+LAUNCHER = """
+import os, sys, time
+began = time.monotonic()
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet), 0)
+if status:
+    raise SystemExit(f"{sys.argv[1:]} ended with {os.waitstatus_to_exitcode(status)}")
+print(time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+"""
+"""Runs a command and prints its seconds, CPU seconds and peak memory in MB. A process of its own, because the peak of
+a new process is at least that of the process that starts it."""
 FLAGS = ("fma", "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """Instructions that decide how fast the precisions are."""
 
@@ -149,12 +160,10 @@ def _seconds(
     command += [*SIDES[side], "--device", "cpu", *flags]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     environment.pop("OMP_NUM_THREADS", None)
-    began = time.monotonic()
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    _, status, usage = os.wait4(os.posix_spawn(command[0], command, environment, file_actions=quiet), 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    launched = [sys.executable, "-I", "-S", "-c", LAUNCHER, *command]
+    done = subprocess.run(launched, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    seconds, cpu, megabytes = map(float, done.stdout.split())
+    return seconds, cpu, megabytes
 
 
 def _figures(

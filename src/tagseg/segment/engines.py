@@ -156,19 +156,8 @@ def open_engine(
         return _fastest(network, asked, pictures, images)
     (engine,) = (name for name in get_args(EngineName) if name == asked.engine)
     _require(engine, asked)
-    note = read_note(folder) or _exported(folder, read)
+    note = _prepared(network, read_note(folder) or _exported(folder, read), engine, asked, pictures)
     check = _known(note, engine, asked.precision)
-    if asked.precision == "int8":
-        if check is None or not note.calibrated:
-            given = pictures(CHECKED_IMAGES + CALIBRATION_IMAGES)
-            checking = spread(given, CHECKED_IMAGES)
-            if not note.calibrated:
-                note = _quantised(network, note, given, checking)
-            note = _checked(network, note, [engine], asked, checking) if checking else note
-            check = _known(note, engine, asked.precision)
-    elif check is None and (given := pictures(CHECKED_IMAGES)):
-        note = _checked(network, note, [engine], asked, given)
-        check = _known(note, engine, asked.precision)
     if check is not None and check.agreement < asked.least and asked.precision == "int8":
         raise RunError(
             f"--precision int8: {100 * check.agreement:.2f} % of the pixels of {check.images} images get PyTorch's "
@@ -185,6 +174,21 @@ def open_engine(
         engine,
         _reason(check, "as asked"),
     )
+
+
+def _prepared(
+    network: _Network, note: EngineNote, engine: EngineName, asked: Asked, pictures: Callable[[int], Pictures]
+) -> EngineNote:
+    """Return the note once the graph in int8, if that is asked for, is there, and the engine was checked on pictures if
+    there are any."""
+    quantise = asked.precision == "int8" and not note.calibrated
+    if not quantise and _known(note, engine, asked.precision) is not None:
+        return note
+    given = pictures(CHECKED_IMAGES + CALIBRATION_IMAGES * (asked.precision == "int8"))
+    checking = spread(given, CHECKED_IMAGES)
+    if quantise:
+        note = _quantised(network, note, given, checking)
+    return _checked(network, note, [engine], asked, checking) if checking else note
 
 
 def read_note(folder: Path) -> EngineNote | None:
