@@ -16,7 +16,6 @@ from tagseg.settings.train import TrainSettings
 from tagseg.system.files import atomic_path
 from tagseg.system.progress import Track, silent
 
-
 PICTURE = "demo.jpg"
 """The picture of training images and new ones, in the demo's folder."""
 
