@@ -118,7 +118,7 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
             f"{'; '.join(_changes(dataset, kept))}",
             stage,
-            f"Undo that, go on with the changed data with `tagseg fit "
+            f"Undo that, continue from the changed data with `tagseg fit "
             f"{dataset.root} --out {run.root} --force` ({again}), or use another --out",
         )
     # The samples' own ids as keys, and each size once, so that the rows can be freed.
