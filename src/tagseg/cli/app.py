@@ -1,5 +1,6 @@
 """The command line itself: its overview, shared flags, and how settings files and run folders fill the other flags."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ Every command explains itself: tagseg fit --help. With -v it also says what its 
 def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill settings that have no flag from --settings FILE, then --preset, then --quality, then the run folder, and
     check them. In a new run folder, if none of these is given, the default quality fills them."""
+    _refuse_sections(arguments)
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
     places = []
     if "--settings" in given:
@@ -64,6 +66,18 @@ def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
         for command in reversed(commands):
             values = {command: values}
         Dict(values, source=place)(app, commands, arguments)
+
+
+def _refuse_sections(arguments: ArgumentCollection) -> None:
+    """Raise a ValueError for the name of a section that is given as a flag: cyclopts would take the value for that of
+    the section's first setting."""
+    for argument in arguments:
+        if argument.tokens and argument.name.startswith("--") and dataclasses.is_dataclass(argument.hint):
+            names = [one.name for one in arguments if one.name.startswith(f"{argument.name}.")]
+            raise ValueError(
+                f"{argument.name} is a group of settings: expected one of its flags, {names[0]} to {names[-1]}, got "
+                f"{argument.name} {argument.tokens[0].value}; tagseg fit --help lists them"
+            )
 
 
 def _refuse_without_effect(given: dict[str, str], places: list[tuple[str, dict[str, Any]]]) -> None:
