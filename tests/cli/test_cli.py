@@ -486,7 +486,7 @@ MISTAKES = {
     "fit photos --out new --train.weights none.safetensors": "none.safetensors: not found; give timm, random",
     "fit photos --out new --segment.weights photos": "photos: not found; give timm, random",
     "fit photos --out new --segment.steps x": 'unable to convert "x" into int',
-    "fit photos --out new --features 64": "--features is a group of settings: expected one of its flags, --features.layers",
+    "fit photos --out new --features 64": "--features is a group of settings: expected one of its flags",
     "fit photos --out new --processes 0": "--processes must be 1 or more, got 0",
     "fit photos --out new --quality fsat": "--quality must be one of fast, balanced, best, got fsat",
     "fit photos --out new --preset paper": "--preset must be one of paper-voc",
