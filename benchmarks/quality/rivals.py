@@ -85,12 +85,12 @@ RIVALS = {
 }
 
 RULES = (
-    *(MaskSettings(background="threshold", threshold=share / 20) for share in range(2, 15)),
-    *(MaskSettings(background="power", power=power) for power in (1.0, 2.0, 4.0, 8.0, 16.0)),
+    *(MaskSettings(background="threshold", threshold=tenth / 10) for tenth in range(1, 10)),
+    *(MaskSettings(background="power", power=power) for power in (1.0, 4.0, 16.0)),
 )
 """Constant cuts, and `(1 - highest map) ^ power` (Ahn and Kwak 2018)."""
 
-CHOOSING = 120
+CHOOSING = 60
 """Most images on which a rule is chosen."""
 
 COLUMNS = {"own": "own rule", "chosen": "chosen rule", "crf": "chosen rule and dense CRF"}
@@ -198,7 +198,8 @@ def chosen_rule(bench: Bench, rival: str, network: RcaNetwork, settings: Setting
     file = bench.run.root / f"rule_{rival}.json"
     rules = [_like(rule, settings) for rule in (settings.mask_rule(), *RULES)]
     if not file.exists():
-        pixels = _pixels(bench, network, settings, bench.choosing, dict(enumerate(rules)), False)
+        asked = {i: (rule, False) for i, rule in enumerate(rules)}
+        pixels = _pixels(bench, network, settings, bench.choosing, asked)
         shares = [iou(pixels[i]).miou for i in range(len(rules))]
         file.write_text(json.dumps({"rule": int(np.argmax(shares)), "miou": [round(100 * one, 2) for one in shares]}))
     return rules[json.loads(file.read_text())["rule"]]
@@ -210,9 +211,8 @@ def _like(rule: MaskSettings, settings: Settings) -> MaskSettings:
 
 def score(bench: Bench, network: RcaNetwork, settings: Settings, rule: MaskSettings) -> dict[str, Any]:
     """Return the IoU of every class on the scored images, by column, and the chosen rule in words."""
-    rules = {"own": settings.mask_rule(), "chosen": rule}
-    pixels = _pixels(bench, network, settings, bench.scored, rules, False)
-    pixels |= {"crf": _pixels(bench, network, settings, bench.scored, {"crf": rule}, True)["crf"]}
+    asked = {"own": (settings.mask_rule(), False), "chosen": (rule, False), "crf": (rule, True)}
+    pixels = _pixels(bench, network, settings, bench.scored, asked)
     found: dict[str, Any] = {
         column: [None if one is None else round(100 * one, 2) for one in iou(matrix).iou]
         for column, matrix in pixels.items()
@@ -226,25 +226,23 @@ def _pixels(
     network: RcaNetwork,
     settings: Settings,
     samples: Sequence[Sample],
-    rules: dict[Any, MaskSettings],
-    crf: bool,
+    asked: dict[Any, tuple[MaskSettings, bool]],
 ) -> dict[Any, np.ndarray]:
-    """Return the pixels of images by true and given class, for every mask rule."""
+    """Return the pixels of images by true and given class, for every mask rule without or with the dense CRF."""
     ids = 1 + len(bench.prepared.dataset.classes)
-    pixels = {key: np.zeros((ids, ids), np.int64) for key in rules}
+    pixels = {key: np.zeros((ids, ids), np.int64) for key in asked}
     for sample in bars(samples, "masks", len(samples)):
         truth = load_mask(sample, bench.prepared.dataset)
+        size = (truth.shape[1], truth.shape[0])
+        image = np.asarray(read_image(sample.image).resize(size, Image.Resampling.BILINEAR))
         maps = quantised_maps(from_cache(network, bench.cache, sample, settings).numpy())
-        image = None
-        if crf:
-            size = (truth.shape[1], truth.shape[0])
-            image = np.asarray(read_image(sample.image).resize(size, Image.Resampling.BILINEAR))
-        for key, rule in rules.items():
-            salient = None
-            if rule.saliency:
-                assert sample.saliency is not None
-                salient = np.asarray(read_saliency(sample.saliency, refined_size(truth.shape, rule)))
-            mask = mask_image(image, maps, sample.tags, truth.shape, rule, settings.crf if crf else None, salient)[0]
+        salient = None
+        if settings.masks.saliency:
+            assert sample.saliency is not None
+            salient = np.asarray(read_saliency(sample.saliency, refined_size(truth.shape, settings.masks)))
+        for key, (rule, crf) in asked.items():
+            refine = settings.crf if crf else None
+            mask = mask_image(image, maps, sample.tags, truth.shape, rule, refine, salient)[0]
             pixels[key] += confusion(truth, mask, ids)
     return pixels
 
