@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks import harness
-from benchmarks.harness import RESULTS, RUNS, SHARED, record
+from benchmarks.harness import RUNS, SHARED, record
 from benchmarks.quality import domains
 from PIL import Image
 
@@ -93,6 +93,12 @@ RULES = (
 CHOOSING = 60
 """Most images on which a rule is chosen."""
 
+NAMED_CLUSTERS = (
+    "Named clusters, where a person answers questions, are the result teach (`python -m benchmarks.quality.teach`), on "
+    "the same scored images of street_clothing."
+)
+"""The rival that needs a person."""
+
 COLUMNS = {"own": "own rule", "chosen": "chosen rule", "crf": "chosen rule and dense CRF"}
 
 
@@ -126,9 +132,9 @@ def main() -> None:
         found = {rival: measure(bench, rival, options) for rival in RIVALS}
         figures[name] = summary(bench, {rival: seeds for rival, seeds in found.items() if seeds})
         tables.append(table(name, figures[name]))
-    note = named_clusters()
-    print("\n\n".join([*tables, note]))
-    record(harness.name("rivals", options.backbone), options.seeds, figures, "\n\n".join([*tables, note]))
+    text = "\n\n".join([*tables, NAMED_CLUSTERS])
+    print(text)
+    record(harness.name("rivals", options.backbone), options.seeds, figures, text)
 
 
 def open_bench(options: argparse.Namespace, name: str) -> Bench:
@@ -252,16 +258,16 @@ def summary(bench: Bench, found: dict[str, dict[int, dict[str, Any]]]) -> dict[s
     classes = ("background", *bench.prepared.dataset.classes)
     figures: dict[str, Any] = {}
     for rival, seeds in found.items():
-        one: dict[str, Any] = {"seeds": sorted(seeds), "rule": next(iter(seeds.values()))["rule"]}
+        found_of: dict[str, Any] = {"seeds": sorted(seeds), "rule": next(iter(seeds.values()))["rule"]}
         for column in COLUMNS:
-            each = np.array([[value or 0.0 for value in scores[column]] for scores in seeds.values()])
-            means = each.mean(1)
-            one[column] = {
+            each = np.array([[np.nan if one is None else one for one in scores[column]] for scores in seeds.values()])
+            means = np.nanmean(each, 1)
+            found_of[column] = {
                 "mean": round(float(means.mean()), 2),
                 "std": round(float(means.std(ddof=1)), 2) if len(means) > 1 else None,
-                "classes": dict(zip(classes, each.mean(0).round(1).tolist(), strict=True)),
+                "classes": dict(zip(classes, np.nanmean(each, 0).round(1).tolist(), strict=True)),
             }
-        figures[rival] = one | {"cpu_s": round(float(np.mean([scores["cpu_s"] for scores in seeds.values()])), 1)}
+        figures[rival] = found_of | {"cpu_s": round(float(np.mean([scores["cpu_s"] for scores in seeds.values()])), 1)}
     split = bench.prepared.dataset.split("train")
     counts = {"scored": len(bench.scored), "choosing": len(bench.choosing), "photographs": len(split)}
     return {"rivals": figures} | counts
@@ -280,24 +286,13 @@ def table(name: str, figures: dict[str, Any]) -> str:
     left = [rival.words for key, rival in RIVALS.items() if key not in figures["rivals"]]
     missing = f" Not measured: {', '.join(left)}." if left else ""
     return (
-        f"**{name}**, {figures['photographs']} photographs, {figures['scored']} scored, rules chosen on "
-        f"{figures['choosing']} others.{missing}\n\n" + "\n".join(rows)
+        f"**{name}**, {figures['photographs']} photographs, {figures['scored']} scored, rules chosen with the "
+        f"true masks of {figures['choosing']} others.{missing}\n\n" + "\n".join(rows)
     )
 
 
 def _deviation(std: float | None) -> str:
     return "-" if std is None else f"{std:.1f}"
-
-
-def named_clusters() -> str:
-    """Return what masks reach when a person names clusters, from the results of teach.py."""
-    file = RESULTS / "teach.json"
-    if not file.exists():
-        return ""
-    return (
-        "Named clusters, where a person answers questions, are measured by `python -m benchmarks.quality.teach` on the "
-        "same scored images: see the result teach."
-    )
 
 
 if __name__ == "__main__":
