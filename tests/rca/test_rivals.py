@@ -18,9 +18,10 @@ from tagseg.features.extract import extract
 from tagseg.masks.localise import from_cache, localise
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.networks.backbones import build_backbone
+from tagseg.pipeline import fit_until
 from tagseg.rca.heads import cached_maps, fit_heads
 from tagseg.rca.network import RcaNetwork
-from tagseg.rca.rivals import RIVALS, fit_softmax, reactivate, rival_maps, share_saliency, spread
+from tagseg.rca.rivals import RIVALS, fit_softmax, reactivate, rival_maps, share_saliency, spread_maps
 from tagseg.rca.train import train_frozen
 from tagseg.run.open import open_run
 from tagseg.settings.features import FeatureSettings
@@ -86,21 +87,21 @@ def test_a_random_walk_as_loops_do_it(power: float, steps: int, radius: float) -
             for k in range(2):
                 moved = sum(weight * float(before[k, v, u]) for (v, u), weight in weights.items())
                 expected[k, y, x] = moved / sum(weights.values())
-    assert torch.allclose(spread(maps, features, power, steps, radius), expected, atol=1e-5)
+    assert torch.allclose(spread_maps(maps, features, power, steps, radius), expected, atol=1e-5)
 
 
 def test_cells_at_right_angles_keep_their_values_and_equal_cells_share_theirs() -> None:
     maps = torch.tensor([[[1.0, 0.0, 0.4, 0.0]]])
     different = torch.eye(4)[:, None]
-    assert torch.allclose(spread(maps, different, steps=7), maps)
-    assert torch.allclose(spread(maps, torch.ones(3, 1, 4)), torch.full((1, 1, 4), 0.35))
-    assert torch.equal(spread(maps, torch.zeros(3, 1, 4)), maps)  # cells without features keep theirs
+    assert torch.allclose(spread_maps(maps, different, steps=7), maps)
+    assert torch.allclose(spread_maps(maps, torch.ones(3, 1, 4)), torch.full((1, 1, 4), 0.35))
+    assert torch.equal(spread_maps(maps, torch.zeros(3, 1, 4)), maps)  # cells without features keep theirs
 
 
 def test_a_walk_commutes_with_mirroring() -> None:
     maps, features = torch.rand(2, 4, 5), torch.randn(3, 4, 5)
-    mirrored = spread(maps.flip(-1), features.flip(-1), 2.0, 3, 2.0).flip(-1)
-    assert torch.allclose(mirrored, spread(maps, features, 2.0, 3, 2.0), atol=1e-6)
+    mirrored = spread_maps(maps.flip(-1), features.flip(-1), 2.0, 3, 2.0).flip(-1)
+    assert torch.allclose(mirrored, spread_maps(maps, features, 2.0, 3, 2.0), atol=1e-6)
 
 
 def test_softmax_weights_are_where_the_gradient_is_zero() -> None:
@@ -177,13 +178,10 @@ def test_maps_are_shares_and_do_not_depend_on_other_images(
     assert torch.allclose(turned.flip(0), found, atol=1e-5)
 
 
-def test_a_missing_saliency_map_stops_before_anything_is_fitted(
-    dataset: Dataset, cache: FeatureCache, tmp_path: Path
-) -> None:
-    samples = tuple(dataclasses.replace(one, saliency=None) if one.id == "3" else one for one in dataset.samples)
+def test_a_missing_saliency_map_stops_before_features_are_computed(discs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"maps = saliency needs one for every .*docs/rivals.md has a command"):
-        train_frozen(dataclasses.replace(dataset, samples=samples), cache, with_maps("saliency"), tmp_path / "network")
-    assert not (tmp_path / "network").exists()
+        fit_until(discs, tmp_path / "run", "train", with_maps("saliency"))
+    assert not (tmp_path / "run" / "features").exists()
 
 
 @pytest.mark.parametrize("rival", RIVALS)

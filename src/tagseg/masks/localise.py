@@ -82,6 +82,7 @@ def localise(
     run.require_unchanged("train", run.network / "network.safetensors")
     network, _ = load_network(run.network, choose_device(settings.device))
     accumulated = read_accumulated(run.network) if settings.maps == "oaa" else None
+    assert cache is not None or settings.maps not in RIVALS, "rivals are computed from cached features"
     if settings.maps == "saliency":
         require_saliency(dataset, settings.data, "maps = saliency")
     if settings.maps == "recam" and cache is not None:

@@ -4,7 +4,7 @@ Each is the part of its method that needs no further training of the backbone, s
 the same features. They were written from the papers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -39,13 +39,13 @@ def rival_maps(network: RcaNetwork, cache: FeatureCache, sample: Sample, rival: 
     """
     maps = cached_maps(network, cache, sample, "coarse")
     if rival == "walk":
-        maps = spread(maps, fine_features(network, cache, sample.id), WALK_POWER, WALK_STEPS, WALK_RADIUS)
+        maps = spread_maps(maps, fine_features(network, cache, sample.id), WALK_POWER, WALK_STEPS, WALK_RADIUS)
     elif rival == "correlation":
-        maps = spread(maps, fine_features(network, cache, sample.id))
+        maps = spread_maps(maps, fine_features(network, cache, sample.id))
     return maps / maps.flatten(1).amax(1)[:, None, None].clamp_min(1e-6)
 
 
-def spread(
+def spread_maps(
     maps: Float[Tensor, "k h w"],
     features: Float[Tensor, "d h w"],
     power: float = 1.0,
@@ -68,7 +68,7 @@ def spread(
         radius: in cells, from centre to centre.
 
     >>> features = torch.tensor([[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]])  # two cells alike, one at right angles
-    >>> spread(torch.tensor([[[1.0, 0.0, 0.0]]]), features).flatten().tolist()
+    >>> spread_maps(torch.tensor([[[1.0, 0.0, 0.0]]]), features).flatten().tolist()
     [0.5, 0.5, 0.0]
     """
     k, h, w = maps.shape
@@ -127,8 +127,7 @@ def fit_softmax(
         total.backward()
         return total
 
-    closure: Callable[[], float] = loss  # type: ignore[assignment]
-    optimizer.step(closure)
+    optimizer.step(loss)
     return weight.detach() / scale
 
 
@@ -149,8 +148,8 @@ def share_saliency(maps: Float[Tensor, "k h w"], salient: Float[Tensor, "h w"]) 
     gets the saliency, several share it in proportion to their maps, in equal parts where all of these are 0.
 
     >>> maps = torch.tensor([[[3.0, 0.0]], [[1.0, 0.0]]])
-    >>> share_saliency(maps, torch.tensor([[0.8, 0.4]])).tolist()
-    [[[0.6000000238418579, 0.20000000298023224]], [[0.20000000298023224, 0.20000000298023224]]]
+    >>> share_saliency(maps, torch.tensor([[0.5, 0.25]])).tolist()
+    [[[0.375, 0.125]], [[0.125, 0.125]]]
     """
     total = maps.sum(0)
     shares = torch.where(total > 0, maps / total.clamp_min(1e-12), maps.new_tensor(1 / max(len(maps), 1)))

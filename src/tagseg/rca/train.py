@@ -137,13 +137,7 @@ def train_frozen(
     teach: Teach | None = None,
 ) -> Trained:
     """Fit the classification network's heads and bank on cached features (see `fit_heads`), and write what `train`
-    writes; with `teach` also taught.safetensors.
-
-    Raises:
-        DataError: when maps = saliency lacks a saliency map.
-    """
-    if settings.maps == "saliency":
-        require_saliency(dataset, settings.data, "maps = saliency")
+    writes; with `teach` also taught.safetensors."""
     heads = fit_heads(dataset, cache, settings, track, teach)
     layers = heads.network.layers
     assert layers is not None
