@@ -1,7 +1,7 @@
 """Compare the memory bank with its rivals: pseudo-masks from the same frozen features, on three data sets.
 
     python -m benchmarks.quality.rivals                       all data sets, seeds 0 to 2; run again to continue
-    python -m benchmarks.quality.rivals --sets demo street_clothing --seeds 0
+    python -m benchmarks.quality.rivals --sets demo street_clothing --seeds 0 --rivals cam bank
     python -m benchmarks.quality.rivals --finished            only what is finished, no more work
 
 Every rival sees the same features and the same tag head, which is fitted to convergence. `own rule`: background by the
@@ -120,6 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), help="measure these, in this order"
+    )
     parser.add_argument("--backbone", default="mobilenetv2_100", help="timm's name")
     parser.add_argument("--out", type=Path, default=RUNS / "rivals", help="folder for the runs")
     parser.add_argument("--saliency", type=Path, default=RUNS / "saliency", help="folder with a folder of maps per set")
@@ -129,7 +132,9 @@ def main() -> None:
     figures, tables = {}, []
     for name in options.sets:
         bench = open_bench(options, name)
-        found = {rival: measure(bench, rival, options) for rival in RIVALS}
+        for rival in options.rivals:
+            measure(bench, rival, options)
+        found = {rival: finished(bench, rival, options.seeds) for rival in RIVALS}
         figures[name] = summary(bench, {rival: seeds for rival, seeds in found.items() if seeds})
         tables.append(table(name, figures[name]))
     text = "\n\n".join([*tables, NAMED_CLUSTERS])
@@ -155,13 +160,12 @@ def open_bench(options: argparse.Namespace, name: str) -> Bench:
     return Bench(run, prepared, cache, scored[0::2][:CHOOSING], scored[1::2])
 
 
-def measure(bench: Bench, rival: str, options: argparse.Namespace) -> dict[int, dict[str, Any]]:
-    """Return the IoU of every class per seed and column; what is finished is kept."""
+def measure(bench: Bench, rival: str, options: argparse.Namespace) -> None:
+    """Score a rival for every seed; what is finished is kept."""
     chosen = RIVALS[rival]
     salient = all(sample.saliency is not None for sample in [*bench.choosing, *bench.scored])
-    found = {}
     for seed in options.seeds:
-        file = bench.run.root / f"{rival}_{seed}.json"
+        file = _score_file(bench, rival, seed)
         if not file.exists() and not options.finished and (salient or not chosen.saliency):
             settings = rival_settings(bench.run.settings(), chosen, seed)
             before = time.process_time()
@@ -169,9 +173,16 @@ def measure(bench: Bench, rival: str, options: argparse.Namespace) -> dict[int, 
             rule = chosen_rule(bench, rival, network, settings)
             scores = score(bench, network, settings, rule)
             file.write_text(json.dumps(scores | {"cpu_s": round(time.process_time() - before, 1)}))
-        if file.exists():
-            found[seed] = json.loads(file.read_text())
-    return found
+
+
+def finished(bench: Bench, rival: str, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return the IoU of every class per seed and column, of the seeds that are finished."""
+    files = {seed: _score_file(bench, rival, seed) for seed in seeds}
+    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+
+
+def _score_file(bench: Bench, rival: str, seed: int) -> Path:
+    return bench.run.root / f"{rival}_{seed}.json"
 
 
 def rival_settings(settings: Settings, rival: Rival, seed: int) -> Settings:
