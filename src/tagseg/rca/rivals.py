@@ -128,7 +128,8 @@ def fit_softmax(
         return total
 
     optimizer.step(loss)
-    return weight.detach() / scale
+    found: Tensor = weight.detach() / scale
+    return found
 
 
 @torch.no_grad()
