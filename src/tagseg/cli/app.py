@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
@@ -16,7 +16,7 @@ from tagseg.cli.early import bound_arguments, check_early
 from tagseg.cli.help import HelpPage
 from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, quality_values, without_effect_when_frozen
-from tagseg.settings.settings import Settings
+from tagseg.settings.settings import Rival, Settings
 from tagseg.settings.toml import read_toml
 from tagseg.system.untrusted import printable
 
@@ -57,7 +57,8 @@ def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
         saved = Path(run) / "settings.toml"
         if saved.exists():
             places.append((str(saved), read_toml(saved)))
-    if not places and commands == ("fit",) and not {"--maps", "--train.method"} & given.keys():
+    trained = given.get("--maps", "cam") not in ("cam", *get_args(Rival)) or "--train.method" in given
+    if not places and commands == ("fit",) and not trained:
         places.append((f"quality {DEFAULT_QUALITY}", preset_values(DEFAULT_QUALITY)))
     _refuse_without_effect(given, places)
     for place, values in places:

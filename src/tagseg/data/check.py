@@ -199,5 +199,5 @@ def require_saliency(dataset: Dataset, settings: DataSettings, needed_by: str) -
         raise DataError(
             f"{missing[0].image}: no saliency map, expected {missing[0].id}.png or .jpg in {folder} (setting "
             f"data.saliency); {needed_by} needs one for every training image, and {len(missing)} of {len(samples)} "
-            "have none"
+            "have none; docs/rivals.md has a command that makes them"
         )

@@ -106,7 +106,7 @@ def _data(run: Run, classes: Sequence[str], settings: Mapping[str, Any]) -> str:
     splits = Counter(row.split for row in data.samples)
     tagged = Counter(tag for row in data.samples if row.split == "train" for tag in row.tags)
     skipped = len(data.broken)
-    saliency = settings["maps"] == "eps" or settings["masks"]["saliency"]
+    saliency = settings["maps"] in ("eps", "saliency") or settings["masks"]["saliency"]
     maps = " and on saliency maps" if saliency else ""
     source = f"on the tags of the training images{maps}, without any masks"
     if foreign_maps := settings["localise"]["maps_from"]:

@@ -15,7 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tagseg.data.images import read_image, reduced_size
+from tagseg.data.check import require_saliency
+from tagseg.data.images import read_image, read_saliency, reduced_size
 from tagseg.data.records import Dataset, Sample
 from tagseg.features.cache import FeatureCache
 from tagseg.masks.map_files import map_file, write_maps
@@ -23,6 +24,7 @@ from tagseg.networks.backbones import Backbone
 from tagseg.rca.heads import cached_maps
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.oaa import read_accumulated
+from tagseg.rca.rivals import RIVALS, reactivate, rival_maps, share_saliency
 from tagseg.rca.tag_maps import has_posterior, tag_maps
 from tagseg.rca.train import load_network
 from tagseg.run.folder import Run
@@ -71,15 +73,20 @@ def localise(
     With maps = oaa these are the accumulated maps, or the network's own for a tag that was never predicted. Images that
     already have maps are skipped, so an interrupted stage resumes. `samples` limits the work to these samples: an
     ablation only needs the images that are scored. `then` is called with every sample once its maps exist. With a
-    `cache` of features no image is read: the network must be a frozen one.
+    `cache` of features no image is read: the network must be a frozen one. The rivals among `maps` need one.
 
     Raises:
-        DataError: naming the image, when one cannot be read.
+        DataError: naming the image, when it or its saliency map (maps = saliency) cannot be read.
     """
     settings = run.settings()
     run.require_unchanged("train", run.network / "network.safetensors")
     network, _ = load_network(run.network, choose_device(settings.device))
     accumulated = read_accumulated(run.network) if settings.maps == "oaa" else None
+    assert cache is not None or settings.maps not in RIVALS, "rivals are computed from cached features"
+    if settings.maps == "saliency":
+        require_saliency(dataset, settings.data, "maps = saliency")
+    if settings.maps == "recam" and cache is not None:
+        reactivate(network, cache, dataset.split("train"), track)
     samples = dataset.split("train") if samples is None else samples
 
     def read(sample: Sample) -> tuple[Sample, Views | Tensor | None]:
@@ -119,15 +126,28 @@ def localise(
 
 @torch.no_grad()
 def from_cache(network: RcaNetwork, cache: FeatureCache, sample: Sample, settings: Settings) -> Float[Tensor, "k h w"]:
-    """Return the maps of an image's tags in the form of `localise_views`, from its cached features."""
-    kind = map_kind(settings.localise, network.rca)
+    """Return the maps of an image's tags in the form of `localise_views`, from its cached features.
+
+    With maps = recam the network must have been reactivated (see `rivals.reactivate`).
+
+    Raises:
+        DataError: when the saliency map that maps = saliency needs cannot be read.
+    """
     height, width = reduced_size(cache.size(sample.id), settings.features.max_side)
     cells = -(-height // MAP_STRIDE), -(-width // MAP_STRIDE)
-    maps = cached_maps(network, cache, sample, kind)
-    if not len(maps):
-        return maps.new_zeros(0, *cells)
+    if not sample.tags:
+        return torch.zeros(0, *cells)
+    if settings.maps in RIVALS:
+        maps = rival_maps(network, cache, sample, settings.maps)
+    else:
+        maps = cached_maps(network, cache, sample, map_kind(settings.localise, network.rca))
     pixels = network.backbone.enlarge(maps[None], (height, width))[0]
-    return F.adaptive_avg_pool2d(pixels, cells)
+    maps = F.adaptive_avg_pool2d(pixels, cells)
+    if settings.maps != "saliency":
+        return maps
+    assert sample.saliency is not None, f"{sample.id} has no saliency map"
+    salient = np.asarray(read_saliency(sample.saliency, cells, settings.data.max_megapixels), np.float32)
+    return share_saliency(maps, torch.from_numpy(salient / 255))
 
 
 def complete(

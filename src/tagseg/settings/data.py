@@ -31,7 +31,8 @@ class DataSettings:
     exists."""
 
     saliency: str = ""
-    """Folder of saliency maps, named like the images. Empty: saliency in the data folder, if it exists."""
+    """Folder of saliency maps, named like the images; docs/rivals.md has a command that makes them. Empty: saliency in
+    the data folder, if it exists."""
 
     coco_protocol: bool = False
     """COCO: count as published results do: a crowd is an object like any other, in tags and in masks, and validation

@@ -6,7 +6,7 @@ Precedence: defaults < a preset < a TOML file < flags. The resolved settings are
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Le
 from cyclopts import Group, Parameter
@@ -24,7 +24,8 @@ from tagseg.settings.toml import build, plain, read_toml, to_toml
 from tagseg.settings.train import TrainSettings
 from tagseg.system.process import cores
 
-Baseline = Literal["cam", "oaa", "eps"]
+Rival = Literal["walk", "correlation", "recam", "saliency"]
+Baseline = Literal["cam", "oaa", "eps", "walk", "correlation", "recam", "saliency"]
 MapKind = Literal["posterior", "refined", "coarse"]
 
 
@@ -59,7 +60,10 @@ class Settings:
     maps: Baseline = "cam"
     """Where maps come from. cam: the trained network, image by image; oaa: the maximum of an image's maps over the
     epochs of training (OAA, ICCV 2019); eps: a network that also learns from saliency maps (EPS, CVPR 2021; needs
-    data.saliency)."""
+    data.saliency). With train.method = frozen, rivals to compare with: walk and correlation spread class activation
+    maps among cells that look alike (IRN, CVPR 2019; SEAM, CVPR 2020); recam: maps of a head that tells the tags'
+    regions apart (ReCAM, CVPR 2022); saliency: each image's saliency map, which its tags share by their class
+    activation maps (needs data.saliency)."""
 
     data: Annotated[DataSettings, _panel("Data", 2)] = field(default_factory=DataSettings)
     train: Annotated[TrainSettings, _panel("Classification network", 3)] = field(default_factory=TrainSettings)
@@ -78,9 +82,20 @@ class Settings:
                 "setting localise.kind must be refined, coarse or auto unless rca.aggregation and rca.background are "
                 "on, got 'posterior'"
             )
-        if self.train.method == "frozen" and self.maps != "cam":
+        if self.train.method == "frozen" and self.maps in ("oaa", "eps"):
             raise ValueError(
-                f"setting maps must be cam with train.method = frozen, got {self.maps!r}: nothing is trained in epochs"
+                f"setting maps must be cam or a rival ({', '.join(get_args(Rival))}) with train.method = frozen, got "
+                f"{self.maps!r}: nothing is trained in epochs"
+            )
+        if self.train.method != "frozen" and self.maps in get_args(Rival):
+            raise ValueError(
+                f"setting train.method must be frozen with maps = {self.maps}, got {self.train.method!r}: rivals are "
+                "computed from cached features"
+            )
+        if self.maps in get_args(Rival) and self.localise.kind not in ("auto", "coarse"):
+            raise ValueError(
+                f"setting localise.kind must be auto or coarse with maps = {self.maps}, got {self.localise.kind!r}: "
+                "rivals begin with class activation maps"
             )
         if self.maps == "oaa" and 0 < self.train.epochs <= self.warm_epochs():
             raise ValueError(
@@ -97,9 +112,11 @@ class Settings:
         return self.masks.resolved(self.has_posteriors())
 
     def has_posteriors(self) -> bool:
-        """Return whether maps are probabilities: posteriors, or another method's probabilities."""
+        """Return whether maps are probabilities: posteriors, shares of saliency, or another method's probabilities."""
         if self.localise.maps_from:
             return self.localise.maps_hold == "probabilities"
+        if self.maps == "saliency":
+            return True
         return self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,4 +153,6 @@ def map_kind(localise: LocaliseSettings, rca: RcaSettings, maps: Baseline = "cam
     """Return the kind of map that `localise.kind` stands for."""
     if localise.kind != "auto":
         return localise.kind
+    if maps in get_args(Rival):
+        return "coarse"
     return "posterior" if rca.aggregation and rca.background and maps != "eps" else "refined"

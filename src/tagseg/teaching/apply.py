@@ -40,11 +40,11 @@ def require_frozen(run: Run) -> None:
             f"{run.root}: must be made from frozen features to be taught, found train.method = "
             f"{settings.train.method}; make another run with `tagseg fit DATA --out RUN --quality fast` (or balanced)"
         )
-    if settings.rca.posterior != "nearest" or not settings.has_posteriors():
+    if settings.rca.posterior != "nearest" or settings.maps != "cam" or not settings.has_posteriors():
         raise RunError(
             f"{run.root}: must make its masks from the nearest prototypes to be taught, found rca.posterior = "
-            f"{settings.rca.posterior} and localise.kind = {settings.localise.kind}; make another run with `tagseg fit "
-            "DATA --out RUN --quality fast`"
+            f"{settings.rca.posterior}, localise.kind = {settings.localise.kind} and maps = {settings.maps}; make "
+            "another run with `tagseg fit DATA --out RUN --quality fast`"
         )
 
 

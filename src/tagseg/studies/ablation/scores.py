@@ -1,7 +1,7 @@
 """The score of an arm's pseudo-masks: computed once, then kept in the run folder."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -11,12 +11,13 @@ from tagseg.data.true_masks import load_mask
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import scored_samples
 from tagseg.evaluate.iou import confusion, iou
+from tagseg.features.extract import make_features
 from tagseg.masks.localise import localise
 from tagseg.masks.make import mask_image, mask_sample
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.run.folder import Run
 from tagseg.run.open import SECTIONS
-from tagseg.settings.settings import Settings, map_kind
+from tagseg.settings.settings import Rival, Settings, map_kind
 from tagseg.studies.ablation.arms import Arm
 from tagseg.system.progress import Track, silent
 from tagseg.system.records import Record, Share, read_record, write_record
@@ -74,7 +75,8 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
     settings = run.settings()
     samples = scored_samples(prepared.dataset, "train")
     run.remove_leftovers("localise")
-    localise(prepared.dataset, run, track, samples)
+    cache = make_features(prepared, run, track) if settings.train.method == "frozen" else None
+    localise(prepared.dataset, run, track, samples, cache=cache)
     rules = [
         dataclasses.replace(settings.mask_rule(), background="threshold", threshold=cut) for cut in BACKGROUND_CUTS
     ]
@@ -109,6 +111,7 @@ def read_score(run: Run, settings: Settings, prepared: Prepared) -> ArmScore | N
 def mask_rule_text(settings: Settings) -> str:
     """Return in words which map a run uses and how it is cut."""
     kind, rule = map_kind(settings.localise, settings.rca), settings.mask_rule()
+    name = settings.maps if settings.maps in get_args(Rival) else ""
     # Without aggregation nothing refines the coarse map.
     kind = "coarse" if kind == "refined" and not settings.rca.aggregation else kind
     cut = {
@@ -118,7 +121,7 @@ def mask_rule_text(settings: Settings) -> str:
         "power": f"background power {rule.power:g}",
     }
     crf = ", dense CRF" if settings.crf.steps else ""
-    return f"{kind} map, {cut[rule.background]}{', saliency' if rule.saliency else ''}{crf}"
+    return f"{name or kind} map, {cut[rule.background]}{', saliency' if rule.saliency else ''}{crf}"
 
 
 def _made_with(run: Run, settings: Settings, prepared: Prepared) -> MadeWith:
