@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from tagseg.data.prepare import prepare
-from tagseg.report.sheet import draw_sheet
+from tagseg.report.overview import draw_overview
 from tagseg.run.folder import Run
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     options = parser.parse_args()
     run = Run(options.run)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet(run, prepare(run), options.rows).save(options.out, quality=85)
+    draw_overview(run, prepare(run), options.rows).save(options.out, quality=85)
 
 
 if __name__ == "__main__":

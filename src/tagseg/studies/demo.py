@@ -5,7 +5,7 @@ from pathlib import Path
 from tagseg.data.prepare import prepare
 from tagseg.demo.draw import draw_demo
 from tagseg.pipeline import Fitted, fit
-from tagseg.report.sheet import draw_sheet
+from tagseg.report.overview import draw_overview
 from tagseg.run.folder import Run
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.rca import RcaSettings
@@ -53,5 +53,5 @@ def run_demo(out: Path, seed: int = 0, device: str = "auto", track: Track = sile
     fitted = fit(data, out / "run", demo_settings(seed, device, quick), track=track)
     run = Run(fitted.run)
     with atomic_path(out / PICTURE) as temporary:
-        draw_sheet(run, prepare(run), rows=3, new=3).save(temporary, "JPEG", quality=88)
+        draw_overview(run, prepare(run), rows=3, new=3).save(temporary, "JPEG", quality=88)
     return fitted

@@ -17,14 +17,14 @@ from tagseg.masks.palette import shown_colours
 from tagseg.masks.resize import enlarge
 from tagseg.run.folder import Run
 
-CELL = (240, 180)
-GAP = 6
-HEADING = 22
-TITLES = ("image and tags", "map", "pseudo-mask", "network", "truth")
-NEW = "new image, no tags given"
+_CELL = (240, 180)
+_GAP = 6
+_HEADING = 22
+_TITLES = ("image and tags", "map", "pseudo-mask", "network", "truth")
+_NEW = "new image, no tags given"
 
 
-def draw_sheet(run: Run, prepared: Prepared, rows: int = 4, new: int = 0) -> Image.Image:
+def draw_overview(run: Run, prepared: Prepared, rows: int = 4, new: int = 0) -> Image.Image:
     """Return a sheet with a row per image: `rows` training images, then `new` ones of the validation split.
 
     They are evenly spaced over the images that the report shows: nobody picked them. A cell is empty where there is
@@ -39,24 +39,24 @@ def draw_sheet(run: Run, prepared: Prepared, rows: int = 4, new: int = 0) -> Ima
         *evenly_spaced(examples(dataset.split("train"), shown), rows),
         *evenly_spaced(examples(dataset.split("val"), shown), new),
     ]
-    width, height = CELL
-    sheet = Image.new("RGB", (len(TITLES) * (width + GAP), HEADING + len(chosen) * (height + GAP)), "white")
+    width, height = _CELL
+    sheet = Image.new("RGB", (len(_TITLES) * (width + _GAP), _HEADING + len(chosen) * (height + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(TITLES):
-        draw.text((column * (width + GAP) + 4, 4), title, fill="black", font_size=13)
+    for column, title in enumerate(_TITLES):
+        draw.text((column * (width + _GAP) + 4, 4), title, fill="black", font_size=13)
     for row, sample in enumerate(chosen):
-        top = HEADING + row * (height + GAP)
+        top = _HEADING + row * (height + _GAP)
         for column, picture in enumerate(_cells(run, prepared, sample)):
             if picture is not None:
-                picture = ImageOps.contain(picture, CELL)
-                sheet.paste(picture, (column * (width + GAP) + (width - picture.width) // 2, top))
-        tags = ", ".join(dataset.classes[tag - 1] for tag in sample.tags) if sample.split == "train" else NEW
+                picture = ImageOps.contain(picture, _CELL)
+                sheet.paste(picture, (column * (width + _GAP) + (width - picture.width) // 2, top))
+        tags = ", ".join(dataset.classes[tag - 1] for tag in sample.tags) if sample.split == "train" else _NEW
         draw.text((4, top + 4), tags, fill="white", font_size=14, stroke_width=2, stroke_fill="black")
     return sheet
 
 
 def _cells(run: Run, prepared: Prepared, sample: Sample) -> Sequence[Image.Image | None]:
-    """Return the pictures of an image, one for each of TITLES."""
+    """Return the pictures of an image, one for each of _TITLES."""
     image = read_image(sample.image, run.settings().data.max_megapixels)
 
     def masked(file_of: Run, kind: str) -> Image.Image | None:
