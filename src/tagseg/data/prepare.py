@@ -44,7 +44,8 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
     settings = run.settings().data
     dataset = read_dataset(run.data_root(), settings, run.settings().cache)
     if run.data_file.exists():
-        return _prepared_again(run, dataset)
+        uses_saliency = run.settings().masks.saliency or run.settings().maps == "eps"
+        return _prepared_again(run, dataset, uses_saliency)
     for note in (*dataset.notes, *tag_notes(dataset), *map(str, dataset.ignored), *tag_warnings(dataset)):
         log.warning("%s", note)
     checked = check_images(dataset, settings, track)
@@ -57,7 +58,7 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
     return Prepared(dataset, checked.sizes)
 
 
-def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
+def _prepared_again(run: Run, dataset: Dataset, uses_saliency: bool) -> Prepared:
     kept = read_data_file(run)
     broken = {path for path, _ in kept.broken}
     if broken:
@@ -65,10 +66,12 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
         dataset = dataclasses.replace(dataset, samples=whole)
     same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
     same = same and all(map(_is_row, dataset.samples, kept.samples))
-    if not same or any(map(_is_other, dataset.samples, kept.samples)):
+    if not same or any(map(_is_other, dataset.samples, kept.samples)) or (
+        uses_saliency and any(map(_has_other_saliency, dataset.samples, kept.samples))
+    ):
         raise DataChanged(
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
-            f"{'; '.join(_changes(dataset, kept))}",
+            f"{'; '.join(_changes(dataset, kept, uses_saliency))}",
             f"Undo that, learn from the changed data with `tagseg fit "
             f"{dataset.root} --out {run.root} --force` (all stages run again), or use another --out",
         )
@@ -78,7 +81,7 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
     return Prepared(dataset, {sample.id: shared.setdefault(row.size, row.size) for sample, row in rows})
 
 
-def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
+def _changes(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> list[str]:
     """Say what differs: how many images of which kind, the first one's name, and classes."""
     before, after = {row.id: row for row in kept.samples}, {sample.id: sample for sample in dataset.samples}
     renamed = dataset.classes != kept.classes
@@ -94,6 +97,9 @@ def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
             name for name in both if tags(after[name].tags, dataset.classes) != tags(before[name].tags, kept.classes)
         ],
         "with another content": [name for name in both if _is_other(after[name], before[name])],
+        "with another saliency map": [
+            name for name in both if uses_saliency and _has_other_saliency(after[name], before[name])
+        ],
         "in another split": [name for name in both if after[name].split != before[name].split],
     }
     lines = [
@@ -110,6 +116,11 @@ def _is_other(sample: Sample, row: ImageRow) -> bool:
     """Tell whether an image's file is another one than before; one that cannot be read is named where it is read."""
     mark = content_mark(sample.image) if row.mark else ""
     return bool(mark) and mark != row.mark
+
+
+def _has_other_saliency(sample: Sample, row: ImageRow) -> bool:
+    """Tell whether a saliency map is another one than before, or gone; one that was added had no part in the run."""
+    return bool(row.saliency) and row.saliency != (content_mark(sample.saliency) if sample.saliency else "")
 
 
 def _is_row(sample: Sample, row: ImageRow) -> bool:

@@ -111,7 +111,10 @@ def _read(root: Path, settings: DataSettings) -> Dataset:
     if not dataset.split("train"):
         raise DataError(f"{root}: there must be training images, found none (read as layout {layout.name})")
     if len(dataset.classes) > MAX_CLASSES:
-        raise DataError(f"{root}: {len(dataset.classes)} classes, expected at most {MAX_CLASSES}")
+        raise DataError(
+            f"{root}: {len(dataset.classes)} classes, expected at most {MAX_CLASSES}, because a pixel of a mask is one "
+            "byte; merge some with --data.rename"
+        )
     paths = Counter(sample.image for sample in dataset.samples)
     twice = next((path for path, times in paths.items() if times > 1), None)
     if twice is not None:
@@ -173,9 +176,10 @@ def check_counts(dataset: Dataset, settings: DataSettings) -> None:
     numbered = enumerate(dataset.classes, start=1)
     few = [f"{name} has {counts[number]}" for number, name in numbered if counts[number] < settings.min_images]
     if few:
+        listed = f"{', '.join(few[:10])}{f' and {len(few) - 10} more classes' if len(few) > 10 else ''}"
         raise DataError(
-            f"{dataset.root}: too few training images: {', '.join(few)}, "
-            f"expected at least {settings.min_images} of each class (setting data.min-images)"
+            f"{dataset.root}: too few training images: {listed}, expected at least {settings.min_images} of each class "
+            "(setting data.min-images); add photographs, merge classes with --data.rename, or lower --data.min-images"
         )
 
 
