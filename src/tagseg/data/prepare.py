@@ -66,8 +66,10 @@ def _prepared_again(run: Run, dataset: Dataset, uses_saliency: bool) -> Prepared
         dataset = dataclasses.replace(dataset, samples=whole)
     same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
     same = same and all(map(_is_row, dataset.samples, kept.samples))
-    if not same or any(map(_is_other, dataset.samples, kept.samples)) or (
-        uses_saliency and any(map(_has_other_saliency, dataset.samples, kept.samples))
+    if (
+        not same
+        or any(map(_is_other, dataset.samples, kept.samples))
+        or (uses_saliency and any(map(_has_other_saliency, dataset.samples, kept.samples)))
     ):
         raise DataChanged(
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "

@@ -15,6 +15,7 @@ from tagseg.demo.grounds import CLUTTER, GROUNDS, draw_ground, smooth_noise
 from tagseg.demo.paint import Random, paint
 from tagseg.demo.shapes import CLASSES
 from tagseg.errors import DataError
+from tagseg.system.files import writing
 from tagseg.system.progress import Track, silent
 from tagseg.system.records import Count, Positive, Record, read_record, write_record
 
@@ -87,6 +88,7 @@ def draw_demo(
 
     Raises:
         DataError: when the folder contains something else, or a parameter is out of range.
+        WriteError: when the disk is full or the folder cannot be written to.
     """
     if train < len(CLASSES) or val < 0:
         raise DataError(
@@ -97,8 +99,7 @@ def draw_demo(
     parameters = DemoParameters(EDITION, train, val, seed, side)
     if _is_finished(folder, parameters):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as temporary:
+    with writing(folder), _beside(folder) as temporary:
         work = Path(temporary) / "demo"
         (work / "images").mkdir(parents=True)
         (work / "masks").mkdir()
@@ -121,6 +122,11 @@ def draw_demo(
             folder.rmdir()
         work.rename(folder)
     return folder
+
+
+def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-")
 
 
 def _is_finished(folder: Path, parameters: DemoParameters) -> bool:
