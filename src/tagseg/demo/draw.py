@@ -1,6 +1,7 @@
 """Draw the demo data set: a few hundred pictures with tags and exact masks, in tagseg's folder layout."""
 
 import csv
+import io
 import tempfile
 from dataclasses import dataclass
 from itertools import count
@@ -109,10 +110,10 @@ def draw_demo(
             tags = choose_tags(turn, np.random.default_rng([seed, index]))
             name = f"{index + 1:04}"
             picture, mask = draw_scene(tags, side, (seed, index))
-            picture.save(work / "images" / f"{name}.jpg", quality=92, subsampling=0)
+            _save(picture, work / "images" / f"{name}.jpg", quality=92, subsampling=0)
             palette_mask = Image.fromarray(mask)
             palette_mask.putpalette(PALETTE)
-            palette_mask.save(work / "masks" / f"{name}.png")
+            _save(palette_mask, work / "masks" / f"{name}.png")
             rows.append((f"images/{name}.jpg", " ".join(tags), split))
         with (work / "tags.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "tags", "split"), *rows])
@@ -122,6 +123,13 @@ def draw_demo(
             folder.rmdir()
         work.rename(folder)
     return folder
+
+
+def _save(picture: Image.Image, path: Path, **options: int) -> None:
+    """Write a picture; Pillow itself would leave half of a JPEG on a full disk and say nothing."""
+    content = io.BytesIO()
+    picture.save(content, Image.registered_extensions()[path.suffix], **options)
+    path.write_bytes(content.getvalue())
 
 
 def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
