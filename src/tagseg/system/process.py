@@ -27,8 +27,10 @@ def ran_out(error: Exception) -> str:
 
 def says_out_of_memory(message: str) -> bool:
     """Tell whether a message, perhaps from another process, says that memory ran out."""
-    allocators = ("DefaultCPUAllocator", "out of memory", "not enough memory", "OutOfMemory", "MemoryError",
-                  "Cannot allocate memory", "can't start new thread")  # fmt: skip
+    allocators = (
+        *("DefaultCPUAllocator", "out of memory", "not enough memory", "OutOfMemory", "MemoryError", "bad_alloc"),
+        *("Cannot allocate memory", "can't start new thread", "could not create a primitive"),
+    )  # the last one is oneDNN's
     # The system ends a process that reads images by a signal; one that fails by itself "exited unexpectedly".
     killed = "DataLoader worker (pid" in message and "killed by signal" in message
     return killed or any(words in message for words in allocators)
