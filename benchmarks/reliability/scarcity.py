@@ -49,6 +49,9 @@ REMEDY = re.compile(
 )
 """What a clear message says to do about a shortage."""
 
+FAILED = "from corrections failed: "
+"""What a server logs that goes on without having done its work."""
+
 NAMESPACE, RECURSIVE_PRIVATE, READ_ONLY_AGAIN, BIND = 0x00020000, 0x4000 | 0x40000, 0x1 | 0x20, 0x1000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -276,10 +279,10 @@ def outcome_of(status: int | None, said: str) -> str:
         return "traceback"
     if status < 0:
         return f"crash ({signal.Signals(-status).name})"
-    if not status:
+    if not status and FAILED not in said:
         return "works"
-    _, error, message = said.rpartition("Error: ")
-    return "clear error" if status == 2 and error and REMEDY.search(message) else "unclear error"
+    _, error, message = said.rpartition("Error: " if status else FAILED)
+    return "clear error" if status in (0, 2) and error and REMEDY.search(message) else "unclear error"
 
 
 def chosen(options: argparse.Namespace) -> Iterator[Scenario]:
@@ -316,8 +319,9 @@ def run_all() -> None:
     make_base(FOLDER / "base", lambda call, scenario: run_calls([call], scenario)[0])
     kept, mounts = KEPT / "cells.json", can_mount()
     done: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
-    for scenario in chosen(options):
-        for name in options.shortages:
+    scenarios = list(chosen(options))
+    for name in options.shortages:
+        for scenario in scenarios:
             row = done.setdefault(scenario.name, {})
             sound = row.get(name, {}).get("outcome") in ("works", "clear error")
             if name in row and not options.only and (sound or not options.again):
