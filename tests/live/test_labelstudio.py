@@ -1,6 +1,7 @@
 """The backend answers as Label Studio asks: over a real socket, with the bodies that Label Studio sends."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import prepare
+from tagseg.errors import WriteError
 from tagseg.export.brush import decode_brush
 from tagseg.export.labelstudio import mask_regions
 from tagseg.importing.match import ImageNames
@@ -87,6 +89,9 @@ def test_it_learns_from_corrections_and_the_runs_own_masks(backend: Backend, mon
     drawn[0, 0] = 1
     annotation = {"id": 1, "result": mask_regions(drawn, ("cat", "dog"), parts=False)}
     assert backend.correct([TASK | {"annotations": [annotation]}]) == 1
+    settings = backend.run.settings()
+    rounds = dataclasses.replace(settings.segment, rounds=2)  # learning from masks takes one
+    backend.run.settings_file.write_text(dataclasses.replace(settings, segment=rounds).to_toml())
     learned: list[Any] = []
     monkeypatch.setattr("tagseg.live.labelstudio.run_stage", lambda *args, **more: learned.append((args, more)))
     monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
@@ -96,7 +101,12 @@ def test_it_learns_from_corrections_and_the_runs_own_masks(backend: Backend, mon
     backend.training.join(20)
     (((_, stage, settings), more),) = learned
     labels = Path(settings.segment.labels)
-    assert stage == "segment" and more == {"force": True} and backend.version == "tagseg-2"
+    assert (
+        stage == "segment"
+        and settings.segment.rounds == 1
+        and more == {"force": True}
+        and backend.version == "tagseg-2"
+    )
     assert np.array_equal(read_mask_file(labels / "dog/ä b.png"), drawn)
     own = read_mask_file(mask_file(backend.run.masks, "cat/1"))
     assert np.array_equal(read_mask_file(labels / "cat/1.png"), own)
@@ -107,3 +117,15 @@ def test_a_rotated_photo_is_predicted_upright(backend: Backend) -> None:
     with Image.open(backend.images.find("dog/turned.jpg").image) as image:  # type: ignore[union-attr]
         assert image.size == (8, 6)
     assert all((one["original_width"], one["original_height"]) == (6, 8) for one in found["result"])
+
+
+def test_a_full_disk_while_it_learns_is_logged_in_words(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise WriteError("0.png: cannot be written: the disk is full")
+
+    monkeypatch.setattr("tagseg.live.labelstudio._add_own_masks", full)
+    backend._learn()
+    (record,) = caplog.records
+    assert record.getMessage().endswith("failed: 0.png: cannot be written: the disk is full") and not record.exc_info
