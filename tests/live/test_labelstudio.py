@@ -89,9 +89,6 @@ def test_it_learns_from_corrections_and_the_runs_own_masks(backend: Backend, mon
     drawn[0, 0] = 1
     annotation = {"id": 1, "result": mask_regions(drawn, ("cat", "dog"), parts=False)}
     assert backend.correct([TASK | {"annotations": [annotation]}]) == 1
-    settings = backend.run.settings()
-    rounds = dataclasses.replace(settings.segment, rounds=2)  # learning from masks takes one
-    backend.run.settings_file.write_text(dataclasses.replace(settings, segment=rounds).to_toml())
     learned: list[Any] = []
     monkeypatch.setattr("tagseg.live.labelstudio.run_stage", lambda *args, **more: learned.append((args, more)))
     monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
@@ -101,12 +98,7 @@ def test_it_learns_from_corrections_and_the_runs_own_masks(backend: Backend, mon
     backend.training.join(20)
     (((_, stage, settings), more),) = learned
     labels = Path(settings.segment.labels)
-    assert (
-        stage == "segment"
-        and settings.segment.rounds == 1
-        and more == {"force": True}
-        and backend.version == "tagseg-2"
-    )
+    assert stage == "segment" and more == {"force": True} and backend.version == "tagseg-2"
     assert np.array_equal(read_mask_file(labels / "dog/ä b.png"), drawn)
     own = read_mask_file(mask_file(backend.run.masks, "cat/1"))
     assert np.array_equal(read_mask_file(labels / "cat/1.png"), own)
@@ -129,3 +121,15 @@ def test_a_full_disk_while_it_learns_is_logged_in_words(
     backend._learn()
     (record,) = caplog.records
     assert record.getMessage().endswith("failed: 0.png: cannot be written: the disk is full") and not record.exc_info
+
+
+def test_it_learns_from_a_run_with_rounds_of_self_training(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = backend.run.settings()
+    rounds = dataclasses.replace(settings, segment=dataclasses.replace(settings.segment, rounds=2))
+    backend.run.settings_file.write_text(rounds.to_toml())
+    learned: list[Any] = []
+    monkeypatch.setattr("tagseg.live.labelstudio._add_own_masks", lambda *_: None)
+    monkeypatch.setattr("tagseg.live.labelstudio.run_stage", lambda *given, **_: learned.append(given[2]))
+    monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
+    backend._learn()
+    assert [one.segment.rounds for one in learned] == [1]
