@@ -157,9 +157,9 @@ def _copy_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -
     """Yield a warning if the same photograph is there several times: nothing is learned from it again, and where its
     tags differ, nothing at all."""
     alike: dict[str, list[Sample]] = defaultdict(list)
-    for sample, one in pairs:
-        if one.size is not None and one.mark:
-            alike[one.mark].append(sample)
+    for sample, outcome in pairs:
+        if outcome.size is not None and outcome.mark:
+            alike[outcome.mark].append(sample)
     groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for mark, samples in alike.items():
         for sample in samples if len(samples) > 1 else ():
