@@ -22,7 +22,7 @@ from tagseg.cli import (  # noqa: F401  importing them registers their commands
     teach,
 )
 from tagseg.cli.app import app, complain, err, out
-from tagseg.system.process import launched, ran_out
+from tagseg.system.process import launched, ran_out, said_by
 from tagseg.system.signals import exit_status, raised
 from tagseg.system.untrusted import printable
 
@@ -78,7 +78,7 @@ class _Nowhere(io.TextIOBase):
 
 def error_text(error: ValueError | OSError) -> str:
     """Return an error's message, and for one of the system that says it not, what to do."""
-    text = str(error)
+    text = said_by(error)
     if len(text) > _LONGEST:  # names of files and classes may be of any length
         text = f"{text[: _LONGEST - 500]} [...] {text[-500:]}"
     if isinstance(error, OSError) and error.errno in _REMEDIES:
