@@ -27,8 +27,8 @@ def ran_out(error: Exception) -> str:
 
 
 def said_by(error: Exception) -> str:
-    """Return an error's message; of one that PyTorch brings from a process that reads images, without the traceback that
-    it puts in front."""
+    """Return an error's message; of one that PyTorch brings from a process that reads images, without the traceback in
+    front of it."""
     text = str(error)
     if not (text.startswith("Caught ") and "\nOriginal Traceback" in text):
         return text
