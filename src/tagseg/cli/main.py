@@ -98,7 +98,8 @@ _OUT_OF_MEMORY = (
 _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --workers, and run the same command again",
     errno.ENFILE: "the system has too many open files; end other programs, and run the same command again",
-    errno.ENOSPC: "free some space there (TMPDIR names the folder of temporary files), and run the same command again",
+    errno.ENOSPC: "free some space there (TMPDIR names the folder of temporary files, /dev/shm holds what processes "
+    "share), and run the same command again",
     errno.EFBIG: "raise the limit (ulimit -f), and run the same command again",
     errno.ENOMEM: "end other programs, raise the limit of memory (ulimit -v), or lower --workers, and run the same "
     "command again",
