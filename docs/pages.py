@@ -20,7 +20,7 @@ SECTIONS = {
     "Cost of a step, memory, and their growth with classes": ("step_cost",),
     "Throughput and memory": ("predict", "crf", "mass_labelling"),
     "Scaling with images": ("scale", "review"),
-    "Reliability": ("faults", "fuzz", "release"),
+    "Reliability": ("faults", "scarcity", "mutations", "fuzz", "release"),
     "Other tools": ("interop",),
     "Code": ("architecture",),
 }

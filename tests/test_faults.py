@@ -411,6 +411,10 @@ def test_every_way_in_which_memory_runs_out_is_known(error: Exception, tmp_path:
                 raise error
     for stage, names in MEMORY.items():
         assert stage in STAGES and names
+    frozen = Settings.from_dict({"train": {"method": "frozen"}})
+    with pytest.raises(RunError, match=r"lower --features\.max-side \(now 320\), --features\.channels"):  # noqa: SIM117
+        with memory_named(tmp_path, "train", frozen):  # its --train.batch would be refused
+            raise error
 
 
 def test_other_errors_are_not_taken_for_it(tmp_path: Path) -> None:

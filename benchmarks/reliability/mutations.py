@@ -1,14 +1,16 @@
 """Spoil every JSON file of a real run, and count how the readers of the commands refuse it.
 
-    python -m benchmarks.reliability.mutations          500 mutations of each file; the run is that of faults.py
+    python -m benchmarks.reliability.mutations               500 mutations of each file; the run is that of faults.py
+    python -m benchmarks.reliability.mutations --cases 20    fewer
 
 A mutation deletes, doubles, swaps or makes absurd a value of the file, or spoils its bytes (fuzz_mutate.py). Then the
 functions with which `review`, `report`, `atlas`, `export`, `export-model`, `worst` and `doctor` read the file are
 called. Each must accept what it found or raise an error in words, a ValueError; all else would be a traceback. More
-than `HANG_S` seconds are a hang.
+than `HANG_S` seconds are a hang. This benchmark can be interrupted and continued.
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -103,7 +105,9 @@ def main() -> None:
         parser.error("the run is missing: start python -m benchmarks.reliability.faults --only doctor first")
     torch.set_num_threads(1)
     folder = RUNS / "mutations"
-    shutil.rmtree(folder, ignore_errors=True)
+    kept = folder / f"found_{options.cases}.json"
+    done: dict[str, dict[str, int]] = json.loads(kept.read_text()) if kept.exists() else {}
+    shutil.rmtree(folder / "run", ignore_errors=True)
     run = Run(Path(shutil.copytree(FAULTS / "base/run", folder / "run")))
     rows, total = (
         ["| file | mutations | accepted | refused in words | tracebacks | hangs |", "|---|---:|---:|---:|---:|---:|"],
@@ -113,10 +117,15 @@ def main() -> None:
         file = run.root / name
         valid = file.read_bytes() if file.exists() else CHANGE_FILE
         spoiled = json_lines if file.suffix == ".jsonl" else some_json
-        found = Counter[str]()
-        for case in range(options.cases):
+        file.write_bytes(valid)
+        if name != ".change.json":  # that one lists what a run without it does not have
+            assert worst_outcome(run, readers, name) == "accepted", f"{name}: its readers refuse what tagseg wrote"
+        found = Counter[str](done.get(name, {}))
+        for case in range(options.cases if name not in done else 0):
             file.write_bytes(spoiled(random.Random(case), [valid]))
             found[worst_outcome(run, readers, f"{name}, case {case}")] += 1
+        done[name] = dict(found)
+        kept.write_text(json.dumps(done))
         if name == ".change.json":
             file.unlink(missing_ok=True)
         else:

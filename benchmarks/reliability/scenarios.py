@@ -194,7 +194,8 @@ def follow() -> None:
 def small_demo(seed: int = 0, device: str = "auto", quick: bool = False) -> Settings:
     """Return settings with which the demo takes seconds."""
     segment = dataclasses.replace(TRAINED.segment, rounds=1, epochs=1)
-    return dataclasses.replace(TRAINED, seed=seed, device="cpu", segment=segment)
+    data = dataclasses.replace(TRAINED.data, min_images=1)
+    return dataclasses.replace(TRAINED, seed=seed, device="cpu", data=data, segment=segment)
 
 
 def few_drawn(out: Path, **_: object) -> Path:

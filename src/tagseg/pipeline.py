@@ -16,6 +16,7 @@ from tagseg.data.check import require_saliency
 from tagseg.data.given import GivenData, write_tags
 from tagseg.data.prepare import DataChanged, Prepared, prepare, prepare_changed
 from tagseg.data.records import Sample
+from tagseg.data.true_masks import truth_digest
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import evaluate
 from tagseg.evaluate.scores import Evaluation, read_evaluation
@@ -173,6 +174,9 @@ def fit_until(
             apply_answers(work.prepared, run, track)
         if run.done("masks") and run.review.exists():
             _honour_decisions(work)
+        if _is_truth_other(work):
+            log.info("the true masks in %s have changed since they were scored: they are scored again", data)
+            run.discard("evaluate")
         wanted = STAGES[: STAGES.index(stage) + 1]
         done = set(run.manifest().stages) - set(run.manifest().again)
         todo = [one for one in needed_stages(settings) if one in wanted and one not in done]
@@ -292,6 +296,13 @@ def _compare_data(work: _Work, force: bool) -> None:
             prepare_changed(work.run, change.stage, work.track)
 
 
+def _is_truth_other(work: _Work) -> bool:
+    """Tell whether the true masks of the data are others than those that were scored."""
+    run = work.run
+    known = run.manifest().stages["evaluate"].truth if run.done("evaluate") else ""
+    return bool(known) and known != truth_digest(work.prepared.dataset)
+
+
 def _honour_decisions(work: _Work) -> None:
     """Make masks that were reviewed since again, and let the segmentation network learn again if there are any."""
     run = work.run
@@ -391,13 +402,21 @@ def _segment(work: _Work, todo: Collection[Stage]) -> None:
 
 
 def _evaluate(work: _Work, todo: Collection[Stage]) -> None:
-    with _recorded(work.run, "evaluate", work.track):
+    with _recorded(work.run, "evaluate", work.track) as figures:
+        figures |= {"truth": truth_digest(work.prepared.dataset)}
         evaluate(work.prepared, work.run, work.track)
         if not work.run.settings().segment.labels:
             assess_locked(work.run, work.prepared.dataset.split("train"), work.track)
 
 
 def _report(work: _Work, todo: Collection[Stage]) -> None:
+    if _is_truth_other(work):
+        log.warning(
+            "the true masks in %s have changed since they were scored; the report shows the earlier scores: "
+            "`tagseg evaluate %s --force` scores them again",
+            work.run.data_root(),
+            work.run.root,
+        )
     with _recorded(work.run, "report", work.track):
         report(work.run, work.track)
 

@@ -15,6 +15,7 @@ from tagseg.cli.main import error_text, main, make_printable
 from tagseg.errors import RunError, WriteError
 from tagseg.run.memory import memory_named
 from tagseg.settings.settings import Settings
+from tagseg.training.device import choose_device
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -93,3 +94,26 @@ def test_a_small_shared_memory_is_named(message: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"shared memory .* \(/dev/shm\) is too small .*--shm-size=1g\), or use --work"):  # noqa: SIM117
         with memory_named(tmp_path, "train", Settings(workers=2)):
             raise RuntimeError(message)
+
+
+def test_what_the_system_has_too_little_of_is_named(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    def lacking(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("tagseg.cli.main.app", lacking)
+    status, _, error = call("worst", "run")
+    assert status == 2 and "needs more memory or threads than it may have (can't start new thread)" in error
+    assert "ulimit -v" in error_text(OSError(errno.ENOMEM, "Cannot allocate memory"))
+
+
+def test_an_enormous_name_does_not_fill_the_terminal() -> None:
+    text = error_text(ValueError("x" * 1_000_000 + ": must be shorter"))
+    assert len(text) < 5000 and text.endswith(": must be shorter")
+
+
+def test_a_device_that_computes_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--device meta: not available here \('it computes nothing'\); try auto"):
+        choose_device("meta")
+    with pytest.raises(ValueError) as caught:
+        choose_device("xla")
+    assert len(str(caught.value)) < 400

@@ -117,3 +117,15 @@ def test_a_missing_saliency_map_is_named_with_its_folder(tmp_path: Path) -> None
             require_saliency(some, DataSettings(saliency=given_folder), "maps = eps")
     with pytest.raises(DataError, match=" in elsewhere "):  # a folder beside the data
         require_saliency(some, DataSettings(saliency="elsewhere"), "masks.saliency")
+
+
+def test_copies_of_a_photograph_are_named_with_their_tags(tmp_path: Path) -> None:
+    for i in range(4):
+        file = tmp_path / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (10, 8), (90 * (i == 3), 0, 0)).save(file)
+    settings = DataSettings(min_images=2)
+    (warning,) = check_images(read_dataset(tmp_path, settings), settings).warnings
+    assert warning.startswith(
+        "2 of 4 images are copies of others, 1 of them with other tags (dog/1.png is cat/0.png); remove them"
+    )

@@ -8,7 +8,7 @@ from PIL import Image
 from tagseg.data.check import check_images
 from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.read import read_dataset
-from tagseg.data.records import Dataset
+from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
 
@@ -161,3 +161,10 @@ def test_splits_may_be_inside_classes_and_other_folders_belong_to_them(tmp_path:
 def test_images_without_tags_are_not_a_class(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, *names)
+
+
+def test_classes_in_every_image_share_one_warning_where_there_are_many(tmp_path: Path) -> None:
+    samples = (Sample("a", tmp_path / "a.png", tuple(range(1, 255))),)
+    dataset = Dataset(tmp_path, "folder", tuple(f"c{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(254)), samples)
+    (warning,) = tag_warnings(dataset)
+    assert warning.startswith("254 classes are in every training image (caa, cab, cac, cad, cae, ...): what they look")

@@ -245,3 +245,16 @@ def test_split_tags_are_stripped_and_unique(cell: str, spaces: bool) -> None:
     tags = split_tags(cell, spaces)
     assert len(set(tags)) == len(tags)
     assert all(tag and tag == tag.strip() and tag in composed(cell) for tag in tags)
+
+
+def test_a_long_list_of_classes_is_read_and_shortened_in_errors(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/0.png")
+    (tmp_path / "tags.csv").write_text("image,tags\n0.png,cat\n")
+    (tmp_path / "classes.txt").write_text("\n".join(f"c{i}" for i in range(100_000)))
+    with pytest.raises(DataError, match=r"unknown tag 'cat', expected one of classes.txt: c0, .*c19, \.\.\.; add it"):
+        read_dataset(tmp_path, DataSettings(min_images=1))
+    (tmp_path / "classes.txt").write_text("x" * 1_000_000)
+    with pytest.raises(DataError) as caught:
+        read_dataset(tmp_path, DataSettings(min_images=1))
+    assert len(str(caught.value)) < 1000

@@ -39,6 +39,7 @@ def test_the_first_time_every_image_is_decoded_and_recorded(run: Run) -> None:
     assert noted["samples"][0] == {
         "id": "cat/0", "tags": [1], "split": "train", "image": str(run.data_root() / "cat/0.png"), "size": [8, 10],
         "mask": False, "scored": True, "mark": content_mark(run.data_root() / "cat/0.png"),
+        "saliency": "",
     }  # fmt: skip
 
 
@@ -161,3 +162,18 @@ def test_progress_is_reported_the_first_time_only(run: Run) -> None:
 def test_prepared_data_cannot_be_changed(run: Run) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         prepare(run).sizes = {}  # type: ignore[misc]
+
+
+def test_a_saliency_map_that_was_replaced_is_noticed_where_it_is_used(run: Run) -> None:
+    folder = run.data_root() / "saliency"
+    for name in ("cat/0", "dog/1"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (10, 8)).save(folder / f"{name}.png")
+    prepare(run)
+    Image.new("L", (10, 8), 255).save(folder / "cat/0.png")
+    (folder / "dog/1.png").unlink()
+    prepare(run)  # its settings do not use them
+    settings = dataclasses.replace(SETTINGS, masks=dataclasses.replace(SETTINGS.masks, saliency=True))
+    run.settings_file.write_text(settings.to_toml())
+    with pytest.raises(RunError, match=r"began: 2 images with another saliency map \(first cat/0\)"):
+        prepare(run)

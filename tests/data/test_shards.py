@@ -158,3 +158,10 @@ def test_broken_and_duplicate_images_in_shards_are_found(tmp_path: Path) -> None
     assert [path.rpartition("/")[2] for path, _ in found.broken] == ["3.png"]
     assert [{path.rpartition("/")[2] for path in group} for group in found.duplicates] == [{"1.png", "2.png"}]
     assert all(path.startswith("a.tar/") for path, _ in found.broken)
+
+
+def test_names_too_long_for_a_mask_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    for name in ("b" * 252, "x/" * 1000 + "a"):
+        shard(tmp_path / "a.tar", {f"{name}.png": png(), f"{name}.json": b'{"tags": ["cat"]}'})
+        with pytest.raises(DataError, match=r"must have at most 251 bytes in each folder and 2000 in all"):
+            read_dataset(tmp_path, DataSettings(min_images=1))

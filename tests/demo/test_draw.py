@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tagseg.demo.draw import HOMES, PALETTE, Thing, choose_tags, draw_demo, draw
 from tagseg.demo.grounds import CLUTTER, GROUNDS
 from tagseg.demo.paint import Part, blob, box, mirrored, paint, stroke
 from tagseg.demo.shapes import CLASSES
-from tagseg.errors import DataError
+from tagseg.errors import DataError, WriteError
 
 SIDE = 64
 
@@ -226,3 +227,18 @@ def test_blob_passes_through_its_corners_and_stroke_has_its_width() -> None:
 def test_mirrored_does_not_double_corners_on_the_axis() -> None:
     assert mirrored([(0, -1), (2, 0), (0, 1)]) == [(0, -1), (2, 0), (0, 1), (-2, 0)]
     assert mirrored([(1, 0), (2, 3)]) == [(1, 0), (2, 3), (-2, 3), (-1, 0)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no limits here")
+def test_a_picture_that_the_disk_does_not_hold_is_an_error(tmp_path: Path) -> None:
+    """Pillow by itself would leave half of a JPEG and say nothing."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(WriteError, match=r"demo: cannot be written: it exceeds the largest size of a file"):
+            draw_demo(tmp_path / "demo", train=8, val=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """The backend answers as Label Studio asks: over a real socket, with the bodies that Label Studio sends."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import prepare
+from tagseg.errors import WriteError
 from tagseg.export.brush import decode_brush
 from tagseg.export.labelstudio import mask_regions
 from tagseg.importing.match import ImageNames
@@ -107,3 +109,27 @@ def test_a_rotated_photo_is_predicted_upright(backend: Backend) -> None:
     with Image.open(backend.images.find("dog/turned.jpg").image) as image:  # type: ignore[union-attr]
         assert image.size == (8, 6)
     assert all((one["original_width"], one["original_height"]) == (6, 8) for one in found["result"])
+
+
+def test_a_full_disk_while_it_learns_is_logged_in_words(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise WriteError("0.png: cannot be written: the disk is full")
+
+    monkeypatch.setattr("tagseg.live.labelstudio._add_own_masks", full)
+    backend._learn()
+    (record,) = caplog.records
+    assert record.getMessage().endswith("failed: 0.png: cannot be written: the disk is full") and not record.exc_info
+
+
+def test_it_learns_from_a_run_with_rounds_of_self_training(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = backend.run.settings()
+    rounds = dataclasses.replace(settings, segment=dataclasses.replace(settings.segment, rounds=2))
+    backend.run.settings_file.write_text(rounds.to_toml())
+    learned: list[Any] = []
+    monkeypatch.setattr("tagseg.live.labelstudio._add_own_masks", lambda *_: None)
+    monkeypatch.setattr("tagseg.live.labelstudio.run_stage", lambda *given, **_: learned.append(given[2]))
+    monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
+    backend._learn()
+    assert [one.segment.rounds for one in learned] == [1]

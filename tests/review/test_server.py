@@ -2,8 +2,10 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from tagseg.review.images import PHOTO_SIDE, THUMB_SIDE
 from tagseg.review.server import PAGE, listen
 from tagseg.run.decisions import NEUTRAL, Decision, accepted_masks, decision_of, decisions, record_decision
 
-from .conftest import HEIGHT, SETTINGS, WIDTH, build_run, judge, record_of, write_data
+from .conftest import HEIGHT, SETTINGS, TOKEN, WIDTH, build_run, judge, record_of, write_data
 
 
 def picture(served, path):
@@ -304,3 +306,16 @@ def test_a_review_folder_that_cannot_be_written_is_explained(run, serve):
     run.review.write_text("in the way")
     status, answer = served.decide("img0", "rejected")
     assert status == 409 and "review" in answer["error"]
+
+
+def test_a_request_that_its_browser_gives_up_leaves_no_traceback(served, capfd, caplog):
+    lines = [
+        f"POST /{TOKEN}/decide HTTP/1.1", f"host: 127.0.0.1:{served.port}", "content-type: application/json",
+        f"origin: http://127.0.0.1:{served.port}", "content-length: 100", "", "{",
+    ]  # fmt: skip
+    with socket.create_connection(("127.0.0.1", served.port)) as browser:
+        browser.sendall("\r\n".join(lines).encode())
+        time.sleep(0.1)
+    time.sleep(0.2)
+    assert served.list()["counts"]["open"] == 4
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text and not caplog.records

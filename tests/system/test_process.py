@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tagseg.system.process import machine, script_hidden, versions
+from tagseg.system.process import lacks_shared_memory, machine, said_by, script_hidden, versions
 
 
 def test_versions_include_python_and_the_installed_packages() -> None:
@@ -32,3 +32,15 @@ def test_the_machine_is_described_by_cores_system_and_gpu() -> None:
     text = machine()
     assert text.startswith(f"{os.cpu_count()} cores, ") and platform.system() in text
     assert (torch.cuda.is_available() and torch.cuda.get_device_name() in text) or text.endswith(platform.system())
+
+
+def test_an_error_from_a_process_that_reads_images_is_told_without_its_traceback() -> None:
+    text = (
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "worker.py", line 1, in loop\n    data = fetch()\n           ^^^^^^^\n'
+        "RuntimeError: unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)\n"
+    )
+    said = "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+    assert said_by(RuntimeError(text)) == said == lacks_shared_memory(RuntimeError(text))
+    assert said_by(ValueError(text.replace("RuntimeError: ", "tagseg.errors.DataError: a.png: "))) == f"a.png: {said}"
+    assert said_by(ValueError("a.png: gone")) == "a.png: gone"

@@ -22,7 +22,7 @@ from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings, find_weights
 from tagseg.system.changes import is_unsettled
 
-_DEVICE = re.compile(r"(auto|cpu|mps|meta)|(cuda|xpu|hpu|xla|mtia|privateuseone)(:[0-9]+)?")
+_DEVICE = re.compile(r"(auto|cpu|mps)|(cuda|xpu|hpu|xla|mtia|privateuseone)(:[0-9]+)?")
 
 _FILES = {
     "masks": "a folder of true masks named like training images",

@@ -22,7 +22,7 @@ from tagseg.cli import (  # noqa: F401  importing them registers their commands
     teach,
 )
 from tagseg.cli.app import app, complain, err, out
-from tagseg.system.process import launched
+from tagseg.system.process import launched, ran_out, said_by
 from tagseg.system.signals import exit_status, raised
 from tagseg.system.untrusted import printable
 
@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         complain(f"Error: {error_text(error)}", "red")
         raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not (cause := ran_out(error)):
+            raise
+        complain(f"Error: {_OUT_OF_MEMORY.format(cause=cause)}", "red")
+        raise SystemExit(2) from None
 
 
 class _Nowhere(io.TextIOBase):
@@ -73,16 +78,31 @@ class _Nowhere(io.TextIOBase):
 
 def error_text(error: ValueError | OSError) -> str:
     """Return an error's message, and for one of the system that says it not, what to do."""
+    text = said_by(error)
+    if len(text) > _LONGEST:  # names of files and classes may be of any length
+        text = f"{text[: _LONGEST - 500]} [...] {text[-500:]}"
     if isinstance(error, OSError) and error.errno in _REMEDIES:
-        return f"{error}: {_REMEDIES[error.errno]}"
-    return str(error)
+        return f"{text}: {_REMEDIES[error.errno]}"
+    return text
 
+
+_LONGEST = 4000
+"""Characters of an error; a longer one would scroll away what it says."""
+
+
+_OUT_OF_MEMORY = (
+    "this process needs more memory or threads than it may have ({cause}); end other programs, raise the limits "
+    "(ulimit -v, ulimit -u), or lower --workers, and run the same command again"
+)
 
 _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --workers, and run the same command again",
     errno.ENFILE: "the system has too many open files; end other programs, and run the same command again",
-    errno.ENOSPC: "free some space there (TMPDIR names the folder of temporary files), and run the same command again",
+    errno.ENOSPC: "free some space there (TMPDIR names the folder of temporary files, /dev/shm holds what processes "
+    "share), and run the same command again",
     errno.EFBIG: "raise the limit (ulimit -f), and run the same command again",
+    errno.ENOMEM: "end other programs, raise the limit of memory (ulimit -v), or lower --workers, and run the same "
+    "command again",
     errno.EROFS: "make the file system writable, or choose another folder",
 }
 

@@ -1,7 +1,9 @@
 """Decode every image once: find the sizes and the broken files, and compare the masks with the images."""
 
 import dataclasses
+import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from tagseg.data.images import measure
 from tagseg.data.read import check_counts
 from tagseg.data.records import VOID, CocoMask, Dataset, Sample
 from tagseg.data.segmentations import check_segments
+from tagseg.data.tars import content_mark, open_file
 from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
@@ -40,7 +43,7 @@ class _Outcome:
     """What was found about one image: its size (None: broken), or the fault of it or its mask.
 
     deep: it has more than 8 bits per channel. ids: class ids in its mask (None: no mask file). slivers: segmentations
-    without area.
+    without area. mark: that of its content (see `content_mark`).
     """
 
     size: tuple[int, int] | None
@@ -48,6 +51,7 @@ class _Outcome:
     deep: bool = False
     ids: frozenset[int] | None = None
     slivers: int = 0
+    mark: str = ""
 
 
 def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent) -> Checked:
@@ -59,7 +63,7 @@ def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        found = pool.map(lambda sample: _outcome(sample, dataset, settings), dataset.samples)
+        found = pool.map(lambda sample: _marked_outcome(sample, dataset, settings), dataset.samples)
         outcomes = list(track(found, "check images", len(dataset.samples)))
     finally:
         # Without this, an interrupted check would first decode all waiting images.
@@ -76,7 +80,7 @@ def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent
             f"{len(deep)} images have more than 8 bits per channel ({_few(deep)}): each is scaled from the number of "
             "bits, 8, 10, 12, 14 or 16, that its largest value needs"
         )
-    warnings = [*_mask_warnings(dataset, pairs)]
+    warnings = [*_mask_warnings(dataset, pairs), *_copy_warnings(dataset, pairs)]
     if slivers:
         warnings.append(f"{len(slivers)} annotations have no area ({_few(slivers)}): they give a tag but no pixel")
     return Checked(
@@ -85,6 +89,10 @@ def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent
         tuple(notes),
         tuple(warnings),
     )
+
+
+def _marked_outcome(sample: Sample, dataset: Dataset, settings: DataSettings) -> _Outcome:
+    return dataclasses.replace(_outcome(sample, dataset, settings), mark=content_mark(sample.image))
 
 
 def _outcome(sample: Sample, dataset: Dataset, settings: DataSettings) -> _Outcome:
@@ -143,6 +151,31 @@ def _mask_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -
             "--data.mask-values, for example 1=cat,2=dog, or with a class_names.txt or labelmap.txt beside the masks"
         )
     yield f"{len(without)} of {len(tagged)} masks contain none of their image's tags ({example(sample, ids)})"
+
+
+def _copy_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -> Iterator[str]:
+    """Yield a warning if the same photograph is there several times: nothing is learned from it again, and where its
+    tags differ, nothing at all."""
+    alike: dict[str, list[Sample]] = defaultdict(list)
+    for sample, outcome in pairs:
+        if outcome.size is not None and outcome.mark:
+            alike[outcome.mark].append(sample)
+    groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for mark, samples in alike.items():
+        for sample in samples if len(samples) > 1 else ():
+            with open_file(sample.image) as file:
+                groups[mark, hashlib.file_digest(file, "sha256").hexdigest()].append(sample)
+    copies = [(one, group[0]) for group in groups.values() for one in group[1:]]
+    if not copies:
+        return
+    other = [pair for pair in copies if pair[0].tags != pair[1].tags]
+    one, first = (other or copies)[0]
+    said = f"{below(dataset.root, one.image)} is {below(dataset.root, first.image)}"
+    tagged = f", {len(other)} of them with other tags" if other else ""
+    yield (
+        f"{len(copies)} of {len(pairs)} images are copies of others{tagged} ({said}); remove them: nothing is learned "
+        "from a copy, and copies in both splits make scores too high"
+    )
 
 
 def healthy(dataset: Dataset, checked: Checked, settings: DataSettings) -> Dataset:

@@ -22,7 +22,7 @@ class ImageRow(msgspec.Struct, frozen=True):
 
     id: as in `Sample`. tags: class ids. image: path of the image. size: height and width in pixels. mask: whether there
     is a true mask. scored: whether that mask is part of the official evaluation. mark: that of the image's content (see
-    `content_mark`); empty in runs of earlier versions.
+    `content_mark`); empty in runs of earlier versions. saliency: that of the saliency map's content; empty without one.
     """
 
     id: str
@@ -33,6 +33,7 @@ class ImageRow(msgspec.Struct, frozen=True):
     mask: bool
     scored: bool = True
     mark: str = ""
+    saliency: str = ""
 
 
 class DataFile(Record, frozen=True):
@@ -85,6 +86,7 @@ def write_data_file(run: Run, dataset: Dataset, checked: Checked) -> None:
                 sample.mask is not None,
                 sample.scored,
                 content_mark(sample.image),
+                content_mark(sample.saliency) if sample.saliency else "",
             )
             for sample in dataset.samples
         )

@@ -10,6 +10,7 @@ from tagseg.data.mask_values import BACKGROUND_NAMES
 from tagseg.data.records import Dataset, Sample
 from tagseg.data.texts import names_in
 from tagseg.errors import DataError
+from tagseg.system.untrusted import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,11 @@ def gather(
     for image in images:
         unknown = [tag for tag in image.tags if tag not in numbers]
         if unknown:
-            expected = ", ".join(classes)
-            raise DataError(f"{image.where}: unknown tag {unknown[0]!r}, expected one of classes.txt: {expected}")
+            expected = ", ".join(name[:100] for name in classes[:20]) + (", ..." if len(classes) > 20 else "")
+            raise DataError(
+                f"{image.where}: unknown tag {shown(unknown[0])}, expected one of classes.txt: {expected}; "
+                "add it there, or correct the tag"
+            )
         tags = tuple(sorted(numbers[tag] for tag in image.tags))
         split: Literal["train", "val"] = "val" if image.split == "val" else "train"
         tags = tag_sets.setdefault(tags, tags)

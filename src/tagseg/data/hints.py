@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from tagseg.data.records import Dataset
 
+_LISTED = 5
+"""A warning names at most this many classes, and more classes than this share one warning."""
+
 
 def tag_warnings(dataset: Dataset) -> tuple[str, ...]:
     """Return what may be wrong with the tags of a data set, one sentence each."""
@@ -24,12 +27,18 @@ def tag_notes(dataset: Dataset) -> tuple[str, ...]:
 def _in_every_image(dataset: Dataset) -> Iterator[str]:
     train = dataset.split("train")
     counts = Counter(tag for sample in train for tag in sample.tags)
-    for number, name in enumerate(dataset.classes, 1):
-        if counts[number] == len(train):
-            yield (
-                f"{name} is in every training image: what it looks like cannot be learned from tags; add photographs "
-                "without it (with another tag, or with none)"
-            )
+    found = [name for number, name in enumerate(dataset.classes, 1) if counts[number] == len(train)]
+    if len(found) > _LISTED:
+        yield (
+            f"{len(found)} classes are in every training image ({_few(found)}): what they look like cannot be learned "
+            "from tags; add photographs without them (with other tags, or with none)"
+        )
+        return
+    for name in found:
+        yield (
+            f"{name} is in every training image: what it looks like cannot be learned from tags; add photographs "
+            "without it (with another tag, or with none)"
+        )
 
 
 def _twins(dataset: Dataset) -> Iterator[str]:
@@ -57,7 +66,7 @@ def _scores(classes: Sequence[str]) -> Iterator[str]:
     scored = [name for name in classes if _SCORE.search(name)]
     if scored:
         yield (
-            f"classes look like scores of a classifier: {', '.join(scored[:5])}{', ...' if len(scored) > 5 else ''}; "
+            f"classes look like scores of a classifier: {_few(scored)}; "
             "write them as cat:0.9, a column per class, or a column confidence, and tags below --data.min-score are "
             "dropped"
         )
@@ -70,6 +79,10 @@ def _numbers(classes: Sequence[str]) -> Iterator[str]:
     numbers = [name for name in classes if name.isdigit()]
     if numbers:
         yield (
-            f"classes are called {', '.join(numbers[:5])}{', ...' if len(numbers) > 5 else ''}: if these are numbers "
+            f"classes are called {_few(numbers)}: if these are numbers "
             "of classes, give their names with --data.rename, for example 0=cat,1=dog"
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"

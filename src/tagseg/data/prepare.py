@@ -52,8 +52,9 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
     """
     settings = run.settings()
     dataset = read_dataset(run.data_root(), settings.data, settings.cache)
-    found = _prepared_again(run, dataset) if run.data_file.exists() else _checked(run, dataset, settings.data, track)
-    return _with_added_tags(run, found)
+    if not run.data_file.exists():
+        return _with_added_tags(run, _checked(run, dataset, settings.data, track))
+    return _with_added_tags(run, _prepared_again(run, dataset, settings.uses_saliency()))
 
 
 def prepare_changed(run: Run, stage: Stage, track: Track = silent) -> Prepared:
@@ -103,7 +104,7 @@ def _checked(run: Run, dataset: Dataset, settings: DataSettings, track: Track) -
     return Prepared(dataset, checked.sizes)
 
 
-def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
+def _prepared_again(run: Run, dataset: Dataset, uses_saliency: bool) -> Prepared:
     kept = read_data_file(run)
     broken = {path for path, _ in kept.broken}
     if broken:
@@ -111,12 +112,16 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
         dataset = dataclasses.replace(dataset, samples=whole)
     same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
     same = same and all(map(_is_row, dataset.samples, kept.samples))
-    if not same or any(map(_is_other, dataset.samples, kept.samples)):
-        stage = _first_stage(dataset, kept)
+    if (
+        not same
+        or any(map(_is_other, dataset.samples, kept.samples))
+        or (uses_saliency and any(map(_has_other_saliency, dataset.samples, kept.samples)))
+    ):
+        stage = _first_stage(dataset, kept, uses_saliency)
         again = "all stages run again" if stage == STAGES[0] else f"the stages from {stage} on run again"
         raise DataChanged(
             f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
-            f"{'; '.join(_changes(dataset, kept))}",
+            f"{'; '.join(_changes(dataset, kept, uses_saliency))}",
             stage,
             f"Undo that, continue from the changed data with `tagseg fit "
             f"{dataset.root} --out {run.root} --force` ({again}), or use another --out",
@@ -127,15 +132,17 @@ def _prepared_again(run: Run, dataset: Dataset) -> Prepared:
     return Prepared(dataset, {sample.id: shared.setdefault(row.size, row.size) for sample, row in rows})
 
 
-def _first_stage(dataset: Dataset, kept: DataFile) -> Stage:
+def _first_stage(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> Stage:
     """Return the first stage that depends on what has changed."""
     before = [row for row in kept.samples if row.split == "train"]
     now = [sample for sample in dataset.samples if sample.split == "train"]
     same = dataset.classes == kept.classes and len(now) == len(before) and all(map(_is_row, now, before))
-    return "train" if not same or any(map(_is_other, now, before)) else "evaluate"
+    same = same and not any(map(_is_other, now, before))
+    same = same and not (uses_saliency and any(map(_has_other_saliency, now, before)))
+    return "evaluate" if same else "train"
 
 
-def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
+def _changes(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> list[str]:
     """Say what differs: how many images of which kind, the first one's name, and classes."""
     before, after = {row.id: row for row in kept.samples}, {sample.id: sample for sample in dataset.samples}
     renamed = dataset.classes != kept.classes
@@ -151,6 +158,9 @@ def _changes(dataset: Dataset, kept: DataFile) -> list[str]:
             name for name in both if tags(after[name].tags, dataset.classes) != tags(before[name].tags, kept.classes)
         ],
         "with another content": [name for name in both if _is_other(after[name], before[name])],
+        "with another saliency map": [
+            name for name in both if uses_saliency and _has_other_saliency(after[name], before[name])
+        ],
         "in another split": [name for name in both if after[name].split != before[name].split],
     }
     lines = [
@@ -167,6 +177,11 @@ def _is_other(sample: Sample, row: ImageRow) -> bool:
     """Tell whether an image's file is another one than before; one that cannot be read is named where it is read."""
     mark = content_mark(sample.image) if row.mark else ""
     return bool(mark) and mark != row.mark
+
+
+def _has_other_saliency(sample: Sample, row: ImageRow) -> bool:
+    """Tell whether a saliency map is another one than before, or gone; one that was added had no part in the run."""
+    return bool(row.saliency) and row.saliency != (content_mark(sample.saliency) if sample.saliency else "")
 
 
 def _is_row(sample: Sample, row: ImageRow) -> bool:

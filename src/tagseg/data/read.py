@@ -26,6 +26,8 @@ from tagseg.system.process import gc_paused
 from tagseg.system.untrusted import shown
 
 _MAX_NAME = 1000
+_MAX_PART, _MAX_ID = 251, 2000
+"""Most bytes in a part of an image's id, with the suffix of its mask what a file system allows, and in all."""
 
 
 def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cache: bool = False) -> Dataset:
@@ -51,6 +53,11 @@ def read_dataset(root: str | Path, settings: DataSettings = DataSettings(), cach
             if state is not None:
                 keep_listing(dataset, settings, state)
     dataset = named_classes(dataset, settings)
+    if len(dataset.classes) > MAX_CLASSES:
+        raise DataError(
+            f"{root}: {len(dataset.classes)} classes, expected at most {MAX_CLASSES}, because a pixel of a mask is one "
+            "byte; merge some with --data.rename"
+        )
     check_counts(dataset, settings)
     return dataset
 
@@ -110,8 +117,6 @@ def _read(root: Path, settings: DataSettings) -> Dataset:
     dataset = layout.read(root, settings)
     if not dataset.split("train"):
         raise DataError(f"{root}: there must be training images, found none (read as layout {layout.name})")
-    if len(dataset.classes) > MAX_CLASSES:
-        raise DataError(f"{root}: {len(dataset.classes)} classes, expected at most {MAX_CLASSES}")
     paths = Counter(sample.image for sample in dataset.samples)
     twice = next((path for path, times in paths.items() if times > 1), None)
     if twice is not None:
@@ -173,9 +178,10 @@ def check_counts(dataset: Dataset, settings: DataSettings) -> None:
     numbered = enumerate(dataset.classes, start=1)
     few = [f"{name} has {counts[number]}" for number, name in numbered if counts[number] < settings.min_images]
     if few:
+        listed = f"{', '.join(few[:10])}{f' and {len(few) - 10} more classes' if len(few) > 10 else ''}"
         raise DataError(
-            f"{dataset.root}: too few training images: {', '.join(few)}, "
-            f"expected at least {settings.min_images} of each class (setting data.min-images)"
+            f"{dataset.root}: too few training images: {listed}, expected at least {settings.min_images} of each class "
+            "(setting data.min-images); add photographs, merge classes with --data.rename, or lower --data.min-images"
         )
 
 
@@ -188,6 +194,13 @@ def _check_names(dataset: Dataset) -> None:
     for sample in dataset.samples:
         if not _is_text(sample.id):
             raise DataError(f"{dataset.root}: image name {shown(sample.id)} is not valid Unicode; rename the file")
+        if len(sample.id) > _MAX_PART // 4 and (
+            len(sample.id.encode()) > _MAX_ID or max(len(part.encode()) for part in sample.id.split("/")) > _MAX_PART
+        ):
+            raise DataError(
+                f"{dataset.root}: image name {shown(sample.id)} must have at most {_MAX_PART} bytes in each folder and "
+                f"{_MAX_ID} in all, because its mask is named like it; rename it"
+            )
 
 
 def _is_text(name: str) -> bool:

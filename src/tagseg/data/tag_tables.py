@@ -119,8 +119,8 @@ def _with_spaces(table: list[TagRow], tag_columns: Sequence[str], notes: list[st
         together = next(_cut_names(known), None)
         if together is not None:
             notes.append(
-                f"tags are separated by spaces: {' '.join(together)!r} is {len(together)} tags (names with spaces need "
-                "commas or semicolons between them)"
+                f"tags are separated by spaces: {shown(' '.join(together))} is {len(together)} tags (names with spaces "
+                "need commas or semicolons between them)"
             )
     return table
 

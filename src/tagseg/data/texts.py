@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from tagseg.errors import DataError
 from tagseg.system.records import parse_json
-from tagseg.system.untrusted import read_bytes
+from tagseg.system.untrusted import read_bytes, shown
 
 _DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._:-]{1,40})["'][^>]*\?>""")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -77,11 +77,11 @@ def names_in(file: Path) -> tuple[str, ...]:
     Raises:
         DataError: when the file cannot be read, or lists a name twice.
     """
-    names: list[str] = []
+    names: dict[str, None] = {}
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         name = unicodedata.normalize("NFC", line.strip())
         if name in names:
-            raise DataError(f"{file}, row {number}: class {name!r} is listed twice")
+            raise DataError(f"{file}, row {number}: class {shown(name)} is listed twice")
         if name:
-            names.append(name)
+            names[name] = None
     return tuple(names)

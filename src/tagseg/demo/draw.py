@@ -1,6 +1,7 @@
 """Draw the demo data set: a few hundred pictures with tags and exact masks, in tagseg's folder layout."""
 
 import csv
+import io
 import tempfile
 from dataclasses import dataclass
 from itertools import count
@@ -15,6 +16,7 @@ from tagseg.demo.grounds import CLUTTER, GROUNDS, draw_ground, smooth_noise
 from tagseg.demo.paint import Random, paint
 from tagseg.demo.shapes import CLASSES
 from tagseg.errors import DataError
+from tagseg.system.files import writing
 from tagseg.system.progress import Track, silent
 from tagseg.system.records import Count, Positive, Record, read_record, write_record
 
@@ -87,6 +89,7 @@ def draw_demo(
 
     Raises:
         DataError: when the folder contains something else, or a parameter is out of range.
+        WriteError: when the disk is full or the folder cannot be written to.
     """
     if train < len(CLASSES) or val < 0:
         raise DataError(
@@ -97,8 +100,7 @@ def draw_demo(
     parameters = DemoParameters(EDITION, train, val, seed, side)
     if _is_finished(folder, parameters):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as temporary:
+    with writing(folder), _beside(folder) as temporary:
         work = Path(temporary) / "demo"
         (work / "images").mkdir(parents=True)
         (work / "masks").mkdir()
@@ -108,10 +110,10 @@ def draw_demo(
             tags = choose_tags(turn, np.random.default_rng([seed, index]))
             name = f"{index + 1:04}"
             picture, mask = draw_scene(tags, side, (seed, index))
-            picture.save(work / "images" / f"{name}.jpg", quality=92, subsampling=0)
+            _save(picture, work / "images" / f"{name}.jpg", quality=92, subsampling=0)
             palette_mask = Image.fromarray(mask)
             palette_mask.putpalette(PALETTE)
-            palette_mask.save(work / "masks" / f"{name}.png")
+            _save(palette_mask, work / "masks" / f"{name}.png")
             rows.append((f"images/{name}.jpg", " ".join(tags), split))
         with (work / "tags.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "tags", "split"), *rows])
@@ -121,6 +123,18 @@ def draw_demo(
             folder.rmdir()
         work.rename(folder)
     return folder
+
+
+def _save(picture: Image.Image, path: Path, **options: int) -> None:
+    """Write a picture; Pillow itself would leave half of a JPEG on a full disk and say nothing."""
+    content = io.BytesIO()
+    picture.save(content, Image.registered_extensions()[path.suffix], **options)
+    path.write_bytes(content.getvalue())
+
+
+def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-")
 
 
 def _is_finished(folder: Path, parameters: DemoParameters) -> bool:

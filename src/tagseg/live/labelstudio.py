@@ -112,10 +112,12 @@ class Backend:
             with self.writing:
                 _add_own_masks(self.run, self.prepared, self.corrections, labels)
             settings = self.run.settings()
-            segment = dataclasses.replace(settings.segment, labels=str(labels.resolve()))
+            segment = dataclasses.replace(settings.segment, labels=str(labels.resolve()), rounds=1)
             run_stage(self.run.root, "segment", dataclasses.replace(settings, segment=segment), force=True)
             self.predictor, self.version = load(self.run.root, self.device), _version(self.run)
             log.info("learned from %d corrected masks: %s", len(list(self.corrections.rglob("*.png"))), self.version)
+        except (ValueError, OSError) as error:  # the user's to mend: the message says how
+            log.error("learning from corrections failed: %s", error)
         except Exception as error:  # any error at all: the thread has nobody to tell but the log
             log.exception("learning from corrections failed: %s", error)
 

@@ -155,7 +155,7 @@ def gather_evidence(
     size = (picture.shape[0], picture.shape[1])
     seen = []
     for scale, mirrored in VIEWS:
-        given = np.ascontiguousarray(picture[None, :, ::-1]) if mirrored else picture[None]
+        given = picture[None, :, ::-1].copy() if mirrored else picture[None]
         found = picture_probabilities(predictor.module, given, (scale,), flip=False)[0]
         seen.append(found[..., ::-1] if mirrored else found)
     decided, sure = (np.asarray(Image.fromarray(mask).resize(size[::-1], _NEAREST)) for mask in masks)

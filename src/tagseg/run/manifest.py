@@ -16,8 +16,9 @@ class StageNote(msgspec.Struct, frozen=True, omit_defaults=True):
     images that the attempt processed. images_per_s: images per second. worker_peak_mb: peak memory of the worker
     processes, in MB. maps_from, maps_hold: the settings of these names, if another method made the maps. reviewed:
     digests of the decisions that the stage took into account, by sample id. taught: the digest of the answers that the
-    memory bank had learned from (see `taught_digest`), of train, localise, masks and segment. files: SHA-256 of every
-    output, by its path in the run folder.
+    memory bank had learned from (see `taught_digest`), of train, localise, masks and segment. truth: the digest of the
+    true masks that were scored (see `truth_digest`), of evaluate; empty in runs of earlier versions. files: SHA-256 of
+    every output, by its path in the run folder.
     """
 
     seconds: Amount | None = None
@@ -29,6 +30,7 @@ class StageNote(msgspec.Struct, frozen=True, omit_defaults=True):
     maps_hold: str | None = None
     reviewed: dict[str, str] = {}
     taught: str = ""
+    truth: str = ""
     files: dict[str, str] = {}
 
 

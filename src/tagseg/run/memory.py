@@ -20,6 +20,9 @@ MEMORY: dict[Stage, tuple[str, ...]] = {
 }
 """The settings that lower the memory of each stage."""
 
+FROZEN_MEMORY = ("features.max_side", "features.channels")
+"""Those of the stage train where the backbone is frozen: it makes no batches of crops."""
+
 
 @contextlib.contextmanager
 def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]:
@@ -47,7 +50,8 @@ def memory_named(root: Path, stage: Stage, settings: Settings) -> Iterator[None]
         if not cause:
             raise
         values = settings.to_dict()
-        lower = ", ".join(f"--{name.replace('_', '-')} (now {_value(values, name)})" for name in MEMORY[stage])
+        names = FROZEN_MEMORY if stage == "train" and settings.train.method == "frozen" else MEMORY[stage]
+        lower = ", ".join(f"--{name.replace('_', '-')} (now {_value(values, name)})" for name in names)
         raise RunError(
             f"{root}: stage {stage} ran out of memory ({cause}); lower {lower} and run the same command again "
             "(with --force if the stage has begun)"

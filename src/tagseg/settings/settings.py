@@ -119,6 +119,10 @@ class Settings:
             return True
         return self.maps != "oaa" and map_kind(self.localise, self.rca, self.maps) == "posterior"
 
+    def uses_saliency(self) -> bool:
+        """Return whether maps or masks depend on saliency maps."""
+        return self.masks.saliency or self.maps in ("eps", "saliency")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values (tuples become lists)."""
         values: dict[str, Any] = plain(dataclasses.asdict(self))

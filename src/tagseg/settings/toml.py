@@ -56,7 +56,10 @@ def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> A
     for raw, value in values.items():
         name = raw.replace("-", "_")
         if name not in hints:
-            raise ValueError(f"{source}: unknown setting {prefix}{raw}; known here: {', '.join(sorted(hints))}")
+            raise ValueError(
+                f"{source}: unknown setting {prefix}{raw}; known here: {', '.join(sorted(hints))}. Correct it, or "
+                "leave it out if it is of another version of tagseg"
+            )
         kind = plain_type(hints[name])
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):

@@ -26,7 +26,19 @@ def open_database(path: Path, table: str, damaged: Callable[[object], RunError])
                 raise damaged("its tables are not those of tagseg")
             yield database
     except (OSError, sqlite3.Error) as error:
-        raise RunError(f"{path}: cannot be read or written ({error})") from error
+        remedy = next((said for name, said in _REMEDIES.items() if name in getattr(error, "sqlite_errorname", "")), "")
+        raise RunError(f"{path}: cannot be read or written ({error}){remedy}") from error
+
+
+_REMEDIES = {
+    "FULL": "; free some space on the disk, or raise the limit (ulimit -f), and repeat this",
+    "READONLY": "; make it writable, or copy the run to a folder that is, and repeat this",
+    "CANTOPEN": "; make its folder writable, or raise the limit of open files (ulimit -n), and repeat this",
+    "IOERR": "; free some space on the disk, or raise the limit (ulimit -f), and repeat this",
+    "NOMEM": "; end other programs, or raise the limit of memory (ulimit -v), and repeat this",
+    "BUSY": "; another program is writing to it: end it, and repeat this",
+}
+"""What to do, by a word in SQLite's name of an error."""
 
 
 def _schema(database: sqlite3.Connection) -> list[tuple[object, ...]]:

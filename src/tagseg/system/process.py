@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import platform
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -19,15 +20,29 @@ def reset_peak_memory() -> None:
 
 def ran_out(error: Exception) -> str:
     """Return the message of an out-of-memory error, of the computer or a GPU; empty for any other error."""
-    message = str(error).splitlines()[0][:200] if str(error) else "no details"
+    message = said_by(error).splitlines()[0][:200] if str(error) else "no details"
     # Recognised by name, because this module does not import torch.
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return message if known or says_out_of_memory(message) else ""
 
 
+def said_by(error: Exception) -> str:
+    """Return an error's message; of one that PyTorch brings from a process that reads images, without the traceback in
+    front of it."""
+    text = str(error)
+    if not (text.startswith("Caught ") and "\nOriginal Traceback" in text):
+        return text
+    # The traceback's own lines are indented; the error follows them as "module.Name: message".
+    *_, last = re.split(r"\n(?=[A-Za-z_][\w.]*(?:: |\n|$))", text.strip())
+    return last.partition(": ")[2] or last
+
+
 def says_out_of_memory(message: str) -> bool:
     """Tell whether a message, perhaps from another process, says that memory ran out."""
-    allocators = ("DefaultCPUAllocator", "out of memory", "not enough memory", "OutOfMemory", "MemoryError")
+    allocators = (
+        *("DefaultCPUAllocator", "out of memory", "not enough memory", "OutOfMemory", "MemoryError", "bad_alloc"),
+        *("Cannot allocate memory", "can't start new thread", "could not create a primitive"),
+    )  # the last one is oneDNN's
     # The system ends a process that reads images by a signal; one that fails by itself "exited unexpectedly".
     killed = "DataLoader worker (pid" in message and "killed by signal" in message
     return killed or any(words in message for words in allocators)
@@ -35,7 +50,7 @@ def says_out_of_memory(message: str) -> bool:
 
 def lacks_shared_memory(error: Exception) -> str:
     """Return the message of an error of processes that share tensors where /dev/shm is full; empty for any other."""
-    message = str(error).splitlines()[0][:200] if str(error) else ""
+    message = said_by(error).splitlines()[0][:200] if str(error) else ""
     words = ("shared memory", "Bus error", "file </torch_", "ancdata")
     return message if any(one in message for one in words) and "open files" not in message else ""
 

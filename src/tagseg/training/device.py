@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from tagseg.system.untrusted import shown
 from tagseg.training.distributed import ALONE, Group
 
 
@@ -19,11 +20,11 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        if torch.zeros(1, device=device).is_meta:
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
-        ) from error
+        reason = str(error).splitlines()[0].split(". ")[0]  # PyTorch lists all that it knows behind it
+        raise ValueError(f"--device {name}: not available here ({shown(reason)}); try auto or cpu") from error
     return device
 
 
