@@ -272,17 +272,23 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_all() -> None:
-    """Measure every scenario that was not measured yet, and write the table."""
-    options = parse()
+def set_up(folder: Path) -> None:
+    """Check that every command has a scenario, import the package once for all forks, and make what most scenarios
+    begin with, in FOLDER; `folder` is where figures are kept."""
     missing = uncovered(commands())
     assert not missing, f"commands without a scenario: {missing}"
     record_kinds()  # imports the whole package, once for all forks
     import torch
 
     torch.set_num_threads(1)
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     make_base(FOLDER / "base", lambda call, scenario: run_calls([call], scenario)[0])
+
+
+def run_all() -> None:
+    """Measure every scenario that was not measured yet, and write the table."""
+    options = parse()
+    set_up(FOLDER)
     kept = FOLDER / "kills.json"
     done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for scenario in SCENARIOS:

@@ -33,11 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RUNS, record
-from benchmarks.reliability.faults import FOLDER, commands, run_calls
-from benchmarks.reliability.scenarios import SCENARIOS, WORK, Call, Scenario, make_base, uncovered
+from benchmarks.reliability.faults import FOLDER, run_calls, set_up
+from benchmarks.reliability.scenarios import SCENARIOS, WORK, Call, Scenario
 
 from tagseg.cli.main import error_text, main
-from tagseg.system.records import record_kinds
 
 HANG_S = 180
 KEPT = RUNS / "scarcity"
@@ -311,14 +310,7 @@ def parse() -> argparse.Namespace:
 def run_all() -> None:
     """Try all cells that were not tried yet, and write the table."""
     options = parse()
-    missing = uncovered(commands())
-    assert not missing, f"commands without a scenario: {missing}"
-    record_kinds()  # imports the whole package, once for all forks
-    import torch
-
-    torch.set_num_threads(1)
-    KEPT.mkdir(parents=True, exist_ok=True)
-    make_base(FOLDER / "base", lambda call, scenario: run_calls([call], scenario)[0])
+    set_up(KEPT)
     kept, mounts = KEPT / "cells.json", can_mount()
     done: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
     scenarios = list(chosen(options))
