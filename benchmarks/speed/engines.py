@@ -253,8 +253,9 @@ def _table(figures: dict[str, Any], sides: list[str], options: argparse.Namespac
     rows += [
         "",
         f"{images} photographs, default scales and mirror, {options.rounds} rounds; medians, and the smallest and "
-        f"largest ratio. 0.1 has {figures['miou_0_1']} mIoU. {figures['cpu']['name']} with {', '.join(named)}; missing: "
-        f"{', '.join(absent) or 'none of those asked for'}. Load of the machine when this ended: {os.getloadavg()[0]:.1f}.",
+        f"largest ratio. 0.1 has {figures['miou_0_1']} mIoU. {figures['cpu']['name']} with {', '.join(named)}; "
+        f"missing: {', '.join(absent) or 'none of those asked for'}. Load of the machine when this ended: "
+        f"{os.getloadavg()[0]:.1f}.",
     ]
     if "peak_mb_16_megapixels_full_size" in figures:
         rows[-1] += (
