@@ -16,12 +16,14 @@ from PIL import Image
 
 import tagseg
 from tagseg.data.images import read_mask_file
+from tagseg.data.prepare import prepare
 from tagseg.data.records import VOID
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.evaluate.verdict import class_verdicts
 from tagseg.masks.map_files import map_file
 from tagseg.pipeline import Fitted, fit, fit_until, run_stage
+from tagseg.report.overview import draw_overview
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
@@ -300,6 +302,16 @@ def test_a_finished_stage_needs_force_and_undoes_the_later_ones(finished: Run) -
     assert all(
         times(finished.root)[name] == time for name, time in before.items() if name.startswith(("maps", "masks"))
     )
+
+
+def test_one_picture_shows_training_images_and_new_ones(finished: Run) -> None:
+    sheet = draw_overview(finished, prepare(finished), rows=2, new=1)
+    assert sheet.mode == "RGB" and sheet.width == 5 * 246 and sheet.height == 22 + 3 * 186
+    columns = np.asarray(sheet)[22:, :].reshape(-1, 5, 246, 3)
+    assert [bool((columns[:, column] != 255).any()) for column in range(5)] == [True] * 5
+    last = np.asarray(sheet)[22 + 2 * 186 :].reshape(-1, 5, 246, 3)
+    # A new image has neither maps nor a pseudo-mask.
+    assert [bool((last[:, column] != 255).any()) for column in range(5)] == [True, False, False, True, True]
 
 
 def test_a_stage_with_other_settings(finished: Run) -> None:

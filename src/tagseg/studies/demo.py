@@ -34,13 +34,14 @@ def demo_settings(seed: int = 0, device: str = "auto", quick: bool = False) -> S
         workers=0,
         train=TrainSettings(
             backbone="test_resnet", weights="random", stride=16, freeze_stride=0, freeze_batch_norm=False, neck=128,
-            epochs=100, crop=113, scale=(0.5, 1.0), optimiser="adamw", lr=0.002, head_lr=1.0, weight_decay=0.05,
+            epochs=65 if quick else 100, crop=113, scale=(0.5, 1.0), optimiser="adamw", lr=0.002, head_lr=1.0,
+            weight_decay=0.05,
         ),
-        rca=RcaSettings(warmup=25, slots=200, region_rule="peak", attention_temperature=0.2),
+        rca=RcaSettings(warmup=16 if quick else 25, slots=200, region_rule="peak", attention_temperature=0.2),
         localise=LocaliseSettings(max_side=128),
         segment=SegmentSettings(
-            freeze_stride=0, freeze_batch_norm=False, epochs=25, crop=128, max_side=128, optimiser="adamw", lr=0.002,
-            head_lr=1.0, weight_decay=0.05,
+            freeze_stride=0, freeze_batch_norm=False, epochs=12 if quick else 25, crop=128, max_side=128,
+            optimiser="adamw", lr=0.002, head_lr=1.0, weight_decay=0.05,
         ),
         report=ReportSettings(title="tagseg demo"),
     )  # fmt: skip
