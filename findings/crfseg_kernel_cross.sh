@@ -13,7 +13,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet crfseg==1.0.0 torch==2.13.0 numpy==2.4.6
+"$work/venv/bin/pip" install --quiet crfseg==1.0.0 torch==2.13.0 numpy==2.4.6 tqdm==4.67.1
 cd "$work"
 venv/bin/python - <<'PYTHON'
 from importlib.metadata import version
@@ -26,7 +26,7 @@ print("crfseg", version("crfseg"), "torch", version("torch"))
 crf = CRF(n_spatial_dims=2, filter_size=7, n_iter=1, requires_grad=False, smoothness_theta=2.0)
 logits = torch.zeros(1, 2, 9, 9)
 logits[0, 1, 4, 4] = 50.0
-heard = crf(logits)[0]
+heard = crf(logits)[0].detach()
 heard = heard[1] - heard[0]  # difference of the logarithms
 near = heard[3:6, 3:6].clone()
 near[1, 1] = 0
