@@ -10,7 +10,7 @@ from PIL import Image
 
 from tagseg.data import tars
 from tagseg.data.images import image_size, read_image, read_mask_file
-from tagseg.data.tars import file_size, is_member, members, open_file, refuse_compressed
+from tagseg.data.tars import file_stamp, is_member, members, open_file, refuse_compressed
 from tagseg.errors import DataError
 
 CONTENT = {"a.txt": b"one", "deep/er/b.bin": bytes(range(256)) * 5, "c": b"", "日本/ü.jpg": b"x" * 512}
@@ -64,8 +64,8 @@ def test_a_member_has_a_path_like_a_file(tmp_path: Path) -> None:
     member = next(member for member in members(path) if member.name == "deep/er/b.bin")
     address = member.path(path)
     assert (address.name, address.suffix, is_member(address)) == ("b.bin", ".bin", True)
-    assert file_size(address) == 1280 and content_of(Path(str(address))) == CONTENT["deep/er/b.bin"]
-    assert content_of(path) == path.read_bytes() and file_size(path) == path.stat().st_size
+    assert file_stamp(address)[0] == 1280 and content_of(Path(str(address))) == CONTENT["deep/er/b.bin"]
+    assert content_of(path) == path.read_bytes() and file_stamp(path)[0] == path.stat().st_size
 
 
 def test_a_folder_with_the_name_of_a_tar_is_a_folder(tmp_path: Path) -> None:

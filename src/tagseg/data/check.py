@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class _Outcome:
     """What was found about one image: its size (None: broken), or the fault of it or its mask.
 
     deep: it has more than 8 bits per channel. ids: class ids in its mask (None: no mask file). slivers: segmentations
-    without area. mark: that of its content (see `content_mark`).
+    without area.
     """
 
     size: tuple[int, int] | None
@@ -51,7 +51,6 @@ class _Outcome:
     deep: bool = False
     ids: frozenset[int] | None = None
     slivers: int = 0
-    mark: str = ""
 
 
 def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent) -> Checked:
@@ -63,7 +62,7 @@ def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        found = pool.map(lambda sample: _marked_outcome(sample, dataset, settings), dataset.samples)
+        found = pool.map(lambda sample: _outcome(sample, dataset, settings), dataset.samples)
         outcomes = list(track(found, "check images", len(dataset.samples)))
     finally:
         # Without this, an interrupted check would first decode all waiting images.
@@ -89,10 +88,6 @@ def check_images(dataset: Dataset, settings: DataSettings, track: Track = silent
         tuple(notes),
         tuple(warnings),
     )
-
-
-def _marked_outcome(sample: Sample, dataset: Dataset, settings: DataSettings) -> _Outcome:
-    return dataclasses.replace(_outcome(sample, dataset, settings), mark=content_mark(sample.image))
 
 
 def _outcome(sample: Sample, dataset: Dataset, settings: DataSettings) -> _Outcome:
@@ -156,16 +151,8 @@ def _mask_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -
 def _copy_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -> Iterator[str]:
     """Yield a warning if the same photograph is there several times: nothing is learned from it again, and where its
     tags differ, nothing at all."""
-    alike: dict[str, list[Sample]] = defaultdict(list)
-    for sample, outcome in pairs:
-        if outcome.size is not None and outcome.mark:
-            alike[outcome.mark].append(sample)
-    groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for mark, samples in alike.items():
-        for sample in samples if len(samples) > 1 else ():
-            with open_file(sample.image) as file:
-                groups[mark, hashlib.file_digest(file, "sha256").hexdigest()].append(sample)
-    copies = [(one, group[0]) for group in groups.values() for one in group[1:]]
+    samples = {sample.image: sample for sample, outcome in pairs if outcome.size is not None}
+    copies = [(samples[path], samples[group[0]]) for group in same_content(samples) for path in group[1:]]
     if not copies:
         return
     other = [pair for pair in copies if pair[0].tags != pair[1].tags]
@@ -176,6 +163,19 @@ def _copy_warnings(dataset: Dataset, pairs: Sequence[tuple[Sample, _Outcome]]) -
         f"{len(copies)} of {len(pairs)} images are copies of others{tagged} ({said}); remove them: nothing is learned "
         "from a copy, and copies in both splits make scores too high"
     )
+
+
+def same_content(paths: Iterable[Path]) -> list[list[Path]]:
+    """Return the groups of files that have the same content; only files of one mark (see `content_mark`) are read."""
+    alike: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        alike[content_mark(path)].append(path)
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for mark, some in alike.items():
+        for path in some if mark and len(some) > 1 else ():
+            with open_file(path) as file:
+                groups[hashlib.file_digest(file, "sha256").hexdigest()].append(path)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def healthy(dataset: Dataset, checked: Checked, settings: DataSettings) -> Dataset:

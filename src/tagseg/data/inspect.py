@@ -1,17 +1,15 @@
 """Inspect a data set before training: counts, tags that occur together, broken and duplicate files."""
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tagseg.data.check import below, check_images
+from tagseg.data.check import below, check_images, same_content
 from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.records import Dataset, Ignored
-from tagseg.data.tars import file_size, open_file
 from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
 
@@ -93,16 +91,7 @@ def never_apart(classes: tuple[str, ...], together: tuple[tuple[int, ...], ...])
 
 def duplicates(root: Path, paths: Iterable[Path]) -> tuple[tuple[str, ...], ...]:
     """Return groups of files with the same content, as paths below `root`."""
-    same_length: dict[int, list[Path]] = defaultdict(list)
-    for path in paths:
-        same_length[file_size(path)].append(path)
-    same_content: dict[str, list[str]] = defaultdict(list)
-    # Files that differ in length differ in content: only files of equal length need to be read.
-    for group in same_length.values():
-        for path in group if len(group) > 1 else ():
-            with open_file(path) as file:
-                same_content[hashlib.file_digest(file, "sha256").hexdigest()].append(below(root, path))
-    return tuple(sorted(tuple(sorted(group)) for group in same_content.values() if len(group) > 1))
+    return tuple(sorted(tuple(sorted(below(root, path) for path in group)) for group in same_content(paths)))
 
 
 def _together(dataset: Dataset) -> tuple[tuple[int, ...], ...]:

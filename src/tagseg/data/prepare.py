@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tagseg.data.check import below, check_images, healthy
@@ -110,13 +110,7 @@ def _prepared_again(run: Run, dataset: Dataset, uses_saliency: bool) -> Prepared
     if broken:
         whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
         dataset = dataclasses.replace(dataset, samples=whole)
-    same = len(dataset.samples) == len(kept.samples) and dataset.classes == kept.classes
-    same = same and all(map(_is_row, dataset.samples, kept.samples))
-    if (
-        not same
-        or any(map(_is_other, dataset.samples, kept.samples))
-        or (uses_saliency and any(map(_has_other_saliency, dataset.samples, kept.samples)))
-    ):
+    if dataset.classes != kept.classes or _differ(dataset.samples, kept.samples, uses_saliency):
         stage = _first_stage(dataset, kept, uses_saliency)
         again = "all stages run again" if stage == STAGES[0] else f"the stages from {stage} on run again"
         raise DataChanged(
@@ -136,10 +130,17 @@ def _first_stage(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> Stage
     """Return the first stage that depends on what has changed."""
     before = [row for row in kept.samples if row.split == "train"]
     now = [sample for sample in dataset.samples if sample.split == "train"]
-    same = dataset.classes == kept.classes and len(now) == len(before) and all(map(_is_row, now, before))
-    same = same and not any(map(_is_other, now, before))
-    same = same and not (uses_saliency and any(map(_has_other_saliency, now, before)))
-    return "evaluate" if same else "train"
+    return "train" if dataset.classes != kept.classes or _differ(now, before, uses_saliency) else "evaluate"
+
+
+def _differ(now: Sequence[Sample], before: Sequence[ImageRow], uses_saliency: bool) -> bool:
+    """Tell whether images, their tags, splits or contents are others than before."""
+    return (
+        len(now) != len(before)
+        or not all(map(_is_row, now, before))
+        or any(map(_is_other, now, before))
+        or (uses_saliency and any(map(_has_other_saliency, now, before)))
+    )
 
 
 def _changes(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> list[str]:

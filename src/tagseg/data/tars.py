@@ -82,12 +82,6 @@ def open_member(path: Path) -> io.BytesIO | None:
     return io.BytesIO(content)
 
 
-def file_size(path: Path) -> int:
-    """Return the size in bytes of a file or a member of a tar."""
-    place = _place(path)
-    return path.stat().st_size if place is None else place[2]
-
-
 def content_mark(path: Path) -> str:
     """Return the size of a file or a member of a tar and a checksum of its ends, by which another content is noticed
     without reading it all; empty if it cannot be read."""

@@ -19,7 +19,7 @@ from tagseg.data.prepare import Prepared
 from tagseg.data.records import VOID, Sample
 from tagseg.errors import RunError
 from tagseg.masks.fixed import hold_seeds, paint_strokes, seed_labels
-from tagseg.masks.map_files import map_file, read_maps, tagged_maps
+from tagseg.masks.map_files import arrange_maps, map_file, read_maps
 from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.masks.probabilities import (
     agreement,
@@ -164,8 +164,8 @@ def mask_sample(
     """
     maps, classes = read_maps(run.newest(map_file(run, sample.id)))
     if not set(sample.tags) <= set(classes):  # a person added tags
-        classes = tuple(sorted({*classes, *sample.tags}))
-        maps = tagged_maps(run.newest(map_file(run, sample.id)), classes)
+        every = tuple(sorted({*classes, *sample.tags}))
+        maps, classes = arrange_maps(maps, classes, every), every
     parts = tuple(fixed_parts(run, sample.id).values())
     shown = [i for i, class_id in enumerate(classes) if class_id not in decision.off]
     maps, classes = maps[shown], tuple(classes[i] for i in shown)

@@ -63,7 +63,17 @@ def tagged_maps(path: Path, tags: tuple[int, ...]) -> UInt8[np.ndarray, "k h w"]
     Raises:
         RunError: as `read_maps`.
     """
-    maps, classes = read_maps(path)
+    return arrange_maps(*read_maps(path), tags)
+
+
+def arrange_maps(
+    maps: UInt8[np.ndarray, "k h w"], classes: tuple[int, ...], tags: tuple[int, ...]
+) -> UInt8[np.ndarray, "l h w"]:
+    """Return the maps of `classes` in the order of `tags`; a tag that is not among the classes has an empty one.
+
+    >>> arrange_maps(np.full((1, 1, 2), 9, np.uint8), (3,), (2, 3)).tolist()
+    [[[0, 0]], [[9, 9]]]
+    """
     if classes == tags:
         return maps
     found = np.zeros((len(tags), *maps.shape[1:]), np.uint8)

@@ -1,6 +1,7 @@
 """One picture of a finished run: images with their tags, maps, pseudo-masks, the network's masks, and the truth."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -59,14 +60,14 @@ def _cells(run: Run, prepared: Prepared, sample: Sample) -> Sequence[Image.Image
     """Return the pictures of an image, one for each of _TITLES."""
     image = read_image(sample.image, run.settings().data.max_megapixels)
 
-    def masked(file_of: Run, kind: str) -> Image.Image | None:
-        file = mask_file(file_of.masks if kind == "masks" else file_of.predictions, sample.id)
+    def masked(folder: Path) -> Image.Image | None:
+        file = mask_file(folder, sample.id)
         return overlay(image, read_mask_file(file)) if file.exists() else None
 
     true = None
     if sample.mask is not None:
         true = overlay(image, load_mask(sample, prepared.dataset, prepared.sizes[sample.id]))
-    return image, _map(run, sample, image), masked(run.final(), "masks"), masked(run, "predictions"), true
+    return image, _map(run, sample, image), masked(run.final().masks), masked(run.predictions), true
 
 
 def _map(run: Run, sample: Sample, image: Image.Image) -> Image.Image | None:

@@ -22,6 +22,7 @@ from tagseg.report.overlay import draw_mask, encoded
 from tagseg.review.queue import Queue, ReviewItem, tagged_item
 from tagseg.run.decisions import Decision, MaskPair
 from tagseg.run.folder import Run
+from tagseg.run.taught import fixed_parts
 
 if TYPE_CHECKING:
     from tagseg.segment.predictor import Predictor
@@ -42,8 +43,8 @@ class QueuePictures:
 
     thumb: JPEG of the photo with the run's mask. photo: JPEG. masks: the mask without and the mask with unsure pixels
     (255), at the image's own size, without the classes that are off and by the threshold; the last argument are the
-    numbers of its clicks and strokes. network: the mask of the run's segmentation network for
-    some tags, which leaves no pixel unsure.
+    numbers of its clicks and strokes. network: the mask of the run's segmentation network for some tags,
+    which leaves no pixel unsure.
     """
 
     thumb: Callable[[int], bytes]
@@ -94,7 +95,9 @@ def queue_pictures(queue: Queue) -> QueuePictures:
     def packed(
         place: int, off: tuple[int, ...], threshold: float, fresh: bool, parts: tuple[int, ...]
     ) -> tuple[bytes, bytes]:
-        decided, sure = preview_masks(queue, tagged_item(queue, queue.items[place]), off, threshold, fresh)
+        item = queue.items[place]
+        item = tagged_item(queue, item, fixed_parts(queue.run, item.sample.id).values())
+        decided, sure = preview_masks(queue, item, off, threshold, fresh)
         return zlib.compress(decided.tobytes(), 1), zlib.compress(sure.tobytes(), 1)
 
     def masks(place: int, off: tuple[int, ...], threshold: float, fresh: bool, parts: tuple[int, ...]) -> MaskPair:

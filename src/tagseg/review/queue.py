@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ from tagseg.evaluate.quality import ImageQuality, read_quality
 from tagseg.evaluate.ranking import reasons, usual_areas
 from tagseg.run.decisions import OPEN, Decision, Verdict
 from tagseg.run.folder import Run
-from tagseg.run.taught import fixed_parts, marked_classes
+from tagseg.run.taught import Answer, marked_classes
 from tagseg.settings.settings import Settings
 
 Wanted = Verdict | Literal["all"]
@@ -93,9 +93,9 @@ def read_queue(run: Run) -> Queue:
     return Queue(run, source, settings, run.data_root().resolve(), data.classes, tuple(items))
 
 
-def tagged_item(queue: Queue, item: ReviewItem) -> ReviewItem:
-    """Return an image with the tags that were added to it by now."""
-    names = {part.name for part in fixed_parts(queue.run, item.sample.id).values()}
+def tagged_item(queue: Queue, item: ReviewItem, parts: Iterable[Answer]) -> ReviewItem:
+    """Return an image with the tags that its clicks and strokes add."""
+    names = {part.name for part in parts}
     added = {number for number, name in enumerate(queue.classes, 1) if name in names}
     tags = tuple(sorted({*item.sample.tags, *added}))
     return replace(item, sample=replace(item.sample, tags=tags))

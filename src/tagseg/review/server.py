@@ -326,7 +326,8 @@ def _store(state: Review, place: int, item: ReviewItem, decision: Decision, netw
 
 
 def _network(state: Review, place: int, wanted: Decision) -> MaskPair:
-    tags = tagged_item(state.queue, state.queue.items[place]).sample.tags
+    item = state.queue.items[place]
+    tags = tagged_item(state.queue, item, fixed_parts(state.queue.run, item.sample.id).values()).sample.tags
     return state.pictures.network(place, tuple(tag for tag in tags if tag not in wanted.off))
 
 
@@ -345,7 +346,9 @@ def _masks(state: Review, place: int, item: ReviewItem, wanted: Decision) -> Mas
 
 
 def _as_json(state: Review, place: int) -> dict[str, Any]:
-    item = tagged_item(state.queue, state.queue.items[place])
+    item = state.queue.items[place]
+    parts = fixed_parts(state.queue.run, item.sample.id)
+    item = tagged_item(state.queue, item, parts.values())
     decision = state.decided.get(item.sample.id, OPEN)
     return {
         "place": place,
@@ -359,7 +362,7 @@ def _as_json(state: Review, place: int) -> dict[str, Any]:
         "verdict": decision.verdict,
         "off": decision.off,
         "threshold": decision.threshold,
-        "parts": tuple(fixed_parts(state.queue.run, item.sample.id)),
+        "parts": tuple(parts),
     }
 
 

@@ -23,7 +23,7 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
         if torch.zeros(1, device=device).is_meta:
             raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # PyTorch lists all that it knows behind it
+        reason = str(error).splitlines()[0].split(". ")[0]  # PyTorch adds a list of all devices
         raise ValueError(f"--device {name}: not available here ({shown(reason)}); try auto or cpu") from error
     return device
 
