@@ -6,7 +6,7 @@ Memory is that of the process when a tenth of the work is done, and at its end; 
 places. PyTorch makes a fifth of the predictions. A day of reviewing is 10,000 images: each is opened with its photo and
 mask and decided, and every tenth decision is taken back. The 254 classes, the most that a mask can hold, have stripes
 in 20 images, which go through every export and, where tagseg reads the format, back; a pixel is wrong if it comes back
-with another class.
+with another class. This benchmark can be interrupted and continued.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import numpy as np
 import torch
-from benchmarks.harness import record
+from benchmarks.harness import RUNS, record
 from benchmarks.scale.review import DRAWN, make_run, serve
 from PIL import Image
 
@@ -52,16 +52,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", type=int, default=100_000)
     parser.add_argument("--decisions", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=RUNS / "long_runs.json", help="what was measured already")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"predictions": {}, "reviewing": {}, "exports": {}}
+    kept: Path = options.out
+    figures: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"predictions": {}}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep() -> None:
+        kept.write_text(json.dumps(figures))
+
     with tempfile.TemporaryDirectory() as folder:
         network = random_network(Path(folder) / "network")
         engines: list[Engine] = ["torch", *(["onnxruntime"] if installed("onnxruntime") else [])]  # type: ignore[list-item]
         for engine in engines:
+            if engine in figures["predictions"]:
+                continue
             count = options.predictions // (5 if engine == "torch" else 1)  # as long as the other
             figures["predictions"][engine] = predictions(network, engine, count)
             print(engine, figures["predictions"][engine], flush=True)
-        figures["reviewing"] = reviewing(Path(folder) / "review", options.decisions)
+            keep()
+        if "reviewing" not in figures:
+            figures["reviewing"] = reviewing(Path(folder) / "review", options.decisions)
+            keep()
         print(figures["reviewing"], flush=True)
         figures["exports"] = exports(Path(folder) / "classes")
     print(record("long_runs", [0], figures, table(figures)).read_text())
@@ -102,6 +114,9 @@ def reviewing(folder: Path, count: int) -> dict[str, float]:
     """Return memory and open files of the review's server, and seconds per decision, over many decisions."""
     folder.mkdir()
     run = make_run(folder, count)
+    for number in range(DRAWN, count):
+        for masks in (run.masks, run.decided_masks):
+            mask_file(masks, f"set/{number:06}").hardlink_to(mask_file(masks, f"set/{number % 80:06}"))
     found: dict[str, float] = {"count": count}
     with serve(run, {}) as ask:
         server = _server_of(run)
@@ -109,8 +124,7 @@ def reviewing(folder: Path, count: int) -> dict[str, float]:
         for number in range(count):
             sample = f"set/{number:06}"
             ask(f"photo?id={quote(sample)}")
-            if number < DRAWN:  # the others have no mask
-                ask(f"mask?id={quote(sample)}")
+            ask(f"mask?id={quote(sample)}")
             verdict = "rejected" if number % 3 else "accepted"
             ask("decide", json.dumps({"id": sample, "verdict": verdict, "off": [], "threshold": 0.5}))
             if number % 10 == 9:

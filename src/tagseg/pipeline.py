@@ -12,7 +12,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
+import msgspec
+
 from tagseg.data.check import require_saliency
+from tagseg.data.foreign import foreign_digest, foreign_source
 from tagseg.data.given import GivenData, write_tags
 from tagseg.data.prepare import DataChanged, Prepared, prepare, prepare_changed
 from tagseg.data.records import Sample
@@ -369,11 +372,21 @@ def _find_maps(prepared: Prepared, run: Run, track: Track, workers: MaskWorkers 
 
     if settings.localise.maps_from:
         done = import_maps(prepared.dataset, run, track, give)
+        _note_foreign(run, prepared)
         source = {"maps_from": settings.localise.maps_from, "maps_hold": settings.localise.maps_hold}
     else:
         cache = make_features(prepared, run, track) if settings.train.method == "frozen" else None
         done = localise(prepared.dataset, run, track, then=give, cache=cache)
     return {"images": done.images, "images_per_s": done.images_per_s} | source
+
+
+def _note_foreign(run: Run, prepared: Prepared) -> None:
+    """Record which files of another tool a stage has read, so that other ones are noticed."""
+    manifest, found = run.manifest(), foreign_source(run.settings())
+    if found is not None and found[0] not in manifest.foreign:
+        stage, source = found
+        digest = foreign_digest(source, prepared.dataset.split("train"))
+        run.store(msgspec.structs.replace(manifest, foreign={**manifest.foreign, stage: digest}))
 
 
 def _known_decisions(run: Run) -> dict[str, Any]:
@@ -396,6 +409,7 @@ def _segment(work: _Work, todo: Collection[Stage]) -> None:
             return
         if settings.segment.labels:
             labelled = foreign_labels(prepared, Path(settings.segment.labels), run.labels, work.track)
+            _note_foreign(run, prepared)
             learn(labelled, run.labels, settings, run.segmenter, work.track)
         else:
             self_train(prepared, run, work.track, learn)

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -47,7 +48,6 @@ def test_layout_is_as_documented(demo: Path) -> None:
     assert [row["image"] for row in rows(demo)] == [f"images/{name}.jpg" for name in names]
     assert sorted(path.name for path in (demo / "images").iterdir()) == [f"{name}.jpg" for name in names]
     assert sorted(path.name for path in (demo / "masks").iterdir()) == [f"{name}.png" for name in names]
-    assert list(demo.parent.glob(".drawing-*")) == []
 
 
 def test_pictures_are_rgb_and_masks_are_palette_files_of_one_size(demo: Path) -> None:
@@ -115,6 +115,21 @@ def test_an_interruption_leaves_an_empty_folder_that_can_be_filled(tmp_path: Pat
     assert list(tmp_path.rglob("*")) == [tmp_path / "set"]
     draw_demo(tmp_path / "set", 6, 0, side=SIDE)
     assert json.loads((tmp_path / "set" / "demo.json").read_text(encoding="utf-8"))["train"] == 6
+
+
+def test_what_a_killed_command_leaves_is_deleted(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+
+        def killed(items, title, total):  # type: ignore[no-untyped-def]
+            yield from itertools.islice(items, 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        draw_demo(tmp_path / "set", 6, 0, side=SIDE, track=killed)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["set"], "nothing beside the folder"
+    draw_demo(tmp_path / "set", 6, 0, side=SIDE)
+    assert contents(tmp_path / "set") == contents(draw_demo(tmp_path / "other", 6, 0, side=SIDE))
 
 
 @pytest.mark.parametrize(

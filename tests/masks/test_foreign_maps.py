@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -23,6 +24,7 @@ from tagseg.run.decisions import Decision
 from tagseg.run.doctor import examine
 from tagseg.run.folder import Run
 from tagseg.settings.crf import CrfSettings
+from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 
@@ -257,6 +259,40 @@ def test_an_interrupted_import_resumes(masked: Run, discs: Path, cams: Path, tmp
         for folder in ("masks", "masks_without_void"):
             name = f"{folder}/{i}.png"
             assert (run.root / name).read_bytes() == (masked.root / name).read_bytes()
+
+
+def test_other_maps_than_before_are_refused_or_read_again(discs: Path, cams: Path, quick: Path, tmp_path: Path) -> None:
+    source, run = Path(shutil.copytree(cams, tmp_path / "cams")), Run(tmp_path / "run")
+    localise = LocaliseSettings(maps_from=str(source))
+    fit_until(discs, run.root, "masks", dataclasses.replace(Settings.from_toml(quick), localise=localise))
+    before = map_file(run, "0").read_bytes()
+    np.savez(source / "0.npz", blue=np.eye(6, dtype=np.float32), red=np.eye(6, dtype=np.float32))
+    asked = (
+        rf"the files in {source} have changed since stage localise read them.*--force` \(the stages from localise on"
+    )
+    for stage in ("masks", "report"):
+        with pytest.raises(RunError, match=asked):
+            fit_until(discs, run.root, stage)
+    assert map_file(run, "0").read_bytes() == before and run.done("masks")
+    fit_until(discs, run.root, "masks", force=True)
+    assert map_file(run, "0").read_bytes() != before and not examine(run.root).damage
+    fit_until(discs, run.root, "masks")  # now it is known
+
+
+def test_other_maps_after_a_kill_replace_those_before(masked: Run, discs: Path, cams: Path, tmp_path: Path) -> None:
+    source, run = Path(shutil.copytree(cams, tmp_path / "cams")), Run(tmp_path / "run")
+    localise = LocaliseSettings(maps_from=str(source))
+    settings = dataclasses.replace(masked.settings(), localise=localise)
+    fit_until(discs, run.root, "masks", settings)
+    stages = run.manifest().without_stages(["localise", "masks"])  # as a kill before the first one was recorded
+    run.store(stages)
+    np.savez(source / "0.npz", blue=np.eye(6, dtype=np.float32), red=np.eye(6, dtype=np.float32))
+    kept = map_file(run, "1").stat().st_mtime_ns
+    fit_until(discs, run.root, "masks")
+    fit_until(discs, tmp_path / "anew", "masks", settings)
+    assert map_file(run, "1").stat().st_mtime_ns == kept
+    for name in ("maps/0.npz", "masks/0.png", "masks_without_void/0.png"):
+        assert (run.root / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
 
 
 def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: Path, told: Call) -> None:

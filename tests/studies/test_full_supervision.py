@@ -8,7 +8,7 @@ from tagseg.cli.main import main
 from tagseg.errors import DataError, RunError
 from tagseg.evaluate.evaluate import read_bound
 from tagseg.evaluate.scores import read_evaluation
-from tagseg.pipeline import fit, run_stage
+from tagseg.pipeline import fit, fit_until, run_stage
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment.load import load
@@ -124,3 +124,18 @@ def test_masks_of_another_tool_replace_the_stages_before(photos: Path, quick: Se
         run_stage(root, "masks")
     with pytest.raises(ValueError, match=r"segment\.rounds must be 1 with segment\.labels, got 2"):
         dataclasses.replace(run.settings().segment, rounds=2)
+
+
+def test_masks_of_another_tool_that_changed_are_refused_or_learned_from(
+    photos: Path, quick: Settings, tmp_path: Path
+) -> None:
+    root, drawn = tmp_path / "run", shutil.copytree(photos / "masks", tmp_path / "drawn")
+    settings = dataclasses.replace(quick, segment=dataclasses.replace(quick.segment, rounds=1, labels=str(drawn)))
+    fit_until(photos, root, "segment", settings)
+    network = (Run(root).segmenter / "network.safetensors").read_bytes()
+    (drawn / "1.png").unlink()
+    with pytest.raises(RunError, match=rf"the files in {drawn} have changed since stage segment read them"):
+        fit(photos, root)
+    fit_until(photos, root, "segment", force=True)
+    assert (Run(root).segmenter / "network.safetensors").read_bytes() != network
+    assert {path.name for path in Run(root).labels.glob("*.png")} == {"0.png"}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tagseg.data.check import below, check_images, healthy
 from tagseg.data.data_file import DataFile, ImageRow, read_data_file, write_data_file
+from tagseg.data.foreign import foreign_digest, foreign_source
 from tagseg.data.hints import tag_notes, tag_warnings
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset, Sample
@@ -120,10 +121,26 @@ def _prepared_again(run: Run, dataset: Dataset, uses_saliency: bool) -> Prepared
             f"Undo that, continue from the changed data with `tagseg fit "
             f"{dataset.root} --out {run.root} --force` ({again}), or use another --out",
         )
+    _require_same_foreign(run, dataset)
     # The samples' own ids as keys, and each size once, so that the rows can be freed.
     shared: dict[tuple[int, int], tuple[int, int]] = {}
     rows = zip(dataset.samples, kept.samples, strict=True)
     return Prepared(dataset, {sample.id: shared.setdefault(row.size, row.size) for sample, row in rows})
+
+
+def _require_same_foreign(run: Run, dataset: Dataset) -> None:
+    """Raise DataChanged if another tool's files are others than when a stage read them."""
+    found = foreign_source(run.settings())
+    if found is None or not (known := run.manifest().foreign.get(found[0])):
+        return
+    stage, source = found
+    if known != foreign_digest(source, dataset.split("train")):
+        raise DataChanged(
+            f"{run.root}: the files in {source} have changed since stage {stage} read them",
+            stage,
+            f"Undo that, continue from the changed files with `tagseg fit {dataset.root} --out {run.root} --force` "
+            f"(the stages from {stage} on run again), or use another --out",
+        )
 
 
 def _first_stage(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> Stage:

@@ -5,11 +5,12 @@ process can read the member at any time with one seek, without a list of the tar
 (arrow.py) have such paths too.
 """
 
+import hashlib
 import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
@@ -80,6 +81,14 @@ def open_member(path: Path) -> io.BytesIO | None:
     if len(content) < size:
         raise DataError(f"{path}: {shard.name} ends before this member: it was rewritten or cut off")
     return io.BytesIO(content)
+
+
+def marks_digest(marks: Iterable[tuple[str, str]]) -> str:
+    """Return a checksum of files by their names and marks (see `content_mark`)."""
+    digest = hashlib.sha256()
+    for name, mark in marks:
+        digest.update(f"{name}\0{mark}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
 
 
 def content_mark(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Read masks as class ids: from PNGs and other lossless files by value or colour, and from COCO annotations."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from tagseg.data.images import MAX_MEGAPIXELS, damage_named, opened_image, requi
 from tagseg.data.mask_values import VOID_CODE, voc_colour
 from tagseg.data.records import VOID, CocoMask, Dataset, Sample
 from tagseg.data.segmentations import draw
-from tagseg.data.tars import content_mark
+from tagseg.data.tars import content_mark, marks_digest
 from tagseg.errors import DataError
 
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF", "JPEG")
@@ -56,12 +55,11 @@ def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = N
 def truth_digest(dataset: Dataset) -> str:
     """Return a checksum of the true masks that are scored, by which added, removed and replaced ones are noticed
     without reading them all (see `content_mark`)."""
-    digest = hashlib.sha256()
-    for sample in dataset.samples:
-        if sample.mask is not None and sample.scored:
-            mark = repr(sample.mask) if isinstance(sample.mask, CocoMask) else content_mark(sample.mask)
-            digest.update(f"{sample.id}\0{mark}\0".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:16]
+    return marks_digest(
+        (sample.id, repr(sample.mask) if isinstance(sample.mask, CocoMask) else content_mark(sample.mask))
+        for sample in dataset.samples
+        if sample.mask is not None and sample.scored
+    )
 
 
 def value_ids(dataset: Dataset) -> dict[int, int]:

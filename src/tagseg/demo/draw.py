@@ -2,7 +2,6 @@
 
 import csv
 import io
-import tempfile
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,6 +15,8 @@ from tagseg.demo.grounds import CLUTTER, GROUNDS, draw_ground, smooth_noise
 from tagseg.demo.paint import Random, paint
 from tagseg.demo.shapes import CLASSES
 from tagseg.errors import DataError
+from tagseg.run.lock import hold_folder, own_files
+from tagseg.system.changes import changing, is_unsettled
 from tagseg.system.files import writing
 from tagseg.system.progress import Track, silent
 from tagseg.system.records import Count, Positive, Record, read_record, write_record
@@ -100,29 +101,32 @@ def draw_demo(
     parameters = DemoParameters(EDITION, train, val, seed, side)
     if _is_finished(folder, parameters):
         return folder
-    with writing(folder), _beside(folder) as temporary:
-        work = Path(temporary) / "demo"
-        (work / "images").mkdir(parents=True)
-        (work / "masks").mkdir()
-        rows = []
-        for index in track(range(train + val), "drawing the demo", train + val):
-            split, turn = ("train", index) if index < train else ("val", index - train)
-            tags = choose_tags(turn, np.random.default_rng([seed, index]))
-            name = f"{index + 1:04}"
-            picture, mask = draw_scene(tags, side, (seed, index))
-            _save(picture, work / "images" / f"{name}.jpg", quality=92, subsampling=0)
-            palette_mask = Image.fromarray(mask)
-            palette_mask.putpalette(PALETTE)
-            _save(palette_mask, work / "masks" / f"{name}.png")
-            rows.append((f"images/{name}.jpg", " ".join(tags), split))
-        with (work / "tags.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("image", "tags", "split"), *rows])
-        (work / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8", newline="\n")
-        write_record(work / "demo.json", parameters)
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
+    with hold_folder(folder):
+        if not _is_finished(folder, parameters):  # a killed command's images may be in place only now
+            with writing(folder), changing(folder) as draft:
+                _draw_all(draft.aside, parameters, track)
     return folder
+
+
+def _draw_all(work: Path, parameters: DemoParameters, track: Track) -> None:
+    train, val, seed, side = parameters.train, parameters.val, parameters.seed, parameters.side
+    (work / "images").mkdir()
+    (work / "masks").mkdir()
+    rows = []
+    for index in track(range(train + val), "drawing the demo", train + val):
+        split, turn = ("train", index) if index < train else ("val", index - train)
+        tags = choose_tags(turn, np.random.default_rng([seed, index]))
+        name = f"{index + 1:04}"
+        picture, mask = draw_scene(tags, side, (seed, index))
+        _save(picture, work / "images" / f"{name}.jpg", quality=92, subsampling=0)
+        palette_mask = Image.fromarray(mask)
+        palette_mask.putpalette(PALETTE)
+        _save(palette_mask, work / "masks" / f"{name}.png")
+        rows.append((f"images/{name}.jpg", " ".join(tags), split))
+    with (work / "tags.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("image", "tags", "split"), *rows])
+    (work / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8", newline="\n")
+    write_record(work / "demo.json", parameters)
 
 
 def _save(picture: Image.Image, path: Path, **options: int) -> None:
@@ -132,13 +136,8 @@ def _save(picture: Image.Image, path: Path, **options: int) -> None:
     path.write_bytes(content.getvalue())
 
 
-def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-")
-
-
 def _is_finished(folder: Path, parameters: DemoParameters) -> bool:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or is_unsettled(folder) or (folder.is_dir() and not own_files(folder)):
         return False
     try:
         found = read_record(folder / "demo.json", DemoParameters, "choose another folder", DataError)

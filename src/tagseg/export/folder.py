@@ -10,9 +10,8 @@ from typing import Any, Literal, TextIO
 from tagseg._version import __version__
 from tagseg.data.tars import is_member, open_file
 from tagseg.errors import DataError
-from tagseg.run.folder import LOCK
-from tagseg.run.lock import hold_folder
-from tagseg.system.changes import changing, is_own, is_unsettled
+from tagseg.run.lock import hold_folder, own_files
+from tagseg.system.changes import changing, is_unsettled
 from tagseg.system.files import write_atomically, writing
 from tagseg.system.progress import Track
 from tagseg.system.records import json_text
@@ -47,11 +46,6 @@ def require_replaceable(out: Path, force: bool) -> None:
             raise DataError(f"{out}: exists and was not made by export or import; choose another --out")
         if not force:
             raise DataError(f"{out}: exists; choose another --out or --force")
-
-
-def own_files(folder: Path) -> list[str]:
-    """Return the names of the files and folders in a folder, without those of its lock and of a change of it."""
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_own(path.name))
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ import torch
 
 from tagseg.errors import RunError
 from tagseg.export.card import model_card, weights_licence
-from tagseg.export.folder import own_files, replacing
+from tagseg.export.folder import replacing
 from tagseg.export.int8 import Int8Loss, write_int8_onnx
 from tagseg.export.onnx import write_onnx, write_openvino
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import foreign_config
 from tagseg.run.folder import EXPORTED_WEIGHTS, Run
+from tagseg.run.lock import own_files
 from tagseg.segment.about import ExportedAbout, check_about
 from tagseg.segment.engines import ENGINES_FOLDER
 from tagseg.segment.graph_export import require_exporter

@@ -16,7 +16,8 @@ from tagseg.data.records import Dataset, Sample
 from tagseg.errors import DataError
 from tagseg.masks.localise import READERS, Localised
 from tagseg.masks.make import mask_image
-from tagseg.masks.map_files import map_file, read_array, read_member, write_maps
+from tagseg.masks.map_files import map_file, quantised_maps, read_array, read_maps, read_member, write_maps
+from tagseg.masks.mask_files import mask_file
 from tagseg.masks.resize import refined_size
 from tagseg.run.folder import Run
 from tagseg.settings.crf import CrfSettings
@@ -43,8 +44,9 @@ def import_maps(
 ) -> Localised:
     """Store another method's maps (`localise.maps_from`) of every training image like the run's own.
 
-    See `read_foreign_maps` for the format of the files; images without tags need none. Images that already have maps
-    are skipped, so an interrupted stage resumes. `then` is called with every sample once its maps exist.
+    See `read_foreign_maps` for the format of the files; images without tags need none. An interrupted stage resumes:
+    images that have these maps keep them, and those that have others get these, and lose their masks. `then` is called
+    with every sample once its maps exist.
 
     Raises:
         DataError: naming the folder or file, when an image has no maps or they cannot be used.
@@ -53,13 +55,17 @@ def import_maps(
     files = _find_files(Path(settings.maps_from), [sample for sample in samples if sample.tags])
 
     def take(sample: Sample) -> tuple[Sample, bool]:
-        if map_file(run, sample.id).exists():
-            return sample, False
+        file = map_file(run, sample.id)
         probabilities = settings.maps_hold == "probabilities"
         maps = np.zeros((0, 1, 1), np.float32)  # an image without tags has no maps
         if sample.tags:
             maps = read_foreign_maps(files[sample.id], sample.tags, dataset.classes, probabilities)
-        write_maps(map_file(run, sample.id), maps, sample.tags)
+        if file.exists():
+            if _are_stored(file, maps, sample.tags):
+                return sample, False
+            for folder in (run.masks, run.decided_masks):
+                mask_file(folder, sample.id).unlink(missing_ok=True)
+        write_maps(file, maps, sample.tags)
         return sample, True
 
     started, images = time.monotonic(), 0
@@ -71,6 +77,11 @@ def import_maps(
     pace = images_per_s(images, time.monotonic() - started)
     log.info("localise: maps of %d images from %s, %.1f images/s", images, settings.maps_from, pace)
     return Localised(run.maps, images, pace)
+
+
+def _are_stored(file: Path, maps: Float32[np.ndarray, "k h w"], tags: tuple[int, ...]) -> bool:
+    stored, classes = read_maps(file)
+    return classes == tags and np.array_equal(stored, quantised_maps(maps))
 
 
 def read_foreign_maps(

@@ -11,7 +11,7 @@ from pathlib import Path
 from tagseg.errors import RunError
 from tagseg.run.folder import LOCK
 from tagseg.run.open import is_blank
-from tagseg.system.changes import settle
+from tagseg.system.changes import is_own, settle
 from tagseg.system.files import writing
 
 try:
@@ -60,6 +60,11 @@ def hold_folder(root: Path) -> Iterator[str]:
         if made:
             with contextlib.suppress(OSError):  # removes it only if it is still empty
                 root.rmdir()
+
+
+def own_files(folder: Path) -> list[str]:
+    """Return the names of the files and folders in a folder, without those of its lock and of a change of it."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_own(path.name))
 
 
 @contextlib.contextmanager

@@ -47,7 +47,8 @@ class Manifest(Record, frozen=True, omit_defaults=True, kw_only=True):
     of settings.toml. stages: the finished ones. again: those of them that are to be repeated, because something that
     they show is newer. others: the other commands (see `tagseg.run.stages.OTHERS`).
     calibration_images: ids of all images whose true masks a calibration has seen. round: the number of a round of
-    self-training.
+    self-training. foreign: of a stage that reads another tool's maps or masks, the digest of these when it had (see
+    `foreign_digest`).
     """
 
     tagseg: str = ""
@@ -58,6 +59,7 @@ class Manifest(Record, frozen=True, omit_defaults=True, kw_only=True):
     others: dict[Other, OtherNote] = msgspec.field(default_factory=dict)
     calibration_images: tuple[str, ...] = ()
     round: Count | None = None
+    foreign: dict[Stage, str] = msgspec.field(default_factory=dict)
 
     def with_stage(self, name: Stage, note: StageNote) -> "Manifest":
         """Return the manifest with another finished stage."""
@@ -68,7 +70,9 @@ class Manifest(Record, frozen=True, omit_defaults=True, kw_only=True):
         """Return the manifest without some stages."""
         gone = set(names)
         stages = {key: note for key, note in self.stages.items() if key not in gone}
-        return msgspec.structs.replace(self, stages=stages, again=tuple(one for one in self.again if one not in gone))
+        foreign = {key: digest for key, digest in self.foreign.items() if key not in gone}
+        again = tuple(one for one in self.again if one not in gone)
+        return msgspec.structs.replace(self, stages=stages, foreign=foreign, again=again)
 
     def with_other(self, name: Other, note: OtherNote) -> "Manifest":
         """Return the manifest with the note of a command other than the stages."""
