@@ -67,8 +67,8 @@ def test_the_same_command_ends_with_the_same_bytes(
     monkeypatch.setattr("tagseg.run.lock.fcntl", None)  # this process lives on, and would keep the lock
     run, out, kept = masked_run, tmp_path / "out", tmp_path / "kept"
     change_settings(run, dataclasses.replace(run.settings(), workers=0), force=True)
+    ids = [sample.id for sample in prepare(run).dataset.split("train")]
     if command is decide_and_update:
-        ids = [sample.id for sample in prepare(run).dataset.split("train")]
         for name in ids[:3]:
             record_decision(run, name, Decision("rejected"))
     if command is export_again:

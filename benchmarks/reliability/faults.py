@@ -21,6 +21,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def timeless(manifest: Any) -> str:
         note["files"] = {
             name: digest
             for name, digest in note["files"].items()
-            if not name.endswith(("history.jsonl", "report.html"))
+            if not (name.endswith(("history.jsonl", "report.html")) or fnmatch(name, "*features/[0-9]*.json"))
         }
     return json.dumps(manifest, sort_keys=True)
 

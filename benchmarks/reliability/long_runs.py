@@ -6,16 +6,20 @@ Memory is that of the process when a tenth of the work is done, and at its end; 
 places. PyTorch makes a fifth of the predictions. A day of reviewing is 10,000 images: each is opened with its photo and
 mask and decided, and every tenth decision is taken back. The 254 classes, the most that a mask can hold, have stripes
 in 20 images, which go through every export and, where tagseg reads the format, back; a pixel is wrong if it comes back
-with another class. This benchmark can be interrupted and continued.
+with another class. On a slow disk every file that is opened, flushed, renamed or deleted in the run folder, and every
+folder that is made or listed, takes 50 ms longer, as on a busy network share; the files must be the same. This
+benchmark can be interrupted and continued.
 """
 
 import argparse
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
@@ -23,6 +27,8 @@ from urllib.parse import quote
 import numpy as np
 import torch
 from benchmarks.harness import RUNS, record
+from benchmarks.reliability.fit_kills import draw
+from benchmarks.reliability.scenarios import FROZEN
 from benchmarks.scale.review import DRAWN, make_run, serve
 from PIL import Image
 
@@ -33,6 +39,8 @@ from tagseg.export.formats import MaskFormat, export
 from tagseg.importing.import_masks import import_masks
 from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.networks.segmenters import empty_segmenter
+from tagseg.pipeline import fit
+from tagseg.run.doctor import result_checksums
 from tagseg.run.folder import Run
 from tagseg.run.open import open_run
 from tagseg.segment.graphs import installed
@@ -41,6 +49,8 @@ from tagseg.settings.predict import Engine
 from tagseg.settings.settings import Settings
 from tagseg.training.checkpoint import save_tensors
 
+SLOW_S = 0.05
+_ASKING = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.listdir", "os.truncate")
 CLASSES = 254
 STRIPED = 20
 MASKS = {"yolo-semantic": "masks/train", "hf": "train/masks"}
@@ -75,7 +85,10 @@ def main() -> None:
             figures["reviewing"] = reviewing(Path(folder) / "review", options.decisions)
             keep()
         print(figures["reviewing"], flush=True)
-        figures["exports"] = exports(Path(folder) / "classes")
+        if "exports" not in figures:
+            figures["exports"] = exports(Path(folder) / "classes")
+            keep()
+        figures["slow_disk"] = slow_disk(Path(folder))
     print(record("long_runs", [0], figures, table(figures)).read_text())
 
 
@@ -136,7 +149,7 @@ def reviewing(folder: Path, count: int) -> dict[str, float]:
                     1000 * (time.monotonic() - started) / (count - count // 10 if end else count // 10), 1
                 )
                 started = time.monotonic()
-    found["records_mb"] = round(sum(file.stat().st_size for file in run.root.glob("*.sqlite*")) / 1e6, 1)
+    found["records_mb"] = round(sum(file.stat().st_size for file in run.root.rglob("*.sqlite*")) / 1e6, 1)
     return found
 
 
@@ -214,6 +227,54 @@ def striped_run(folder: Path) -> Run:
     return run
 
 
+def slow_disk(folder: Path) -> dict[str, Any]:
+    """Return the seconds of a fit whose run folder is on a slow disk and of one that is not, how often the disk was
+    asked, and whether the files are the same."""
+    draw(folder / "drawn")
+    found: dict[str, Any] = {"images": len(list((folder / "drawn/images").iterdir()))}
+    for name in ("warm", "quick", "slow"):  # the first one loads what the others have in memory
+        answer, asked = Pipe(duplex=False)
+        child = os.fork()
+        if not child:
+            delays = Delays(folder / name) if name == "slow" else None
+            started = time.monotonic()
+            fit(folder / "drawn", folder / name, FROZEN)
+            asked.send((time.monotonic() - started, delays.count if delays else 0))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, name
+        seconds, count = answer.recv()
+        found |= {f"s_{name}": round(seconds, 1), "operations": count}
+    del found["s_warm"]
+    slow, quick = (result_checksums(Run(folder / name)) for name in ("slow", "quick"))
+    return found | {"identical": slow == quick}
+
+
+class Delays:
+    """Makes every operation of this process on files below a folder slow, and counts them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = f"{folder}{os.sep}"
+        self.count = 0
+        sys.addaudithook(self.audited)
+        flush = os.fsync
+
+        def flushed(file: int) -> None:
+            self.wait()
+            flush(file)
+
+        os.fsync = flushed  # type: ignore[assignment]
+
+    def audited(self, event: str, given: tuple[Any, ...]) -> None:
+        """Wait if the audited step asks the disk."""
+        if event in _ASKING and isinstance(given[0], str | os.PathLike) and str(given[0]).startswith(self.folder):
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait as long as a slow disk takes to answer."""
+        self.count += 1
+        time.sleep(SLOW_S)
+
+
 def table(figures: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
     rows = ["| | MB after a tenth | MB at the end | files after a tenth | at the end |", "|---|---:|---:|---:|---:|"]
@@ -234,6 +295,13 @@ def table(figures: dict[str, Any]) -> str:
             f"| {name} | {'not read by tagseg' if value is None else value} |"
             for name, value in figures["exports"].items()
         ),
+    ]
+    slow = figures["slow_disk"]
+    rows += [
+        "",
+        f"A fit of {slow['images']} drawn images asks the disk {slow['operations']:,} times. Where each answer takes "
+        f"{1000 * SLOW_S:.0f} ms longer it takes {slow['s_slow']} s instead of {slow['s_quick']} s, and its files are "
+        f"{'the same' if slow['identical'] else 'OTHERS'}.",
     ]
     return "\n".join(rows)
 

@@ -164,12 +164,18 @@ def test_result_checksums_leave_out_times_and_nothing_else(run: Run) -> None:
     def write(clock: int, outcome: int) -> dict[str, str]:
         run.report_file.write_text(page.format(clock, outcome))
         (run.network / "history.jsonl").write_text(history.format(clock, outcome))
+        run.features.mkdir(exist_ok=True)
+        (run.features / "000000.json").write_text(f'{{"changed": {clock}, "sha256": "{outcome}"}}')
         return result_checksums(run)
 
     first = write(1, 1)
     assert first == write(2, 1) and "manifest.json" not in first
     other = write(1, 2)
-    assert {name for name in first if first[name] != other[name]} == {"report.html", "network/history.jsonl"}
+    assert {name for name in first if first[name] != other[name]} == {
+        "report.html",
+        "network/history.jsonl",
+        "features/000000.json",
+    }
     (run.masks / "1.bin").write_text("x")
     assert {name for name, digest in result_checksums(run).items() if digest != other[name]} == {"masks/1.bin"}
 

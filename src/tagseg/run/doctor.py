@@ -220,7 +220,8 @@ def result_checksums(run: Run) -> dict[str, str]:
     """Return the checksum of every result of a run by its path, independent of time and memory.
 
     Two runs with the same results have the same checksums. Left out are the manifest (it contains checksums, seconds
-    and memory), the seconds in history.jsonl, and time, memory and the path of the run in report.html.
+    and memory), the seconds in history.jsonl, when a file of cached features was written, and time, memory and the path
+    of the run in report.html.
     """
     found = {}
     for name in sorted(_all_files(run.root)):
@@ -231,10 +232,19 @@ def result_checksums(run: Run) -> dict[str, str]:
             or path.name.startswith(TEMPORARY)
         ):
             continue
-        timeless = _TIMELESS.get(path.name)
+        timeless = _shard_without_time if _is_shard(name) else _TIMELESS.get(path.name)
         text = timeless(path) if timeless else ""
         found[name] = hashlib.sha256(text.encode()).hexdigest() if timeless else checksum(path)
     return found
+
+
+def _is_shard(name: str) -> bool:
+    """Tell whether a path in a run folder is that of a list of cached features."""
+    return re.fullmatch(r"features/\d+\.json", name) is not None
+
+
+def _shard_without_time(path: Path) -> str:
+    return re.sub(r'"changed": \d+', "", path.read_text(encoding="utf-8"))
 
 
 def _history_without_seconds(path: Path) -> str:

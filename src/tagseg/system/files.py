@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tagseg.errors import WriteError
 
@@ -34,11 +35,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         WriteError: see `writing`.
     """
-    with atomic_path(path) as temporary:
-        if isinstance(content, str):
-            temporary.write_text(content, encoding="utf-8")
-        else:
-            temporary.write_bytes(content)
+    with _renamed(path) as temporary, _created(temporary) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -48,18 +48,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: see `writing`.
     """
+    with _renamed(path) as temporary:
+        _created(temporary).close()
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file that becomes `path` if the block succeeds and is deleted if it fails. As few
+    operations as can be: each takes its time on a network share."""
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
-        # A plain `open` gives the file the permissions of the umask; "x" refuses a name that exists.
-        temporary.open("xb").close()
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
+
+
+def _created(path: Path) -> BinaryIO:
+    """Open a new file, and make its folder if there is none."""
+    # A plain `open` gives the file the permissions of the umask; "x" refuses a name that exists.
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 @contextlib.contextmanager
