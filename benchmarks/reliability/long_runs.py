@@ -53,8 +53,8 @@ SLOW_S = 0.05
 _ASKING = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.listdir", "os.truncate")
 CLASSES = 254
 STRIPED = 20
-MASKS = {"yolo-semantic": "masks/train", "hf": "train/masks"}
-"""Where an export has its masks, if photographs of the same names lie beside them."""
+MASKS = {"yolo-semantic": "masks/train", "hf": "train/masks", "cvat": "segmentation_mask_1.1.zip"}
+"""Where an export has its masks, if photographs of the same names or other forms of the masks lie beside them."""
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tagseg.run.decisions import Decision, record_decision
 from tagseg.run.folder import Run
-from tagseg.run.taught import Answer, Places, TaughtFile, record_answer
+from tagseg.run.taught import Answer, Places, TaughtFile, answers, record_answer
 from tagseg.settings.settings import Settings
 from tagseg.system.records import write_record
 
@@ -103,7 +103,7 @@ def decide() -> None:
     record_decision(run, "1", Decision("accepted"), (kept, kept))
     record_decision(run, "2", Decision("open", (1,), 0.4))
     stroke = (Places("4", ((0.2, 0.2), (0.4, 0.4))),)
-    if not run.taught_file.exists():
+    if not answers(run):
         record_answer(run, Answer(kind="brush", meaning="background", places=stroke, radius=0.1))
 
 

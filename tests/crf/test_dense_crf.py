@@ -275,7 +275,7 @@ def test_half_precision_is_refined_like_float32() -> None:
 
 def test_kernels_too_small_for_the_image_are_refused() -> None:
     with pytest.raises(ValueError, match=r"increase crf\.gaussian-sxy"):
-        dense_crf(start(2), picture(0), CrfSettings(1, 3.0, 3.0, 1e-6, 1e-4, 10.0))
+        dense_crf(start(2), picture(0), CrfSettings(1, 3.0, 3.0, 0.01, 0.01, 10.0))
 
 
 def test_functions_are_compiled_where_machine_code_cannot_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def value_of(hint: Any) -> st.SearchStrategy[Any]:
     if hint is float:
         return st.floats(0.05, 0.499)
     if hint is int:
-        return st.integers(2, 500).map(lambda number: number * 32)
+        return st.integers(2, 32).map(lambda number: number * 32)
     return st.booleans() if hint is bool else st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from tagseg.errors import WriteError
-from tagseg.system.files import atomic_path, checksum, files_in, remove_temporary, reserve, write_atomically, writing
+from tagseg.system.files import (
+    atomic_path,
+    checksum,
+    files_in,
+    remove_temporary,
+    reserve,
+    write_atomically,
+    write_output,
+    writing,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +84,26 @@ def test_files_are_listed_in_order_with_their_checksums_without_temporary_ones(t
     assert files_in(tmp_path / "b/1") == [tmp_path / "b/1"] and files_in(tmp_path / "none") == []
     remove_temporary(tmp_path)
     assert not (tmp_path / "b/.writing-3").exists() and len(files_in(tmp_path)) == 2
+
+
+def test_what_killed_writers_left_is_deleted_and_what_others_write_is_not(tmp_path: Path) -> None:
+    dead, other = tmp_path / f".writing-{'0' * 16}.csv", tmp_path / ".writing-mine.csv"
+    for path in (dead, other):
+        path.write_text("half")
+    with atomic_path(tmp_path / "kept.csv") as temporary:
+        temporary.write_text("whole")
+        write_output(tmp_path / "worst.csv", "a,b")
+        assert temporary.exists() and not dead.exists() and other.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-mine.csv", "kept.csv", "worst.csv"]
+    assert (tmp_path / "kept.csv").read_text() == "whole" and (tmp_path / "worst.csv").read_text() == "a,b"
+
+
+def test_a_file_is_written_with_three_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    for name in ("replace", "fsync", "mkdir", "unlink"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real, **b: counted.append(name) or real(*a, **b))
+    write_atomically(tmp_path / "a.txt", "a")
+    assert counted == ["fsync", "replace"], "and one to open it: each takes its time on a network share"
+    write_atomically(tmp_path / "new/folder/a.txt", "a")
+    assert (tmp_path / "new/folder/a.txt").read_text() == "a"

@@ -126,7 +126,7 @@ def worst(
     from tagseg.review.assess import assess
     from tagseg.run.decisions import decisions
     from tagseg.run.folder import Run
-    from tagseg.system.files import write_atomically
+    from tagseg.system.files import write_output
 
     opened = Run(run)
     prepared = prepare(opened)
@@ -141,7 +141,7 @@ def worst(
         show_worst(ranked[:count], len(ranked))
         text = to_csv(ranked)
     if csv is not None:
-        write_atomically(csv, text)
+        write_output(csv, text)
         say(f"Whole list: {csv}")
 
 
@@ -173,7 +173,7 @@ def judge(
     from tagseg.review.foreign import judge_masks
     from tagseg.run.clock import Clock
     from tagseg.run.folder import Run
-    from tagseg.system.files import write_atomically
+    from tagseg.system.files import write_output
 
     run = where
     if not Run(where).manifest_file.exists():
@@ -190,7 +190,7 @@ def judge(
         say(f"{len(found.missing)} training images have no mask in {labels}, such as {found.missing[0]}.")
     show_suspects(found.suspects[:count], read_data_file(Run(run)).classes, len(found.suspects))
     if csv is not None:
-        write_atomically(csv, to_csv(found.worst))
+        write_output(csv, to_csv(found.worst))
         say(f"Whole list: {csv}")
 
 

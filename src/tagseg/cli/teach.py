@@ -106,7 +106,7 @@ def _ask(run: "Run") -> None:
 def _ask_once(lesson: "Lesson") -> bool:
     """Ask about the best question and learn from the reply; return whether to go on."""
     from tagseg.report.overlay import encoded
-    from tagseg.system.files import write_atomically
+    from tagseg.system.files import write_output
     from tagseg.teaching.lesson import answered, name_cluster, news_of, next_questions, take_back
     from tagseg.teaching.pictures import draw_sheet
     from tagseg.teaching.teach import CLUSTER_CROPS, shapes_of
@@ -119,7 +119,7 @@ def _ask_once(lesson: "Lesson") -> bool:
     sheet = draw_sheet(lesson, shapes_of(lesson, found[0].key)[:CLUSTER_CROPS], found[0].tag)
     lesson.run.review.mkdir(exist_ok=True)
     picture = lesson.run.review / "question.jpg"
-    write_atomically(picture, encoded(sheet, "jpeg", quality=88))
+    write_output(picture, encoded(sheet, "jpeg", quality=88))
     say(f"\n{question_text(lesson, found[0])}\n  picture: {picture}")
     try:
         line = input(f"What is it? ({HELP}) ")

@@ -21,7 +21,7 @@ from tagseg.settings.bounds import AtLeastOne, check_value
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.settings import map_kind
-from tagseg.system.files import write_atomically
+from tagseg.system.files import write_output
 from tagseg.system.progress import Track, silent
 from tagseg.training.device import choose_device
 
@@ -75,7 +75,7 @@ def atlas(
     new = [Path(image) for image in images]
     if path != trained.atlas_file:
         _require_free(path, force)
-        write_atomically(path, render_atlas(trained, new, per_class, device, track))
+        write_output(path, render_atlas(trained, new, per_class, device, track))
         return Atlas(path)
     with hold_lock(trained.root) as finished:
         _require_free(path, force or finished == "atlas")

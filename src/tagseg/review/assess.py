@@ -28,7 +28,7 @@ def assess(run: Run, track: Track = silent, prepared: Prepared | None = None) ->
     run.require("segment")
     samples = (prepared or prepare(run)).dataset.split("train")
     known = read_quality(run)
-    if any(sample.id not in known for sample in samples):
+    if any(sample.id not in known for sample in samples) or not _noted(run):
         with hold_lock(run.root):
             known = assess_locked(run, samples, track)
     return {sample.id: known[sample.id] for sample in samples}
@@ -38,11 +38,19 @@ def assess_locked(run: Run, samples: Sequence[Sample], track: Track) -> dict[str
     """Judge those of the images that were not judged yet; return the quality of all that were. The caller holds the
     run's lock."""
     known = read_quality(run)
-    if todo := [sample for sample in samples if sample.id not in known]:
+    todo = [sample for sample in samples if sample.id not in known]
+    if todo or not _noted(run):
         from tagseg.review.judge import judge_images  # PyTorch: not needed to read what is known
 
+        run.store(run.manifest().without_others(["quality"]))
         # Rewritten, so that it ends with a complete line.
         write_quality(run, known.values())
-        known |= {one.id: one for one in judge_images(todo, run, track)}
+        judge_images(todo, run, track)
         run.note("quality")
+        known = read_quality(run)
     return known
+
+
+def _noted(run: Run) -> bool:
+    """Tell whether the scores were complete once, and the manifest knows them."""
+    return "quality" in run.manifest().others

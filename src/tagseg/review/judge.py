@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ def read_judge(run: Run) -> Predictor:
     return dataclasses.replace(predictor, max_side=min(predictor.max_side or JUDGED_SIDE, JUDGED_SIDE))
 
 
-def judge_images(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[ImageQuality]:
+def judge_images(samples: Sequence[Sample], run: Run, track: Track) -> None:
     """Judge the masks of images one by one, and append each result to the run's file of scores.
 
     Raises:
@@ -93,7 +93,6 @@ def judge_images(samples: Sequence[Sample], run: Run, track: Track) -> Iterator[
                 found = judge_evidence(gather_evidence(predictor, source, rule, sample, image, masks), scores)
                 file.write(quality_line(found))
                 file.flush()
-                yield found
 
 
 def expected_iou(probability: Float[np.ndarray, "*l h w"], mask: Bool[np.ndarray, "*l h w"]) -> float:

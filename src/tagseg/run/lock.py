@@ -12,7 +12,7 @@ from tagseg.errors import RunError
 from tagseg.run.folder import LOCK
 from tagseg.run.open import is_blank
 from tagseg.system.changes import is_own, settle
-from tagseg.system.files import writing
+from tagseg.system.files import remove_abandoned, writing
 
 try:
     import fcntl
@@ -53,6 +53,7 @@ def hold_folder(root: Path) -> Iterator[str]:
     made = not root.exists()
     file = _take(root)
     try:
+        remove_abandoned(root)
         yield settle(root)
     finally:
         (root / LOCK).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from tagseg.errors import RunError
 from tagseg.run.decisions import decision_digests
 from tagseg.run.folder import Run
 from tagseg.system.databases import open_database
-from tagseg.system.files import writing
+from tagseg.system.files import remove_abandoned, writing
 from tagseg.system.records import Positive, Record, Share, parse_record, read_record, record_line, write_record
 
 Meant = Literal["class", "background", "mixed", "skip"]
@@ -129,6 +129,7 @@ def export_answers(run: Run, path: Path) -> int:
         WriteError: when the file cannot be written.
     """
     found = tuple(answers(run).values())
+    remove_abandoned(path.parent)
     write_record(path, TaughtFile(1, found))
     return len(found)
 

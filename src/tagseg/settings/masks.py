@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from tagseg.settings.bounds import MaxSide, check_fields
 
@@ -23,7 +23,7 @@ class MaskSettings:
     """For the rule threshold: a pixel below this is background. For posterior maps it is a probability (0.5: class
     and background are equally likely), for others a share of the map's peak."""
 
-    power: Annotated[float, Gt(0)] = 2.0
+    power: Annotated[float, Gt(0), Le(10_000)] = 2.0
     """Exponent of the rule power."""
 
     saliency: bool = False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from tagseg.settings.bounds import check_fields
 
@@ -20,10 +20,10 @@ class RcaSettings:
     contrast: bool = True
     """Train with the contrastive loss between regions and the bank."""
 
-    contrast_weight: Annotated[float, Ge(0)] = 0.1
+    contrast_weight: Annotated[float, Ge(0), Le(10_000)] = 0.1
     """Weight of the contrastive loss."""
 
-    temperature: Annotated[float, Gt(0)] = 0.1
+    temperature: Annotated[float, Ge(0.0001), Le(10_000)] = 0.1
     """Temperature of the contrastive loss."""
 
     negatives: Annotated[int, Ge(0)] = 32_768
@@ -33,7 +33,7 @@ class RcaSettings:
     mix: bool = True
     """Also contrast mixtures of two regions from different images."""
 
-    mix_alpha: Annotated[float, Gt(0)] = 8.0
+    mix_alpha: Annotated[float, Ge(0.0001), Le(10_000)] = 8.0
     """The mixing share is drawn from Beta(alpha, alpha)."""
 
     warmup: Annotated[int, Ge(0)] = 1
@@ -60,7 +60,7 @@ class RcaSettings:
     """Which other regions enter the bank. absolute: none, as in the paper; relative: the more probable half of every
     class's, so that a class which the network seldom sees has regions too."""
 
-    slots: Annotated[int, Ge(1)] = 500
+    slots: Annotated[int, Ge(1), Le(100_000)] = 500
     """Regions that the bank holds per class."""
 
     update: Literal["fifo", "blend"] = "fifo"
@@ -76,7 +76,7 @@ class RcaSettings:
     prototypes: Annotated[int, Ge(1)] = 10
     """Prototypes per class, found by k-means among the class's regions; at most rca.slots."""
 
-    background_prototypes: Annotated[int, Ge(0)] = 0
+    background_prototypes: Annotated[int, Ge(0), Le(100_000)] = 0
     """Prototypes of background, which is more varied than any class (0: as many as rca.prototypes)."""
 
     posterior: Literal["sum", "nearest"] = "sum"
@@ -87,14 +87,14 @@ class RcaSettings:
     """With train.method = frozen: how often the bank is filled. Regions of the first round are found in the class
     activation maps, those of later rounds by the bank of the round before."""
 
-    attention_temperature: Annotated[float, Gt(0)] = 0.1
+    attention_temperature: Annotated[float, Ge(0.0001), Le(10_000)] = 0.1
     """Temperature of the softmax over prototypes."""
 
-    taught_weight: Annotated[float, Gt(0)] = 1.0
+    taught_weight: Annotated[float, Gt(0), Le(10_000)] = 1.0
     """Weight of an entry of the bank that a person taught (`tagseg teach`), relative to one that was mined: how many
     times the attention it gets at the same similarity."""
 
-    taught_sharpness: Annotated[float, Gt(0)] = 3.0
+    taught_sharpness: Annotated[float, Gt(0), Le(10_000)] = 3.0
     """How many times lower the temperature of the posteriors is as soon as anything was taught. The dense CRF gives
     whole objects away where they are only a little likelier than background."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt, Unit
+from annotated_types import Ge, Gt, Le, Lt, Unit
 
 from tagseg.settings.bounds import MaxSide, Scales, check_fields
 
@@ -59,7 +59,7 @@ class SegmentSettings:
     """Batches whose gradients are added up before the weights change. Batch 4 with accumulate 4 learns like batch 16,
     in a quarter of the memory."""
 
-    crop: Annotated[int, Ge(32), Unit("pixels")] = 224
+    crop: Annotated[int, Ge(32), Le(8192), Unit("pixels")] = 224
     """Side of the square training crop in pixels, rounded to the nearest size that the network accepts."""
 
     scale: tuple[_Factor, _Factor] = (0.5, 1.5)

@@ -50,7 +50,7 @@ class Settings:
     """Compile the networks with torch.compile for training. It takes about a minute at the start and makes long
     trainings on a GPU faster; results differ by rounding."""
 
-    workers: Annotated[int, Ge(0)] = field(default_factory=lambda: min(cores(), 8))
+    workers: Annotated[int, Ge(0), Le(1024)] = field(default_factory=lambda: min(cores(), 8))
     """Processes that load images and make masks (0: the main process does both). By default one per core, up to 8."""
 
     cache: bool = True

@@ -39,11 +39,11 @@ class TrainSettings:
     freeze_batch_norm: bool = True
     """Keep the initial statistics and weights of the backbone's batch norms."""
 
-    neck: Annotated[int, Ge(0), Unit("channels")] = 256
+    neck: Annotated[int, Ge(0), Le(65_536), Unit("channels")] = 256
     """Channels of the features that the memory bank stores: the output of a 1x1 convolution with ReLU after the
     backbone (0: no such layer, the backbone's own channels)."""
 
-    head_convs: Annotated[int, Ge(0)] = 0
+    head_convs: Annotated[int, Ge(0), Le(1024)] = 0
     """Number of 3x3 convolutions before the coarse map (the paper has 3)."""
 
     epochs: Annotated[int, Ge(0)] = 0
@@ -52,7 +52,7 @@ class TrainSettings:
     batch: Annotated[int, Ge(1), Unit("images")] = 16
     """Images per training step."""
 
-    crop: Annotated[int, Ge(32), Unit("pixels")] = 225
+    crop: Annotated[int, Ge(32), Le(8192), Unit("pixels")] = 225
     """Side of the square training crop in pixels, rounded to the nearest size that the backbone accepts."""
 
     scale: tuple[_Share, _Share] = (0.35, 1.0)

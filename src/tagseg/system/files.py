@@ -12,6 +12,11 @@ from typing import BinaryIO
 
 from tagseg.errors import WriteError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY = ".writing-"
 """Prefix of the names of files while they are written."""
 
@@ -35,10 +40,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         WriteError: see `writing`.
     """
-    with _renamed(path) as temporary, _created(temporary) as file:
+    with _renamed(path) as (_, file):
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file where a person asked for it: as `write_atomically`, and what killed commands left beside it goes.
+
+    Raises:
+        WriteError: see `writing`.
+    """
+    remove_abandoned(path.parent)
+    write_atomically(path, content)
 
 
 @contextlib.contextmanager
@@ -48,21 +63,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: see `writing`.
     """
-    with _renamed(path) as temporary:
-        _created(temporary).close()
+    with _renamed(path) as (temporary, _):
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb") as file:  # the block may have replaced the one that was made here
             os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file that becomes `path` if the block succeeds and is deleted if it fails. As few
-    operations as can be: each takes its time on a network share."""
+def _renamed(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Yield a new temporary file, its path and the file itself, that becomes `path` if the block succeeds and is
+    deleted if it fails. As few operations as can be: each takes its time on a network share."""
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
-    with writing(path):
+    with writing(path), contextlib.ExitStack() as opened:
         try:
-            yield temporary
+            file = opened.enter_context(_created(temporary))
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # network file systems without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield temporary, file
+            if fcntl is None:
+                file.close()  # where there are no such locks, an open file cannot be renamed
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -77,6 +97,17 @@ def _created(path: Path) -> BinaryIO:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("xb")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files directly in a folder that nobody is writing any more: their writers were killed."""
+    if fcntl is None or not folder.is_dir():
+        return
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if _MADE.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
+            with contextlib.suppress(OSError), leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer holds it
+                leftover.unlink()
 
 
 @contextlib.contextmanager
