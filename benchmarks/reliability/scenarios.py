@@ -52,8 +52,9 @@ class Scenario:
     """A command to be killed, and what follows it.
 
     name: of the scenario. command: of the command line. calls: the command, and those that follow. prepare: what is
-    done in the work folder before. base: whether the finished run is there. patched: replacements, so that a command
-    that would take minutes takes seconds; by their dotted names.
+    done in the work folder before. base: whether the finished run is there. repeatable: whether the command does
+    nothing more if it is called again after it has done all. patched: replacements, so that a command that would take
+    minutes takes seconds; by their dotted names.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Scenario:
     calls: tuple[Call, ...]
     prepare: Callable[[], None] | None = None
     base: bool = True
+    repeatable: bool = True
     patched: tuple[tuple[str, object], ...] = ()
 
     @contextlib.contextmanager
@@ -219,7 +221,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("worst", "worst", ("worst run --csv worst.csv",), forget_scores),
     Scenario("calibrate", "calibrate", (f"calibrate run --masks {DATA}/masks",)),
     Scenario("calibrate --apply, then fit", "calibrate", (f"calibrate run --masks {DATA}/masks --apply", FIT),
-             patched=(("tagseg.evaluate.gain.Calibration.certain", True),)),
+             patched=(("tagseg.evaluate.gain.Calibration.certain", True),), repeatable=False),
     Scenario("judge", "judge", (f"judge run --labels {DATA}/masks --csv judged.csv",)),
     Scenario("atlas", "atlas", ("atlas run --per-class 3",)),
     Scenario("atlas --force", "atlas", ("atlas run --per-class 2 --force",)),

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from tagseg.settings.crf import CrfSettings
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
+from tagseg.system.changes import is_unsettled
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import silent
 
@@ -154,6 +157,27 @@ def test_apply_changes_the_settings_and_discards_masks_and_later(
     with pytest.raises(SystemExit):
         main([*command, "--apply"])
     assert "Nothing changed." in capsys.readouterr().out
+
+
+def test_a_killed_calibration_that_counted_is_not_made_again_from_its_own_settings(
+    made: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_before: Callable[[int], AbstractContextManager[list[int]]],
+) -> None:
+    monkeypatch.setattr("tagseg.run.lock.fcntl", None)  # this process lives on, and would keep the lock
+    with run.stage("masks"):
+        write_atomically(run.masks / "x.png", "old")
+    other = Run(Path(shutil.copytree(run.root, tmp_path / "other")))
+    with killed_before(10_000) as count:
+        found = calibrate(run.root, made / "cut", apply=True)
+    with killed_before(count[0] - 3):
+        calibrate(other.root, made / "cut", apply=True)
+    assert is_unsettled(other.root)
+    again = calibrate(other.root, made / "cut", apply=True)
+    assert again.table() == found.table() and again.recommended == found.recommended == other.settings()
+    assert other.calibration_file.read_bytes() == run.calibration_file.read_bytes() and not other.masks.exists()
 
 
 def test_calibration_images_are_recorded_permanently(made: Path, run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tagseg.data.prepare import Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
-from tagseg.evaluate.gain import Calibration, Candidate, choices, measure_gain, pooled_miou
+from tagseg.evaluate.gain import Calibration, Candidate, choices, measure_gain, pooled_miou, read_calibration
 from tagseg.evaluate.iou import confusion
 from tagseg.masks.make import mask_sample
 from tagseg.run.folder import Run
@@ -63,11 +63,14 @@ def calibrate(root: str | Path, masks: str | Path, apply: bool = False, track: T
     """
     run = Run(Path(root))
     run.require("localise")
-    with hold_lock(run.root):
-        return _calibrate(run, Path(masks), apply, track)
+    asked = f"calibrate {Path(masks).resolve()}{' --apply' if apply else ''}"
+    with hold_lock(run.root) as finished:
+        if finished == asked:  # a killed one of the same words had chosen: its settings are the present ones now
+            return read_calibration(run)
+        return _calibrate(run, Path(masks), apply, track, asked)
 
 
-def _calibrate(run: Run, masks: Path, apply: bool, track: Track) -> Calibration:
+def _calibrate(run: Run, masks: Path, apply: bool, track: Track, asked: str) -> Calibration:
     settings, prepared = run.settings(), prepare(run)
     if settings.masks.saliency:
         require_saliency(prepared.dataset, settings.data, "masks.saliency")
@@ -81,7 +84,7 @@ def _calibrate(run: Run, masks: Path, apply: bool, track: Track) -> Calibration:
     best = {one: choices(np.stack([counts[other] for other in group])) for one, group in groups.items()}
     chosen = [groups[favourite][best[favourite][fold]] for fold, favourite in enumerate(favourites)]
     found = _judge(settings, samples, counts, chosen)
-    with run.changing() as (_, draft):
+    with run.changing(asked) as (_, draft):
         found.save(draft)
         if apply and found.recommended != settings:
             draft_settings(run, draft, found.recommended, force=True, first="masks")

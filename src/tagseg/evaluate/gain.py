@@ -13,7 +13,7 @@ from tagseg.run.draft import RunDraft
 from tagseg.run.folder import Run
 from tagseg.run.stages import OTHERS
 from tagseg.settings.settings import Settings
-from tagseg.system.records import Count, Number, Record, Share, record_values
+from tagseg.system.records import Count, Number, Record, Share, read_record, record_values
 
 CONFIDENCE = 0.95
 """Probability that the interval of a gain contains the true gain."""
@@ -124,13 +124,13 @@ class Calibration:
         ]
         for candidate in sorted(self.candidates, key=lambda candidate: -candidate.miou):
             flags = f"`{candidate.flags}`" if candidate.flags else "(present)"
-            lines.append(f"| {candidate.name} | {flags} | {100 * candidate.miou:.1f} | {candidate.folds} |")
+            lines.append(f"| {candidate.name} | {flags} | {_per_cent(candidate.miou):.1f} | {candidate.folds} |")
         gain = self.gain
         lines += [
             "",
             "The best of many candidates looks too good on the images it was chosen with. On images left out of the "
-            f"choice, the chosen settings score {100 * gain.chosen:.1f} and the present settings "
-            f"{100 * gain.present:.1f}: a gain of {gain.text()} with {CONFIDENCE:.0%} confidence. When the choice was "
+            f"choice, the chosen settings score {_per_cent(gain.chosen):.1f} and the present settings "
+            f"{_per_cent(gain.present):.1f}: a gain of {gain.text()} with {CONFIDENCE:.0%} confidence. When the choice was "
             f"repeated in {RESAMPLES:,} resamples of the images, it was better on the images outside the resample "
             f"{gain.better:.0%} of the time.",
             "",
@@ -171,6 +171,22 @@ class Calibration:
         """Return the result as plain values, with mIoU in per cent rounded to two decimals."""
         values = record_values(self.to_record())
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def read_calibration(run: Run) -> Calibration:
+    """Return the last calibration of a run, rounded as it was written; `recommended` are the run's present settings.
+
+    Raises:
+        RunError: when calibration.json is missing or damaged.
+    """
+    found = read_record(run.calibration_file, CalibrationFile, "tagseg calibrate writes it again")
+    candidates = tuple(Candidate(one.name, one.flags, one.miou / 100, one.folds) for one in found.candidates)
+    present, chosen, low, high = (
+        value / 100
+        for value in (found.present_left_out, found.chosen_left_out, found.gain_low_left_out, found.gain_high_left_out)
+    )
+    gain = Gain(present, chosen, low, high, found.better_share)
+    return Calibration(found.images, candidates, found.best, gain, run.settings())
 
 
 def _per_cent(share: float) -> float:
@@ -249,4 +265,4 @@ def _resample(
 
 def _points(share: float) -> str:
     # Adding 0.0 turns -0.0 into 0.0.
-    return f"{round(100 * share, 1) + 0.0:+.1f}"
+    return f"{round(_per_cent(share), 1) + 0.0:+.1f}"

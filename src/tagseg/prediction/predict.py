@@ -129,7 +129,7 @@ def _predict(
     track: Track,
 ) -> Predictions:
     opened = open_predictor(run, asked, partial(_some_pictures, found, options), len(found))
-    log.info("computed by %s: %s", opened.engine, opened.why)
+    log.debug("computed by %s: %s", opened.engine, opened.why)
     predictor = opened.predictor
     todo, lines = (pending_images if options.format == "png" else pending_rows)(found, out, options)
     written = _write_outcomes(_outcomes(predictor, run, found, todo, options), out, found, todo, options)
