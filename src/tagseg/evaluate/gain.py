@@ -130,8 +130,8 @@ class Calibration:
             "",
             "The best of many candidates looks too good on the images it was chosen with. On images left out of the "
             f"choice, the chosen settings score {_per_cent(gain.chosen):.1f} and the present settings "
-            f"{_per_cent(gain.present):.1f}: a gain of {gain.text()} with {CONFIDENCE:.0%} confidence. When the choice was "
-            f"repeated in {RESAMPLES:,} resamples of the images, it was better on the images outside the resample "
+            f"{_per_cent(gain.present):.1f}: a gain of {gain.text()} with {CONFIDENCE:.0%} confidence. When the choice "
+            f"was repeated in {RESAMPLES:,} resamples of the images, it was better on the images outside the resample "
             f"{gain.better:.0%} of the time.",
             "",
             self.advice(),
