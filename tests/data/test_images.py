@@ -20,9 +20,11 @@ from tagseg.data.images import (
     reduction,
 )
 from tagseg.data.locate import find_image
+from tagseg.data.read import read_dataset
 from tagseg.data.records import CocoMask, Dataset, Sample
 from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
+from tagseg.settings.data import DataSettings
 
 GREY_16 = np.array([[0, 32768, 65535]], np.uint16)
 ORIENTATIONS = {
@@ -335,3 +337,20 @@ def png_16(values: np.ndarray) -> bytes:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photographs_of_telephones_are_read_upright(orientation: int, tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="needs tagseg[heic]")
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[:30, :50], pixels[30:, 50:] = (255, 0, 0), (0, 0, 255)
+    turned, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x112] = orientation
+    turned.save(tmp_path / "a.png", exif=exif)
+    heif.from_pillow(turned).save(tmp_path / "a.HEIC", quality=95, exif=exif.tobytes())
+    expected, found = (np.asarray(read_image(tmp_path / name)).astype(int) for name in ("a.png", "a.HEIC"))
+    assert found.shape == expected.shape and np.abs(found - expected).mean() < 1
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "tags.csv").write_text("image,tags\na.HEIC,red\n")
+    (sample,) = read_dataset(tmp_path, DataSettings(min_images=1)).samples
+    assert sample.image.name == "a.HEIC"

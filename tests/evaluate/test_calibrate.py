@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from tagseg.cli.main import main
 from tagseg.data.prepare import prepare
@@ -157,6 +159,17 @@ def test_apply_changes_the_settings_and_discards_masks_and_later(
     with pytest.raises(SystemExit):
         main([*command, "--apply"])
     assert "Nothing changed." in capsys.readouterr().out
+
+
+def test_a_terminal_shows_a_table_that_fits(made: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr("tagseg.cli.review.out", Console(file=shown, force_terminal=True, width=80, color_system=None))
+    with pytest.raises(SystemExit) as leaving:
+        main(["calibrate", str(run.root), "--masks", str(made / "cut")])
+    lines = shown.getvalue().splitlines()
+    assert not leaving.value.code and max(map(len, lines)) <= 80
+    assert any("cut 0.7, no CRF" in line and "│" in line for line in lines)
+    assert "Change the settings: --masks.background threshold --masks.threshold 0.7" in " ".join(lines)
 
 
 def test_a_killed_calibration_that_counted_is_not_made_again_from_its_own_settings(

@@ -105,7 +105,7 @@ def import_masks(
             )  # fmt: skip
         done = {sample.id for sample, _ in matched}
         rest = [sample for sample in prepared.dataset.split("train") if with_pseudo and sample.id not in done]
-        for sample in track(rest, "add pseudo-masks", len(rest)):
+        for sample in track(rest, "add pseudo-masks", len(rest)) if rest else ():
             labelled = dataclasses.replace(sample, mask=mask_file(owner.final().masks, sample.id))
             write_mask(mask_file(temporary, sample.id), load_mask(labelled, own, prepared.sizes[sample.id]))
     return Imported(Path(out), len(done), len(rest))

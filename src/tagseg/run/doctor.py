@@ -74,14 +74,18 @@ class Checkup:
         for part in dict.fromkeys([*self.finished, *self.unfinished, *(one.part for one in self.damage)]):
             mine = [one for one in self.damage if one.part == part]
             if part in self.unfinished:
-                found.append(f"{part}: not finished, {self.unfinished[part]} files so far")
+                found.append(f"{part}: not finished, {_files(self.unfinished[part])} so far")
             else:
-                found.append(f"{part}: {self.finished.get(part, 0)} files, {len(mine) or 'none'} damaged")
+                found.append(f"{part}: {_files(self.finished.get(part, 0))}, {len(mine) or 'none'} damaged")
             found += [f"  {one.kind}: {one.file}" for one in mine[:SHOWN]]
             found += [f"  and {len(mine) - SHOWN} more"] if len(mine) > SHOWN else []
         if self.temporary:
             found.append(f"{len(self.temporary)} temporary files of a killed process; the next command deletes them")
         return [*found, *self.advice]
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"
 
 
 def examine(root: str | Path, track: Track = silent) -> Checkup:
