@@ -117,7 +117,7 @@ def test_a_killed_run_is_unfinished_but_not_damaged(run: Run) -> None:
     assert found(checkup) == set() and checkup.unfinished == {"masks": 1}
     assert checkup.temporary == ("masks/.writing-1.png",)
     lines = checkup.lines()
-    assert "masks: not finished, 1 files so far" in lines
+    assert "masks: not finished, 1 file so far" in lines
     assert lines[-1].startswith("Nothing is damaged. Continue with tagseg fit ")
 
 
