@@ -52,8 +52,8 @@ class Scenario:
     """A command to be killed, and what follows it.
 
     name: of the scenario. command: of the command line. calls: the command, and those that follow. prepare: what is
-    done in the work folder before. base: whether the finished run is there. repeatable: whether the command does
-    nothing more if it is called again after it has done all. patched: replacements, so that a command that would take
+    done in the work folder before. base: whether the finished run is there. repeatable: whether the command may
+    be called again after it has done all, and does nothing more then. patched: replacements, so that a command that would take
     minutes takes seconds; by their dotted names.
     """
 
@@ -234,7 +234,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("push --dry-run", "push", ("push run --to owner/cats --dry-run",)),
     Scenario("export", "export", ("export run --to coco --out out --images copy",)),
     Scenario("export --force", "export", ("export run --to cvat --out out --force",), exported),
-    Scenario("export after decisions, then fit", "export", ("export run --to voc --out out", FIT), decide),
+    Scenario("export after decisions, then fit", "export", ("export run --to voc --out out", FIT), decide,
+             repeatable=False),
     Scenario("import", "import", ("import drawn --run run --out out --with-pseudo",), copy_masks),
     Scenario("labelstudio", "labelstudio", (correct,)),
     *(Scenario(f"{stage} --force, then fit", stage, (f"{stage} run --force", FIT))
