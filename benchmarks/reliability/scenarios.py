@@ -52,9 +52,9 @@ class Scenario:
     """A command to be killed, and what follows it.
 
     name: of the scenario. command: of the command line. calls: the command, and those that follow. prepare: what is
-    done in the work folder before. base: whether the finished run is there. repeatable: whether the command may
-    be called again after it has done all, and does nothing more then. patched: replacements, so that a command that would take
-    minutes takes seconds; by their dotted names.
+    done in the work folder before. base: whether the finished run is there. repeatable: whether the command may be
+    called again after it has done all, and does nothing more then. patched: replacements, so that a command that would
+    take minutes takes seconds; by their dotted names.
     """
 
     name: str
