@@ -163,13 +163,14 @@ def test_apply_changes_the_settings_and_discards_masks_and_later(
 
 def test_a_terminal_shows_a_table_that_fits(made: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
-    monkeypatch.setattr("tagseg.cli.review.out", Console(file=shown, force_terminal=True, width=80, color_system=None))
+    monkeypatch.setattr("tagseg.cli.app.out", Console(file=shown, force_terminal=True, width=80, color_system=None))
     with pytest.raises(SystemExit) as leaving:
         main(["calibrate", str(run.root), "--masks", str(made / "cut")])
     lines = shown.getvalue().splitlines()
     assert not leaving.value.code and max(map(len, lines)) <= 80
     assert any("cut 0.7, no CRF" in line and "│" in line for line in lines)
     assert "Change the settings: --masks.background threshold --masks.threshold 0.7" in " ".join(lines)
+    assert "|---|" not in shown.getvalue()
 
 
 def test_a_killed_calibration_that_counted_is_not_made_again_from_its_own_settings(

@@ -7,20 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from tagseg.data.foreign import foreign_digest
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import prepare
 from tagseg.errors import WriteError
 from tagseg.export.brush import decode_brush
 from tagseg.export.labelstudio import mask_regions
 from tagseg.importing.match import ImageNames
-from tagseg.live.labelstudio import Backend, make_backend_app
-from tagseg.masks.mask_files import mask_file
+from tagseg.live.labelstudio import Backend, make_backend_app, open_backend
+from tagseg.masks.mask_files import mask_file, write_mask
 from tagseg.networks.segmenters import Segmenter
 from tagseg.run.folder import Run
+from tagseg.run.manifest import StageNote
 from tagseg.segment.predictor import Predictor
 
 TOKEN = "a-token-of-tests"
@@ -133,3 +136,52 @@ def test_it_learns_from_a_run_with_rounds_of_self_training(backend: Backend, mon
     monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
     backend._learn()
     assert [one.segment.rounds for one in learned] == [1]
+
+
+def test_the_second_learning_keeps_the_masks_that_self_training_had_improved(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = backend.run.root.with_name("run.corrected")
+    settings = backend.run.settings()
+    learning = dataclasses.replace(settings.segment, labels=str(labels.resolve()))
+    backend.run.settings_file.write_text(dataclasses.replace(settings, segment=learning).to_toml())
+    improved, drawn = np.full((6, 8), 1, np.uint8), np.full((6, 8), 2, np.uint8)
+    write_mask(mask_file(labels, "cat/1"), improved)
+    write_mask(mask_file(backend.corrections, "dog/ä b"), drawn)
+    monkeypatch.setattr("tagseg.live.labelstudio.run_stage", lambda *_, **__: None)
+    monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
+    backend._learn()
+    assert np.array_equal(read_mask_file(mask_file(labels, "cat/1")), improved)
+    assert np.array_equal(read_mask_file(mask_file(labels, "dog/ä b")), drawn)
+
+
+def test_learning_that_was_killed_goes_on_when_the_backend_opens(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, labels = backend.run, backend.run.root.with_name("run.corrected")
+    settings = run.settings()
+    learning = dataclasses.replace(settings.segment, labels=str(labels.resolve()))
+    run.settings_file.write_text(dataclasses.replace(settings, segment=learning).to_toml())
+    run.store(run.manifest().without_stages(["segment"]))
+    (labels / "dog").mkdir(parents=True)
+    abandoned = labels / f"dog/.writing-{'0' * 16}.png"
+    abandoned.write_bytes(b"half")
+    learned: list[Any] = []
+
+    def learn(*given: Any, **more: Any) -> None:
+        learned.append((given, more))
+        digest = foreign_digest(labels, backend.prepared.dataset.split("train"))
+        learnt = run.manifest().with_stage("segment", StageNote())
+        run.store(msgspec.structs.replace(learnt, foreign={"segment": digest}))
+
+    monkeypatch.setattr("tagseg.live.labelstudio.run_stage", learn)
+    monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
+    monkeypatch.setattr("tagseg.live.labelstudio._version", lambda _: "tagseg-2")
+    assert open_backend(run.root).version == "tagseg-2" and not abandoned.exists()
+    assert learned == [((run.root, "segment"), {"force": False})]
+    open_backend(run.root)
+    assert len(learned) == 1, "nothing has changed"
+    # It was killed after more masks were corrected, before it began to learn from them.
+    write_mask(mask_file(labels, "cat/1"), np.full((6, 8), 2, np.uint8))
+    open_backend(run.root)
+    assert learned[1:] == [((run.root, "segment"), {"force": True})]

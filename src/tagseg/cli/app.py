@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -9,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tagseg._version import __version__
@@ -178,6 +181,37 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder made by tagse
 def say(line: str) -> None:
     """Print a line as it is, without markup."""
     out.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def say_tables(text: str) -> None:
+    """Print text with tables in Markdown: in a terminal as tables that fit into it, elsewhere as it is."""
+    if not out.is_terminal:
+        say(text)
+        return
+    for is_table, lines in itertools.groupby(text.splitlines(), lambda line: line.startswith("|")):
+        if is_table:
+            out.print(_table(*map(_cells, lines)))
+        else:
+            out.print(printable("\n".join(lines)), markup=False, highlight=False)
+
+
+def _table(names: list[Text], marks: list[Text], *rows: list[Text]) -> Table:
+    table = Table()
+    for name, mark in zip(names, marks, strict=True):
+        table.add_column(name, justify="right" if mark.plain.endswith(":") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cells(line: str) -> list[Text]:
+    """Return the cells of a row in Markdown as they are to be seen."""
+    inner = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+    bold = [cell.startswith("**") and cell.endswith("**") for cell in inner]
+    return [
+        Text(printable(cell.strip("*" if is_bold else "`")), style="bold" if is_bold else "")
+        for cell, is_bold in zip(inner, bold, strict=True)
+    ]
 
 
 def complain(line: str, style: str = "yellow") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import START, Force, Options, Processes, SettingsFile, command, say
+from tagseg.cli.app import START, Force, Options, Processes, SettingsFile, command, say, say_tables
 from tagseg.run.clock import Clock
 from tagseg.run.stages import STAGES, Stage
 from tagseg.settings.presets import Preset, Quality
@@ -66,9 +66,9 @@ def fit(
         say(f"Done up to stage {until}: {out}")
         return
     fitted = fit(data, out, settings, force, Clock(), processes=processes)
-    say(fitted.evaluation.table())
+    say_tables(fitted.evaluation.table())
     if verdicts := class_verdicts(Run(fitted.run)):
-        say(verdict_table(verdicts))
+        say_tables(verdict_table(verdicts))
     say(f"Masks      {fitted.masks}")
     say(f"Report     {fitted.report}")
     say(f"Review     tagseg review {out}")

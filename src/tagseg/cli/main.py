@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from rich.logging import RichHandler
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else list(argv)
     handler.addFilter(partial(_is_shown, _take_verbose(arguments)))
     handler.addFilter(make_printable)
+    handler.addFilter(_once())
     logging.getLogger("tagseg").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries; our own message follows
     number, count = launched()
@@ -118,6 +119,20 @@ def _take_verbose(arguments: list[str]) -> bool:
     shown = any(flag in arguments for flag in _VERBOSE)
     arguments[:] = [argument for argument in arguments if argument not in _VERBOSE]
     return shown
+
+
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """Return a filter that lets every warning pass once: each stage that opens a network says the same about it."""
+    seen = set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno < logging.WARNING or text not in seen:
+            seen.add(text)
+            return True
+        return False
+
+    return is_new
 
 
 def _is_shown(details: bool, record: logging.LogRecord) -> bool:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from tagseg.cli.app import CHECK, RunFolder, command, name_text, out, say
+from tagseg.cli.app import CHECK, RunFolder, command, name_text, out, say, say_tables
 from tagseg.settings.bounds import AtLeastOne, Port
 from tagseg.system.progress import bars
 
 if TYPE_CHECKING:
-    from tagseg.evaluate.gain import Calibration
     from tagseg.evaluate.ranking import Worst
     from tagseg.evaluate.suspects import Suspect
 
@@ -209,18 +208,6 @@ def show_worst(ranked: list["Worst"], total: int) -> None:
     out.print(table)
 
 
-def show_calibration(found: "Calibration") -> None:
-    """Print the mask settings that were tried as a table, and what the best ones gain."""
-    table = Table()
-    table.add_column("mask settings")
-    for column in ("mIoU", "folds"):
-        table.add_column(column, justify="right")
-    for one in found.ranked():
-        table.add_row(f"{one.name}{'' if one.flags else ' (present)'}", f"{100 * one.miou:.1f}", str(one.folds))
-    for part in (found.heading(), table, found.conclusion(), found.advice()):
-        out.print(part, markup=False, highlight=False)
-
-
 def show_suspects(suspects: list["Suspect"], classes: tuple[str, ...], total: int) -> None:
     """Print suspect tags as a table."""
     if not total:
@@ -263,10 +250,7 @@ def calibrate(
     from tagseg.evaluate.calibrate import calibrate
 
     found = calibrate(run, masks, apply, bars)
-    if out.is_terminal:
-        show_calibration(found)
-    else:
-        say(found.table())
+    say_tables(found.table())
     if apply and found.certain:
         say(f"Settings changed; masks and later stages discarded. Continue: tagseg fit DATA --out {run}")
     elif apply:

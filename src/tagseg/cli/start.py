@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from tagseg.cli.app import START, Options, SettingsFile, command, name_text, out, say
+from tagseg.cli.app import START, Options, SettingsFile, command, name_text, out, say, say_tables
 from tagseg.run.clock import Clock
 from tagseg.settings.settings import Settings
 from tagseg.system.files import as_bytes
@@ -48,7 +48,7 @@ def demo(
     say("The demo draws its own images and trains small networks from scratch. Its figures show what each step does,")
     say("not what tagseg reaches on photographs with pretrained weights.")
     fitted = run_demo(out, seed, device, Clock(), quick)
-    say(fitted.evaluation.table())
+    say_tables(fitted.evaluation.table())
     say(f"Picture    {out / PICTURE}")
     say(f"Report     {fitted.report}")
 

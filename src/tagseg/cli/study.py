@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tagseg.cli.app import RESEARCH, Force, Options, Processes, SettingsFile, app, command, say
+from tagseg.cli.app import RESEARCH, Force, Options, Processes, SettingsFile, app, command, say, say_tables
 from tagseg.settings.bounds import AtLeastOne
 from tagseg.settings.settings import Settings
 from tagseg.studies.bench.protocols import BackboneName, Method, Name
@@ -44,7 +44,7 @@ def ablate(
     if first_seed is not None:
         settings = dataclasses.replace(settings, seed=first_seed)
     done = ablate(data, out, settings, seeds, bars, arms.split(","), force)
-    say(done.table())
+    say_tables(done.table())
     say(f"Table and picture: {out / 'ablation.md'}, {out / 'ablation.svg'}")
 
 
@@ -91,7 +91,7 @@ def bench(
     record = PROTOCOLS[protocol]
     if check or not data.is_dir():
         found = check_data(data, record, settings)
-        say(found.table())
+        say_tables(found.table())
         found.require()
         return
     from tagseg.studies.bench.run import bench as follow
@@ -99,5 +99,5 @@ def bench(
     call = shlex.join([app.name[0], *sys.argv[1:]])
     folder = out or Path("runs") / f"{protocol}_{method}_{backbone}"
     done = follow(data, folder, record, settings, seeds, crf, force, bars, call, processes)
-    say(done.table())
+    say_tables(done.table())
     say(f"Table: {folder / 'bench.md'}")

@@ -113,35 +113,30 @@ class Calibration:
             return f"Keep the present settings: the gain of {best.flags}, {self.gain.text()}, is not certain."
         return f"Change the settings: {best.flags} gains {self.gain.text()}."
 
-    def ranked(self) -> list[Candidate]:
-        """Return the candidates, the best first."""
-        return sorted(self.candidates, key=lambda candidate: -candidate.miou)
-
-    def heading(self) -> str:
-        """Say what the candidates' figures are."""
-        return (
+    def table(self) -> str:
+        """Return candidates, cross-validation and advice as Markdown, mIoU in per cent."""
+        lines = [
             f"Masks of {len(self.images)} training images against their true masks: pooled mIoU in per cent, "
-            "including background. Folds: how often the candidate was chosen with one image left out."
-        )
-
-    def conclusion(self) -> str:
-        """Say what the choice gains on images that were left out of it."""
+            "including background. Folds: how often the candidate was chosen with one image left out.",
+            "",
+            "| mask settings | flags | mIoU | folds |",
+            "|---|---|---:|---:|",
+        ]
+        for candidate in sorted(self.candidates, key=lambda candidate: -candidate.miou):
+            flags = f"`{candidate.flags}`" if candidate.flags else "(present)"
+            lines.append(f"| {candidate.name} | {flags} | {_per_cent(candidate.miou):.1f} | {candidate.folds} |")
         gain = self.gain
-        return (
+        lines += [
+            "",
             "The best of many candidates looks too good on the images it was chosen with. On images left out of the "
             f"choice, the chosen settings score {_per_cent(gain.chosen):.1f} and the present settings "
             f"{_per_cent(gain.present):.1f}: a gain of {gain.text()} with {CONFIDENCE:.0%} confidence. When the choice "
             f"was repeated in {RESAMPLES:,} resamples of the images, it was better on the images outside the resample "
-            f"{gain.better:.0%} of the time."
-        )
-
-    def table(self) -> str:
-        """Return candidates, cross-validation and advice as Markdown, mIoU in per cent."""
-        lines = [self.heading(), "", "| mask settings | flags | mIoU | folds |", "|---|---|---:|---:|"]
-        for candidate in self.ranked():
-            flags = f"`{candidate.flags}`" if candidate.flags else "(present)"
-            lines.append(f"| {candidate.name} | {flags} | {_per_cent(candidate.miou):.1f} | {candidate.folds} |")
-        return "\n".join([*lines, "", self.conclusion(), "", self.advice()]) + "\n"
+            f"{gain.better:.0%} of the time.",
+            "",
+            self.advice(),
+        ]
+        return "\n".join(lines) + "\n"
 
     def save(self, draft: RunDraft) -> None:
         """Write calibration.json and calibration.md to the run, and record the images, which are never scored again."""

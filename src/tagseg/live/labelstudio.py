@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from tagseg.data.prepare import Prepared, prepare
+from tagseg.data.prepare import DataChanged, Prepared, prepare
 from tagseg.data.records import Sample
 from tagseg.data.true_masks import load_mask
 from tagseg.errors import DataError
@@ -34,8 +34,11 @@ from tagseg.masks.mask_files import mask_file, write_classes, write_mask
 from tagseg.pipeline import run_stage
 from tagseg.review.server import listen, serve_page
 from tagseg.run.folder import Run
+from tagseg.run.lock import hold_lock
 from tagseg.segment.load import load
 from tagseg.segment.predictor import Predictor
+from tagseg.system.changes import is_unsettled
+from tagseg.system.files import remove_abandoned
 from tagseg.system.records import parse_json
 
 log = logging.getLogger(__name__)
@@ -107,7 +110,7 @@ class Backend:
         return True
 
     def _learn(self) -> None:
-        labels = self.run.root.with_name(f"{self.run.root.name}.corrected")
+        labels = _labels(self.run)
         try:
             with self.writing:
                 _add_own_masks(self.run, self.prepared, self.corrections, labels)
@@ -129,14 +132,22 @@ class Backend:
 
 def open_backend(run: str | Path, corrections: str | Path | None = None, device: str = "auto") -> Backend:
     """Return the backend of a run with a trained segmenter; corrected masks go to `corrections`, by default next to the
-    run.
+    run. If a process was killed while it learned from corrections, that is done first.
 
     Raises:
         RunError: when the run has no segmentation network.
     """
     opened = Run(Path(run))
-    predictor, prepared = load(opened.root, device), prepare(opened)
     folder = Path(corrections) if corrections else opened.root.with_name(f"{opened.root.name}.labelstudio")
+    for place in (folder, _labels(opened)):
+        remove_abandoned(place, below=True)
+    if is_unsettled(opened.root):
+        with hold_lock(opened.root):  # finishes the change of a killed process
+            pass
+    if _was_interrupted(opened):
+        log.info("%s: learning from corrections was interrupted and goes on", opened.root)
+        run_stage(opened.root, "segment", force=opened.done("segment"))
+    predictor, prepared = load(opened.root, device), prepare(opened)
     return Backend(opened, prepared, ImageNames(prepared.dataset), folder, predictor, _version(opened), device)
 
 
@@ -206,15 +217,39 @@ def make_backend_app(backend: Backend, token: str) -> Starlette:
     return Starlette(routes=[Mount("/{token}", routes=routes)])
 
 
+def _labels(run: Run) -> Path:
+    """Return the folder of the masks that a run learns from once some were corrected."""
+    return run.root.with_name(f"{run.root.name}.corrected")
+
+
+def _learns_from_corrections(run: Run) -> bool:
+    return run.settings().segment.labels == str(_labels(run).resolve())
+
+
+def _was_interrupted(run: Run) -> bool:
+    """Tell whether a process was killed between the moment it wrote masks to learn from and the end of learning."""
+    if not run.manifest_file.exists() or not _learns_from_corrections(run):
+        return False
+    try:
+        prepare(run)
+    except DataChanged as change:
+        return change.stage == "segment"
+    return not run.done("segment")
+
+
 def _add_own_masks(run: Run, prepared: Prepared, corrections: Path, labels: Path) -> None:
-    """Write the corrected masks, and the run's own ones of all other training images, to a folder to learn from."""
+    """Write the corrected masks, and the run's own ones of all other training images, to a folder to learn from.
+
+    A run that learns from this folder keeps what is there: its masks improved by self-training ended with that.
+    """
+    kept = _learns_from_corrections(run)
     dataset = dataclasses.replace(prepared.dataset, mask_ids=None)
     write_classes(labels, dataset.classes)
     own = run.final().masks
     for sample in dataset.split("train"):
         corrected = mask_file(corrections, sample.id)
         source = corrected if corrected.exists() else mask_file(own, sample.id)
-        if source.exists():
+        if source.exists() and not (kept and source != corrected and mask_file(labels, sample.id).exists()):
             mask = load_mask(dataclasses.replace(sample, mask=source), dataset, prepared.sizes[sample.id])
             write_mask(mask_file(labels, sample.id), mask)
 

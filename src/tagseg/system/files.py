@@ -99,11 +99,12 @@ def _created(path: Path) -> BinaryIO:
         return path.open("xb")
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete the temporary files directly in a folder that nobody is writing any more: their writers were killed."""
+def remove_abandoned(folder: Path, below: bool = False) -> None:
+    """Delete the temporary files directly in a folder, or anywhere `below` it, that nobody is writing any more: their
+    writers were killed."""
     if fcntl is None or not folder.is_dir():
         return
-    for leftover in folder.glob(f"{TEMPORARY}*"):
+    for leftover in (folder.rglob if below else folder.glob)(f"{TEMPORARY}*"):
         if _MADE.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
             with contextlib.suppress(OSError), leftover.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer holds it
