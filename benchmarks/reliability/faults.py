@@ -223,10 +223,10 @@ def measure(scenario: Scenario, kills: int) -> dict[str, Any]:
     for kind, moment in moments:
         begin(scenario)
         status, _ = run_calls(scenario.calls[:1], scenario, **{kind: moment})
-        while kind == "step" and status == 0 and moment:  # there are not always as many
-            moment = moment * 3 // 4
+        while status == 0 and moment:  # there are not always as many
+            moment = moment * 3 // 4 if kind == "step" else moment - 1
             begin(scenario)
-            status, _ = run_calls(scenario.calls[:1], scenario, step=moment)
+            status, _ = run_calls(scenario.calls[:1], scenario, **{kind: moment})
         if status != -signal.SIGKILL:
             failures.append(f"{kind} {moment}: not killed, status {status}")
             continue
