@@ -1,6 +1,7 @@
 """Engines other than PyTorch: the same labels, no PyTorch in the process, and clear errors."""
 
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -17,13 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tagseg.errors import RunError
+from tagseg.errors import RunError, WriteError
 from tagseg.networks.grid import Grid
 from tagseg.networks.segmenters import empty_segmenter
 from tagseg.prediction.predict import predict
 from tagseg.segment import engines
 from tagseg.segment.engines import EngineCheck, read_note
-from tagseg.segment.graph_export import SCORE_TOLERANCE
+from tagseg.segment.graph_export import SCORE_TOLERANCE, save_graph
 from tagseg.segment.graphs import EXTRAS, engine_version
 from tagseg.segment.load import load, open_predictor
 from tagseg.segment.read_network import read_predictor
@@ -136,7 +137,7 @@ def test_a_prediction_is_the_same_by_file_and_by_command(folder: Path, tmp_path:
 PRECISIONS = """
 import sys
 import openvino
-from tagseg.errors import RunError
+from tagseg.errors import RunError, WriteError
 from tagseg.segment.load import load
 
 def asked(precision):
@@ -287,3 +288,15 @@ def test_a_graph_of_other_weights_is_not_used(folder: Path, tmp_path: Path) -> N
     with (copied / "network.safetensors").open("ab") as file:
         file.write(b" ")
     assert read_note(copied) is None
+
+
+def test_a_full_disk_while_a_graph_is_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", full)
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    with pytest.raises(WriteError, match=r"model\.onnx: cannot be written: the disk is full; free some space"):
+        save_graph(model, {}, tmp_path / "model.onnx")

@@ -17,6 +17,7 @@ from tagseg.networks.segmenters import Segmenter
 from tagseg.segment.graph_passes import add_passes
 from tagseg.segment.graphs import Graph, GraphAbout, graph_inputs
 from tagseg.segment.infer import probabilities, resized
+from tagseg.system.files import writing
 from tagseg.system.records import json_text
 
 MAX_GRAPH_BYTES = 2_000_000_000
@@ -117,7 +118,11 @@ def exportable(network: nn.Module) -> nn.Module:
 
 
 def save_graph(model: Any, about: Mapping[str, Any], path: Path) -> None:
-    """Write an ONNX model as a file; `about` goes into its metadata_props, each value as JSON."""
+    """Write an ONNX model as a file; `about` goes into its metadata_props, each value as JSON.
+
+    Raises:
+        WriteError: when the file cannot be written.
+    """
     import onnx
 
     # The exporter records the source line of each node, with paths of this machine.
@@ -125,7 +130,8 @@ def save_graph(model: Any, about: Mapping[str, Any], path: Path) -> None:
         del part.metadata_props[:]
         part.doc_string = ""
     onnx.helper.set_model_props(model, {key: json_text(value) for key, value in about.items()})
-    onnx.save(model, path)
+    with writing(path):
+        onnx.save(model, path)
 
 
 class _Coarse(nn.Module):
