@@ -25,7 +25,7 @@ from tagseg.masks.map_files import map_file
 from tagseg.pipeline import Fitted, fit, fit_until, run_stage
 from tagseg.report.overview import draw_overview
 from tagseg.run.decisions import Decision, record_decision
-from tagseg.run.doctor import examine
+from tagseg.run.doctor import examine, result_checksums
 from tagseg.run.folder import Run
 from tagseg.run.stages import OUTPUTS, STAGES, Stage
 from tagseg.settings.data import DataSettings
@@ -243,6 +243,31 @@ def test_data_that_changed_is_refused_or_learned_from(draw: Callable[[Path], Pat
     assert run.done("localise") and not map_file(run, "new").exists()
     fit_until(data, run.root, "localise", SETTINGS, force=True)
     assert run.done("localise") and map_file(run, "new").exists()
+
+
+def test_a_run_follows_its_data_to_another_place(draw: Callable[[Path], Path], tmp_path: Path) -> None:
+    data, moved = draw(tmp_path / "data"), tmp_path / "server" / "photos"
+    run = Run(tmp_path / "run")
+    fit_until(data, run.root, "masks", SETTINGS)
+    before = result_checksums(run)
+    moved.parent.mkdir()
+    data.rename(moved)
+    asked = (
+        rf"{data}: no such folder, expected the data of {run.root}; .* `tagseg fit PLACE --out {run.root}` continues"
+    )
+    with pytest.raises(RunError, match=asked):
+        run_stage(run.root, "segment")
+    fit_until(moved, run.root, "masks")
+    assert run.data_root() == moved and not examine(run.root).damage
+    assert {name for name, digest in result_checksums(run).items() if digest != before[name]} == {"data.json"}
+    assert run_stage(run.root, "segment").done("segment")
+    with (moved / "tags.csv").open("a") as file:
+        Image.new("RGB", (20, 20)).save(moved / "images/new.png")
+        file.write("new.png,red,train\n")
+    other = Path(shutil.copytree(moved, tmp_path / "other"))
+    with pytest.raises(RunError, match=rf"not from what {other} holds: 1 image added \(first new\); choose another"):
+        fit_until(other, run.root, "masks", force=True)
+    assert run.data_root() == moved and run.done("segment")
 
 
 def test_other_validation_images_run_the_evaluation_alone_again(draw: Callable[[Path], Path], tmp_path: Path) -> None:

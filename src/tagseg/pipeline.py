@@ -17,7 +17,7 @@ import msgspec
 from tagseg.data.check import require_saliency
 from tagseg.data.foreign import foreign_digest, foreign_source
 from tagseg.data.given import GivenData, write_tags
-from tagseg.data.prepare import DataChanged, Prepared, prepare, prepare_changed
+from tagseg.data.prepare import DataChanged, Prepared, follow_data, prepare, prepare_changed
 from tagseg.data.records import Sample
 from tagseg.data.true_masks import truth_digest
 from tagseg.errors import RunError
@@ -38,7 +38,7 @@ from tagseg.run.estimate import machine_speed, stage_seconds
 from tagseg.run.folder import Run
 from tagseg.run.lock import hold_lock
 from tagseg.run.memory import memory_named
-from tagseg.run.open import change_settings, open_run
+from tagseg.run.open import change_settings, is_elsewhere, open_run
 from tagseg.run.stages import STAGES, Stage, needed_stages
 from tagseg.run.taught import answers, mask_digests, taught_digest
 from tagseg.segment.labels import foreign_labels
@@ -170,6 +170,8 @@ def fit_until(
     if take_part(settings.device):
         return run
     with open_trainer(run, settings.device, processes) as trainer, hold_lock(run.root):
+        if is_elsewhere(run, Path(data).resolve()):
+            follow_data(run, Path(data).resolve())
         open_run(out, Path(data), settings, force)
         work = _Work(run, track, trainer)
         _compare_data(work, force)

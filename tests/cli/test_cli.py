@@ -588,4 +588,7 @@ def test_a_run_that_made_nothing_does_not_occupy_its_folder(home: Path, tmp_path
     assert status == 0, error
     assert Run(tmp_path / "run").data_root() == others
     status, _, error = call("fit", home / "photos", *new)
-    assert status == 2 and f"this run was made from {others}, not " in error
+    assert status == 0 and Run(tmp_path / "run").data_root() == home / "photos", "the same data at another place"
+    (others / "0.png").write_bytes((others / "1.png").read_bytes())
+    status, _, error = call("fit", others, *new)
+    assert status == 2 and f"not from what {others} holds: 1 image with another content (first 0)" in error

@@ -4,6 +4,9 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
 
 from tagseg.data.check import below, check_images, healthy
 from tagseg.data.data_file import DataFile, ImageRow, read_data_file, write_data_file
@@ -14,7 +17,7 @@ from tagseg.data.records import Dataset, Sample
 from tagseg.data.tars import content_mark
 from tagseg.errors import RunError
 from tagseg.run.folder import Run
-from tagseg.run.stages import STAGES, Stage
+from tagseg.run.stages import STAGES, Stage, needed_stages
 from tagseg.run.taught import marked_classes
 from tagseg.settings.data import DataSettings
 from tagseg.system.progress import Track, silent
@@ -52,6 +55,11 @@ def prepare(run: Run, track: Track = silent) -> Prepared:
         RunError: when the data has changed since the run began (`DataChanged`), or `run.data_file` is damaged.
     """
     settings = run.settings()
+    if run.data_file.exists() and not run.data_root().is_dir():
+        raise RunError(
+            f"{run.data_root()}: no such folder, expected the data of {run.root}; if they are at another place now, "
+            f"`tagseg fit PLACE --out {run.root}` continues from there"
+        )
     dataset = read_dataset(run.data_root(), settings.data, settings.cache)
     if not run.data_file.exists():
         return _with_added_tags(run, _checked(run, dataset, settings.data, track))
@@ -75,6 +83,43 @@ def prepare_changed(run: Run, stage: Stage, track: Track = silent) -> Prepared:
         if "train" in draft.manifest.stages:
             draft.amend("train", [run.data_file.name])
     return _with_added_tags(run, prepared)
+
+
+def follow_data(run: Run, root: Path) -> None:
+    """Let a run continue from its data at another place: a folder with the same images, tags, splits and classes. The
+    caller holds the run's lock.
+
+    Raises:
+        DataError: as for `read_dataset`.
+        RunError: when the folder holds other data; says what differs.
+        WriteError: when the run cannot be written to.
+    """
+    settings, kept = run.settings(), read_data_file(run)
+    dataset = _without_broken(read_dataset(root, settings.data, settings.cache), kept)
+    if dataset.classes != kept.classes or _differ(dataset.samples, kept.samples, settings.uses_saliency()):
+        changes = "; ".join(_changes(dataset, kept, settings.uses_saliency()))
+        raise RunError(
+            f"{run.root}: this run was made from {run.data_root()}, not from what {root} holds: {changes}; choose "
+            "another --out"
+        )
+    places = {sample.id: str(sample.image) for sample in dataset.samples}
+    rows = tuple(msgspec.structs.replace(row, image=places[row.id]) for row in kept.samples)
+    log.info("%s: its data are in %s now, before in %s", run.root, root, run.data_root())
+    with run.changing() as (_, draft):
+        draft.write(run.data_file.name, msgspec.structs.replace(kept, samples=rows))
+        owner = needed_stages(settings)[0]
+        if owner in draft.manifest.stages:
+            draft.amend(owner, [run.data_file.name])
+        draft.manifest = msgspec.structs.replace(draft.manifest, data=str(root))
+
+
+def _without_broken(dataset: Dataset, kept: DataFile) -> Dataset:
+    """Return a data set without the images that could not be read when the run began."""
+    broken = {path for path, _ in kept.broken}
+    if not broken:
+        return dataset
+    whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
+    return dataclasses.replace(dataset, samples=whole)
 
 
 def _with_added_tags(run: Run, prepared: Prepared) -> Prepared:
@@ -107,10 +152,7 @@ def _checked(run: Run, dataset: Dataset, settings: DataSettings, track: Track) -
 
 def _prepared_again(run: Run, dataset: Dataset, uses_saliency: bool) -> Prepared:
     kept = read_data_file(run)
-    broken = {path for path, _ in kept.broken}
-    if broken:
-        whole = tuple(sample for sample in dataset.samples if below(dataset.root, sample.image) not in broken)
-        dataset = dataclasses.replace(dataset, samples=whole)
+    dataset = _without_broken(dataset, kept)
     if dataset.classes != kept.classes or _differ(dataset.samples, kept.samples, uses_saliency):
         stage = _first_stage(dataset, kept, uses_saliency)
         again = "all stages run again" if stage == STAGES[0] else f"the stages from {stage} on run again"

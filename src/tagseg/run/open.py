@@ -41,6 +41,8 @@ def open_run(root: str | Path, data: str | Path, settings: Settings, force: bool
 
     run, data = Run(Path(root)), Path(data).resolve()
     check_places(run, data)
+    if is_elsewhere(run, data):
+        raise RunError(f"{run.root}: this run was made from {run.data_root()}, not {data}; choose another --out")
     if not run.manifest_file.exists() or run.data_root() != data:
         run.data_file.unlink(missing_ok=True)
         # Written last: a folder without a manifest counts as blank.
@@ -56,18 +58,21 @@ def check_places(run: Run, data: Path) -> None:
     """Check that a run folder can be made from a data folder (an absolute path), or was.
 
     Raises:
-        RunError: when there is no such data folder, or the run folder holds something else, or was made from other
-            data.
+        RunError: when there is no such data folder, or the run folder holds something else or is damaged.
     """
     if run.manifest_file.exists():
-        # A run that failed before it made anything does not occupy its folder.
-        if run.data_root() != data and any(_started(run, stage) for stage in STAGES):
-            raise RunError(f"{run.root}: this run was made from {run.data_root()}, not {data}; choose another --out")
+        run.manifest()
         return
     if not data.is_dir():
         raise RunError(f"{data}: no such data folder")
     if run.root.exists() and not (run.root.is_dir() and is_blank(run.root)):
         raise RunError(f"{run.root}: exists and is not a run folder; choose another --out")
+
+
+def is_elsewhere(run: Run, data: Path) -> bool:
+    """Tell whether a run that has made something was made from another data folder (an absolute path): from other
+    images, or from the same ones at another place. One that failed before does not occupy its folder."""
+    return run.manifest_file.exists() and run.data_root() != data and any(_started(run, stage) for stage in STAGES)
 
 
 def change_settings(run: Run, settings: Settings, force: bool, first: Stage = "train") -> None:

@@ -21,7 +21,7 @@ from tagseg.studies.ablation.picture import draw_ablation
 from tagseg.studies.ablation.scores import read_score, score_run, settings_of_masks
 from tagseg.studies.ablation.table import Ablation
 from tagseg.system.changes import is_own
-from tagseg.system.files import write_atomically
+from tagseg.system.files import remove_abandoned, write_atomically
 from tagseg.system.progress import Track, silent
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ def ablate(
             "maps of its own networks"
         )
     plan = _plan(settings, seeds, arms)
+    remove_abandoned(out)
     _require_own_folder(out)
     _require_true_masks(Path(data), settings)
     # All runs are opened before the first is trained, so that one with other settings is found now, not hours later.

@@ -20,7 +20,7 @@ from tagseg.run.open import SECTIONS
 from tagseg.settings.settings import Rival, Settings, map_kind
 from tagseg.studies.ablation.arms import Arm
 from tagseg.system.progress import Track, silent
-from tagseg.system.records import Record, Share, read_record, write_record
+from tagseg.system.records import Record, Share, read_record
 
 BACKGROUND_CUTS = tuple(tenth / 10 for tenth in range(1, 10))
 """Constant cuts at which each arm is scored besides its own rule, to show how much the cut matters."""
@@ -92,8 +92,9 @@ def score_run(prepared: Prepared, run: Run, arm: Arm, track: Track = silent) -> 
     own, *others = (iou(matrix) for matrix in matrices)
     cuts = tuple(found.miou for found in others)
     score = ArmScore(arm, settings.seed, mask_rule_text(settings), own.miou, own.iou, cuts)
-    write_record(run.root / SCORE_FILE, RunScore(_made_with(run, settings, prepared), score))
-    run.note("ablation")
+    with run.changing() as (_, draft):
+        draft.write(SCORE_FILE, RunScore(_made_with(run, settings, prepared), score))
+        draft.note("ablation")
     return score
 
 

@@ -28,10 +28,10 @@ from tagseg.studies.bench.check import DataCheck, check_data
 from tagseg.studies.bench.protocols import Protocol, PublishedFigure
 from tagseg.studies.bench.result import BenchResult
 from tagseg.studies.bench.submission import ARCHIVE, write_submission
-from tagseg.system.files import remove_temporary
+from tagseg.system.files import remove_abandoned, remove_temporary
 from tagseg.system.process import launched
 from tagseg.system.progress import Track, silent
-from tagseg.system.records import Count, Record, Share, read_record, write_record
+from tagseg.system.records import Count, Record, Share, read_record
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def bench(
     result = BenchResult(out, found, settings, {}, {}, tuple(numbers), command)
     is_main = launched()[0] == 0
     if is_main:
+        remove_abandoned(out)
         _begin(result)
     for seed in numbers:
         log.info("%s, seed %d", protocol.name, seed)
@@ -127,8 +128,9 @@ def _finish(run: Run, check: DataCheck, crf: bool, track: Track) -> tuple[dict[P
         if check.test:
             _submit(prepared, run, folder, check.test, crf, track)
         kept = RefinedFigures(crf, refined, len(check.test))
-        write_record(folder / "figures.json", kept)
-        run.note("bench")
+        with run.changing() as (_, draft):
+            draft.write(run.name_of(folder / "figures.json"), kept)
+            draft.note("bench")
     figures: dict[PublishedFigure, float] = {}
     # The masks that count are the last ones that the network learned from.
     masks = evaluation.self_trained or evaluation.pseudo_masks
