@@ -292,7 +292,7 @@ def test_masks_without_a_labelled_pixel_are_an_error(dataset: Dataset, tmp_path:
     [
         ({"accumulate": 0}, r"segment\.accumulate must be 1 or more, got 0"),
         ({"ema": 1.0}, r"segment\.ema must be 0 or more and below 1, got 1\.0"),
-        ({"crop": 16}, r"segment\.crop must be 32 pixels or more, got 16"),
+        ({"crop": 16}, r"segment\.crop must be 32 pixels or more and at most 8192 pixels, got 16"),
     ],
 )
 def test_settings_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
