@@ -96,7 +96,7 @@ def trained(dataset: Dataset, options: argparse.Namespace) -> Path:
     network = Segmenter("mobilenetv2_100", len(dataset.classes) + 1, 16, str(options.weights), (4, True))
     train(network, dataset, options.out / "labels", options.train, 0)
     about: dict[str, Any] = {"classes": ["background", *dataset.classes], "encoder": "mobilenetv2_100", "stride": 16}
-    about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 0, "cornered": network.cornered}
+    about |= {"predict_scales": [1.0], "predict_flip": True, "max_side": 1024, "cornered": network.cornered}
     if network.grid is not None:
         about["shift"] = network.grid.shift
     save_tensors(folder / "network.safetensors", network.state_dict(), about)

@@ -41,19 +41,22 @@ class Int8Loss:
         return same if self.miou is None else f"{same}, and {max(self.miou, 0):.2f} mIoU are lost"
 
 
-def write_int8_onnx(run: Run, max_side: int, source: Path, target: Path) -> Int8Loss:
-    """Write a run's exported graph in int8; return what it loses on images that it was not calibrated on.
+@dataclass(frozen=True)
+class Int8Photographs:
+    """A run's photographs for int8: `calibrating` are training photographs, used without their tags; `scored` show the
+    loss: validation images with true masks or, if there are none, other training photographs."""
 
-    Args:
-        run: its training photographs calibrate, without their tags; its validation images with true masks show the
-            loss, or, if there are none, other training photographs.
-        max_side: pixels to which the long side of larger photographs is reduced.
-        source: the model.onnx in float32.
-        target: the file to write.
+    run: Run
+    prepared: Prepared
+    calibrating: Sequence[Sample]
+    scored: Sequence[Sample]
+
+
+def choose_photographs(run: Run) -> Int8Photographs:
+    """Return the photographs with which a run's network is calibrated and judged.
 
     Raises:
-        ValueError: when a package is missing, the photographs are too few or gone, or the network loses more than
-            MOST_LOST points of mIoU or, without true masks, more labels than `tagseg predict` accepts in int8.
+        ValueError: when they are too few or gone.
     """
     try:
         prepared = prepare(run)
@@ -65,7 +68,24 @@ def write_int8_onnx(run: Run, max_side: int, source: Path, target: Path) -> Int8
             f"--int8: needs at least {LEAST_CALIBRATION_IMAGES} training photographs besides {CHECKED_IMAGES} that "
             f"show the loss, found {len(calibrating) + len(scored)}; export without --int8"
         )
-    limit = run.settings().data.max_megapixels
+    return Int8Photographs(run, prepared, calibrating, scored)
+
+
+def write_int8_onnx(photographs: Int8Photographs, max_side: int, source: Path, target: Path) -> Int8Loss:
+    """Write a run's exported graph in int8; return what it loses on images that it was not calibrated on.
+
+    Args:
+        photographs: which calibrate, and which show the loss.
+        max_side: pixels to which the long side of larger photographs is reduced.
+        source: the model.onnx in float32.
+        target: the file to write.
+
+    Raises:
+        ValueError: when a package is missing, or the network loses more than MOST_LOST points of mIoU or, without true
+            masks, more labels than `tagseg predict` accepts in int8.
+    """
+    prepared, calibrating, scored = photographs.prepared, photographs.calibrating, photographs.scored
+    limit = photographs.run.settings().data.max_megapixels
 
     def given(sample: Sample) -> Float32[np.ndarray, "1 3 h w"]:
         picture = resize_to_picture(read_image(sample.image, limit), Resolution(max_side, max_side))

@@ -14,7 +14,7 @@ import torch
 from tagseg.errors import RunError
 from tagseg.export.card import model_card, weights_licence
 from tagseg.export.folder import replacing
-from tagseg.export.int8 import Int8Loss, write_int8_onnx
+from tagseg.export.int8 import Int8Loss, choose_photographs, write_int8_onnx
 from tagseg.export.onnx import write_onnx, write_openvino
 from tagseg.masks.palette import class_colours
 from tagseg.networks.segmenters import foreign_config
@@ -108,6 +108,7 @@ def export_model(
         raise ValueError("--int8: requires onnxruntime; install with pip install 'tagseg[onnx]'")
     if openvino and not installed("openvino"):
         raise ValueError("--openvino: requires openvino; install with pip install 'tagseg[openvino]'")
+    photographs = choose_photographs(source) if int8 else None  # now, not after minutes of writing graphs
     predictor = load(source.root, "cpu", "torch")
     about, settings = describe(source), without_folders(source.settings().to_dict())
     difference, loss, request = None, None, f"export-model {source.root.resolve()} {onnx} {openvino} {int8}"
@@ -122,7 +123,8 @@ def export_model(
         if openvino:
             difference = max(difference or 0.0, write_openvino(predictor.module, temporary / "model.onnx"))
         if int8:
-            loss = write_int8_onnx(source, about.max_side, temporary / "model.onnx", temporary / "model.int8.onnx")
+            assert photographs is not None, "they were chosen first"
+            loss = write_int8_onnx(photographs, about.max_side, temporary / "model.onnx", temporary / "model.int8.onnx")
         if (openvino or int8) and not onnx:
             (temporary / "model.onnx").unlink()
         write_atomically(temporary / CARD, model_card(source, about, settings, onnx, difference, loss))
