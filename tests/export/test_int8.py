@@ -1,16 +1,21 @@
 """model.int8.onnx: calibrated on training photographs, its loss measured on others, and refused if it is large."""
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import tagseg
 from tagseg.export import int8
 from tagseg.export.model import export_model
+from tagseg.export.onnx import write_onnx
 from tagseg.masks.mask_files import write_mask
 from tagseg.networks.segmenters import empty_segmenter
 from tagseg.run.folder import Run
@@ -54,6 +59,24 @@ def run_with(root: Path, train: int, val: int) -> Run:
     return run
 
 
+@pytest.fixture
+def same_graph(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All runs here have the same network: its graph is written once, which takes ten seconds each time."""
+
+    def write(network: nn.Module, metadata: Mapping[str, Any], path: Path) -> float | None:
+        if not KEPT:
+            KEPT.append(tmp_path_factory.mktemp("graph") / "model.onnx")
+            write_onnx(network, metadata, KEPT[0])  # type: ignore[arg-type]
+        shutil.copy(KEPT[0], path)
+        return 0.0
+
+    monkeypatch.setattr("tagseg.export.model.write_onnx", write)
+
+
+KEPT: list[Path] = []
+
+
+@pytest.mark.usefixtures("same_graph")
 def test_it_is_calibrated_and_scored_on_true_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "MOST_LOST", 10.0)  # random networks have classes of a few pixels
     run = run_with(tmp_path, 10, 4)
@@ -76,12 +99,14 @@ def test_it_is_calibrated_and_scored_on_true_masks(tmp_path: Path, monkeypatch: 
     assert sizes[0] < 0.6 * sizes[1]
 
 
+@pytest.mark.usefixtures("same_graph")
 def test_without_true_masks_labels_are_compared(tmp_path: Path) -> None:
     run = run_with(tmp_path, 17, 0)
     loss = export_model(run.root, tmp_path / "model", int8=True).int8_loss
     assert loss is not None and loss.images == 8 and loss.miou is None and loss.agreement >= 0.97
 
 
+@pytest.mark.usefixtures("same_graph")
 def test_what_loses_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with(tmp_path, 10, 4)
     monkeypatch.setattr(int8, "MOST_LOST", -100.0)
