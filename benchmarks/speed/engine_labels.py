@@ -31,7 +31,7 @@ from tagseg.networks.segmenters import Segmenter
 from tagseg.prediction.predict import predict
 from tagseg.segment.engines import CALIBRATION_IMAGES, CHECKED_IMAGES
 from tagseg.segment.graphs import installed
-from tagseg.segment.load import load
+from tagseg.segment.load import load, open_predictor
 from tagseg.segment.predictor import Predictor
 from tagseg.settings.predict import Engine, Precision, PredictOptions
 from tagseg.system.process import processor
@@ -116,11 +116,11 @@ def calibration(dataset: Dataset, folder: Path) -> Path:
 
 def opened(network: Path, photographs: Path, engine: Engine, precision: Precision, out: Path) -> Predictor:
     """Return the network in an engine, which a first prediction prepares."""
+    options = PredictOptions(device="cpu", engine=engine, precision=precision, agreement=0.5)
     if engine != "torch":
-        options = PredictOptions(device="cpu", engine=engine, precision=precision, agreement=0.5)
         shutil.rmtree(out / "prepared", ignore_errors=True)
         predict(network, photographs, out / "prepared", options)
-    return load(network, "cpu", engine, precision)
+    return open_predictor(network, options).predictor
 
 
 def pictures(dataset: Dataset, size: tuple[int, int]) -> Iterator[Picture]:

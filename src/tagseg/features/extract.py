@@ -127,6 +127,8 @@ def make_features(prepared: Prepared, run: Run, track: Track = silent) -> Featur
     torch.manual_seed(settings.seed)  # random weights are those that the network gets, too
     backbone = build_backbone(train.backbone, train.weights, train.stride).to(choose_device(settings.device))
     samples, most = prepared.dataset.split("train"), settings.data.max_megapixels
+    if "features" in (manifest := run.manifest()).others:  # what a kill leaves meanwhile is unfinished, not damaged
+        run.store(manifest.without_others(["features"]))
     cache = extract(samples, prepared.sizes, backbone, settings.features, run.features, most, track)
     known = {shard_data: shard.sha256 for shard_data, shard in _data_files(cache)}
     run.note("features", known)

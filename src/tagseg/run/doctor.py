@@ -110,7 +110,9 @@ def examine(root: str | Path, track: Track = silent) -> Checkup:
         lost = Damage(run.manifest_file.name, "unreadable", "the run itself")
         lost_advice = f"Nothing can be checked without {run.manifest_file}: restore it from a copy, or start a new run."
         return Checkup(run.root, {}, {}, (lost,), (), (lost_advice,))
-    noted, data = manifest.checksums(), manifest.data
+    # Stages that are to run again may have begun to.
+    noted = {part: files for part, files in manifest.checksums().items() if part not in manifest.again}
+    data = manifest.data
     damage = [*_check_settings(run, manifest), *_check_files(run, noted, track), *_check_decisions(run)]
     known = {name for files in noted.values() for name in files} | {CHANGE}
     known |= {name for gone in change.gone for name in _all_files(run.root, gone)} if change else set()
