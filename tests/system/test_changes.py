@@ -78,6 +78,22 @@ def test_a_list_of_a_stranger_leads_nowhere_else(name: str, folder: Path) -> Non
         settle(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (f'{{"gone": ["{"x" * 300}"]}}', "must list names of at most 255 bytes"),
+        (f'{{"moved": ["a/{"ä" * 200}"]}}', "must list names of at most 255 bytes"),
+        ('{"gone": ["a.txt/b"]}', "lists what cannot be moved or deleted .*; delete this file"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_in_words(change: str, said: str, folder: Path) -> None:
+    (folder / "a.txt").write_text("kept")
+    (folder / CHANGE).write_text(change)
+    with pytest.raises(RunError, match=said):
+        settle(folder)
+    assert (folder / "a.txt").read_text() == "kept"
+
+
 def test_a_link_leads_nowhere_else(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/dear").touch()

@@ -7,6 +7,7 @@ not (`settle`). Only who holds the lock of the folder may change it or settle it
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ class FolderChange(Record, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         for name in (*self.moved, *self.gone):
             parts = PurePosixPath(name).parts
+            if max((len(os.fsencode(part)) for part in parts), default=0) > LONGEST_NAME:
+                raise ValueError(f"must list names of at most {LONGEST_NAME} bytes, found {name!r:.100}")
             if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
                 raise ValueError(f"must list paths inside the folder, found {name!r:.100}")
 
@@ -104,7 +107,7 @@ def settle(folder: Path) -> str:
             with writing(folder / ASIDE):
                 shutil.rmtree(folder / ASIDE)
         return "" if change is None else change.by
-    with writing(folder / CHANGE):
+    with writing(folder / CHANGE), _sound_list(folder / CHANGE):
         for name in (*change.gone, *change.moved):
             if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
                 raise RunError(f"{folder / CHANGE}: {name[:200]} leads outside the folder; delete this file")
@@ -120,6 +123,26 @@ def settle(folder: Path) -> str:
             shutil.rmtree(folder / ASIDE)
         (folder / CHANGE).unlink()
     return change.by
+
+
+@contextlib.contextmanager
+def _sound_list(file: Path) -> Iterator[None]:
+    """Turn an error that only names of a spoiled list can cause into one in words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_NAMES:
+            raise
+        raise RunError(
+            f"{file}: lists what cannot be moved or deleted ({error}); delete this file; `tagseg doctor` then says "
+            "what to repeat"
+        ) from error
+
+
+LONGEST_NAME = 255
+"""Bytes in the name of a file or folder, on nearly every file system."""
+
+_OF_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST}
 
 
 def pending(folder: Path) -> FolderChange | None:
