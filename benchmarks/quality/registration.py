@@ -249,10 +249,10 @@ def predicted(network: Segmenter, dataset: Dataset) -> Iterator[tuple[np.ndarray
         yield truth, large[0].argmax(0).numpy().astype(np.uint8)
 
 
-def near_border(truth: np.ndarray) -> np.ndarray:
-    """Tell which pixels have another label, or void, within BAND pixels."""
+def near_border(truth: np.ndarray, band: int = BAND) -> np.ndarray:
+    """Tell which pixels have another label, or void, within `band` pixels."""
     labels = torch.from_numpy(truth).float()[None, None]
-    highest, lowest = (sign * F.max_pool2d(sign * labels, 2 * BAND + 1, 1, BAND) for sign in (1, -1))
+    highest, lowest = (sign * F.max_pool2d(sign * labels, 2 * band + 1, 1, band) for sign in (1, -1))
     return (highest != lowest)[0, 0].numpy()
 
 

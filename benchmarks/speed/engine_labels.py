@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from benchmarks import harness
 from benchmarks.harness import record
-from benchmarks.quality.registration import train
+from benchmarks.quality.registration import near_border, train
 from PIL import Image
 
 from tagseg.data.images import read_image
@@ -144,7 +143,7 @@ def compare(exact: Sequence[Any], found: Sequence[Any], names: Sequence[str]) ->
     by_class = np.zeros((len(names), 2), int)
     for number, (right, one) in enumerate(zip(exact, found, strict=True)):
         label = right.argmax(0)
-        wrong, edge = one.argmax(0) != label, border(label)
+        wrong, edge = one.argmax(0) != label, near_border(label, BORDER)
         for place, where in enumerate((~edge, edge)):
             pixels[place] += where.sum()
             other[place] += wrong[where].sum()
@@ -169,13 +168,6 @@ def compare(exact: Sequence[Any], found: Sequence[Any], names: Sequence[str]) ->
             for name, (total, changed) in zip(names, by_class.tolist(), strict=True)
         },
     }
-
-
-def border(label: np.ndarray) -> np.ndarray:
-    """Tell which pixels have another label within `BORDER` pixels."""
-    values = torch.from_numpy(label).float()[None, None]
-    highest, lowest = (sign * F.max_pool2d(sign * values, 2 * BORDER + 1, 1, BORDER) for sign in (1, -1))
-    return (highest != lowest)[0, 0].numpy()
 
 
 def per_cent(part: float, whole: float) -> float:
