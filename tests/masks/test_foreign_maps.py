@@ -289,10 +289,10 @@ def test_other_maps_after_a_kill_replace_those_before(masked: Run, discs: Path, 
     np.savez(source / "0.npz", blue=np.eye(6, dtype=np.float32), red=np.eye(6, dtype=np.float32))
     kept = map_file(run, "1").stat().st_mtime_ns
     fit_until(discs, run.root, "masks")
-    fit_until(discs, tmp_path / "anew", "masks", settings)
+    fit_until(discs, tmp_path / "again", "masks", settings)
     assert map_file(run, "1").stat().st_mtime_ns == kept
     for name in ("maps/0.npz", "masks/0.png", "masks_without_void/0.png"):
-        assert (run.root / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
+        assert (run.root / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_missing_maps_are_named(masked: Run, discs: Path, cams: Path, tmp_path: Path, told: Call) -> None:

@@ -137,7 +137,7 @@ def test_a_prediction_is_the_same_by_file_and_by_command(folder: Path, tmp_path:
 PRECISIONS = """
 import sys
 import openvino
-from tagseg.errors import RunError, WriteError
+from tagseg.errors import RunError
 from tagseg.segment.load import load
 
 def asked(precision):

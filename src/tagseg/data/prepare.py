@@ -96,8 +96,7 @@ def follow_data(run: Run, root: Path) -> None:
     """
     settings, kept = run.settings(), read_data_file(run)
     dataset = _without_broken(read_dataset(root, settings.data, settings.cache), kept)
-    if dataset.classes != kept.classes or _differ(dataset.samples, kept.samples, settings.uses_saliency()):
-        changes = "; ".join(_changes(dataset, kept, settings.uses_saliency()))
+    if changes := _difference(dataset, kept, settings.uses_saliency()):
         raise RunError(
             f"{run.root}: this run was made from {run.data_root()}, not from what {root} holds: {changes}; choose "
             "another --out"
@@ -153,12 +152,11 @@ def _checked(run: Run, dataset: Dataset, settings: DataSettings, track: Track) -
 def _prepared_again(run: Run, dataset: Dataset, uses_saliency: bool) -> Prepared:
     kept = read_data_file(run)
     dataset = _without_broken(dataset, kept)
-    if dataset.classes != kept.classes or _differ(dataset.samples, kept.samples, uses_saliency):
+    if changes := _difference(dataset, kept, uses_saliency):
         stage = _first_stage(dataset, kept, uses_saliency)
         again = "all stages run again" if stage == STAGES[0] else f"the stages from {stage} on run again"
         raise DataChanged(
-            f"{run.root}: the images or tags in {dataset.root} have changed since this run began: "
-            f"{'; '.join(_changes(dataset, kept, uses_saliency))}",
+            f"{run.root}: the images or tags in {dataset.root} have changed since this run began: {changes}",
             stage,
             f"Undo that, continue from the changed data with `tagseg fit "
             f"{dataset.root} --out {run.root} --force` ({again}), or use another --out",
@@ -190,6 +188,13 @@ def _first_stage(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> Stage
     before = [row for row in kept.samples if row.split == "train"]
     now = [sample for sample in dataset.samples if sample.split == "train"]
     return "train" if dataset.classes != kept.classes or _differ(now, before, uses_saliency) else "evaluate"
+
+
+def _difference(dataset: Dataset, kept: DataFile, uses_saliency: bool) -> str:
+    """Say how a data set differs from what a run was made from; empty if it does not."""
+    if dataset.classes == kept.classes and not _differ(dataset.samples, kept.samples, uses_saliency):
+        return ""
+    return "; ".join(_changes(dataset, kept, uses_saliency))
 
 
 def _differ(now: Sequence[Sample], before: Sequence[ImageRow], uses_saliency: bool) -> bool:

@@ -40,12 +40,13 @@ def assess_locked(run: Run, samples: Sequence[Sample], track: Track) -> dict[str
     known = read_quality(run)
     todo = [sample for sample in samples if sample.id not in known]
     if todo or not _noted(run):
-        from tagseg.review.judge import judge_images  # PyTorch: not needed to read what is known
-
         run.store(run.manifest().without_others(["quality"]))
         # Rewritten, so that it ends with a complete line.
         write_quality(run, known.values())
-        judge_images(todo, run, track)
+        if todo:
+            from tagseg.review.judge import judge_images  # PyTorch: not needed to read what is known
+
+            judge_images(todo, run, track)
         run.note("quality")
         known = read_quality(run)
     return known

@@ -24,6 +24,12 @@ ASIDE = f"{TEMPORARY}change"
 CHANGE = ".change.json"
 """The file that makes a change count, and lists it."""
 
+LONGEST_NAME = 255
+"""Bytes in the name of a file or folder, on nearly every file system."""
+
+_OF_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST}
+"""Errors of the file system that only names of a spoiled list can cause."""
+
 
 class FolderChange(Record, frozen=True, omit_defaults=True):
     """.change.json. Paths are relative to the folder, with slashes.
@@ -137,12 +143,6 @@ def _sound_list(file: Path) -> Iterator[None]:
             f"{file}: lists what cannot be moved or deleted ({error}); delete this file; `tagseg doctor` then says "
             "what to repeat"
         ) from error
-
-
-LONGEST_NAME = 255
-"""Bytes in the name of a file or folder, on nearly every file system."""
-
-_OF_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST}
 
 
 def pending(folder: Path) -> FolderChange | None:
