@@ -12,8 +12,8 @@ most uncertain cell of the image with the largest uncertainty is clicked, and it
 are never clicked. The bank follows after every tenth answer.
 
 A seed draws the heads, the clusters and the wrong answers. `maps` are masks without, `crf` with the dense CRF; to save
-hours, --crf-of says which arms are scored with it, and --most ends a curve early. Figures of a set that is not asked
-for stay.
+hours, --crf-of says which arms are scored with it, and --most ends a curve early. Figures of sets and arms that are not
+asked for stay.
 """
 
 import argparse
@@ -104,6 +104,9 @@ def main() -> None:
                 if file.exists():
                     found[arm][seed] = json.loads(file.read_text())
         figures[name] = summary(found, len(scored), tuple(prepared.dataset.classes))
+        for arm in ARMS:
+            if not found[arm]:
+                keep(measured.get(name, {}), figures[name], arm)
         tables.append(f"**{name}**, {len(scored)} scored images\n\n" + table(figures[name]))
     figures |= {"recompute_1000_s": recompute_seconds(), "page_s": page_seconds(options)}
     note = (
@@ -287,6 +290,17 @@ def summary(found: dict[str, dict[int, Any]], scored: int, classes: tuple[str, .
                 figures[f"{arm}_{kind}_classes_{mark}"] = dict(zip(("background", *classes), change, strict=True))
             figures[f"{arm}_kinds"] = [rows[-1]["kinds"] for rows in seeds.values()]
     return figures
+
+
+def keep(earlier: dict[str, Any], figures: dict[str, Any], arm: str) -> None:
+    """Copy an arm's figures from an earlier result."""
+    for key, value in earlier.items():
+        if key == "seeds":
+            figures["seeds"][arm] = value[arm]
+        elif key.startswith("gain_"):
+            figures.setdefault(key, {}).update({of: gain for of, gain in value.items() if of.startswith(arm)})
+        elif key.startswith(f"{arm}_"):
+            figures[key] = value
 
 
 def _spread(values: list[float]) -> list[float | None]:

@@ -2,13 +2,14 @@
 
     python -m benchmarks.scale.mass_labelling --images 5000      # needs tagseg[ray]
 
-Uses the segmenter of a run of voc_animals.py (--run names another) and the images of its data, repeated under other
-names until there are enough. They are divided into rounds. In each round the two engines predict the same images, in
-turn, each in its own process, and their output is compared byte for byte. The time to the first image (network loaded,
-cluster started) and the throughput after it are measured separately; ray_over_local is for all images predicted at
-once, with each engine started once. Memory is the proportional set size of the process and all its descendants, Ray's
-own included, sampled every half second: its peak up to half of the images, and up to the end. Ray's workers have the
-priority of the process. The run folder is not changed.
+The first prediction by another engine than PyTorch exports the network and checks it, so one image is predicted before
+the rounds. Uses the segmenter of a run of voc_animals.py (--run names another) and the images of its data, repeated
+under other names until there are enough. They are divided into rounds. In each round the two sides predict the same
+images, in turn, each in its own process, and their output is compared byte for byte. The time to the first image
+(network loaded, cluster started) and the throughput after it are measured separately; ray_over_local is for all images
+predicted at once, with each side started once. Memory is the proportional set size of the process and all its
+descendants, Ray's own included, sampled every half second: its peak up to half of the images, and up to the end. Ray's
+workers have the priority of the process. The run folder keeps only the exported network.
 
 It also measures what a_billion_images.py needs: images that a core decodes and that a process writes per second, and
 the memory per listed image.
@@ -37,6 +38,7 @@ from tagseg.prediction.find_images import Location
 from tagseg.prediction.lines import LINES, read_predictions
 from tagseg.prediction.outputs import Outcome, write_files
 from tagseg.prediction.parquet import pending_rows, write_parts
+from tagseg.prediction.predict import predict
 from tagseg.prediction.ray_workers import chunk_json
 from tagseg.prediction.read import read_input
 from tagseg.run.folder import Run
@@ -70,14 +72,20 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", help="as in tagseg predict; by default the network's own")
     parser.add_argument("--no-flip", action="store_true", help="as in tagseg predict")
     parser.add_argument("--crf", action="store_true", help="as in tagseg predict")
+    parser.add_argument(
+        "--engine", default="torch", help="what computes the network on both sides, as in tagseg predict"
+    )
     options = harness.parse(parser, "voc_animals_fit")
     run = Run(options.run or options.out / "both_0")
-    asked: dict[str, Any] = {"device": "cpu", "crf": options.crf}
+    asked: dict[str, Any] = {"device": "cpu", "crf": options.crf, "engine": options.engine}
     asked |= {"scales": options.scales} if options.scales else {}
     asked |= {"flip": False} if options.no_flip else {}
     rounds: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
     written = 0
     with tempfile.TemporaryDirectory() as folder:
+        if options.engine != "torch":
+            first = next(iter(run.data_root().rglob("*.jpg")))
+            predict(run.root, first, Path(folder) / "first", PredictOptions(**asked))
         parts = linked(run.data_root(), options.images, options.rounds, Path(folder))
         for number, part in enumerate(parts):
             # The engines take turns at being the first.
@@ -93,8 +101,8 @@ def main() -> None:
     about = (
         f"{options.images} images ({figures['distinct_images']:g} distinct) in {options.rounds} rounds, "
         f"{scales}{', no flip' if options.no_flip else ''}"
-        f"{', dense CRF' if options.crf else ''}, {torch.get_num_threads()} threads; every file the same, byte for "
-        f"byte. Load of the machine when this ended: {os.getloadavg()[0]:.1f}."
+        f"{', dense CRF' if options.crf else ''}, {torch.get_num_threads()} threads, computed by {options.engine}; "
+        f"every file the same, byte for byte. Load of the machine when this ended: {os.getloadavg()[0]:.1f}."
     )
     settings = {"images": options.images, "rounds": options.rounds, "load": round(os.getloadavg()[0], 1)}
     settings |= {"threads": torch.get_num_threads()}

@@ -456,6 +456,11 @@ def test_a_new_run_has_the_default_quality_and_an_old_one_its_own(home: Path, tm
     assert resolved(*new, "--maps", "walk") == dataclasses.replace(preset("balanced"), maps="walk")
     assert resolved(*new, "--preset", "paper-voc") == preset("paper-voc")
     assert resolved(*new, "--settings", home / "small.toml") == Settings.from_toml(home / "small.toml")
+    learned = resolved(*new, "--segment.labels", "drawn").segment  # once: self-training needs maps
+    assert learned == dataclasses.replace(preset("balanced").segment, labels="drawn", rounds=1)
+    (tmp_path / "labels.toml").write_text('[segment]\nlabels = "drawn"\n')
+    best = resolved(*new, "--quality", "best", "--settings", tmp_path / "labels.toml").segment
+    assert best == dataclasses.replace(preset("best").segment, labels="drawn", rounds=1)
     (tmp_path / "old").mkdir()
     (tmp_path / "old/settings.toml").write_text("seed = 7\n")
     assert resolved(home / "photos", "--out", tmp_path / "old") == Settings(seed=7)

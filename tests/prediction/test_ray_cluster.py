@@ -56,11 +56,14 @@ def actor_processes() -> list[int]:
         PredictOptions(device="cpu", batch=3),
         PredictOptions(device="cpu", crf=True, overlays=True, probabilities=True),
         PredictOptions(device="cpu", format="parquet", rows=15),
+        PredictOptions(device="cpu", engine="onnxruntime"),
     ],
 )
 def test_ray_writes_the_same_bytes_as_the_local_engine(
     options: PredictOptions, run: Run, photos: list[Path], tmp_path: Path, cluster: None
 ) -> None:
+    if options.engine == "onnxruntime":
+        pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'tagseg[onnx]'")
     local = predict(run.root, photos, tmp_path / "local", options)
     done = predict(run.root, photos, tmp_path / "ray", dataclasses.replace(options, on="ray"))
     assert (done.ids, done.skipped) == (local.ids, local.skipped) and len(done.ids) == 42

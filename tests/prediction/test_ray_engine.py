@@ -2,7 +2,7 @@ import dataclasses
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from tagseg.errors import RunError
+from tagseg.prediction import predict as predict_module
+from tagseg.prediction.local_engine import local_outcomes
+from tagseg.prediction.outputs import Outcome
 from tagseg.prediction.plan import Plan
 from tagseg.prediction.predict import predict
 from tagseg.prediction.ray_engine import TASK_CPUS, Actors, byte_budget, choose_actors
 from tagseg.run.folder import Run
+from tagseg.segment.engines import Opened
 from tagseg.segment.load import load
 from tagseg.segment.resolution import Resolution
 from tagseg.settings.crf import CrfSettings
-from tagseg.settings.predict import PredictOptions
+from tagseg.settings.predict import Engine, EngineName, PredictOptions
 from tagseg.system.progress import Track
 
 Interrupted = Callable[[int], Track]
@@ -106,6 +110,52 @@ def test_the_steps_write_what_the_local_engine_writes(
     assert limits == {"object_store_memory": byte_budget(plan, options.batch or 1, 2)}
     # Only the dense CRF, which takes longer than the network, is worth sending probabilities to other processes.
     assert one_process.steps == (["read_chunk", "NetworkActor", "finish_row"] if options.crf else ["ChunkActor"])
+
+
+@pytest.mark.parametrize(
+    ("address", "device", "gpu", "engine", "handed"),
+    [
+        (None, "auto", False, "auto", "onnxruntime"),
+        (None, "cpu", False, "auto", "onnxruntime"),
+        (None, "auto", True, "auto", "torch"),
+        ("ray://elsewhere:10001", "auto", False, "auto", "torch"),
+        ("ray://elsewhere:10001", "auto", False, "onnxruntime", "onnxruntime"),
+    ],
+)
+def test_workers_of_our_own_cluster_take_the_engine_that_is_fastest_here(
+    address: str | None,
+    device: str,
+    gpu: bool,
+    engine: Engine,
+    handed: str,
+    run: Run,
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(predict_module, "may_have_gpu", lambda: gpu)
+    asked: list[PredictOptions] = []
+
+    def fastest(root: Path, options: PredictOptions, *rest: Any) -> Opened:
+        asked.append(options)
+        chosen: EngineName = "onnxruntime" if options.engine == "auto" else options.engine  # type: ignore[assignment]
+        return Opened(load(root, "cpu"), chosen, "the fastest")
+
+    def outcomes(
+        run: Path, found: dict[str, Any], todo: Sequence[str], plan: Plan, options: PredictOptions
+    ) -> Iterator[Outcome]:
+        asked.append(options)
+        return local_outcomes(load(run, "cpu"), found, todo, plan)
+
+    monkeypatch.setattr(predict_module, "open_predictor", fastest)
+    monkeypatch.setattr(predict_module, "ray_outcomes", outcomes)
+    done = predict(run.root, photos, tmp_path / "ray", PredictOptions(device=device, on="ray", engine=engine))
+    here, workers = asked
+    assert here.device == "cpu" and (workers.engine, workers.device) == (handed, device)
+    assert done.engine == handed and len(done.ids) == 42
 
 
 def test_one_engine_resumes_what_the_other_began(

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit, run_stage
 from tagseg.run.folder import Run
+from tagseg.segment import engines
 from tagseg.segment.self_training import join_evidence, self_train
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
+from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track
 
 SHARES = st.integers(0, 255)
@@ -96,6 +99,32 @@ def test_finished_rounds_are_kept(trained: Run) -> None:
     self_train(prepare(trained), trained, train_segmenter=train)
     assert asked == [first.masks]  # the first round's network was there
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time and mask_file(first.masks, "3").exists()
+
+
+def test_another_engine_predicts_the_training_images_alike(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'tagseg[onnx]'")
+    monkeypatch.setattr(engines, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(engines, "WORTH_AN_EXPORT", 1)
+    caplog.set_level("INFO", "tagseg.segment.self_training")
+    prepared, first = prepare(trained), trained.round(1)
+    by_torch = {sample.id: read_maps(map_file(first, sample.id)) for sample in prepared.dataset.split("train")}
+    for asked, engine in (("auto", "onnxruntime"), ("torch", "torch")):
+        copied = tmp_path / asked
+        shutil.copytree(trained.root, copied)
+        run = Run(copied)
+        settings = run.settings()
+        chosen = dataclasses.replace(settings.segment, teacher_engine=asked)
+        write_atomically(run.settings_file, dataclasses.replace(settings, segment=chosen).to_toml())
+        shutil.rmtree(run.round(1).maps)
+        caplog.clear()
+        self_train(prepare(run), run, train_segmenter=lambda *_: None)
+        assert f"training images are predicted by {engine} (" in caplog.text
+        assert not (run.round(1).segmenter / "engines").exists()
+        for name, (maps, classes) in by_torch.items():
+            found, kept = read_maps(map_file(run.round(1), name))
+            assert kept == classes and np.abs(found.astype(int) - maps.astype(int)).max(initial=0) <= 1, name
 
 
 def test_other_rounds_train_again(trained: Run) -> None:

@@ -52,7 +52,7 @@ def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
     if "--preset" in given:
         places.append((f"preset {given['--preset']}", preset_values(given["--preset"])))
     if "--quality" in given:
-        places.append((f"quality {given['--quality']}", quality_values(given["--quality"])))
+        places.append((f"quality {given['--quality']}", _quality(given["--quality"], given, places)))
     if commands == ("bench",) and "PROTOCOL" in given:
         places.append(("the paper's settings", _paper_values(given)))
     run = given.get("RUN") or given.get("--out")
@@ -62,7 +62,7 @@ def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
             places.append((str(saved), read_toml(saved)))
     trained = given.get("--maps", "cam") not in ("cam", *get_args(Rival)) or "--train.method" in given
     if not places and commands == ("fit",) and not trained:
-        places.append((f"quality {DEFAULT_QUALITY}", preset_values(DEFAULT_QUALITY)))
+        places.append((f"quality {DEFAULT_QUALITY}", _quality(DEFAULT_QUALITY, given, places)))
     _refuse_without_effect(given, places)
     for place, values in places:
         Settings.from_dict(values, place)  # our message names the file and the setting
@@ -70,6 +70,15 @@ def _fill_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
         for command in reversed(commands):
             values = {command: values}
         Dict(values, source=place)(app, commands, arguments)
+
+
+def _quality(name: str, given: dict[str, str], places: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return the settings of a quality; masks of another tool are learned from once, because self-training needs
+    maps."""
+    values = quality_values(name)
+    if "--segment.labels" in given or any(one.get("segment", {}).get("labels") for _, one in places):
+        return values | {"segment": {key: value for key, value in values["segment"].items() if key != "rounds"}}
+    return values
 
 
 def _refuse_sections(arguments: ArgumentCollection) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from tagseg.data.check import require_saliency
 from tagseg.data.images import read_image, read_saliency, reduced_size
 from tagseg.data.records import Dataset, Sample
 from tagseg.features.cache import FeatureCache
+from tagseg.features.fused import fuse
 from tagseg.masks.map_files import map_file, write_maps
 from tagseg.networks.backbones import Backbone
 from tagseg.rca.heads import cached_maps
@@ -30,6 +31,7 @@ from tagseg.rca.train import load_network
 from tagseg.run.folder import Run
 from tagseg.settings.localise import LocaliseSettings
 from tagseg.settings.settings import Settings, map_kind
+from tagseg.system.process import cores
 from tagseg.system.progress import Track, images_per_s, map_ahead, map_side_by_side, silent
 from tagseg.training.device import choose_device
 from tagseg.training.loading import to_tensor
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 
 MAP_STRIDE = 4
 """Image pixels per cell of a stored map."""
+
+WORTH_A_TRACE = 50
+"""Images from which on the backbone is traced for them, which takes some seconds."""
 
 READERS = 2
 WRITERS = 2
@@ -58,6 +63,13 @@ class Views(NamedTuple):
 
     pictures: tuple[Image.Image, ...]
     size: tuple[int, int]
+
+
+_Seen = tuple[Sample, Views | Tensor | None]
+"""An image, and its views or its maps; None if they exist."""
+
+_Found = tuple[Sample, Tensor | None]
+"""An image and its maps; None if they exist."""
 
 
 def localise(
@@ -88,8 +100,9 @@ def localise(
     if settings.maps == "recam" and cache is not None:
         reactivate(network, cache, dataset.split("train"), track)
     samples = dataset.split("train") if samples is None else samples
+    side_by_side = cache is not None or (len(samples) >= WORTH_A_TRACE and _computes_fused(network))
 
-    def read(sample: Sample) -> tuple[Sample, Views | Tensor | None]:
+    def read(sample: Sample) -> _Seen:
         if map_file(run, sample.id).exists():
             return sample, None
         if cache is not None:
@@ -97,7 +110,8 @@ def localise(
         image = read_image(sample.image, settings.data.max_megapixels)
         return sample, views(network.backbone, image, settings.localise)
 
-    def find(sample: Sample, seen: Views | Tensor | None) -> tuple[Sample, Tensor | None]:
+    def find(one: _Seen) -> _Found:
+        sample, seen = one
         if seen is None or isinstance(seen, Tensor):
             return sample, seen
         if accumulated is None:
@@ -105,23 +119,44 @@ def localise(
         array, rows = accumulated
         return sample, complete(array[rows[sample.id]], network, seen, sample.tags, settings.localise)
 
-    def write(found: tuple[Sample, Tensor | None]) -> tuple[Sample, bool]:
+    def write(found: _Found) -> tuple[Sample, bool]:
         sample, maps = found
         if maps is not None:
             write_maps(map_file(run, sample.id), maps.numpy(), sample.tags)
         return sample, maps is not None
 
     started, images = time.monotonic(), 0
-    ahead = map_ahead if cache is None else map_side_by_side
-    with contextlib.closing(ahead(samples, read, READERS)) as decoded:
-        maps = (find(*one) for one in track(decoded, "localise", len(samples)))
-        for sample, new in map_ahead(maps, write, WRITERS):
+    if side_by_side:
+        found = map_side_by_side(samples, lambda sample: write(find(read(sample))), cores())
+    else:  # the whole machine computes one image, because passes of the backbone itself share its hooks
+        found = _in_turn(samples, read, find, write)
+    with contextlib.closing(found):
+        for sample, new in track(found, "localise", len(samples)):
             images += new
             if then is not None:
                 then(sample)
     pace = images_per_s(images, time.monotonic() - started)
     log.info("localise: %d images, %.1f images/s", images, pace)
     return Localised(run.maps, images, pace)
+
+
+def _computes_fused(network: RcaNetwork) -> bool:
+    """Let the backbone compute by a fused pass, if there is one, and tell whether there is."""
+    fused = None if network.layers is not None else fuse(network.backbone, network.backbone.head_layers)
+    if fused is not None:
+        network.backbone.compute_by(fused)
+    return fused is not None
+
+
+def _in_turn(
+    samples: Sequence[Sample],
+    read: Callable[[Sample], _Seen],
+    find: Callable[[_Seen], _Found],
+    write: Callable[[_Found], tuple[Sample, bool]],
+) -> Generator[tuple[Sample, bool]]:
+    """Yield what `write` returns; images are decoded, and maps written, while the network runs."""
+    with contextlib.closing(map_ahead(samples, read, READERS)) as decoded:
+        yield from map_ahead((find(one) for one in decoded), write, WRITERS)
 
 
 @torch.no_grad()

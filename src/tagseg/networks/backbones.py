@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.model = model
+        self._pass: list[Callable[[Tensor], Sequence[Tensor]]] = []  # in a list, or it would become a submodule
         self._kept: dict[str, Tensor] = {}
         self._orders: dict[str, MapOrder] = {}
         self.grid = Grid()  # until probed
@@ -100,6 +101,16 @@ class Backbone(nn.Module):
         other = self._probe(self.fitting_size(128, 192))
         if isinstance(other, Exception):
             raise self._unfit(f"takes images of few sizes only ({_first_line(other)})")
+
+    @property
+    def head_layers(self) -> tuple[str, str]:
+        """The layers that heads and bank read: the last and the earlier one (`last` where there is none)."""
+        return LAST, self._earlier
+
+    def compute_by(self, layer_maps: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Compute `head_layers` by another function with the same results (see `tagseg.features.fused`); its weights do
+        not follow those of the model."""
+        self._pass = [layer_maps]
 
     @property
     def cornered(self) -> bool:
@@ -142,7 +153,7 @@ class Backbone(nn.Module):
         self, images: Float[Tensor, "b 3 H W"]
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b m h w"]]:
         """Return the feature map and the earlier layer's output in the same cells (the same map for `last`)."""
-        features, earlier = self._maps(images, (LAST, self._earlier))
+        features, earlier = self._pass[0](images) if self._pass else self._maps(images, self.head_layers)
         if earlier.shape[2:] != features.shape[2:]:
             earlier = resize_cells(earlier, features.shape[2:], self.cornered, target_shift=self.grid.shift)
         return features, earlier

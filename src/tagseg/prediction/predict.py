@@ -21,14 +21,14 @@ from tagseg.prediction.local_engine import IMAGE_THREADS, local_outcomes
 from tagseg.prediction.outputs import Outcome, pending_images, write_files
 from tagseg.prediction.parquet import pending_rows, write_parts
 from tagseg.prediction.plan import Plan
-from tagseg.prediction.ray_engine import ray_outcomes
+from tagseg.prediction.ray_engine import ray_outcomes, starts_cluster
 from tagseg.prediction.read import read_input
 from tagseg.run.draft import MANIFEST, SETTINGS
 from tagseg.run.folder import network_folder
 from tagseg.run.hub import is_hub_address
 from tagseg.run.lock import hold_folder
 from tagseg.run.stages import OTHERS, OUTPUTS
-from tagseg.segment.engines import Pictures, spread
+from tagseg.segment.engines import Pictures, may_have_gpu, spread
 from tagseg.segment.load import open_predictor
 from tagseg.segment.predictor import Predictor
 from tagseg.settings.predict import Engine, PredictOptions
@@ -81,13 +81,15 @@ def predict(
         WriteError: if a file cannot be written, for example because the disk is full.
     """
     options, out = options or PredictOptions(), Path(out)
+    asked = options
     if options.on == "ray":
-        # Workers of a cluster load their own networks: here one is loaded only to check it, and for its classes.
-        fixed: Engine = "onnxruntime" if options.precision == "int8" else "torch"
-        options = dataclasses.replace(options, engine=fixed if options.engine == "auto" else options.engine)
+        # Workers of a cluster load their own networks: here one is loaded only to check it, and for its classes. Which
+        # engines the machines of somebody's cluster have is not known; our own cluster is this machine.
+        here = starts_cluster() and options.device in ("auto", "cpu") and not may_have_gpu()
+        if options.engine == "auto" and not here:
+            fixed: Engine = "onnxruntime" if options.precision == "int8" else "torch"
+            options = dataclasses.replace(options, engine=fixed)
         asked = dataclasses.replace(options, device="cpu")
-    else:
-        asked = options
     if not is_hub_address(run):
         network_folder(Path(run))
     found = find_images([images] if isinstance(images, str | Path) else images, out)
@@ -131,6 +133,7 @@ def _predict(
     opened = open_predictor(run, asked, partial(_some_pictures, found, options), len(found))
     log.debug("computed by %s: %s", opened.engine, opened.why)
     predictor = opened.predictor
+    options = dataclasses.replace(options, engine=opened.engine)  # for the workers of a cluster
     todo, lines = (pending_images if options.format == "png" else pending_rows)(found, out, options)
     written = _write_outcomes(_outcomes(predictor, run, found, todo, options), out, found, todo, options)
     begin(out, request)

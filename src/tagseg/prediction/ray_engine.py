@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,12 @@ def _outcomes(ray: Any, rows: Iterator[RayRow], todo: Sequence[str]) -> Iterator
                 f"--on ray stopped: {' '.join(str(error).split())[-600:]}. Finished images are kept: {lower}run "
                 "the same command with --resume"
             ) from error
+
+
+def starts_cluster() -> bool:
+    """Tell whether `ray_outcomes` would start a cluster of its own, on this machine."""
+    ray = sys.modules.get("ray")
+    return not os.environ.get("RAY_ADDRESS") and not (ray is not None and ray.is_initialized())
 
 
 def choose_actors(resources: dict[str, float], device: str = "auto", number: int = 0) -> Actors:

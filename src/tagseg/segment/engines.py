@@ -46,6 +46,9 @@ CHECKED_IMAGES = 8
 CALIBRATION_IMAGES = 32
 """Other images on which the ranges of the values in int8 are measured."""
 
+STEADY: EngineName = "onnxruntime"
+"""The engine of computations that are to be repeatable."""
+
 WORTH_AN_EXPORT = 200
 """Images from which on `auto` exports a graph: the export takes about half a minute."""
 
@@ -98,6 +101,9 @@ class Asked:
     precision: Precision = "fp32"
     device: str = "auto"
     agreement: Agreement = None
+    steady: bool = False
+    """Whether auto leaves out what it measures: it takes `STEADY` wherever that agrees with PyTorch. So a computation
+    that is repeated on another day has the same result to the last bit."""
 
     @property
     def least(self) -> float:
@@ -232,9 +238,11 @@ def _fastest(network: _Network, asked: Asked, pictures: Callable[[int], Pictures
     """Return the fastest engine that is installed and agrees with PyTorch."""
     if asked.device not in ("auto", "cpu") or (asked.device == "auto" and may_have_gpu()):
         return _torch(network, asked, f"computes on the device ({asked.device})")
-    engines = [engine for engine in OFFERED[asked.precision] if installed(engine)]
+    offered = (STEADY,) if asked.steady else OFFERED[asked.precision]
+    engines = [engine for engine in offered if installed(engine)]
     if not engines:
-        return _torch(network, asked, "others may be several times as fast: pip install 'tagseg[openvino]'")
+        extra = EXTRAS[offered[0]]
+        return _torch(network, asked, f"others may be several times as fast: pip install 'tagseg[{extra}]'")
     note = read_note(network.folder)
     if note is None or any(_known(note, engine, asked.precision) is None for engine in engines):
         if images < WORTH_AN_EXPORT or not (given := pictures(CHECKED_IMAGES)):
@@ -249,7 +257,8 @@ def _fastest(network: _Network, asked: Asked, pictures: Callable[[int], Pictures
             return _torch(network, asked, f"no other engine computes the network: {error}")
     checks = [check for engine in (*engines, "torch") if (check := _known(note, engine, asked.precision))]
     passed = [check for check in checks if check.agreement >= asked.least]
-    best = max(passed, key=lambda check: check.images_per_s, default=None)
+    rivals = [check for check in passed if check.engine in engines] if asked.steady else passed
+    best = max(rivals, key=lambda check: check.images_per_s, default=None)
     if best is None or best.engine == "torch":
         found = ", ".join(f"{check.engine} {_reason(check, '')}" for check in checks)
         return _torch(network, asked, f"no engine is faster and agrees with it: {found}")
@@ -258,7 +267,7 @@ def _fastest(network: _Network, asked: Asked, pictures: Callable[[int], Pictures
     return Opened(
         network.configure(graph_predictor(network.folder, note, best.engine, asked.precision)),
         best.engine,
-        _reason(best, "the fastest") + gain,
+        _reason(best, "" if asked.steady else "the fastest") + gain,
     )
 
 

@@ -1,7 +1,10 @@
 """Self-training: a segmentation network improves the maps of the training images, and the next one learns from them."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import logging
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 
 from tagseg.data.images import read_image
 from tagseg.data.prepare import Prepared
-from tagseg.data.records import Dataset
+from tagseg.data.records import Dataset, Sample
 from tagseg.masks.localise import MAP_STRIDE
 from tagseg.masks.make import make_masks
 from tagseg.masks.map_files import map_file, tagged_maps, write_maps
@@ -20,14 +23,17 @@ from tagseg.masks.probabilities import background_cut, label_probabilities
 from tagseg.masks.resize import enlarge
 from tagseg.run.folder import Run
 from tagseg.run.manifest import Manifest
+from tagseg.segment.engines import ENGINES_FOLDER, Asked, Pictures, open_engine, spread
 from tagseg.segment.predictor import Predictor
 from tagseg.segment.read_network import read_predictor
 from tagseg.segment.train import train_segmenter
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
-from tagseg.system.progress import Track, silent
+from tagseg.system.progress import Track, map_side_by_side, silent
 from tagseg.training.checkpoint import is_trained
+
+log = logging.getLogger(__name__)
 
 TrainSegmenter = Callable[[Dataset, Path, Settings, Path, Track], object]
 """Trains a segmentation network: `train_segmenter`, in this process or in several."""
@@ -71,11 +77,32 @@ def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Trac
     joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))
     write_atomically(current.settings_file, joined.to_toml())
     current.store(Manifest(data=str(run.data_root()), stages={}, round=number))
-    predictor = read_predictor(current.segmenter, settings.device)
-    if settings.segment.teacher_views == "one":
-        predictor = dataclasses.replace(predictor, scales=(1.0,), flip=False)
-    find_maps(prepared, source, current, predictor, track)
+    find_maps(prepared, source, current, _teacher(current.segmenter, settings, prepared.dataset.split("train")), track)
+    # The network is not used again; what was measured of its engine is not the same twice.
+    shutil.rmtree(current.segmenter / ENGINES_FOLDER, ignore_errors=True)
     make_masks(prepared, current, track)
+
+
+def _teacher(folder: Path, settings: Settings, samples: Sequence[Sample]) -> Predictor:
+    """Return the network of a round, which predicts the training images."""
+
+    def configure(predictor: Predictor) -> Predictor:
+        if settings.segment.teacher_views == "one":
+            return dataclasses.replace(predictor, scales=(1.0,), flip=False)
+        return predictor
+
+    @functools.cache  # an export and the check of the engine need it, too
+    def read() -> Predictor:
+        return read_predictor(folder, settings.device)
+
+    def pictures(count: int) -> Pictures:
+        images = (read_image(sample.image, settings.data.max_megapixels) for sample in spread(samples, count))
+        return [read().picture(image) for image in images]
+
+    asked = Asked(settings.segment.teacher_engine, device=settings.device, steady=True)
+    opened = open_engine(folder, asked, read, configure, pictures, len(samples))
+    log.info("self-training: training images are predicted by %s (%s)", opened.engine, opened.why)
+    return opened.predictor
 
 
 def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor, track: Track = silent) -> None:
@@ -88,12 +115,18 @@ def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor
     """
     settings, samples = source.settings(), prepared.dataset.split("train")
     rule = settings.mask_rule()
-    for sample in track(samples, "predict training images", len(samples)):
+    alone = dataclasses.replace(predictor, threads=1)
+
+    def find(sample: Sample) -> None:
         if map_file(target, sample.id).exists():
-            continue
+            return
         image = read_image(sample.image, settings.data.max_megapixels)
         maps = tagged_maps(map_file(source, sample.id), sample.tags)
-        write_maps(map_file(target, sample.id), improved_maps(predictor, image, sample.tags, maps, rule), sample.tags)
+        write_maps(map_file(target, sample.id), improved_maps(alone, image, sample.tags, maps, rule), sample.tags)
+
+    found = map_side_by_side(samples, find, predictor.threads) if predictor.is_graph else map(find, samples)
+    for _ in track(found, "predict training images", len(samples)):
+        pass
 
 
 def improved_maps(

@@ -52,6 +52,10 @@ class SegmentSettings:
     """How that network looks at a training image. all: at segment.predict_scales, and mirrored with
     segment.predict_flip; one: once, at its own size, in a small part of the time."""
 
+    teacher_engine: Literal["auto", "torch"] = "auto"
+    """What computes its predictions of the training images. auto: ONNX Runtime where it is installed, there is no GPU,
+    200 images or more are predicted, and its labels agree with PyTorch's; else PyTorch."""
+
     batch: Annotated[int, Ge(2), Unit("images")] = 16
     """Images per forward pass; the decoder's batch norm needs 2."""
 
@@ -103,7 +107,8 @@ class SegmentSettings:
         check_fields(self, "setting segment.")
         if self.rounds > 1 and self.labels:
             raise ValueError(
-                f"setting segment.rounds must be 1 with segment.labels, got {self.rounds}: self-training needs maps"
+                f"setting segment.rounds must be 1 with segment.labels, got {self.rounds}: self-training needs "
+                "maps; add --segment.rounds 1"
             )
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"setting segment.scale must be the smaller factor, then the larger, got {self.scale}")
