@@ -1,17 +1,21 @@
 """Masks are read by names and colours, and refused where they have no meaning or two."""
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from tagseg.data.check import check_images
 from tagseg.data.read import read_dataset
 from tagseg.data.records import Dataset
-from tagseg.data.true_masks import load_mask
+from tagseg.data.true_masks import load_mask, read_mask_pixels
 from tagseg.errors import DataError
 from tagseg.settings.data import DataSettings
 
@@ -91,6 +95,28 @@ def test_labelmes_class_order_and_our_own_are_read_from_the_files_beside_masks(t
     (root / "masks/class_names.txt").rename(root / "classes.json")
     (root / "classes.json").write_text('{"0": "background", "1": "dog", "2": "cat", "255": "void"}')
     assert masks(root) == RIGHT and masks(root, "1=dog,2=cat") == RIGHT
+
+
+@given(
+    arrays.arrays(np.uint8, (5, 7), elements=st.integers(0, 255)),
+    arrays.arrays(np.uint8, (256, 3), elements=st.integers(0, 255)),
+    st.one_of(st.none(), st.integers(0, 255), st.binary(min_size=1, max_size=256)),
+)
+def test_colours_of_a_palette_are_those_of_its_pixels(
+    values: np.ndarray, palette: np.ndarray, transparency: int | bytes | None
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mask.png"
+        mask = Image.fromarray(values)
+        mask.putpalette(palette.tobytes())
+        mask.save(file, **({} if transparency is None else {"transparency": transparency}))
+        found = read_mask_pixels(file)
+        with Image.open(file) as image:
+            drawn = image.convert("RGBA")
+    opaque = np.asarray(Image.alpha_composite(Image.new("RGBA", drawn.size, "black"), drawn)).astype(int)
+    assert found.values is not None and found.colours is not None and found.palette is not None
+    assert np.array_equal(found.values, values) and np.array_equal(found.colours, found.palette[values])
+    assert np.array_equal(found.colours, opaque[..., 0] << 16 | opaque[..., 1] << 8 | opaque[..., 2])
 
 
 def test_a_palette_in_another_order_is_refused(tmp_path: Path) -> None:

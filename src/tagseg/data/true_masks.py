@@ -43,12 +43,12 @@ def load_mask(sample: Sample, dataset: Dataset, size: tuple[int, int] | None = N
     if pixels.values is None:
         assert pixels.colours is not None
         return _translated(sample.mask, pixels.colours, colours, dataset, grey=False)
-    if pixels.colours is not None and (named or not pixels.palette):
-        used = np.unique(pixels.colours)
-        if all(int(colour) in colours for colour in used):
-            return _translated(sample.mask, pixels.colours, colours, dataset, grey=False)
-    if pixels.palette and not named:
-        _require_order(sample.mask, pixels, colours)
+    if pixels.colours is not None and (named or pixels.palette is None):
+        by_colour, unknown = _looked_up(pixels.colours, colours)
+        if not len(unknown):
+            return by_colour
+    if pixels.palette is not None and not named:
+        _require_order(sample.mask, pixels.values, pixels.palette, colours)
     return _translated(sample.mask, pixels.values, values, dataset, grey=True)
 
 
@@ -72,12 +72,12 @@ class MaskPixels(NamedTuple):
     """The pixels of a mask.
 
     values: grey values or palette indices; None if its pixels are colours that are not grey. colours: 0xRRGGBB, black
-    where it is transparent; None if it is grey. palette: whether the values are indices.
+    where it is transparent; None if it is grey. palette: the colour of every value if they are indices, else None.
     """
 
     values: UInt8[np.ndarray, "h w"] | None
     colours: Int32[np.ndarray, "h w"] | None
-    palette: bool
+    palette: Int32[np.ndarray, "256"] | None
 
 
 def read_mask_pixels(path: Path, size: tuple[int, int] | None = None) -> MaskPixels:
@@ -98,13 +98,36 @@ def read_mask_pixels(path: Path, size: tuple[int, int] | None = None) -> MaskPix
         if size is not None:
             require_size(path, (image.height, image.width), size)
         if image.mode in ("1", "L"):
-            return MaskPixels(np.array(image.convert("L")), None, False)
-        indices = np.array(image).astype(np.uint8) if image.mode == "P" else None
-        layer = image.convert("RGBA")
-        rgb = np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer))[..., :3]
-    colours = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    grey = indices is None and bool((rgb == rgb[..., :1]).all())
-    return MaskPixels(rgb[..., 0] if grey else indices, colours, indices is not None)
+            return MaskPixels(np.array(image.convert("L")), None, None)
+        if image.mode == "P":
+            indices = np.array(image).astype(np.uint8)
+            every = image.resize((256, 1), Image.Resampling.NEAREST)  # an image of the same palette
+            every.putdata(range(256))
+            palette = _codes(_on_black(every))[0]
+            return MaskPixels(indices, palette[indices], palette)
+        rgb = _on_black(image)
+    grey = bool((rgb == rgb[..., :1]).all())
+    return MaskPixels(rgb[..., 0] if grey else None, _codes(rgb), None)
+
+
+def _on_black(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    layer = image.convert("RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer))[..., :3]
+
+
+def _codes(rgb: UInt8[np.ndarray, "h w 3"]) -> Int32[np.ndarray, "h w"]:
+    codes: Int32[np.ndarray, "h w"] = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return codes
+
+
+def _looked_up(
+    pixels: UInt8[np.ndarray, "h w"] | Int32[np.ndarray, "h w"], known: Mapping[int, int]
+) -> tuple[UInt8[np.ndarray, "h w"], Int32[np.ndarray, "n"]]:
+    """Return the ids of known values or colours, and the values that are not known (their pixels get any id)."""
+    codes = np.array(sorted(known), np.int32)
+    place = np.minimum(np.searchsorted(codes, pixels), len(codes) - 1)
+    unknown = np.unique(pixels[codes[place] != pixels])
+    return np.array([known[int(code)] for code in codes], np.uint8)[place], unknown.astype(np.int32)
 
 
 def _translated(
@@ -114,10 +137,8 @@ def _translated(
     dataset: Dataset,
     grey: bool,
 ) -> UInt8[np.ndarray, "h w"]:
-    used, inverse = np.unique(pixels, return_inverse=True)
-    codes = [int(code) for code in used]
-    unknown = [code for code in codes if code not in known]
-    if unknown:
+    mask, strange = _looked_up(pixels, known)
+    if unknown := strange.tolist():
         names = {0: "background", VOID: "void", **dict(enumerate(dataset.classes, 1))}
         show = str if grey else _hex
         if grey:
@@ -138,17 +159,19 @@ def _translated(
             else "; say what they mean with --data.mask-values, or with a labelmap.txt beside the masks"
         )
         raise DataError(f"{path}: {got}, expected {expected}{many}")
-    mask: UInt8[np.ndarray, ...] = np.array([known[code] for code in codes], np.uint8)[inverse]
     return mask
 
 
 _USUAL = (0, VOID)
 
 
-def _require_order(path: Path, pixels: MaskPixels, colours: Mapping[int, int]) -> None:
+def _require_order(
+    path: Path, values: UInt8[np.ndarray, "h w"], palette: Int32[np.ndarray, "256"], colours: Mapping[int, int]
+) -> None:
     """Raise DataError if a palette has VOC's colours of the classes for other values than VOC has."""
-    assert pixels.values is not None and pixels.colours is not None
-    pairs = np.unique(np.stack([pixels.values.ravel(), pixels.colours.ravel()], 1).astype(np.int32), axis=0).tolist()
+    # Counted, not sorted: this is read for every mask that is scored.
+    used = np.bincount(values.ravel(), minlength=256).nonzero()[0]
+    pairs = list(zip(used.tolist(), palette[used].tolist(), strict=True))
     ordered = all(colour == (VOID_CODE if value == VOID else voc_colour(value)) for value, colour in pairs)
     classes = any(colours.get(colour, 0) not in (0, VOID) for _, colour in pairs)
     if classes and not ordered and all(colour in colours for _, colour in pairs):

@@ -122,7 +122,7 @@ def settle_white(meaning: Meaning, found: Iterable[tuple[Path, MaskPixels]], dat
     first = None
     for file, pixels in found if meaning.file is None else ():
         first = first or file
-        seen.update(np.unique(pixels.values).tolist() if pixels.values is not None and not pixels.palette else [-1])
+        seen.update(np.unique(pixels.values).tolist() if pixels.values is not None and pixels.palette is None else [-1])
         if not seen <= {0, VOID}:
             return meaning
     if VOID not in seen:
