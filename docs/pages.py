@@ -18,7 +18,7 @@ SECTIONS = {
     "Accuracy": ("voc_animals", "domains", "rivals", "segmenter", "quality", "demo"),
     "Ablations": ("ablation_voc_animals", "ablation_voc_animals_crf", "masks"),
     "Cost of a step, memory, and their growth with classes": ("step_cost",),
-    "Throughput and memory": ("predict", "crf", "passes", "mass_labelling"),
+    "Throughput and memory": ("predict", "crf", "passes", "mass_labelling", "mass_labelling_onnxruntime"),
     "Scaling with images": ("scale", "review"),
     "Reliability": ("faults", "scarcity", "mutations", "fuzz", "release"),
     "Other tools": ("interop",),

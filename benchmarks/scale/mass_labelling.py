@@ -9,7 +9,8 @@ images, in turn, each in its own process, and their output is compared byte for 
 (network loaded, cluster started) and the throughput after it are measured separately; ray_over_local is for all images
 predicted at once, with each side started once. Memory is the proportional set size of the process and all its
 descendants, Ray's own included, sampled every half second: its peak up to half of the images, and up to the end. Ray's
-workers have the priority of the process. The run folder keeps only the exported network.
+workers have the priority of the process. The run folder keeps only the exported network. Another engine than
+PyTorch is a result of its own, named after it.
 
 It also measures what a_billion_images.py needs: images that a core decodes and that a process writes per second, and
 the memory per listed image.
@@ -107,7 +108,14 @@ def main() -> None:
     settings = {"images": options.images, "rounds": options.rounds, "load": round(os.getloadavg()[0], 1)}
     settings |= {"threads": torch.get_num_threads()}
     table = "\n".join([*rows, "", about])
-    print(record("mass_labelling", [run.settings().seed], figures | settings, table).read_text())
+    print(
+        record(
+            "mass_labelling" if options.engine == "torch" else f"mass_labelling_{options.engine}",
+            [run.settings().seed],
+            figures | settings,
+            table,
+        ).read_text()
+    )
 
 
 def summary(rounds: dict[str, list[dict[str, float]]], images: int) -> dict[str, float]:
