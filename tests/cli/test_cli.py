@@ -179,7 +179,7 @@ def test_other_settings_need_force(run: Run, home: Path, call: Call) -> None:
         (["fit", "photos", "--out", "photos"], "photos: exists and is not a run folder; choose another --out"),
         (["fit", "photos"], "--out"),
         (["fit", "photos", "--out", "new", "--until", "lunch"], "--until"),
-        (["fit", "photos", "--out", "new", "--segment.epochs", "x"], '--segment.epochs: unable to convert "x"'),
+        (["fit", "photos", "--out", "new", "--segment.epochs", "x"], "--segment.epochs must be a whole number, got x"),
         (["fit", "photos", "--out", "new", "--train.stride", "7"], "--train.stride"),
         (["fit", "photos", "--out", "new", "--segment.epochs", "-1"], "segment.epochs must be 0 or more, got -1"),
         (["fit", "photos", "--out", "new", "--train.epoch", "3"], "--train.epoch"),
@@ -411,7 +411,7 @@ def test_a_real_process_prints_errors_on_standard_error(tmp_path: Path) -> None:
         (["fit", "--help"], 0, "--train.epochs INT"),
         (["predict", "-h"], 0, "--max-side INT"),
         (["fit", "x", "--out", "y", "--segment.epochs", "-1"], 2, "segment.epochs must be 0 or more, got -1"),
-        (["fit", "x", "--out", "y", "--train.epoch", "3"], 2, "Did you mean --train.epochs?"),
+        (["fit", "x", "--out", "y", "--train.epoch", "3"], 2, "did you mean --train.epochs?"),
         (["predict", "x", "y", "--out", "z", "--window", "8"], 2, "--window must be 64 pixels or more, got 8"),
         (["export", "x", "--to", "coco", "--out", "z", "--min-part", "-1"], 2, "--min-part must be 0 pixels or more"),
         (["breakfast"], 2, "breakfast"),
@@ -441,6 +441,15 @@ def test_worst_lists_masks_and_tags(run: Run, tmp_path: Path, call: Call) -> Non
     assert status == 2 and "--count must be 1 or more, got 0" in error
 
 
+@pytest.mark.parametrize(("side", "said"), [("0", "nowhere"), ("64", "nowhere"), ("32", "--max-side")])
+def test_flags_mean_the_same_once_anything_has_imported_pydantic(side: str, said: str, tmp_path: Path) -> None:
+    pytest.importorskip("pydantic", reason="needs pydantic, which packages of some extras bring")
+    code = "import pydantic, sys; from tagseg.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "predict", "nowhere", "photos", "--out", "masks", "--max-side", side]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
 def test_a_new_run_has_the_default_quality_and_an_old_one_its_own(home: Path, tmp_path: Path) -> None:
     def resolved(*arguments: str | Path) -> Settings:
         _, bound, _ = app.parse_args(["fit", *map(str, arguments)], exit_on_error=False, print_error=False)
@@ -456,6 +465,8 @@ def test_a_new_run_has_the_default_quality_and_an_old_one_its_own(home: Path, tm
     assert resolved(*new, "--maps", "walk") == dataclasses.replace(preset("balanced"), maps="walk")
     assert resolved(*new, "--preset", "paper-voc") == preset("paper-voc")
     assert resolved(*new, "--settings", home / "small.toml") == Settings.from_toml(home / "small.toml")
+    lists = resolved(*new, "--localise.scales", "0.5,1", "--features.scales", "1", "--features.scales", "1.5")
+    assert (lists.localise.scales, lists.features.scales) == ((0.5, 1.0), (1.0, 1.5))
     learned = resolved(*new, "--segment.labels", "drawn").segment  # once: self-training needs maps
     assert learned == dataclasses.replace(preset("balanced").segment, labels="drawn", rounds=1)
     (tmp_path / "labels.toml").write_text('[segment]\nlabels = "drawn"\n')
@@ -486,12 +497,20 @@ MISTAKES = {
     "fit nowhere --out new": "no such data folder",
     "fit empty --out new": "found no images in a known layout",
     "fit photos --out photos": "is not a run folder",
-    "fit photos": "--out requires an argument",
+    "fit photos": "tagseg fit: --out must be given, found none; `tagseg fit --help` lists what it is",
+    "fit photos --out": "--out must be followed by its value, found none",
+    "fit photos --out new other": "tagseg fit: expected nothing more, found other; write lists with commas",
+    "fit photos --out new --train.epoch 3": "has no such flag (did you mean --train.epochs?); `tagseg fit --help`",
+    "fit photos --out new --seed 1.5": "--seed must be a whole number, got 1.5",
+    "fit photos --out new --workers 2e0": "--workers must be a whole number, got 2e0",
+    "fit photos --out new --seed 1 --seed 2": "--seed must be given once, found it again with 2",
+    "fit photos --out new --localise.scales 1,x": "--localise.scales must be numbers, separated by commas, got x",
+    "ablate photos --out new --seeds 1.5": "--seeds must be a whole number, got 1.5",
     "fit photos --out new --device cudda": "--device must be auto, cpu, cuda, cuda:1 or mps, got cudda; did",
     "fit photos --out new --train.backbone resnet5": "must be a model of timm, got resnet5; did you mean resnet50",
     "fit photos --out new --train.weights none.safetensors": "none.safetensors: not found; give timm, random",
     "fit photos --out new --segment.weights photos": "photos: not found; give timm, random",
-    "fit photos --out new --segment.steps x": 'unable to convert "x" into int',
+    "fit photos --out new --segment.steps x": "--segment.steps must be a whole number, got x",
     "fit photos --out new --features 64": "--features is a group of settings: expected one of its flags",
     "fit photos --out new --processes 0": "--processes must be 1 or more, got 0",
     "fit photos --out new --quality fsat": "--quality must be one of fast, balanced, best, got fsat",
@@ -532,7 +551,8 @@ MISTAKES = {
     "report nowhere": "not a run folder",
     "ablate nowhere --out new": "no such",
     "bench voc2012 --data nowhere --out new": "nowhere",
-    "fitt photos": 'Did you mean "fit"',
+    "export run --to bogus --out new": "--to must be one of coco, yolo, yolo-semantic, voc,",
+    "fitt photos": "fitt: tagseg has no such command (did you mean fit?); `tagseg --help` lists all",
 }
 """A user's mistakes, and what the answer says."""
 

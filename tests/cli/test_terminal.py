@@ -97,7 +97,7 @@ def test_a_small_shared_memory_is_named(message: str, tmp_path: Path) -> None:
 
 
 def test_what_the_system_has_too_little_of_is_named(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
-    def lacking(*_: object) -> None:
+    def lacking(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("tagseg.cli.main.app", lacking)

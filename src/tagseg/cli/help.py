@@ -91,7 +91,7 @@ def _remarks(entry: HelpEntry, limits: dict[str, str]) -> Iterator[str]:
     if bound := limits.get(entry.names[0] if entry.names else ""):
         yield bound
     if (entry.metavar or "").endswith("...") and not entry.positional_label:
-        yield "repeatable"
+        yield "with commas" if entry.metavar in ("INT...", "FLOAT...") else "repeatable"
     default = entry.default
     if default in ("True", "False"):
         if entry.negative_names:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from cyclopts.exceptions import CycloptsError
 from rich.logging import RichHandler
 
 from tagseg.cli import (  # noqa: F401  importing them registers their commands
@@ -22,6 +23,7 @@ from tagseg.cli import (  # noqa: F401  importing them registers their commands
     teach,
 )
 from tagseg.cli.app import app, complain, err, out
+from tagseg.cli.mistakes import mistake_text
 from tagseg.system.process import launched, ran_out, said_by
 from tagseg.system.signals import exit_status, raised
 from tagseg.system.untrusted import printable
@@ -56,10 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"tagseg {arguments[0]} runs in one process, {count} were launched; run it without accelerate launch"
             )
         with raised():
-            app(arguments)
+            app(arguments, exit_on_error=False, print_error=False)
     except KeyboardInterrupt as stopped:
         err.print("Interrupted. Run the same command again to continue.", style="yellow")
         raise SystemExit(exit_status(stopped)) from None
+    except CycloptsError as mistake:
+        complain(f"Error: {mistake_text(mistake)}", "red")
+        raise SystemExit(2) from None
     except (ValueError, OSError) as error:
         complain(f"Error: {error_text(error)}", "red")
         raise SystemExit(2) from None

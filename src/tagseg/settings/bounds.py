@@ -9,6 +9,7 @@
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,6 +32,12 @@ _NOUNS: dict[Any, tuple[str, str]] = {
 @dataclass(frozen=True)
 class OrZero:
     """Allows 0 besides what the other bounds of an annotation allow; 0 switches something off."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        # cyclopts also lets pydantic check the flags as soon as anything has imported it.
+        from pydantic_core import core_schema
+
+        return core_schema.union_schema([core_schema.literal_schema([0]), handler(source)])
 
 
 AtLeastOne = Annotated[int, Ge(1)]
