@@ -1,6 +1,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from tagseg.data.images import read_mask_file
 from tagseg.data.prepare import prepare
-from tagseg.data.records import Dataset
+from tagseg.data.records import Dataset, Sample
 from tagseg.errors import RunError
 from tagseg.evaluate.evaluate import evaluate
 from tagseg.evaluate.scores import read_evaluation
@@ -18,7 +19,8 @@ from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
 from tagseg.pipeline import fit, run_stage
 from tagseg.run.folder import Run
-from tagseg.segment import engines
+from tagseg.segment import engines, self_training
+from tagseg.segment.engines import Opened
 from tagseg.segment.self_training import join_evidence, self_train
 from tagseg.settings.masks import MaskSettings
 from tagseg.settings.settings import Settings
@@ -106,7 +108,7 @@ def test_another_engine_predicts_the_training_images_alike(
 ) -> None:
     pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'tagseg[onnx]'")
     monkeypatch.setattr(engines, "may_have_gpu", lambda: False)
-    monkeypatch.setattr(engines, "WORTH_AN_EXPORT", 1)
+    monkeypatch.setattr(engines, "WORTH_AN_EXPORT", 0)
     caplog.set_level("INFO", "tagseg.segment.self_training")
     prepared, first = prepare(trained), trained.round(1)
     by_torch = {sample.id: read_maps(map_file(first, sample.id)) for sample in prepared.dataset.split("train")}
@@ -125,6 +127,29 @@ def test_another_engine_predicts_the_training_images_alike(
         for name, (maps, classes) in by_torch.items():
             found, kept = read_maps(map_file(run.round(1), name))
             assert kept == classes and np.abs(found.astype(int) - maps.astype(int)).max(initial=0) <= 1, name
+    # Where all maps are there, the network is not even read.
+    monkeypatch.setattr(self_training, "_teacher", lambda *_: pytest.fail("there is nothing to predict"))
+    self_train(prepare(run), run, train_segmenter=lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("views", "scales", "flip", "images"), [("one", 3, True, 3), ("all", 3, True, 20), ("all", 1, False, 3)]
+)
+def test_looking_once_repays_an_engine_later(
+    views: Literal["one", "all"], scales: int, flip: bool, images: int, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def opened(*given: object) -> Opened:
+        counted.append(given[-1])  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(self_training, "open_engine", opened)
+    segment = dataclasses.replace(tiny.segment, teacher_views=views, predict_scales=(1.0,) * scales, predict_flip=flip)
+    samples = [Sample(str(number), Path("none.jpg"), (1,)) for number in range(20)]
+    with pytest.raises(KeyboardInterrupt):
+        self_training._teacher(Path("none"), dataclasses.replace(tiny, segment=segment), samples)
+    assert counted == [images]
 
 
 def test_other_rounds_train_again(trained: Run) -> None:

@@ -35,6 +35,10 @@ from tagseg.training.checkpoint import is_trained
 
 log = logging.getLogger(__name__)
 
+USUAL_VIEWS = 6
+"""Views of an image that `tagseg predict` looks at by default: an engine is worth its preparation from so many times
+more images on where each is looked at once."""
+
 TrainSegmenter = Callable[[Dataset, Path, Settings, Path, Track], object]
 """Trains a segmentation network: `train_segmenter`, in this process or in several."""
 
@@ -77,7 +81,9 @@ def _improve(prepared: Prepared, run: Run, source: Run, number: int, track: Trac
     joined = dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, background="rest"))
     write_atomically(current.settings_file, joined.to_toml())
     current.store(Manifest(data=str(run.data_root()), stages={}, round=number))
-    find_maps(prepared, source, current, _teacher(current.segmenter, settings, prepared.dataset.split("train")), track)
+    samples = prepared.dataset.split("train")
+    if not all(map_file(current, sample.id).exists() for sample in samples):
+        find_maps(prepared, source, current, _teacher(current.segmenter, settings, samples), track)
     # The network is not used again; what was measured of its engine is not the same twice.
     shutil.rmtree(current.segmenter / ENGINES_FOLDER, ignore_errors=True)
     make_masks(prepared, current, track)
@@ -99,8 +105,10 @@ def _teacher(folder: Path, settings: Settings, samples: Sequence[Sample]) -> Pre
         images = (read_image(sample.image, settings.data.max_megapixels) for sample in spread(samples, count))
         return [read().picture(image) for image in images]
 
-    asked = Asked(settings.segment.teacher_engine, device=settings.device, steady=True)
-    opened = open_engine(folder, asked, read, configure, pictures, len(samples))
+    segment = settings.segment
+    views = 1 if segment.teacher_views == "one" else len(segment.predict_scales) * (1 + segment.predict_flip)
+    asked = Asked(segment.teacher_engine, device=settings.device, steady=True)
+    opened = open_engine(folder, asked, read, configure, pictures, len(samples) * views // USUAL_VIEWS)
     log.info("self-training: training images are predicted by %s (%s)", opened.engine, opened.why)
     return opened.predictor
 

@@ -54,7 +54,8 @@ class SegmentSettings:
 
     teacher_engine: Literal["auto", "torch"] = "auto"
     """What computes its predictions of the training images. auto: ONNX Runtime where it is installed, there is no GPU,
-    200 images or more are predicted, and its labels agree with PyTorch's; else PyTorch."""
+    its labels agree with PyTorch's, and there are 200 images or more (1,200 with segment.teacher_views = one); else
+    PyTorch."""
 
     batch: Annotated[int, Ge(2), Unit("images")] = 16
     """Images per forward pass; the decoder's batch norm needs 2."""
