@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.harness import record
-from torch import Tensor, nn
+from torch import Tensor
 
-from tagseg.features.fused import fuse
+from tagseg.features.fused import LayersModule, fuse
 from tagseg.features.layers import choose_layers
 from tagseg.networks.backbones import build_backbone
 from tagseg.networks.segmenters import Segmenter
@@ -115,15 +115,6 @@ def seconds(side: Side, passes: int) -> float:
         return time.perf_counter() - started
 
 
-class _Layers(nn.Module):
-    def __init__(self, backbone: nn.Module, layers: Sequence[str]) -> None:
-        super().__init__()
-        self.backbone, self.layers = backbone, layers
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.backbone.layer_maps(images, self.layers))  # type: ignore[operator]
-
-
 def feature_sides(name: str) -> list[Side]:
     """Return what may compute the layers of a backbone."""
     backbone = build_backbone(name, "random", 16).to(memory_format=torch.channels_last).eval()
@@ -153,8 +144,9 @@ def feature_sides(name: str) -> list[Side]:
         def exported() -> Pass:
             extra = int(backbone.cornered)
             shapes = ({2 + axis: backbone.stride * step[axis] + extra for axis in (0, 1)},)
+            copied: Any = exportable(backbone)
             program: Any = torch.onnx.export(
-                _Layers(exportable(backbone), layers).eval(), (images.contiguous(),), dynamo=True, verbose=False,
+                LayersModule(copied, layers).eval(), (images.contiguous(),), dynamo=True, verbose=False,
                 dynamic_shapes=shapes, input_names=["images"],
             )  # fmt: skip
             program.save(file)

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
@@ -17,7 +17,7 @@ from rich.text import Text
 from tagseg._version import __version__
 from tagseg.cli.early import bound_arguments, check_early
 from tagseg.cli.help import HelpPage
-from tagseg.settings.bounds import AtLeastOne, plain_type
+from tagseg.settings.bounds import NOUNS, AtLeastOne, element_type
 from tagseg.settings.presets import DEFAULT_QUALITY, preset_values, quality_values, without_effect_when_frozen
 from tagseg.settings.settings import Rival, Settings
 from tagseg.settings.toml import read_toml
@@ -98,17 +98,16 @@ def _check_written_numbers(arguments: ArgumentCollection) -> None:
     """Take lists of numbers apart at their commas, and raise a ValueError for a fraction where a whole number is
     expected: cyclopts would round it."""
     for argument in arguments:
-        kind = plain_type(argument.hint)
-        listed = get_origin(kind) in (list, tuple)
-        number = plain_type(get_args(kind)[0]) if listed else kind
+        number, listed = element_type(argument.hint)
         if listed and number in (int, float) and argument.parameter.converter is None:
             parts = [(token, part) for token in argument.tokens for part in token.value.split(",")]
             argument.tokens[:] = [token.evolve(value=part, index=i) for i, (token, part) in enumerate(parts)]
         if number is int:
             for token in argument.tokens:
                 if any(map(_is_fraction, token.value.split(","))):
-                    whole = "whole numbers" if listed else "a whole number"
-                    raise ValueError(f"{token.keyword or argument.name} must be {whole}, got {token.value}")
+                    raise ValueError(
+                        f"{token.keyword or argument.name} must be {NOUNS[int][listed]}, got {token.value}"
+                    )
 
 
 def _is_fraction(text: str) -> bool:

@@ -14,10 +14,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from tagseg.settings.bounds import plain_type
-
-_NOUNS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-_LISTS: dict[object, str] = {int: "whole numbers, separated by commas", float: "numbers, separated by commas"}
+from tagseg.settings.bounds import NOUNS, element_type
 
 
 def mistake_text(error: CycloptsError) -> str:
@@ -55,10 +52,10 @@ def _noun(kind: Any, argument: Argument | None) -> str:
     """Return what a value of a type is, in words; empty if there are none."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
-    whole = plain_type(argument.hint) if argument is not None else None
-    if get_origin(whole) is tuple:
-        return _LISTS.get(plain_type(get_args(whole)[0]), "")
-    return _NOUNS.get(kind, "")
+    element, listed = element_type(argument.hint) if argument is not None else (kind, False)
+    if listed:
+        return f"{NOUNS[element][1]}, separated by commas" if element in (int, float) else ""
+    return NOUNS[kind][0] if kind in (int, float, bool) else ""
 
 
 def _likely(word: str, names: list[str]) -> str:

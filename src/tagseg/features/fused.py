@@ -43,7 +43,7 @@ def fuse(backbone: Backbone, layers: Sequence[str]) -> LayerMaps | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # traces are deprecated in favour of a compiler that users may lack
-            traced = torch.jit.trace(_Layers(backbone, layers).eval(), _image(backbone, TRACED), check_trace=False)
+            traced = torch.jit.trace(LayersModule(backbone, layers).eval(), _image(backbone, TRACED), check_trace=False)
             fused: LayerMaps = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
         for size in COMPARED:
             image = _image(backbone, size)
@@ -57,7 +57,7 @@ def fuse(backbone: Backbone, layers: Sequence[str]) -> LayerMaps | None:
     return fused
 
 
-class _Layers(nn.Module):
+class LayersModule(nn.Module):
     """`Backbone.layer_maps` as a module."""
 
     def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:

@@ -28,16 +28,13 @@ from tagseg.segment.predictor import Predictor
 from tagseg.segment.read_network import read_predictor
 from tagseg.segment.train import train_segmenter
 from tagseg.settings.masks import MaskSettings
+from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
 from tagseg.system.files import write_atomically
 from tagseg.system.progress import Track, map_side_by_side, silent
 from tagseg.training.checkpoint import is_trained
 
 log = logging.getLogger(__name__)
-
-USUAL_VIEWS = 6
-"""Views of an image that `tagseg predict` looks at by default: an engine is worth its preparation from so many times
-more images on where each is looked at once."""
 
 TrainSegmenter = Callable[[Dataset, Path, Settings, Path, Track], object]
 """Trains a segmentation network: `train_segmenter`, in this process or in several."""
@@ -105,12 +102,17 @@ def _teacher(folder: Path, settings: Settings, samples: Sequence[Sample]) -> Pre
         images = (read_image(sample.image, settings.data.max_megapixels) for sample in spread(samples, count))
         return [read().picture(image) for image in images]
 
-    segment = settings.segment
-    views = 1 if segment.teacher_views == "one" else len(segment.predict_scales) * (1 + segment.predict_flip)
-    asked = Asked(segment.teacher_engine, device=settings.device, steady=True)
-    opened = open_engine(folder, asked, read, configure, pictures, len(samples) * views // USUAL_VIEWS)
+    # Engines are worth their preparation from so many images on that are looked at as by default.
+    images = len(samples) * _views(settings.segment) // _views(SegmentSettings())
+    asked = Asked(settings.segment.teacher_engine, device=settings.device, steady=True)
+    opened = open_engine(folder, asked, read, configure, pictures, images)
     log.info("self-training: training images are predicted by %s (%s)", opened.engine, opened.why)
     return opened.predictor
+
+
+def _views(segment: SegmentSettings) -> int:
+    """Return how often the network of a round looks at an image."""
+    return 1 if segment.teacher_views == "one" else len(segment.predict_scales) * (1 + segment.predict_flip)
 
 
 def find_maps(prepared: Prepared, source: Run, target: Run, predictor: Predictor, track: Track = silent) -> None:

@@ -21,12 +21,13 @@ from tagseg.system.untrusted import shown
 MAX_NUMBER = 2**62
 """Larger whole numbers are refused, whatever their setting."""
 
-_NOUNS: dict[Any, tuple[str, str]] = {
+NOUNS: dict[Any, tuple[str, str]] = {
     bool: ("true or false", "values, true or false"),
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     str: ("a text", "texts"),
 }
+"""One value of a type and several, in words."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,13 @@ def plain_type(hint: Any) -> Any:
     return _taken_apart(hint, optional=False)[0]
 
 
+def element_type(hint: Any) -> tuple[Any, bool]:
+    """Return the plain type of the values of an annotation, and whether it is a list of them."""
+    base = plain_type(hint)
+    listed = get_origin(base) in (list, tuple)
+    return (plain_type(get_args(base)[0]) if listed else base), listed
+
+
 def _with_unit(number: Any, unit: str) -> str:
     return f"{number} {unit.removesuffix('s') if number == 1 else unit}".rstrip()
 
@@ -186,7 +194,7 @@ def _noun(hint: Any) -> str:
         least = next((f"{mark.min_length} or more " for mark in marks if isinstance(mark, MinLen)), "")
         count = least if kinds[-1] is Ellipsis else f"{len(kinds)} "
         element, limits = plain_type(kinds[0]), bounds(kinds[0])
-        return f"a list of {count}{_NOUNS[element][1]}{' ' + limits if limits else ''}"
+        return f"a list of {count}{NOUNS[element][1]}{' ' + limits if limits else ''}"
     if dataclasses.is_dataclass(base):
         return f"{getattr(base, '__name__', 'a record')}"
-    return _NOUNS[base][0]
+    return NOUNS[base][0]
