@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import torch
+from torch import Tensor
 
 from tagseg.data.prepare import prepare
 from tagseg.data.records import Dataset
 from tagseg.errors import RunError
 from tagseg.masks.mask_files import mask_file
-from tagseg.rca.train import train
+from tagseg.rca.train import load_network, train
 from tagseg.run.folder import Run
 from tagseg.run.lock import share_lock
 from tagseg.run.memory import memory_named
@@ -25,6 +27,7 @@ from tagseg.segment.train import train_segmenter
 from tagseg.settings.settings import Settings
 from tagseg.system.process import launched
 from tagseg.system.progress import Track, silent
+from tagseg.training.checkpoint import is_trained
 from tagseg.training.distributed import ALONE, Group, LostProcess, open_group
 from tagseg.training.processes import require_devices, run_processes, serve
 
@@ -135,7 +138,18 @@ def _perform(job: Job, dataset: Dataset, track: Track, group: Group) -> None:
             train(dataset, settings, folder, track, group)
         else:
             settings = replace(settings, segment=replace(settings.segment, steps=job.steps))
-            train_segmenter(dataset, Path(job.masks), settings, folder, track, group)
+            start = _classifier(run) if settings.segment.start == "classifier" else None
+            train_segmenter(dataset, Path(job.masks), settings, folder, track, group, start)
+
+
+def _classifier(run: Run) -> dict[str, Tensor]:
+    """Return the tensors of the backbone of the run's classification network."""
+    if not is_trained(run.network):
+        raise RunError(
+            f"{run.root}: with segment.start = classifier the segmentation network starts at the classification "
+            f"network, which is not trained yet; run `tagseg train {run.root}` first"
+        )
+    return load_network(run.network, torch.device("cpu"))[0].backbone.model.state_dict()
 
 
 def _read_dataset(job: Job) -> Dataset:

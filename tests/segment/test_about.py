@@ -76,6 +76,9 @@ def test_a_good_description_passes_and_may_have_more_keys() -> None:
         ("max_side", 512.0),
         ("max_side", True),
         ("max_side", "512"),
+        ("decoder_channels", 0),
+        ("decoder_channels", 4097),
+        ("decoder_channels", 2.5),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named(name: str, value: object) -> None:
@@ -92,6 +95,10 @@ def test_a_missing_value_is_named(name: str) -> None:
         RunError, match=rf"^x: does not describe a segmentation network of tagseg \({name} is missing\)"
     ):
         check_about({key: value for key, value in ABOUT.items() if key != name}, Path("x"))
+
+
+def test_networks_without_a_number_of_decoder_channels_have_those_of_the_paper() -> None:
+    assert check_about(ABOUT, Path("x")).decoder_channels == 256
 
 
 @pytest.mark.parametrize("about", [[], {}, "x", None, 3])

@@ -14,9 +14,10 @@ from torch import nn
 from tagseg.data.records import VOID, Dataset, Sample
 from tagseg.errors import RunError
 from tagseg.masks.mask_files import write_mask
+from tagseg.networks.backbones import build_backbone
 from tagseg.networks.segmenters import Segmenter
 from tagseg.segment.read_network import read_predictor
-from tagseg.segment.train import _Learner, _step, mask_loss, train_segmenter, weight_average
+from tagseg.segment.train import _Learner, _step, build_segmenter, mask_loss, train_segmenter, weight_average
 from tagseg.settings.segment import SegmentSettings
 from tagseg.settings.settings import Settings
 from tagseg.settings.train import TrainSettings
@@ -293,11 +294,53 @@ def test_masks_without_a_labelled_pixel_are_an_error(dataset: Dataset, tmp_path:
         ({"accumulate": 0}, r"segment\.accumulate must be 1 or more, got 0"),
         ({"ema": 1.0}, r"segment\.ema must be 0 or more and below 1, got 1\.0"),
         ({"crop": 16}, r"segment\.crop must be 32 pixels or more and at most 8192 pixels, got 16"),
+        (
+            {"decoder_channels": 4},
+            r"segment\.decoder-channels must be 8 channels or more and at most 4096 channels, got 4",
+        ),
+        (
+            {"start": "classifier", "encoder": "resnet18"},
+            r"segment\.encoder must be empty with segment\.start = classifier, got resnet18; add --segment",
+        ),
+        ({"start": "classifier", "labels": "drawn"}, r"segment\.labels must be empty with segment\.start = classifier"),
     ],
 )
 def test_settings_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SETTINGS.segment, **values)
+
+
+@pytest.mark.parametrize("encoder", ["test_resnet", "test_efficientnet", "test_convnext", "vgg11", "test_vit"])
+def test_the_encoder_starts_at_a_classifiers_backbone(encoder: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, backbone=encoder))
+    backbone = build_backbone(encoder, "random", 16).model
+    start = {
+        name: torch.rand_like(one) if one.is_floating_point() else one for name, one in backbone.state_dict().items()
+    }
+    network = build_segmenter(settings, ("background", "red"), start)[0]
+    own = {name.replace(".", "_"): one for name, one in network.net.encoder.model.state_dict().items()}
+    given = {name.replace(".", "_"): one for name, one in start.items()}
+    assert own and all(torch.equal(one, given[name]) for name, one in own.items())
+    assert "starts from random weights" not in caplog.text
+    del start[next(name for name in start if name.replace(".", "_") in own)]
+    with pytest.raises(ValueError, match=r"cannot start at the classification network's backbone: 1 of \d+ tensors"):
+        build_segmenter(settings, ("background", "red"), start)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("auto", "test_resnet"), ("upernet", "test_convnext")])
+def test_a_narrow_decoder_trains_and_is_read_back(name: Any, encoder: str, dataset: Dataset, tmp_path: Path) -> None:
+    sizes = []
+    for channels in (256, 24):
+        options = dataclasses.replace(SETTINGS.segment, network=name, encoder=encoder, decoder_channels=channels)
+        settings = dataclasses.replace(SETTINGS, segment=dataclasses.replace(options, epochs=1))
+        folder = tmp_path / str(channels)
+        train_segmenter(dataset, dataset.root / "masks", settings, folder)
+        tensors, about = load_tensors(folder / "network.safetensors")
+        assert about["decoder_channels"] == channels
+        network = read_predictor(folder, "cpu").network
+        assert all(torch.equal(tensors[name], value) for name, value in network.state_dict().items())
+        sizes.append(sum(parameter.numel() for parameter in network.new_parameters()))
+    assert sizes[1] < sizes[0] / 5
 
 
 @pytest.mark.parametrize(

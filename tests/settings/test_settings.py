@@ -157,6 +157,8 @@ def test_settings_survive_a_toml_file(tmp_path_factory: pytest.TempPathFactory, 
         rca["prototypes"] = rca["slots"]
     if values.get("segment", {}).get("labels"):  # self-training needs maps of the run itself
         values["segment"]["rounds"] = 1
+    if values.get("segment", {}).get("start") == "classifier":  # says where encoder and weights come from
+        values["segment"] = {**values["segment"], "encoder": "", "weights": "", "labels": ""}
     if values.get("localise", {}).get("kind") == "posterior":  # needs aggregation and background in the bank
         values["rca"] = {**rca, "aggregation": True, "background": True}
     built = Settings.from_dict(values)

@@ -15,6 +15,7 @@ from tagseg.segment.load import load
 from tagseg.settings.settings import Settings
 from tagseg.studies.full_supervision import train_upper_bound
 from tagseg.trainer import Trainer
+from tagseg.training.checkpoint import load_tensors
 
 STAGES = ["evaluate", "report", "segment"]
 
@@ -106,6 +107,20 @@ def test_it_needs_no_earlier_stage(photos: Path, quick: Settings, tmp_path: Path
     open_run(tmp_path / "run", photos, quick)
     call("segment", tmp_path / "run", "--labels", "truth")
     assert read_bound(Run(tmp_path / "run")) is not None and not Run(tmp_path / "run").manifest().stages
+
+
+def test_a_network_that_starts_at_the_classifier_needs_it(photos: Path, quick: Settings, tmp_path: Path) -> None:
+    segment = dataclasses.replace(quick.segment, start="classifier")
+    open_run(tmp_path / "run", photos, dataclasses.replace(quick, segment=segment))
+    with pytest.raises(RunError, match=r"starts at the classification network, which is not trained yet; run `tagseg"):
+        train_upper_bound(tmp_path / "run")
+    run_stage(tmp_path / "run", "train")
+    train_upper_bound(tmp_path / "run")
+    weights = load_tensors(Run(tmp_path / "run").network / "network.safetensors")[0]
+    tensors = load_tensors(Run(tmp_path / "run").full_supervision.segmenter / "network.safetensors")[0]
+    first = "model.conv1.0.weight"
+    near = float((tensors[f"net.encoder.{first}"] - weights[f"backbone.{first}"]).abs().max())
+    assert near < 0.05 * float(weights[f"backbone.{first}"].abs().max())
 
 
 def test_masks_of_another_tool_replace_the_stages_before(photos: Path, quick: Settings, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Segmentation networks on timm's encoders: DeepLab-v2, DeepLabV3+ and UPerNet, behind one interface."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import segmentation_models_pytorch as smp
@@ -15,7 +15,7 @@ from tagseg.networks.deeplabv2 import DeepLabV2
 from tagseg.networks.grid import Grid
 from tagseg.networks.registration import measured_shift, resize_cells
 from tagseg.networks.resnet38 import RESNET38
-from tagseg.settings.segment import NetworkName
+from tagseg.settings.segment import DECODER_CHANNELS, NetworkName
 
 
 class Segmenter(nn.Module):
@@ -27,6 +27,8 @@ class Segmenter(nn.Module):
     `grid` says where the cells of the encoder's last map lie: measured (for new networks), as saved with a network, or
     None, as before it was measured: DeepLabV3+ then enlarges as segmentation-models-pytorch does, with the corners of
     every map on those of the image, which moves the last map by up to 15 pixels. UPerNet has None.
+
+    `decoder_channels`: those of DeepLabV3+'s and UPerNet's decoder; DeepLab-v2 has none.
 
     Raises:
         ValueError: when the encoder is unknown, does not fit network or stride, or its weights are not available.
@@ -44,6 +46,7 @@ class Segmenter(nn.Module):
         freezing: tuple[int, bool],
         network: NetworkName = "deeplabv3plus",
         grid: Grid | Literal["measured"] | None = "measured",
+        decoder_channels: int = DECODER_CHANNELS,
     ) -> None:
         super().__init__()
         if not is_known(encoder):
@@ -51,7 +54,7 @@ class Segmenter(nn.Module):
         self.net = (
             DeepLabV2(encoder, ids, None if plain_transformer(encoder) else stride, weights, _known_shift(grid))
             if network == "deeplabv2"
-            else _pyramid_network(network, encoder, ids, stride, weights)
+            else _pyramid_network(network, encoder, ids, stride, weights, decoder_channels)
         )
         self.multiple = fitting_multiple(network, stride)
         if network == "deeplabv2":
@@ -110,6 +113,25 @@ class Segmenter(nn.Module):
         h, w = (max(round((side - extra) / self.multiple), 2) * self.multiple + extra for side in (height, width))
         return h, w
 
+    def start_encoder(self, tensors: Mapping[str, Tensor]) -> None:
+        """Start the encoder at the tensors of a backbone that was built from the same timm model.
+
+        Raises:
+            ValueError: when a tensor of the encoder is missing or has another shape.
+        """
+        # timm's feature extractors call a module stages_0 that the model itself calls stages.0.
+        found = {name.replace(".", "_"): tensor for name, tensor in tensors.items()}
+        model: nn.Module = self.net.encoder.model
+        own = model.state_dict()
+        taken = {name: found.get(name.replace(".", "_")) for name in own}
+        wrong = [name for name, one in taken.items() if one is None or one.shape != own[name].shape]
+        if wrong:
+            raise ValueError(
+                f"the encoder cannot start at the classification network's backbone: {len(wrong)} of {len(own)} "
+                f"tensors are missing or have another shape, first {wrong[0]}; add --segment.start weights"
+            )
+        model.load_state_dict({name: one for name, one in taken.items() if one is not None})
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that come with start weights."""
         return list(self.net.encoder.parameters())
@@ -125,10 +147,15 @@ def fitting_multiple(network: NetworkName, stride: int) -> int:
 
 
 def empty_segmenter(
-    encoder: str, ids: int, stride: int, network: NetworkName = "deeplabv3plus", grid: Grid | None = None
+    encoder: str,
+    ids: int,
+    stride: int,
+    network: NetworkName = "deeplabv3plus",
+    grid: Grid | None = None,
+    decoder_channels: int = DECODER_CHANNELS,
 ) -> Segmenter:
     """Return a segmenter whose weights are about to be loaded."""
-    return Segmenter(encoder, ids, stride, RANDOM, (0, True), network, grid)
+    return Segmenter(encoder, ids, stride, RANDOM, (0, True), network, grid, decoder_channels)
 
 
 def foreign_config(segmenter: Segmenter) -> dict[str, Any] | None:
@@ -224,7 +251,9 @@ def _normalisation(net: nn.Module, encoder: str) -> tuple[Float[Tensor, "1 3 1 1
     return torch.tensor(config.mean).view(1, 3, 1, 1), torch.tensor(config.std).view(1, 3, 1, 1)
 
 
-def _pyramid_network(network: NetworkName, encoder: str, ids: int, stride: int, weights: str) -> Any:
+def _pyramid_network(
+    network: NetworkName, encoder: str, ids: int, stride: int, weights: str, decoder_channels: int
+) -> Any:
     """A network of segmentation-models-pytorch, on an encoder that has features at several strides."""
     if encoder == RESNET38:
         raise ValueError(
@@ -236,12 +265,13 @@ def _pyramid_network(network: NetworkName, encoder: str, ids: int, stride: int, 
         )
     options = weight_options(encoder, weights)
     pretrained = True if options.pop("pretrained") else None
+    options |= {"decoder_channels": decoder_channels, "classes": ids}
     try:
         if network == "upernet":
-            net = smp.UPerNet(f"tu-{encoder}", encoder_weights=pretrained, classes=ids, **options)
+            net = smp.UPerNet(f"tu-{encoder}", encoder_weights=pretrained, **options)
         else:
             net = smp.DeepLabV3Plus(
-                f"tu-{encoder}", encoder_weights=pretrained, encoder_output_stride=stride, classes=ids, **options
+                f"tu-{encoder}", encoder_weights=pretrained, encoder_output_stride=stride, **options
             )
         image = torch.zeros(1, 3, 64, 96)
         # On the meta device operators are interpreted: most of the time that reading a network would take.

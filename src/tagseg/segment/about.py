@@ -8,7 +8,7 @@ import msgspec
 from tagseg.data.records import MAX_CLASSES
 from tagseg.errors import RunError
 from tagseg.networks.grid import Grid
-from tagseg.settings.segment import NetworkName
+from tagseg.settings.segment import DECODER_CHANNELS, NetworkName
 from tagseg.system.records import Positive, Record, convert_record, read_json
 from tagseg.system.untrusted import shown
 
@@ -30,10 +30,10 @@ class Licence(msgspec.Struct, frozen=True):
 class SegmenterAbout(Record, frozen=True, kw_only=True):
     """What builds a segmentation network and predicts with it; it may come from an untrusted source.
 
-    classes: `background` and the classes. network: networks saved before there was a choice are DeepLabV3+. encoder:
-    the name of a timm model. cornered, shift: the `Grid` of the encoder's last map; `cornered` is None in networks
-    saved before it was measured, and for UPerNet. predict_scales, predict_flip, max_side: how to predict (see
-    `SegmentSettings`).
+    classes: `background` and the classes. network: networks saved before there was a choice are DeepLabV3+.
+    encoder: the name of a timm model. cornered, shift: the `Grid` of the encoder's last map; `cornered` is None in
+    networks saved before it was measured, and for UPerNet. decoder_channels: those of the decoder, if there is one.
+    predict_scales, predict_flip, max_side: how to predict (see `SegmentSettings`).
     """
 
     network: NetworkName = "deeplabv3plus"
@@ -45,6 +45,7 @@ class SegmenterAbout(Record, frozen=True, kw_only=True):
     max_side: Positive
     cornered: bool | None = None
     shift: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
+    decoder_channels: Annotated[int, msgspec.Meta(ge=1, le=4096)] = DECODER_CHANNELS
 
     def __post_init__(self) -> None:
         if self.classes[0] != "background":

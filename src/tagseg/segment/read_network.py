@@ -32,7 +32,8 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     def build(about: dict[str, Any]) -> Segmenter:
         told = check_about(about, file)
         try:
-            return empty_segmenter(told.encoder, len(told.classes), told.stride, told.network, told.grid)
+            ids = len(told.classes)
+            return empty_segmenter(told.encoder, ids, told.stride, told.network, told.grid, told.decoder_channels)
         except (RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{file}: the network it describes cannot be built here ({error})") from error
 

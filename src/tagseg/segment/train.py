@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from tagseg.data.records import VOID, Dataset
 from tagseg.errors import RunError
 from tagseg.masks.mask_files import mask_file
-from tagseg.networks.backbones import warn_if_random
+from tagseg.networks.backbones import RANDOM, warn_if_random
 from tagseg.networks.segmenters import Segmenter, choose_network
 from tagseg.segment.about import SegmenterAbout
 from tagseg.settings.segment import SegmentSettings
@@ -53,12 +53,19 @@ class _Learner:
 
 
 def train_segmenter(
-    dataset: Dataset, masks: Path, settings: Settings, folder: Path, track: Track = silent, group: Group = ALONE
+    dataset: Dataset,
+    masks: Path,
+    settings: Settings,
+    folder: Path,
+    track: Track = silent,
+    group: Group = ALONE,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Segmented:
     """Train the segmentation network on the masks of the training images; resume if the folder holds a saved state.
 
     Writes network.safetensors, network.json and history.jsonl to `folder`. If several processes train together
-    (`group`), only the main one writes.
+    (`group`), only the main one writes. The encoder starts at the backbone whose tensors `start` holds, else at the
+    weights of the settings.
 
     Raises:
         ValueError: when encoder, network and stride do not fit together, or weights or device are not available.
@@ -68,7 +75,7 @@ def train_segmenter(
     epochs = enough_epochs(options.epochs, images, options.batch * options.accumulate, options.steps)
     options = dataclasses.replace(options, epochs=epochs)
     settings = dataclasses.replace(settings, segment=options)
-    learner, about = _build(("background", *dataset.classes), settings, group)
+    learner, about = _build(("background", *dataset.classes), settings, group, start)
     network, average = learner.network, learner.average
     pairs = [(sample.image, mask_file(masks, sample.id)) for sample in dataset.split("train")]
     if len(pairs) == 1:
@@ -84,22 +91,33 @@ def train_segmenter(
     return Segmented(folder, history)
 
 
-def build_segmenter(settings: Settings, classes: tuple[str, ...]) -> tuple[Segmenter, SegmenterAbout]:
-    """Return the network of the settings with its initial weights, and the description from which it can be built.
+def build_segmenter(
+    settings: Settings, classes: tuple[str, ...], start: Mapping[str, Tensor] | None = None
+) -> tuple[Segmenter, SegmenterAbout]:
+    """Return the network of the settings with its initial weights, or those of the backbone `start` in its encoder, and
+    the description from which it can be built.
 
     Raises:
         ValueError: when encoder, network and stride do not fit together, or weights are not available.
     """
     options = settings.segment
     encoder, weights = options.encoder or settings.train.backbone, options.weights or settings.train.weights
-    warn_if_random(encoder, weights)
+    if start is None:
+        warn_if_random(encoder, weights)
+    else:
+        weights = RANDOM
     name = choose_network(options.network, encoder, options.stride)
     freezing = (options.freeze_stride, options.freeze_batch_norm)
-    network = Segmenter(encoder, len(classes), options.stride, weights, freezing, name)
+    network = Segmenter(
+        encoder, len(classes), options.stride, weights, freezing, name, "measured", options.decoder_channels
+    )
+    if start is not None:
+        network.start_encoder(start)
     about = SegmenterAbout(
         network=name, encoder=encoder, stride=options.stride, classes=classes, max_side=options.max_side,
         predict_scales=tuple(options.predict_scales), predict_flip=options.predict_flip,
         cornered=network.grid.cornered if network.grid else None, shift=network.grid.shift if network.grid else 0.0,
+        decoder_channels=options.decoder_channels,
     )  # fmt: skip
     return network, about
 
@@ -125,11 +143,13 @@ def mask_loss(scores: Float[Tensor, "b ids h w"], masks: Int64[Tensor, "b h w"])
     return F.cross_entropy(scores.float(), masks, ignore_index=VOID, reduction="sum")
 
 
-def _build(classes: tuple[str, ...], settings: Settings, group: Group) -> tuple[_Learner, SegmenterAbout]:
+def _build(
+    classes: tuple[str, ...], settings: Settings, group: Group, start: Mapping[str, Tensor] | None
+) -> tuple[_Learner, SegmenterAbout]:
     options = settings.segment
     device = choose_device(settings.device, group)
     torch.manual_seed(settings.seed)
-    network, about = build_segmenter(settings, classes)
+    network, about = build_segmenter(settings, classes, start)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = weight_average(network, options.ema) if options.ema else None
     compile_network(network, settings.compile)

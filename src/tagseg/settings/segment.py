@@ -9,6 +9,9 @@ from tagseg.settings.bounds import MaxSide, Scales, check_fields
 
 NetworkName = Literal["deeplabv2", "deeplabv3plus", "upernet"]
 
+DECODER_CHANNELS = 256
+"""Those of the decoders' papers, and of networks saved before there was a choice."""
+
 _Factor = Annotated[float, Gt(0)]
 
 
@@ -27,8 +30,17 @@ class SegmentSettings:
     weights: str = ""
     """Initial weights, as for train.weights. Empty: train.weights."""
 
+    start: Literal["weights", "classifier"] = "weights"
+    """Where the encoder starts. weights: at segment.weights; classifier: at the backbone of the run's classification
+    network, which has learned the tags; without pretrained weights a few passes are enough from there. The encoder must
+    be the backbone (segment.encoder empty)."""
+
     stride: Literal[8, 16] = 16
     """Output stride of the encoder; upernet and vision transformers have their own."""
+
+    decoder_channels: Annotated[int, Ge(8), Le(4096), Unit("channels")] = DECODER_CHANNELS
+    """Channels of the decoder of deeplabv3plus and upernet; deeplabv2 has none. Of a network on a small encoder the
+    decoder is half of the work: with 128 channels on MobileNetV2 it learns and predicts in four fifths of the time."""
 
     labels: str = ""
     """Folder of another tool's masks (PNG, named like the training images) to learn from instead of pseudo-masks; the
@@ -111,5 +123,12 @@ class SegmentSettings:
                 f"setting segment.rounds must be 1 with segment.labels, got {self.rounds}: self-training needs "
                 "maps; add --segment.rounds 1"
             )
+        if self.start == "classifier":
+            for name, value in (("encoder", self.encoder), ("weights", self.weights), ("labels", self.labels)):
+                if value:
+                    raise ValueError(
+                        f"setting segment.{name} must be empty with segment.start = classifier, got {value}; add "
+                        "--segment.start weights"
+                    )
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"setting segment.scale must be the smaller factor, then the larger, got {self.scale}")
