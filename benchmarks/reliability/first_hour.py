@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--demo", action="store_true", help="also run the demo")
+    parser.add_argument("--demo", action="store_true", help="also run the demo, whole and quick")
     options = parser.parse_args()
     photos = options.photos.resolve()
     count = sum(path.suffix == ".jpg" for path in photos.iterdir())
@@ -56,7 +56,11 @@ def main() -> None:
             status, figures[f"CPU s, tagseg {line}"], _, _ = called(line.replace("PHOTOS", str(photos)).split(), work)
             assert status == 2, line
         if options.demo:
-            _, figures["CPU s, tagseg demo"], _, _ = called(["demo", "--out", "demo"], work)
+            for line in ("demo", "demo --quick"):
+                status, figures[f"CPU s, tagseg {line}"], _, _ = called(
+                    [*line.split(), "--out", line.replace(" ", "_")], work
+                )
+                assert status == 0, line
         shown = ["--quality", "fast", "--segment.steps", "10", "--train.weights", str(Path(options.weights).resolve())]
         status, seconds, wall, lines = called(["fit", str(photos), "--out", "run", *shown], work)
         assert status == 0

@@ -193,7 +193,7 @@ def follow() -> None:
     bench("VOC2012", "out", protocol, settings, command="tagseg bench")
 
 
-def small_demo(seed: int = 0, device: str = "auto", quick: bool = False) -> Settings:
+def small_demo(seed: int = 0, device: str = "auto") -> Settings:
     """Return settings with which the demo takes seconds."""
     segment = dataclasses.replace(TRAINED.segment, rounds=1, epochs=1)
     data = dataclasses.replace(TRAINED.data, min_images=1)

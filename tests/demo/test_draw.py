@@ -14,8 +14,8 @@ from PIL import Image
 
 from tagseg.demo.draw import HOMES, PALETTE, Thing, choose_tags, draw_demo, draw_scene, majority, paint_scene
 from tagseg.demo.grounds import CLUTTER, GROUNDS
-from tagseg.demo.paint import Part, blob, box, mirrored, paint, stroke
-from tagseg.demo.shapes import CLASSES
+from tagseg.demo.paint import PAINTS, Part, blob, box, mirrored, paint, stroke
+from tagseg.demo.shapes import CLASSES, OWN_COLOURS
 from tagseg.errors import DataError, WriteError
 
 SIDE = 64
@@ -77,6 +77,29 @@ def test_same_seed_same_bytes_other_seed_other_pictures(demo: Path, tmp_path: Pa
     )
     assert contents(first) == contents(second)
     assert contents(first)["images/0001.jpg"] != contents(third)["images/0001.jpg"]
+
+
+def test_classes_have_their_own_colours_or_share_all(demo: Path) -> None:
+    assert set(OWN_COLOURS) == set(CLASSES)
+    paints = {colour for pots in OWN_COLOURS.values() for colour in pots}
+    assert paints == set(PAINTS)
+    for name, pots in OWN_COLOURS.items():
+        draws = [CLASSES[name](np.random.default_rng(seed), pots) for seed in range(40)]
+        seen = {min(pots, key=lambda pot: float(np.ptp(np.array(part.colour) / pot))) for one in draws for part in one}
+        assert seen == set(pots)
+    own, shared = (
+        [draw_scene(("ladybird",), SIDE, (0, i), shared_colours=shared) for i in range(12)] for shared in (False, True)
+    )
+    reds = [
+        [np.asarray(picture)[mask > 0].mean(0).argmax() == 0 for picture, mask in scenes] for scenes in (own, shared)
+    ]
+    assert all(reds[0]) and not all(reds[1])
+
+
+def test_a_demo_of_an_earlier_edition_is_named(tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text('{"edition": 1, "train": 6, "val": 0, "seed": 0, "side": 64}')
+    with pytest.raises(DataError, match=r"drawn with edition 1, .*, not edition 2, .*; choose another folder"):
+        draw_demo(tmp_path, 6, 0, side=SIDE)
 
 
 def test_finished_demo_is_kept(tmp_path: Path) -> None:
@@ -197,7 +220,8 @@ def test_majority_agrees_with_a_case_worked_by_hand() -> None:
 @pytest.mark.parametrize("shape", [*CLASSES, *CLUTTER])
 def test_shapes_fit_the_unit_disc(shape: str) -> None:
     for seed in range(8):
-        for part in {**CLASSES, **CLUTTER}[shape](np.random.default_rng(seed)):
+        random = np.random.default_rng(seed)
+        for part in CLASSES[shape](random, PAINTS) if shape in CLASSES else CLUTTER[shape](random):
             if not part.inside:
                 assert np.linalg.norm(part.outline, axis=1).max() < 1.3
 

@@ -12,8 +12,8 @@ from numpy import ndarray
 from PIL import Image, ImageFilter
 
 from tagseg.demo.grounds import CLUTTER, GROUNDS, draw_ground, smooth_noise
-from tagseg.demo.paint import Random, paint
-from tagseg.demo.shapes import CLASSES
+from tagseg.demo.paint import PAINTS, Part, Random, paint
+from tagseg.demo.shapes import CLASSES, OWN_COLOURS
 from tagseg.errors import DataError
 from tagseg.run.lock import hold_folder, own_files
 from tagseg.system.changes import changing, is_unsettled
@@ -21,7 +21,7 @@ from tagseg.system.files import writing
 from tagseg.system.progress import Track, silent
 from tagseg.system.records import Count, Positive, Record, read_record, write_record
 
-EDITION = 1
+EDITION = 2
 """Increased whenever the same parameters would give other pictures."""
 
 FINE = 3
@@ -78,15 +78,23 @@ class DemoParameters(Record, frozen=True):
     val: Count
     seed: Count
     side: Positive
+    shared_colours: bool = True  # as in edition 1
 
 
 def draw_demo(
-    folder: Path, train: int = 320, val: int = 60, seed: int = 0, side: int = 128, track: Track = silent
+    folder: Path,
+    train: int = 280,
+    val: int = 50,
+    seed: int = 0,
+    side: int = 128,
+    shared_colours: bool = False,
+    track: Track = silent,
 ) -> Path:
     """Draw the demo data set into `folder` and return the folder; a finished demo with these parameters is kept.
 
     Writes tags.csv, classes.txt, demo.json, images/NNNN.jpg (RGB, `side` pixels square) and masks/NNNN.png (palette, 0
-    background, class ids 1..C). The same seed gives the same bytes.
+    background, class ids 1..C). The same seed gives the same bytes. With `shared_colours` things of every class have
+    all colours, so that no colour helps to tell them: a harder set.
 
     Raises:
         DataError: when the folder contains something else, or a parameter is out of range.
@@ -98,7 +106,7 @@ def draw_demo(
         )
     if seed < 0 or side < 64:
         raise DataError(f"demo: got seed {seed} and a side of {side} pixels, expected at least 0 and 64")
-    parameters = DemoParameters(EDITION, train, val, seed, side)
+    parameters = DemoParameters(EDITION, train, val, seed, side, shared_colours)
     if _is_finished(folder, parameters):
         return folder
     with hold_folder(folder):
@@ -109,7 +117,7 @@ def draw_demo(
 
 
 def _draw_all(work: Path, parameters: DemoParameters, track: Track) -> None:
-    train, val, seed, side = parameters.train, parameters.val, parameters.seed, parameters.side
+    train, val, seed = parameters.train, parameters.val, parameters.seed
     (work / "images").mkdir()
     (work / "masks").mkdir()
     rows = []
@@ -117,7 +125,7 @@ def _draw_all(work: Path, parameters: DemoParameters, track: Track) -> None:
         split, turn = ("train", index) if index < train else ("val", index - train)
         tags = choose_tags(turn, np.random.default_rng([seed, index]))
         name = f"{index + 1:04}"
-        picture, mask = draw_scene(tags, side, (seed, index))
+        picture, mask = draw_scene(tags, parameters.side, (seed, index), parameters.shared_colours)
         _save(picture, work / "images" / f"{name}.jpg", quality=92, subsampling=0)
         palette_mask = Image.fromarray(mask)
         palette_mask.putpalette(PALETTE)
@@ -156,12 +164,14 @@ def choose_tags(turn: int, random: Random) -> tuple[str, ...]:
     return tuple(sorted([first, *random.permutation(names)[: number - 1].tolist()]))
 
 
-def draw_scene(tags: tuple[str, ...], side: int, seeds: tuple[int, ...]) -> tuple[Image.Image, UInt8[ndarray, "h w"]]:
+def draw_scene(
+    tags: tuple[str, ...], side: int, seeds: tuple[int, ...], shared_colours: bool = False
+) -> tuple[Image.Image, UInt8[ndarray, "h w"]]:
     """Draw a picture of the tagged things and its mask of class ids; repeat until every tagged thing is visible."""
     for attempt in count():
         random = np.random.default_rng([*seeds, attempt, 1])
         things = plan_scene(tags, random)
-        picture, owners = paint_scene(things, choose_ground(tags, random), side * FINE, random)
+        picture, owners = paint_scene(things, choose_ground(tags, random), side * FINE, random, shared_colours)
         visible = np.bincount(owners.ravel(), minlength=len(things) + 1)[1:] / owners.size
         if all(share >= MIN_VISIBLE for share, thing in zip(visible, things, strict=True) if thing.class_id):
             break
@@ -212,14 +222,15 @@ def _thing(shape: str, x: float, y: float, radius: float, random: Random) -> Thi
 
 
 def paint_scene(
-    things: list[Thing], ground: str, size: int, random: Random
+    things: list[Thing], ground: str, size: int, random: Random, shared_colours: bool = False
 ) -> tuple[Image.Image, UInt8[ndarray, "size size"]]:
     """Paint things with soft shadows on a ground; also return the number of the top thing per pixel (0: ground)."""
     picture = draw_ground(ground, size, random)
     owners = Image.new("L", (size, size))
     for number, thing in enumerate(things, start=1):
-        shape = {**CLASSES, **CLUTTER}[thing.shape](random)
-        sticker, silhouette = paint(shape, thing.radius * size, thing.turn, thing.mirror, random)
+        sticker, silhouette = paint(
+            _parts(thing.shape, random, shared_colours), thing.radius * size, thing.turn, thing.mirror, random
+        )
         left, top = round(thing.x * size - sticker.width / 2), round(thing.y * size - sticker.height / 2)
         soft = thing.radius * size * 0.1
         shadow = silhouette.filter(ImageFilter.GaussianBlur(soft)).point(lambda value: value * 0.4)
@@ -227,6 +238,12 @@ def paint_scene(
         picture.paste(sticker, (left, top), silhouette)
         owners.paste(number, (left, top), silhouette)
     return picture, np.asarray(owners)
+
+
+def _parts(shape: str, random: Random, shared_colours: bool) -> list[Part]:
+    if shape not in CLASSES:
+        return CLUTTER[shape](random)
+    return CLASSES[shape](random, PAINTS if shared_colours else OWN_COLOURS[shape])
 
 
 def finish_picture(picture: Image.Image, side: int, random: Random) -> Image.Image:

@@ -30,7 +30,7 @@ PAINTS: tuple[Colour, ...] = (
     (228, 122, 150),
     (150, 104, 68),
 )
-"""All classes share these colours, so that no colour reveals a class."""
+"""The colours of everything that is not pale or dark."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def _light(picture: Image.Image, silhouette: Image.Image, radius: float, random:
     return Image.fromarray(np.clip(shaded, 0, 255).astype(np.uint8))
 
 
-def paints(random: Random, count: int) -> list[Colour]:
-    """Return `count` different colours of `PAINTS`, each a little darker or lighter."""
-    chosen = random.choice(len(PAINTS), count, replace=False)
-    return [tint(PAINTS[int(i)], random.uniform(0.85, 1.12)) for i in chosen]
+def paints(random: Random, count: int, pots: Sequence[Colour] = PAINTS) -> list[Colour]:
+    """Return `count` different colours of `pots`, each a little darker or lighter."""
+    chosen = random.choice(len(pots), count, replace=False)
+    return [tint(pots[int(i)], random.uniform(0.85, 1.12)) for i in chosen]
 
 
 def tint(colour: Colour, factor: float) -> Colour:

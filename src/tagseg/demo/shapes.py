@@ -3,14 +3,16 @@
 Unit coordinates: x points right, y down; a thing fits into the circle of radius 1 around (0, 0).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tagseg.demo.paint import (
     CREAM,
     DARK,
+    PAINTS,
     WHITE,
+    Colour,
     Part,
     Random,
     arc,
@@ -24,9 +26,9 @@ from tagseg.demo.paint import (
 )
 
 
-def draw_balloon(random: Random) -> list[Part]:
+def draw_balloon(random: Random, pots: Sequence[Colour]) -> list[Part]:
     """Return a hot-air balloon: striped envelope, ropes, basket."""
-    first, second = paints(random, 2)
+    first, second = paints(random, 2, pots)
     envelope = blob(mirrored([(0, -1), (0.5, -0.85), (0.72, -0.42), (0.56, 0.05), (0.2, 0.48)]))
     parts = [Part(stroke([(x, 0.4), (0.6 * x, 0.8)], 0.035), DARK) for x in (-0.2, 0.2)]
     parts.append(Part(envelope, first))
@@ -40,9 +42,9 @@ def draw_balloon(random: Random) -> list[Part]:
     return parts
 
 
-def draw_butterfly(random: Random) -> list[Part]:
+def draw_butterfly(random: Random, pots: Sequence[Colour]) -> list[Part]:
     """Return a butterfly seen from above: four wings with borders and eye spots, a thin body, feelers."""
-    wing, border, spot = paints(random, 3)
+    wing, border, spot = paints(random, 3, pots)
     border = tint(border, 0.55)
     upper = [(0.05, -0.1), (0.3, -0.62), (0.8, -0.8), (0.95, -0.5), (0.72, -0.05), (0.3, 0.08)]
     lower = [(0.05, 0.05), (0.45, 0.08), (0.72, 0.3), (0.62, 0.68), (0.36, 0.78), (0.12, 0.45)]
@@ -62,9 +64,9 @@ def draw_butterfly(random: Random) -> list[Part]:
     return parts
 
 
-def draw_fish(random: Random) -> list[Part]:
+def draw_fish(random: Random, pots: Sequence[Colour]) -> list[Part]:
     """Return a fish swimming to the left: body with bars or scales, fins, tail, big eye."""
-    body, bars = paints(random, 2)
+    body, bars = paints(random, 2, pots)
     fin = tint(bars, 0.85)
     parts = [
         Part(blob([(0.45, 0), (0.75, -0.32), (0.99, -0.42), (0.88, 0), (0.99, 0.42), (0.75, 0.32)]), fin),
@@ -90,9 +92,9 @@ def draw_fish(random: Random) -> list[Part]:
     return parts
 
 
-def draw_ladybird(random: Random) -> list[Part]:
+def draw_ladybird(random: Random, pots: Sequence[Colour]) -> list[Part]:
     """Return a ladybird seen from above, head up: wing cases with spots, dark head with white cheeks, legs."""
-    (shell,) = paints(random, 1)
+    (shell,) = paints(random, 1, pots)
     parts = [
         Part(stroke([(0, y), (s * 0.75, y + t), (s * 0.93, y + 2 * t)], 0.07), DARK)
         for s in (-1, 1)
@@ -109,9 +111,9 @@ def draw_ladybird(random: Random) -> list[Part]:
     return parts
 
 
-def draw_mushroom(random: Random) -> list[Part]:
+def draw_mushroom(random: Random, pots: Sequence[Colour]) -> list[Part]:
     """Return a toadstool: domed cap with spots, gills, pale stem with a ring."""
-    cap, spot = paints(random, 2)
+    cap, spot = paints(random, 2, pots)
     spot = WHITE if random.random() < 0.6 else spot
     stem = tint(CREAM, random.uniform(0.85, 1.0))
     width = random.uniform(0.14, 0.24)
@@ -130,10 +132,10 @@ def draw_mushroom(random: Random) -> list[Part]:
     return parts
 
 
-def draw_snail(random: Random) -> list[Part]:
+def draw_snail(random: Random, pots: Sequence[Colour]) -> list[Part]:
     """Return a snail creeping to the left: spiral shell, soft body, eyes on stalks."""
-    shell, swirl = paints(random, 2)
-    body = tint(paints(random, 1)[0], 0.85) if random.random() < 0.5 else tint(CREAM, 0.85)
+    shell, swirl = paints(random, 2, pots)
+    body = tint(paints(random, 1, pots)[0], 0.85) if random.random() < 0.5 else tint(CREAM, 0.85)
     head, back = [(-0.84, 0.66), (-0.88, 0.3), (-0.68, 0.08), (-0.42, 0.3)], [(0.2, 0.5), (0.98, 0.74)]
     parts = [Part(stroke([(-0.62, 0.3), (x, -0.32)], 0.07), body) for x in (-0.86, -0.58)]
     parts.append(Part(blob([*head, *back, (0.4, 0.82), (-0.6, 0.82)]), body))
@@ -148,7 +150,7 @@ def draw_snail(random: Random) -> list[Part]:
     return parts
 
 
-CLASSES: dict[str, Callable[[Random], list[Part]]] = {
+CLASSES: dict[str, Callable[[Random, Sequence[Colour]], list[Part]]] = {
     "balloon": draw_balloon,
     "butterfly": draw_butterfly,
     "fish": draw_fish,
@@ -156,4 +158,17 @@ CLASSES: dict[str, Callable[[Random], list[Part]]] = {
     "mushroom": draw_mushroom,
     "snail": draw_snail,
 }
-"""The function that draws each class, by tag, in the order of the class ids 1..C."""
+"""The function that draws each class in some of the colours given, by tag, in the order of the class ids 1..C."""
+
+_RED, _ORANGE, _YELLOW, _GREEN, _TEAL, _BLUE, _PURPLE, _PINK, _BROWN = PAINTS
+
+OWN_COLOURS: dict[str, tuple[Colour, ...]] = {
+    "balloon": (_YELLOW, _PINK, _TEAL),
+    "butterfly": (_PURPLE, _BLUE, _PINK),
+    "fish": (_ORANGE, _BLUE, _TEAL),
+    "ladybird": (_RED, _ORANGE),
+    "mushroom": (_RED, _PURPLE, _PINK),
+    "snail": (_GREEN, _BROWN, _YELLOW),
+}
+"""What colours a class has where classes do not share all of them: no colour belongs to one class alone, but fewer
+images teach what a class looks like."""
