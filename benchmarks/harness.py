@@ -63,6 +63,13 @@ def command() -> str:
     return " ".join(["python -m", ".".join(script.parts), *given])
 
 
+def measured(result: str) -> dict[str, Any]:
+    """Return the figures of an earlier result; none if there is no such result."""
+    file = RESULTS / f"{result}.json"
+    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.exists() else {}
+    return figures
+
+
 def record(result: str, seeds: list[int], figures: dict[str, Any], table: str) -> Path:
     """Write a benchmark's figures; `table` is the Markdown made from them."""
     about: dict[str, Any] = {

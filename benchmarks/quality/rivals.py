@@ -4,6 +4,8 @@
     python -m benchmarks.quality.rivals --sets demo street_clothing --seeds 0 --rivals cam bank
     python -m benchmarks.quality.rivals --finished            only what is finished, no more work
 
+Figures of sets and rivals that are not measured stay those of the earlier result.
+
 Every rival sees the same features and the same tag head, which is fitted to convergence. `own rule`: background by the
 rule that needs no true mask (Otsu's cut of maps, what probabilities leave over). `chosen rule`: the rule of RULES that
 is best on images that are not scored, with their true masks. `dense CRF` refines masks by the own rule: a rule that is
@@ -130,22 +132,30 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=0, help="see no more than these, scored ones first (0: all)")
     parser.add_argument("--finished", action="store_true", help="measure nothing, leave out what is missing")
     options = parser.parse_args()
-    figures, tables = {}, []
+    result = harness.name("rivals", options.backbone)
+    measured = harness.measured(result)
+    figures = {name: measured[name] for name in SETS if name not in options.sets and name in measured}
     for name in options.sets:
         bench = open_bench(options, name)
         for rival in options.rivals:
             measure(bench, rival, options)
         found = {rival: finished(bench, rival, options.seeds) for rival in RIVALS}
         figures[name] = summary(bench, {rival: seeds for rival, seeds in found.items() if seeds})
-        tables.append(table(name, figures[name]))
-    text = "\n\n".join([*tables, NAMED_CLUSTERS])
+        kept = measured.get(name, {}).get("rivals", {})
+        rivals = kept | figures[name]["rivals"]
+        figures[name]["rivals"] = {rival: rivals[rival] for rival in RIVALS if rival in rivals}
+    text = "\n\n".join([*(table(name, figures[name]) for name in SETS if name in figures), NAMED_CLUSTERS])
     print(text)
-    record(harness.name("rivals", options.backbone), options.seeds, figures, text)
+    record(result, options.seeds, figures, text)
 
 
 def open_bench(options: argparse.Namespace, name: str) -> Bench:
     """Return a data set with its features, which are computed once."""
-    data = draw_demo(options.out / "demo_data", track=bars) if name == "demo" else SHARED / "data" / name
+    data = (
+        draw_demo(options.out / "demo_data", train=320, val=60, shared_colours=True, track=bars)
+        if name == "demo"
+        else SHARED / "data" / name
+    )
     run, prepared, cache, _ = domains.features(options, name, data)
     folder = options.saliency / name
     samples = tuple(

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from benchmarks import harness
-from benchmarks.harness import RESULTS, RUNS, record
+from benchmarks.harness import RUNS, record
 from benchmarks.quality import domains
 from PIL import Image
 
@@ -82,8 +82,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     tables = []
     result = harness.name("teach", options.backbone)
-    earlier = RESULTS / f"{result}.json"
-    measured: dict[str, Any] = json.loads(earlier.read_text())["figures"] if earlier.exists() else {}
+    measured = harness.measured(result)
     for name in domains.SETS:
         if name not in options.sets and name in measured:
             figures[name] = measured[name]
