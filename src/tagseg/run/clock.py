@@ -18,6 +18,9 @@ T = TypeVar("T")
 _BETWEEN_LINES = 60
 """Seconds between two log lines of a stage."""
 
+_SURE = 10
+"""Seconds of a training after which its own pace counts more than what was planned."""
+
 DOING: Mapping[Stage, str] = {
     "train": "learning the tags",
     "localise": "finding where each tag is",
@@ -35,7 +38,8 @@ class Clock:
     date, elsewhere as log lines. It is a `Track`.
 
     planned: seconds that the stages to run take, in their order. stage: the one that runs, since `entered`. seen:
-    planned and real seconds of the stages that are finished. logged: when the last line was logged.
+    planned and real seconds of the stages that are finished. logged: when the last line was logged. began: when the
+    stage's first epoch that ran began, and which one that was.
     """
 
     planned: dict[Stage, float] = field(default_factory=dict)
@@ -43,30 +47,32 @@ class Clock:
     entered: float = 0.0
     seen: tuple[float, float] = (0.0, 0.0)
     logged: float = 0.0
+    began: tuple[float, int] | None = None
 
     def enter(self, stage: Stage) -> None:
         """Note that a stage begins, and the one before it has ended."""
         now = time.monotonic()
         if self.stage is not None and self.stage in self.planned:
             self.seen = (self.seen[0] + self.planned[self.stage], self.seen[1] + now - self.entered)
-        self.stage, self.entered, self.logged = stage, now, now
+        self.stage, self.entered, self.logged, self.began = stage, now, now, None
         if not _is_live():
             log.info("%s", self.text())
 
-    def left(self, loop: float = 0.0) -> float:
-        """Return the seconds that all stages still take, if the current one takes at least `loop` more."""
+    def left(self, loop: float = 0.0, whole: bool = False) -> float:
+        """Return the seconds that all stages still take, if the current one takes at least `loop` more; with `whole`,
+        just as much: its loop says more than what was planned."""
         pace = self.seen[1] / self.seen[0] if self.seen[0] > 0 and self.seen[1] > 5 else 1.0
         if self.stage is None:
             return pace * sum(self.planned.values())
         elapsed, planned = time.monotonic() - self.entered, pace * self.planned.get(self.stage, 0.0)
         later = sum(seconds for stage, seconds in self.planned.items() if _number(stage) > _number(self.stage))
-        return max(planned - elapsed, loop, 0.0) + pace * later
+        return (loop if whole else max(planned - elapsed, loop, 0.0)) + pace * later
 
-    def text(self, loop: float = 0.0) -> str:
+    def text(self, loop: float = 0.0, whole: bool = False) -> str:
         """Return the line: stage 2 of 6, what it does, how long all stages still take."""
         if self.stage is None:
             return "reading the data"
-        left = f", {in_words(self.left(loop))} left in all" if self.planned else ""
+        left = f", {in_words(self.left(loop, whole))} left in all" if self.planned else ""
         return f"stage {_number(self.stage)} of {len(STAGES)}, {DOING[self.stage]}{left}"
 
     def __call__(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
@@ -78,29 +84,44 @@ class Clock:
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (BarColumn(bar_width=16), TextColumn("{task.description}"))
-        started = time.monotonic()
+        started = self._begin(title)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(self.text(), total=total)
             for done, item in enumerate(items, 1):
                 yield item
-                progress.update(task, completed=done, description=self.text(_rest(title, started, done, total)))
+                progress.update(task, completed=done, description=self.text(*self._rest(title, started, done / total)))
 
     def _lines(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
-        started = time.monotonic()
+        started = self._begin(title)
         for done, item in enumerate(items, 1):
             yield item
             now = time.monotonic()
             if now - self.logged >= _BETWEEN_LINES and done < total:
                 self.logged = now
-                log.info("%s (%s, %d of %d)", self.text(_rest(title, started, done, total)), title, done, total)
+                log.info("%s (%s, %d of %d)", self.text(*self._rest(title, started, done / total)), title, done, total)
+
+    def _begin(self, title: str) -> float:
+        """Note that a loop begins, and return when."""
+        now, epoch = time.monotonic(), _epoch(title)
+        if epoch and (self.began is None or epoch[0] <= self.began[1]):
+            self.began = (now, epoch[0])
+        return now
+
+    def _rest(self, title: str, started: float, done: float) -> tuple[float, bool]:
+        """Return the seconds that a loop, of which a share is done, still takes with the epochs after it; and whether
+        that is all of the stage, and long enough is known of it."""
+        now, epoch = time.monotonic(), _epoch(title)
+        if epoch is None or self.began is None:
+            return (now - started) / done * (1 - done), False
+        since, first = self.began
+        elapsed, passed = now - since, epoch[0] - first + done
+        return elapsed / passed * (epoch[1] - epoch[0] + 1 - done), self.stage == "train" and elapsed > _SURE
 
 
-def _rest(title: str, started: float, done: int, total: int) -> float:
-    """Return the seconds that a loop still takes, and the epochs after it that its title (epoch 2/25) tells of."""
-    each = (time.monotonic() - started) / done
-    epoch = re.search(r"(\d+)/(\d+)$", title)
-    more = int(epoch[2]) - int(epoch[1]) if epoch else 0
-    return each * (total - done + more * total)
+def _epoch(title: str) -> tuple[int, int] | None:
+    """Return which epoch the title of a loop tells of, and how many there are: (2, 25) of "epoch 2/25"."""
+    found = re.search(r"(\d+)/(\d+)$", title)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _number(stage: Stage) -> int:

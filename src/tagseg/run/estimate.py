@@ -13,7 +13,10 @@ features and of maps with masks per megapixel, of tag head and memory bank per i
 passes of the segmentation network per megapixel."""
 
 CROP_S, TUNED_CROP_S = 0.075, 0.12
-"""CPU seconds per crop of a step of the segmentation network, and of a classification network that is trained."""
+"""CPU seconds per crop of a step of the segmentation network, and of a classification network that is trained, for
+crops of CROP pixels."""
+
+CROP = 224
 
 DEFAULT_STEPS = 500
 """Steps of the training of a classification network whose length is left to the number of images."""
@@ -42,13 +45,15 @@ def stage_seconds(settings: Settings, sizes: Mapping[tuple[int, int], int], spee
     steps = segment.epochs * images / (segment.batch * segment.accumulate) if segment.epochs else segment.steps
     if segment.rounds > 1:
         steps += (segment.rounds - 1) * (segment.teacher_steps or steps)
-    frozen = settings.train.method == "frozen"
-    tuned = DEFAULT_STEPS * settings.train.batch * TUNED_CROP_S
+    crop_s = CROP_S * (segment.crop / CROP) ** 2
+    train, frozen = settings.train, settings.train.method == "frozen"
+    crops = train.epochs * images or DEFAULT_STEPS * train.batch
+    tuned = crops * TUNED_CROP_S * (train.crop / CROP) ** 2
     cpu: dict[Stage, float] = {
         "train": FEATURES_S * small + HEADS_S * images if frozen else tuned,
         "localise": 0.5 * MAPS_S * small + (0 if frozen else FEATURES_S * whole),
         "masks": 0.5 * MAPS_S * whole,
-        "segment": steps * segment.batch * segment.accumulate * CROP_S + (segment.rounds - 1) * MAPS_S * whole,
+        "segment": steps * segment.batch * segment.accumulate * crop_s + (segment.rounds - 1) * MAPS_S * whole,
         "evaluate": JUDGE_S * megapixels(sizes, JUDGED_SIDE),
         "report": REPORT_S,
     }
