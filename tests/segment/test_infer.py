@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from tagseg.networks.segmenters import Segmenter, empty_segmenter
 from tagseg.segment import infer
-from tagseg.segment.infer import picture_probabilities, probabilities
+from tagseg.segment.infer import picture_probabilities, probabilities, view_probabilities
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,19 @@ def test_pictures_are_bytes_of_0_to_255(network: Segmenter) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
     expected = probabilities(network, torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255, (1.0, 1.5), flip=True)
     assert np.allclose(picture_probabilities(network, pictures, (1.0, 1.5), flip=True), expected, atol=1e-5)
+
+
+def test_each_view_of_a_picture_is_upright_and_small_ones_of_a_scale_are_one_call(
+    pixelwise: Segmenter, network: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    views = ((1.0, False), (1.0, True), (0.75, False), (1.5, True))
+    found = view_probabilities(network, picture, views)
+    for (scale, mirrored), seen in zip(views, found, strict=True):
+        given = picture[:, ::-1].copy() if mirrored else picture
+        (alone,) = picture_probabilities(network, given[None], (scale,), flip=False)
+        assert np.allclose(seen[..., ::-1] if mirrored else seen, alone, atol=1e-5)
+    view_probabilities(pixelwise, picture, views)
+    assert pixelwise.sizes == [(2, 3, 40, 60), (1, 3, 32, 44), (1, 3, 60, 92)]
+    monkeypatch.setattr(infer, "MAX_PIXELS_WITH_MIRROR", 2000)
+    assert np.allclose(view_probabilities(network, picture, views), found, atol=1e-5)

@@ -23,7 +23,7 @@ from tagseg.rca.train import load_network
 from tagseg.run.decisions import MaskPair
 from tagseg.run.estimate import JUDGED_SIDE
 from tagseg.run.folder import Run
-from tagseg.segment.infer import picture_probabilities
+from tagseg.segment.infer import view_probabilities
 from tagseg.segment.predictor import Predictor
 from tagseg.segment.read_network import read_predictor
 from tagseg.settings.localise import LocaliseSettings
@@ -152,15 +152,11 @@ def gather_evidence(
     """
     picture = predictor.picture(image)
     size = (picture.shape[0], picture.shape[1])
-    seen = []
-    for scale, mirrored in VIEWS:
-        given = picture[None, :, ::-1].copy() if mirrored else picture[None]
-        found = picture_probabilities(predictor.module, given, (scale,), flip=False)[0]
-        seen.append(found[..., ::-1] if mirrored else found)
+    seen = view_probabilities(predictor.module, picture, VIEWS)
     decided, sure = (np.asarray(Image.fromarray(mask).resize(size[::-1], _NEAREST)) for mask in masks)
     maps = tagged_maps(map_file(source, sample.id), sample.tags)
     likely = label_probabilities(enlarge(maps, size), rule, tuple(background_cut(values, rule) for values in maps))
-    return Evidence(sample.id, sample.tags, np.stack(seen), decided, sure == VOID, likely)
+    return Evidence(sample.id, sample.tags, seen, decided, sure == VOID, likely)
 
 
 _NEAREST = Image.Resampling.NEAREST
@@ -180,7 +176,7 @@ def tag_scores(network: RcaNetwork, image: Image.Image, settings: LocaliseSettin
     """
     (view,) = views(network.backbone, image, dataclasses.replace(settings, scales=(1.0,))).pictures
     picture = to_tensor(view)[None].to(network.prototypes.device)
-    both = (network(picture), network(picture.flip(-1)))
-    scores = torch.stack([head.sigmoid() for maps in both for head in (maps.coarse_scores, maps.refined_scores)])
-    found: Float32[np.ndarray, " c"] = scores.float().mean(0)[0].cpu().numpy()
+    maps = network(torch.cat([picture, picture.flip(-1)]))
+    scores = torch.stack([head.sigmoid() for head in (maps.coarse_scores, maps.refined_scores)])
+    found: Float32[np.ndarray, " c"] = scores.float().mean((0, 1)).cpu().numpy()
     return found

@@ -1,5 +1,8 @@
 """Class probabilities of images by PyTorch: averaged over scales and the mirrored image."""
 
+import itertools
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,29 +42,47 @@ def probabilities(
     precision: Precision = "fp32",
 ) -> Float32[Tensor, "b ids h w"]:
     """Return the class probabilities of images (RGB in 0..1), averaged over scales and (`flip`) mirror images."""
-    h, w = pictures.shape[2:]
+    views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
-    for scale in scales:
+    for share in _by_view(network, pictures, views, precision):
+        total = share if total is None else total.add_(share)
+    assert total is not None
+    return total.div_(len(views))
+
+
+@torch.inference_mode()
+def view_probabilities(
+    network: Segmenter, picture: UInt8[np.ndarray, "h w 3"], views: Sequence[tuple[float, bool]]
+) -> Float32[np.ndarray, "v ids h w"]:
+    """Return the class probabilities of a picture as each of its views (scale, mirrored) shows it, upright."""
+    sent = torch.from_numpy(picture[None]).to(next(network.parameters()).device).permute(0, 3, 1, 2)
+    found: Float32[np.ndarray, "v ids h w"] = (
+        torch.cat(list(_by_view(network, sent.float().div_(255), views, "fp32"))).cpu().numpy()
+    )
+    return found
+
+
+def _by_view(
+    network: Segmenter, pictures: Float[Tensor, "b 3 h w"], views: Sequence[tuple[float, bool]], precision: Precision
+) -> Iterator[Float32[Tensor, "b ids h w"]]:
+    """Yield the class probabilities by each view, upright and of the pictures' size."""
+    h, w = pictures.shape[2:]
+    for scale, group in itertools.groupby(views, key=lambda view: view[0]):
         size = network.fitting_size(h * scale, w * scale)
         scaled = resized(pictures, size, antialias=scale < 1)
-        for call in _calls(scaled, flip):
-            views = torch.cat([scaled.flip(-1) if mirrored else scaled for mirrored in call])
-            with torch.autocast(views.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                scores = network(views)
+        for call in _calls(scaled, [mirrored for _, mirrored in group]):
+            given = torch.cat([scaled.flip(-1) if mirrored else scaled for mirrored in call])
+            with torch.autocast(given.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                scores = network(given)
             shares = resized(scores.float(), (h, w)).softmax(1).chunk(len(call))
             for mirrored, share in zip(call, shares, strict=True):
-                upright = share.flip(-1) if mirrored else share
-                total = upright if total is None else total.add_(upright)
-    assert total is not None
-    return total.div_(len(scales) * (1 + flip))
+                yield share.flip(-1) if mirrored else share
 
 
-def _calls(pictures: Float[Tensor, "b 3 h w"], flip: bool) -> list[tuple[bool, ...]]:
+def _calls(pictures: Float[Tensor, "b 3 h w"], mirrored: list[bool]) -> list[list[bool]]:
     """Return, for each call of the network, the views that it gets: as they are (False) or mirrored (True)."""
-    if not flip:
-        return [(False,)]
     small = len(pictures) * pictures.shape[2] * pictures.shape[3] <= MAX_PIXELS_WITH_MIRROR
-    return [(False, True)] if small or pictures.device.type != "cpu" else [(False,), (True,)]
+    return [mirrored] if small or pictures.device.type != "cpu" else [[each] for each in mirrored]
 
 
 def resized(
