@@ -3,7 +3,7 @@
 # %% [markdown]
 # # A notebook: from tags to masks
 #
-# Everything tagseg does, step by step, on drawn images. It takes five to ten minutes on two CPU cores and needs neither
+# Everything tagseg does, step by step, on drawn images. It takes about five minutes on two CPU cores and needs neither
 # data nor network. `examples/notebook.py` is a script with cells: open it in Jupyter (with jupytext), VS Code, PyCharm
 # or Spyder and run it cell by cell, or run it as a whole with `python examples/notebook.py`. The pictures come from
 # such a run.
@@ -36,7 +36,7 @@ from tagseg.studies.demo import demo_settings
 
 # %% parameters
 OUT = Path("runs/notebook")
-TRAIN, VAL = 320, 60
+TRAIN, VAL = 260, 50
 SETTINGS = demo_settings(seed=0)
 
 # %% [markdown]

@@ -83,7 +83,7 @@ class DemoParameters(Record, frozen=True):
 
 def draw_demo(
     folder: Path,
-    train: int = 280,
+    train: int = 260,
     val: int = 50,
     seed: int = 0,
     side: int = 128,
