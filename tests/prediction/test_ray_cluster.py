@@ -53,8 +53,7 @@ def actor_processes() -> list[int]:
 @pytest.mark.parametrize(
     "options",
     [
-        PredictOptions(device="cpu", batch=3),
-        PredictOptions(device="cpu", crf=True, overlays=True, probabilities=True),
+        PredictOptions(device="cpu", batch=3, crf=True, overlays=True, probabilities=True),
         PredictOptions(device="cpu", format="parquet", rows=15),
         PredictOptions(device="cpu", engine="onnxruntime"),
     ],
