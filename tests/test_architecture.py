@@ -1,6 +1,7 @@
 """Imports point one way: a layer imports only from layers above it in the table of docs/architecture.md."""
 
 import ast
+import importlib.util
 import runpy
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,21 @@ def test_a_public_name_is_defined_in_one_module_only() -> None:
 
 def _is_type_variable(value: ast.expr) -> bool:
     return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "TypeVar"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_what_scripts_import_from_the_project_is_there(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run for hours, or rarely: a name that was moved away would be noticed late."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    missing = []
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("tagseg", "benchmarks"):
+                module = importlib.import_module(str(node.module))
+                names = [one.name for one in node.names if not hasattr(module, one.name)]
+                missing += [
+                    f"{file.relative_to(ROOT)}: {node.module}.{name}"
+                    for name in names
+                    if importlib.util.find_spec(f"{node.module}.{name}") is None
+                ]
+    assert not missing

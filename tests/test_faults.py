@@ -64,6 +64,7 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def settings(tiny: Settings) -> Settings:
     segment = {"rounds": 2, "epochs": 2, "batch": 4, "crop": 32, "max_side": 64, "predict_scales": (1.0,)}
+    segment |= {"decoder_channels": 8}
     return dataclasses.replace(
         tiny,
         workers=2,

@@ -47,7 +47,7 @@ SETTINGS = Settings(
     rca=RcaSettings(slots=8, prototypes=2, confidence=0.0),
     localise=LocaliseSettings(scales=(1.0,), max_side=64),
     masks=MaskSettings(unsure=0.005),
-    segment=SegmentSettings(epochs=2, batch=4, crop=32, max_side=64, predict_scales=(1.0,)),
+    segment=SegmentSettings(decoder_channels=8, epochs=2, batch=4, crop=32, max_side=64, predict_scales=(1.0,)),
     report=ReportSettings(examples=3),
 )
 

@@ -56,7 +56,7 @@ data = { min_images = 2 }
 train = { backbone = "test_resnet", weights = "random", freeze_stride = 0, neck = 16, epochs = 1, batch = 4, crop = 33 }
 rca = { confidence = 0.0, slots = 8, prototypes = 2 }
 localise = { scales = [1.0], max_side = 64 }
-segment = { epochs = 1, batch = 4, crop = 32, max_side = 64, predict_scales = [1.0] }
+segment = { decoder_channels = 8, epochs = 1, batch = 4, crop = 32, max_side = 64, predict_scales = [1.0] }
 report = { examples = 2 }
 """
 

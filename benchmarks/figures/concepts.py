@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.figures.pictures import heat
 from jaxtyping import Float
 from numpy import ndarray
 from PIL import Image, ImageDraw
@@ -25,8 +24,8 @@ from tagseg.masks.localise import localise_image
 from tagseg.masks.make import mask_image
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
+from tagseg.masks.overlay import overlay, overlay_maps
 from tagseg.masks.palette import class_colours
-from tagseg.prediction.outputs import overlay
 from tagseg.rca.network import RcaNetwork
 from tagseg.rca.regions import pool_regions
 from tagseg.rca.train import load_network
@@ -77,8 +76,8 @@ def draw_maps(run: Run, network: RcaNetwork, samples: list[Sample], out: Path) -
         image, first = read_image(sample.image), sample.tags[:1]
         coarse, posterior = (maps_of(network, image, sample.tags, kind, run) for kind in ("coarse", "posterior"))
         under = grey(image)
-        row = [image, heat(under, coarse[:1], first), heat(under, posterior[:1], first)]
-        rows.append([*row, heat(under, posterior, sample.tags)])
+        row = [image, overlay_maps(under, coarse[:1], first), overlay_maps(under, posterior[:1], first)]
+        rows.append([*row, overlay_maps(under, posterior, sample.tags)])
     titles = ["picture", "CAM, first tag", "bank, first tag", "bank, all tags"]
     sheet(rows, titles, [], out / "concepts_maps.jpg")
 
@@ -94,7 +93,7 @@ def draw_masks(run: Run, samples: list[Sample], dataset: Dataset, out: Path) -> 
         kept = [read_mask_file(mask_file(folder, sample.id)) for folder in (run.decided_masks, run.masks)]
         assert isinstance(sample.mask, Path)
         masks = (plain, *kept, read_mask_file(sample.mask))
-        rows.append([heat(grey(image), maps, classes), *(overlay(grey(image), mask) for mask in masks)])
+        rows.append([overlay_maps(grey(image), maps, classes), *(overlay(grey(image), mask) for mask in masks)])
     sheet(rows, ["maps", "without CRF", "dense CRF", "unsure left out", "true mask"], [], out / "concepts_masks.jpg")
 
 

@@ -54,7 +54,7 @@ def plain(image: Image.Image) -> torch.Tensor:
 
 @pytest.fixture
 def tiny_segment(tiny: Settings) -> Settings:
-    segment = tagseg.SegmentSettings(epochs=1, batch=2, crop=32, max_side=64, predict_scales=(1.0,))
+    segment = tagseg.SegmentSettings(decoder_channels=8, epochs=1, batch=2, crop=32, max_side=64, predict_scales=(1.0,))
     return dataclasses.replace(tiny, segment=segment, report=tagseg.ReportSettings(examples=1))
 
 

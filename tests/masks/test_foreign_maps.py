@@ -199,7 +199,7 @@ def cams(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quick(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("settings") / "quick.toml"
-    segment = {"epochs": 1, "batch": 2, "crop": 32, "max_side": 64, "predict_scales": [1.0]}
+    segment = {"decoder_channels": 8, "epochs": 1, "batch": 2, "crop": 32, "max_side": 64, "predict_scales": [1.0]}
     file.write_text(Settings.from_dict(tiny.to_dict() | {"segment": segment, "report": {"examples": 1}}).to_toml())
     return file
 

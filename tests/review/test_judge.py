@@ -102,6 +102,7 @@ def test_a_tag_without_pixels_and_an_image_without_tags() -> None:
 def trained(discs: Path, tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a finished run with two rounds on photographs of discs."""
     segment = {"epochs": 1, "batch": 4, "crop": 32, "max_side": 64, "predict_scales": [1.0], "rounds": 2}
+    segment |= {"decoder_channels": 8}
     settings = Settings.from_dict({**tiny.to_dict(), "segment": segment})
     root = tmp_path_factory.mktemp("quality") / "run"
     fit_until(discs, root, "segment", settings)

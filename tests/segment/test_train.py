@@ -29,7 +29,15 @@ SETTINGS = Settings(
     workers=0,
     train=TrainSettings(backbone="test_resnet", weights="random"),
     segment=SegmentSettings(
-        epochs=3, batch=3, crop=32, max_side=64, lr=0.05, head_lr=1.0, freeze_stride=0, freeze_batch_norm=False
+        decoder_channels=16,
+        epochs=3,
+        batch=3,
+        crop=32,
+        max_side=64,
+        lr=0.05,
+        head_lr=1.0,
+        freeze_stride=0,
+        freeze_batch_norm=False,
     ),
 )
 

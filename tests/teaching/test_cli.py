@@ -47,7 +47,9 @@ def test_the_terminal_asks_and_the_answers_travel(
 def test_the_masks_of_self_training_are_those_by_the_answers_until_it_has_followed(
     run: Run, discs: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segment = SegmentSettings(epochs=1, batch=4, crop=32, max_side=64, predict_scales=(1.0,), rounds=2)
+    segment = SegmentSettings(
+        decoder_channels=8, epochs=1, batch=4, crop=32, max_side=64, predict_scales=(1.0,), rounds=2
+    )
     settings = dataclasses.replace(SETTINGS, segment=segment)
     fit_until(discs, run.root, "segment", settings, force=True)
     assert run.final() == run.round(1) and not run.is_outdated()

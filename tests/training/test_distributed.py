@@ -50,7 +50,8 @@ SETTINGS = Settings(
     rca=RcaSettings(slots=6, prototypes=2, confidence=0.0, region_rule="peak"),
     # Batches of 4, 4 and 3 images, the last one a step of its own; dropout is DeepLabV3+'s own.
     segment=SegmentSettings(
-        epochs=2, batch=4, accumulate=2, crop=48, max_side=64, freeze_stride=0, freeze_batch_norm=False, ema=0.9
+        decoder_channels=8, epochs=2, batch=4, accumulate=2, crop=48, max_side=64, freeze_stride=0,
+        freeze_batch_norm=False, ema=0.9,
     ),
 )  # fmt: skip
 IMAGES = 11

@@ -1,5 +1,6 @@
 """What the values and colours of mask files mean, according to the settings or to files beside the masks."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def meaning(name: str, classes: Sequence[str]) -> int | None:
     return known.get(name, known.get(name.lower()))
 
 
+@functools.cache
 def voc_colour(value: int) -> int:
     """Return the colour 0xRRGGBB that Pascal VOC's rule gives to a value.
 

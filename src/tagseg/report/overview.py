@@ -13,9 +13,7 @@ from tagseg.data.true_masks import load_mask
 from tagseg.evaluate.evaluate import evenly_spaced, examples
 from tagseg.masks.map_files import map_file, read_maps
 from tagseg.masks.mask_files import mask_file
-from tagseg.masks.overlay import overlay
-from tagseg.masks.palette import shown_colours
-from tagseg.masks.resize import enlarge
+from tagseg.masks.overlay import overlay, overlay_maps
 from tagseg.run.folder import Run
 
 _CELL = (240, 180)
@@ -74,9 +72,4 @@ def _map(run: Run, sample: Sample, image: Image.Image) -> Image.Image | None:
     """Return an image with its maps over it, each in the colour of its class."""
     file = map_file(run, sample.id)
     maps, classes = read_maps(file) if file.exists() else (np.zeros((0, 1, 1), np.uint8), ())
-    if not classes:
-        return None
-    strength = enlarge(maps, (image.height, image.width))
-    colour = np.array(shown_colours(max(classes)), np.float32)[np.array(classes)[strength.argmax(0)]]
-    share = strength.max(0)[..., None] * 0.85
-    return Image.fromarray((np.asarray(image) * (1 - share) + colour * share).round().astype(np.uint8))
+    return overlay_maps(image, maps, classes) if classes else None

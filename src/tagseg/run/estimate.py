@@ -84,7 +84,7 @@ def features_bytes(settings: Settings, sizes: Mapping[tuple[int, int], int]) -> 
 
 def machine_speed() -> float:
     """Return how many CPU seconds of the reference machine pass in a second on all cores of this one, roughly."""
-    return cores() * REFERENCE_S / max(min(_probe() for _ in range(60)), 1e-5)
+    return cores() * REFERENCE_S / max(min(_probe() for _ in range(20)), 1e-5)
 
 
 def _probe() -> float:

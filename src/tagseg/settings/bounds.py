@@ -7,11 +7,12 @@
 """
 
 import dataclasses
+import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, Unit
@@ -65,7 +66,7 @@ def check_fields(record: Any, prefix: str, error: type[ValueError] = ValueError)
     Raises:
         ValueError: when a value has the wrong type or is out of bounds.
     """
-    for name, hint in type_hints(type(record)).items():
+    for name, hint in type_hints(type(record)).items():  # type: ignore[arg-type]  # mypy doubts a class's hash
         check_value(f"{prefix}{name.replace('_', '-')}", getattr(record, name), hint, error)
 
 
@@ -112,9 +113,10 @@ def bounds(hint: Any) -> str:
     return f"{text}, or 0" if OrZero() in marks else text
 
 
-def type_hints(cls: type) -> dict[str, Any]:
+@functools.cache
+def type_hints(cls: type) -> Mapping[str, Any]:
     """Return the annotations of a dataclass's fields with their bounds."""
-    return get_type_hints(cls, include_extras=True)
+    return MappingProxyType(get_type_hints(cls, include_extras=True))
 
 
 def plain_type(hint: Any) -> Any:

@@ -4,6 +4,7 @@ Precedence: defaults < a preset < a TOML file < flags. The resolved settings are
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,7 +21,7 @@ from tagseg.settings.masks import MaskSettings
 from tagseg.settings.rca import RcaSettings
 from tagseg.settings.report import ReportSettings
 from tagseg.settings.segment import SegmentSettings
-from tagseg.settings.toml import build, plain, read_toml, to_toml
+from tagseg.settings.toml import build, parse_toml, plain, to_toml, toml_bytes
 from tagseg.settings.train import TrainSettings
 from tagseg.system.process import cores
 
@@ -150,7 +151,13 @@ class Settings:
         Raises:
             ValueError: when the file cannot be read, is not TOML, or has an unknown setting or a wrong value.
         """
-        return cls.from_dict(read_toml(path), str(path))
+        return _from_toml(toml_bytes(path), str(path))
+
+
+@functools.lru_cache(maxsize=16)
+def _from_toml(content: bytes, source: str) -> Settings:
+    """Build settings from a file's content; a run's are read again and again, which takes 0.03 s, and never change."""
+    return Settings.from_dict(parse_toml(content, source), source)
 
 
 def map_kind(localise: LocaliseSettings, rca: RcaSettings, maps: Baseline = "cam") -> MapKind:

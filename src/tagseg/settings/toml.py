@@ -17,16 +17,29 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: when the file is unreadable or not TOML.
     """
+    return parse_toml(toml_bytes(path), str(path))
+
+
+def toml_bytes(path: str | Path) -> bytes:
+    """Return the content of a TOML file; raise ValueError when it cannot be read."""
     try:
-        text = read_bytes(Path(path), _MAX_BYTES).decode("utf-8")
+        return read_bytes(Path(path), _MAX_BYTES)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the settings file ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not a TOML file ({error})") from error
+
+
+def parse_toml(content: bytes, source: str) -> dict[str, Any]:
+    """Return the tables of TOML text; raise ValueError, which names `source`, when it is not TOML."""
+    try:
+        text = content.decode("utf-8")
         # The time to parse a dotted name grows with the square of its length.
         if any(line.count(".") > _MAX_DOTS for line in text.split("\n")):
             raise ValueError(f"a line with more than {_MAX_DOTS} dots")
         return tomllib.loads(text.replace("\r\n", "\n"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the settings file ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: also numbers with thousands of digits
-        raise ValueError(f"{path}: not a TOML file ({error})") from error
+        raise ValueError(f"{source}: not a TOML file ({error})") from error
 
 
 def to_toml(values: dict[str, Any]) -> str:
