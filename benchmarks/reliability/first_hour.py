@@ -23,6 +23,7 @@ from pathlib import Path
 from benchmarks.harness import measured, record
 from packaging.requirements import Requirement
 
+from tagseg.evaluate.scores import read_evaluation
 from tagseg.run.folder import Run
 
 MISTAKES = (
@@ -62,7 +63,11 @@ def main() -> None:
             for line in ("demo", "demo --quick"):
                 status, cpu, _, _ = called([*line.split(), "--out", line.replace(" ", "_")], work)
                 assert status == 0, line
+                found = read_evaluation(Run(Path(work) / line.replace(" ", "_") / "run"))
+                assert found.pseudo_masks is not None and found.segmenter is not None
                 figures[f"CPU s, tagseg {line}"] = cpu
+                figures[f"mIoU of masks, tagseg {line}"] = round(100 * found.pseudo_masks.miou, 1)
+                figures[f"mIoU on new images, tagseg {line}"] = round(100 * found.segmenter.miou, 1)
         if "fit" in options.parts:
             figures |= fitted(options.photos.resolve(), options.weights.resolve(), work)
     rows = ["| | |", "|---|---:|", *(f"| {name} | {value:,} |" for name, value in figures.items())]

@@ -19,7 +19,7 @@ from tagseg.system.progress import Track, silent
 PICTURE = "demo.jpg"
 """The picture of training images and new ones, in the demo's folder."""
 
-QUICK_TRAIN, QUICK_VAL = 150, 30
+QUICK_TRAIN, QUICK_VAL = 160, 40
 """How many images the quick demo draws."""
 
 
@@ -37,13 +37,13 @@ def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
         workers=0,
         train=TrainSettings(
             backbone="test_resnet", weights="random", stride=16, freeze_stride=0, freeze_batch_norm=False, neck=128,
-            epochs=27, batch=8, crop=80, scale=(0.5, 1.0), optimiser="adamw", lr=0.002, head_lr=1.0,
+            epochs=30, batch=8, crop=80, scale=(0.5, 1.0), optimiser="adamw", lr=0.002, head_lr=1.0,
             weight_decay=0.05,
         ),
         rca=RcaSettings(warmup=6, slots=200, gate="relative", region_rule="peak", attention_temperature=0.2),
         localise=LocaliseSettings(scales=(1.0, 1.5), max_side=128),
         segment=SegmentSettings(
-            start="classifier", decoder_channels=64, freeze_stride=0, freeze_batch_norm=False, epochs=4, batch=8,
+            start="classifier", decoder_channels=64, freeze_stride=0, freeze_batch_norm=False, epochs=5, batch=8,
             crop=80, max_side=128, optimiser="adamw", lr=0.002, head_lr=1.0, weight_decay=0.05,
             predict_scales=(1.0,),
         ),
