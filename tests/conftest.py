@@ -267,14 +267,18 @@ def tiny() -> "Settings":
     )
 
 
+SLOWEST_FILES = ("test_faults.py", "test_launch.py", "test_processes.py", "test_ray_cluster.py", "test_readme.py")
+"""Those that start processes and run whole commands, a minute and more each."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked gpu where there is no CUDA device, and put those that fork training processes first.
 
     PyTorch refuses gradients in a fork of a process that has started threads for them, as some other tests make it do.
     """
-    # The slowest file is next: where several processes run the tests, none is left to do it alone at the end.
+    # The slowest files are next: where several processes run the tests, none is left to do them alone at the end.
     items.sort(
-        key=lambda item: ("together" not in getattr(item, "fixturenames", ()), item.path.name != "test_faults.py")
+        key=lambda item: ("together" not in getattr(item, "fixturenames", ()), item.path.name not in SLOWEST_FILES)
     )
     if not torch.cuda.is_available():
         for item in items:

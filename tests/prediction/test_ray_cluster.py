@@ -94,28 +94,40 @@ def test_a_killed_actor_loses_nothing(
     assert written(tmp_path / "ray") == written(tmp_path / "local")
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_prediction_resumes(
-    by: signal.Signals, run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_prediction_that_was_stopped_and_then_killed_resumes(
+    run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Relative paths, as a user types them.
     monkeypatch.chdir(tmp_path)
     given = [os.path.relpath(path) for path in photos]
-    options = ["--on", "ray", "--device", "cpu", "--no-flip"]
+    options = ["--on", "ray", "--device", "cpu", "--no-flip", "--batch", "2"]
     command = [sys.executable, "-m", "tagseg", "predict", run.root, *given, "--out", "ray", *options]
-    predict(run.root, given, "local", dataclasses.replace(CPU, flip=False))
+    predict(run.root, given, "local", dataclasses.replace(CPU, flip=False, batch=2))
     lines = Path("ray/predictions.jsonl")
     # With as many threads as here, because rounding may depend on it.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
-    with subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 600
-        while not (lines.exists() and lines.read_bytes()) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(by)
-        _, said = process.communicate(timeout=120)
-    if by == signal.SIGTERM:
-        assert process.returncode == 128 + by and b"Run the same command again with --resume to continue." in said, said
-    assert 0 < len(lines.read_bytes().splitlines()) < 43
-    done = predict(run.root, given, "ray", dataclasses.replace(RAY, flip=False, resume=True))
+
+    def end(by: signal.Signals, *more: str) -> tuple[int, bytes]:
+        """Send the command a signal once it has written more lines."""
+        size = lines.stat().st_size if lines.exists() else 0
+        process = subprocess.Popen([*map(str, command), *more], env=environment, stderr=subprocess.PIPE)
+        with process:
+            deadline = time.monotonic() + 600
+            while not (lines.exists() and lines.stat().st_size > size) and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(by)
+            _, said = process.communicate(timeout=120)
+        return process.returncode, said
+
+    status, said = end(signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
+    assert b"Run the same command again with --resume to continue." in said, said
+    stopped = len(lines.read_bytes().splitlines())
+    assert 0 < stopped < 43
+    end(signal.SIGKILL, "--resume")
+    killed = len(lines.read_bytes().splitlines())
+    assert stopped <= killed < 43
+    done = predict(run.root, given, "ray", dataclasses.replace(RAY, flip=False, batch=2, resume=True))
     assert done.kept > 0 and len(done.ids) == 42
     assert written(Path("ray")) == written(Path("local"))
