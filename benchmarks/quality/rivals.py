@@ -102,6 +102,9 @@ NAMED_CLUSTERS = (
 )
 """The rival that needs a person."""
 
+KEPT = "Rows that the command below did not measure are from earlier calls, on other machines."
+"""What a table says of the figures of earlier results."""
+
 COLUMNS = {"own": "own rule", "chosen": "chosen rule", "crf": "own rule and dense CRF"}
 
 
@@ -144,7 +147,7 @@ def main() -> None:
         kept = measured.get(name, {}).get("rivals", {})
         rivals = kept | figures[name]["rivals"]
         figures[name]["rivals"] = {rival: rivals[rival] for rival in RIVALS if rival in rivals}
-    text = "\n\n".join([*(table(name, figures[name]) for name in SETS if name in figures), NAMED_CLUSTERS])
+    text = "\n\n".join([*(table(name, figures[name]) for name in SETS if name in figures), NAMED_CLUSTERS, KEPT])
     print(text)
     record(result, options.seeds, figures, text)
 

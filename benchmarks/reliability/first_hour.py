@@ -71,6 +71,7 @@ def main() -> None:
         if "fit" in options.parts:
             figures |= fitted(options.photos.resolve(), options.weights.resolve(), work)
     rows = ["| | |", "|---|---:|", *(f"| {name} | {value:,} |" for name, value in figures.items())]
+    rows += ["", "Rows that the command below did not measure are from earlier calls, on other machines."]
     print(record("first_hour", [0], figures, "\n".join(rows)).read_text())
 
 

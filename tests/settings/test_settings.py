@@ -159,6 +159,8 @@ def test_settings_survive_a_toml_file(tmp_path_factory: pytest.TempPathFactory, 
         values["segment"]["rounds"] = 1
     if values.get("segment", {}).get("start") == "classifier":  # says where encoder and weights come from
         values["segment"] = {**values["segment"], "encoder": "", "weights": "", "labels": ""}
+        if values.get("train", {}).get("method") == "frozen" or values.get("localise", {}).get("maps_from"):
+            values["segment"]["start"] = "weights"
     if values.get("localise", {}).get("kind") == "posterior":  # needs aggregation and background in the bank
         values["rca"] = {**rca, "aggregation": True, "background": True}
     built = Settings.from_dict(values)
@@ -278,3 +280,20 @@ def test_accumulated_maps_and_maps_taught_by_saliency_are_cut_by_otsu() -> None:
     asked = Settings.from_dict({"maps": "eps", "localise": {"kind": "posterior"}})
     assert map_kind(asked.localise, asked.rca, "eps") == "posterior"
     assert asked.mask_rule().background == "rest"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"train": {"method": "frozen"}},
+            r"train\.method must be finetuned with segment\.start = classifier, got",
+        ),
+        ({"localise": {"maps_from": "cams"}}, r"localise\.maps-from must be empty with segment\.start = classifier"),
+    ],
+)
+def test_the_segmenter_can_start_only_at_a_classifier_that_learns(values: dict[str, Any], message: str) -> None:
+    trained = {"train": {"method": "finetuned"}, "segment": {"start": "classifier"}}
+    assert Settings.from_dict(trained).segment.start == "classifier"
+    with pytest.raises(ValueError, match=message):
+        Settings.from_dict(trained | values)

@@ -46,11 +46,16 @@ def finish(driver: subprocess.Popen[str]) -> tuple[int, str, str]:
     return driver.returncode, said, errors
 
 
-def trainers_of(run: Run, driver: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    """Return the processes that train, by rank, once they have saved an epoch."""
+def saved_at(run: Run) -> int:
+    """Return when an epoch was saved last; 0 if none was."""
+    checkpoint = run.network / "checkpoint.safetensors"
+    return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
+
+def trainers_of(run: Run, driver: subprocess.Popen[str], before: int = 0) -> dict[str, psutil.Process]:
+    """Return the processes that train, by rank, once they have saved an epoch after `before`."""
     deadline = time.monotonic() + 400
-    saved, started = run.network / "checkpoint.safetensors", psutil.Process(driver.pid).create_time()
-    while not saved.exists() or saved.stat().st_mtime <= started:
+    while saved_at(run) <= before:
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -92,8 +97,10 @@ def test_however_often_it_is_ended_the_training_resumes_and_ends_with_the_same_b
     _, alive = psutil.wait_procs(list(trainers.values()), timeout=60)
     assert not alive, "the processes end with a driver that was killed"
 
+    before = saved_at(run)
     driver = start(discs, run, settings)
-    trainers = trainers_of(run, driver)
+    trainers = trainers_of(run, driver, before)
+    assert sorted(trainers) == ["0", "1"]
     trainers["1"].kill()
     status, _, errors = finish(driver)
     assert status == 2 and "Error: process 1 of 2 was killed by signal 9" in errors
@@ -101,8 +108,10 @@ def test_however_often_it_is_ended_the_training_resumes_and_ends_with_the_same_b
     assert "Traceback" not in errors and not any(child.is_running() for child in trainers.values())
     assert not run.done("train")
 
+    before = saved_at(run)
     driver = start(discs, run, settings)
-    trainers = trainers_of(run, driver)
+    trainers = trainers_of(run, driver, before)
+    assert sorted(trainers) == ["0", "1"]
     driver.send_signal(signal.SIGTERM)
     status, _, errors = finish(driver)
     assert status == 143 and "Interrupted. Run the same command again" in errors, errors

@@ -88,11 +88,13 @@ def import_(
         tagseg segment runs/a --labels drawn/ --force
     """
     from tagseg.importing.import_masks import import_masks
+    from tagseg.run.folder import Run
 
     done = import_masks(corrected, run, out, with_pseudo, force, bars)
     own = f" and {done.own} of the run's own" if with_pseudo else ""
     say(f"{done.corrected} corrected masks{own}: {done.folder}")
-    say(f"Learn from them: tagseg segment {run} --labels {done.folder} --force")
+    start = " --segment.start weights" if Run(run).settings().segment.start == "classifier" else ""
+    say(f"Learn from them: tagseg segment {run} --labels {done.folder}{start} --force")
 
 
 @command(EXCHANGE, 2)

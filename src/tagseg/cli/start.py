@@ -31,7 +31,7 @@ def demo(
     seed: Annotated[int, Parameter(help="Seed of the drawing and of the training.")] = 0,
     device: Annotated[str, Parameter(help="Where to compute: auto, cpu, cuda, mps.")] = "auto",
     quick: Annotated[
-        bool, Parameter(negative=(), help="Fewer images, in two thirds of the time; the masks are worse.")
+        bool, Parameter(negative=(), help="Fewer images, in 70 % of the time; the masks are worse.")
     ] = False,
 ) -> None:
     """Run everything on drawn images: no data, no downloads, no GPU.

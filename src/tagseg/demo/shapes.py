@@ -170,5 +170,5 @@ OWN_COLOURS: dict[str, tuple[Colour, ...]] = {
     "mushroom": (_RED, _PURPLE, _PINK),
     "snail": (_GREEN, _BROWN, _YELLOW),
 }
-"""What colours a class has where classes do not share all of them: no colour belongs to one class alone, but fewer
-images teach what a class looks like."""
+"""What colours a class has where classes do not share all of them, so that fewer images teach what it looks like; all
+but the snail's green and brown belong to several classes."""

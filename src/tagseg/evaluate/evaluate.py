@@ -84,8 +84,19 @@ def bound_settings(settings: Settings) -> Settings:
     """Return the settings that affect the network trained on true masks; all others have their defaults."""
     train = TrainSettings(backbone=settings.train.backbone, weights=settings.train.weights)
     segment = dataclasses.replace(settings.segment, rounds=1, labels="")
-    return Settings(settings.seed, precision=settings.precision, workers=0, data=settings.data, train=train,
-                    segment=segment)  # fmt: skip
+    found = Settings(settings.seed, precision=settings.precision, workers=0, data=settings.data, train=train,
+                     segment=segment)  # fmt: skip
+    if segment.start == "classifier":  # which depends on how that one was trained
+        return dataclasses.replace(found, maps=settings.maps, train=settings.train, rca=settings.rca)
+    return found
+
+
+def fits_bound(bound: Run, settings: Settings) -> bool:
+    """Tell whether the network in `bound` was trained with the settings of a run, as far as they concern it."""
+    try:
+        return Settings.from_toml(bound.settings_file) == bound_settings(settings)
+    except ValueError:
+        return False
 
 
 def read_bound(run: Run) -> Scores | None:
@@ -93,7 +104,7 @@ def read_bound(run: Run) -> Scores | None:
     bound = run.full_supervision
     if not bound.evaluation_file.exists():
         return None
-    if bound.settings_file.read_text(encoding="utf-8") != bound_settings(run.settings()).to_toml():
+    if not fits_bound(bound, run.settings()):
         log.warning("%s: left out, because it was trained with settings that differ from the run's", bound.root)
         return None
     return read_bound_scores(bound)

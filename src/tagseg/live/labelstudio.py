@@ -115,7 +115,7 @@ class Backend:
             with self.writing:
                 _add_own_masks(self.run, self.prepared, self.corrections, labels)
             settings = self.run.settings()
-            segment = dataclasses.replace(settings.segment, labels=str(labels.resolve()), rounds=1)
+            segment = dataclasses.replace(settings.segment, labels=str(labels.resolve()), rounds=1, start="weights")
             run_stage(self.run.root, "segment", dataclasses.replace(settings, segment=segment), force=True)
             self.predictor, self.version = load(self.run.root, self.device), _version(self.run)
             log.info("learned from %d corrected masks: %s", len(list(self.corrections.rglob("*.png"))), self.version)

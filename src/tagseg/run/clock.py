@@ -39,7 +39,7 @@ class Clock:
 
     planned: seconds that the stages to run take, in their order. stage: the one that runs, since `entered`. seen:
     planned and real seconds of the stages that are finished. logged: when the last line was logged. began: when the
-    stage's first epoch that ran began, and which one that was.
+    stage's first whole epoch began, which one that was, and its number of steps.
     """
 
     planned: dict[Stage, float] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Clock:
     entered: float = 0.0
     seen: tuple[float, float] = (0.0, 0.0)
     logged: float = 0.0
-    began: tuple[float, int] | None = None
+    began: tuple[float, int, int] | None = None
 
     def enter(self, stage: Stage) -> None:
         """Note that a stage begins, and the one before it has ended."""
@@ -84,7 +84,7 @@ class Clock:
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (BarColumn(bar_width=16), TextColumn("{task.description}"))
-        started = self._begin(title)
+        started = self._begin(title, total)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(self.text(), total=total)
             for done, item in enumerate(items, 1):
@@ -92,7 +92,7 @@ class Clock:
                 progress.update(task, completed=done, description=self.text(*self._rest(title, started, done / total)))
 
     def _lines(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
-        started = self._begin(title)
+        started = self._begin(title, total)
         for done, item in enumerate(items, 1):
             yield item
             now = time.monotonic()
@@ -100,11 +100,12 @@ class Clock:
                 self.logged = now
                 log.info("%s (%s, %d of %d)", self.text(*self._rest(title, started, done / total)), title, done, total)
 
-    def _begin(self, title: str) -> float:
-        """Note that a loop begins, and return when."""
+    def _begin(self, title: str, total: int) -> float:
+        """Note that a loop begins, and return when; the epochs are timed from a whole one, not the rest of one that was
+        interrupted."""
         now, epoch = time.monotonic(), _epoch(title)
-        if epoch and (self.began is None or epoch[0] <= self.began[1]):
-            self.began = (now, epoch[0])
+        if epoch and (self.began is None or epoch[0] <= self.began[1] or total > self.began[2]):
+            self.began = (now, epoch[0], total)
         return now
 
     def _rest(self, title: str, started: float, done: float) -> tuple[float, bool]:
@@ -113,7 +114,7 @@ class Clock:
         now, epoch = time.monotonic(), _epoch(title)
         if epoch is None or self.began is None:
             return (now - started) / done * (1 - done), False
-        since, first = self.began
+        since, first, _ = self.began
         elapsed, passed = now - since, epoch[0] - first + done
         return elapsed / passed * (epoch[1] - epoch[0] + 1 - done), self.stage == "train" and elapsed > _SURE
 

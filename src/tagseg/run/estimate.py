@@ -17,6 +17,7 @@ CROP_S, TUNED_CROP_S = 0.075, 0.12
 crops of CROP pixels."""
 
 CROP = 224
+"""Pixels per side of those crops."""
 
 DEFAULT_STEPS = 500
 """Steps of the training of a classification network whose length is left to the number of images."""

@@ -32,8 +32,8 @@ class SegmentSettings:
 
     start: Literal["weights", "classifier"] = "weights"
     """Where the encoder starts. weights: at segment.weights; classifier: at the backbone of the run's classification
-    network, which has learned the tags; without pretrained weights a few passes are enough from there. The encoder must
-    be the backbone (segment.encoder empty)."""
+    network, which has learned the tags (train.method finetuned); without pretrained weights a few passes are enough
+    from there. The encoder must be the backbone (segment.encoder empty)."""
 
     stride: Literal[8, 16] = 16
     """Output stride of the encoder; upernet and vision transformers have their own."""

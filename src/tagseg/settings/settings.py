@@ -98,6 +98,17 @@ class Settings:
                 f"setting localise.kind must be auto or coarse with maps = {self.maps}, got {self.localise.kind!r}: "
                 "rivals begin with class activation maps"
             )
+        if self.segment.start == "classifier":
+            if self.train.method == "frozen":
+                raise ValueError(
+                    "setting train.method must be finetuned with segment.start = classifier, got 'frozen': a frozen "
+                    "backbone has learned nothing; add --segment.start weights"
+                )
+            if self.localise.maps_from:
+                raise ValueError(
+                    "setting localise.maps-from must be empty with segment.start = classifier, got "
+                    f"{self.localise.maps_from!r}: no classification network is trained; add --segment.start weights"
+                )
         if self.maps == "oaa" and 0 < self.train.epochs <= self.warm_epochs():
             raise ValueError(
                 f"setting train.epochs must be above {self.warm_epochs()} with maps = oaa, which accumulates maps "

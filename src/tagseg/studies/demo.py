@@ -52,7 +52,7 @@ def demo_settings(seed: int = 0, device: str = "auto") -> Settings:
 
 
 def run_demo(out: Path, seed: int = 0, device: str = "auto", track: Track = silent, quick: bool = False) -> Fitted:
-    """Draw the demo's images into `out/data` (with `quick` half as many), run all stages in `out/run`, continuing as
+    """Draw the demo's images into `out/data` (with `quick` fewer), run all stages in `out/run`, continuing as
     `fit` does, and draw `out/demo.jpg`: some images with maps, masks and the network's masks."""
     if quick:
         data = draw_demo(out / "data", QUICK_TRAIN, QUICK_VAL, seed, track=track)

@@ -7,7 +7,7 @@ import msgspec
 
 from tagseg.data.prepare import prepare
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import bound_settings, read_bound, score_segmenter, scored_samples
+from tagseg.evaluate.evaluate import bound_settings, fits_bound, read_bound, score_segmenter, scored_samples
 from tagseg.evaluate.scores import Scores, read_evaluation, write_bound_scores
 from tagseg.pipeline import repeat_stage
 from tagseg.run.folder import Run
@@ -41,8 +41,9 @@ def train_upper_bound(
 ) -> UpperBound:
     """Train a run's segmentation network on the true masks of its training images, all else being equal, and score it.
 
-    It needs no earlier stage and is stored in the run's folder `full_supervision`; an interrupted training resumes. If
-    the run is evaluated or has a report, these are updated.
+    It needs no earlier stage, or with segment.start = classifier the classification network. It is stored in the run's
+    folder `full_supervision`; an interrupted training resumes. If the run is evaluated or has a report, these are
+    updated.
 
     Args:
         root: a run folder of data with true masks of training and validation images.
@@ -82,8 +83,7 @@ def _train_again(run: Run, settings: Settings, force: bool, track: Track, traine
 
 def _fits(bound: Run, settings: Settings) -> bool:
     """Tell whether the upper bound was trained with the current settings, or not at all."""
-    wanted = bound_settings(settings).to_toml()
-    return not bound.settings_file.exists() or bound.settings_file.read_text(encoding="utf-8") == wanted
+    return not bound.settings_file.exists() or fits_bound(bound, settings)
 
 
 def _train(run: Run, bound: Run, settings: Settings, track: Track, trainer: Trainer) -> None:
