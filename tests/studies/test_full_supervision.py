@@ -6,7 +6,7 @@ import pytest
 
 from tagseg.cli.main import main
 from tagseg.errors import DataError, RunError
-from tagseg.evaluate.evaluate import read_bound
+from tagseg.evaluate.evaluate import bound_settings, fits_bound, read_bound
 from tagseg.evaluate.scores import read_evaluation
 from tagseg.pipeline import fit, fit_until, run_stage
 from tagseg.run.folder import Run
@@ -154,3 +154,22 @@ def test_masks_of_another_tool_that_changed_are_refused_or_learned_from(
     fit_until(photos, root, "segment", force=True)
     assert (Run(root).segmenter / "network.safetensors").read_bytes() != network
     assert {path.name for path in Run(root).labels.glob("*.png")} == {"0.png"}
+
+
+def test_a_bound_fits_as_long_as_all_that_it_depends_on_is_the_same(tmp_path: Path) -> None:
+    plain = Settings.from_dict({"train": {"method": "finetuned", "epochs": 5}})
+    started = dataclasses.replace(plain, segment=dataclasses.replace(plain.segment, start="classifier"))
+    bound = Run(tmp_path)
+    for settings in (plain, started):
+        longer = dataclasses.replace(settings, train=dataclasses.replace(settings.train, epochs=6))
+        text = bound_settings(settings).to_toml()
+        bound.settings_file.write_text(text)
+        assert fits_bound(bound, settings)
+        assert fits_bound(bound, longer) == (settings is plain)
+        # As an earlier version wrote it: without settings that are new.
+        bound.settings_file.write_text(
+            "".join(line for line in text.splitlines(True) if "decoder_channels" not in line)
+        )
+        assert fits_bound(bound, settings)
+        bound.settings_file.write_text("[segment]\nno_such_setting = 1\n")
+        assert not fits_bound(bound, settings)

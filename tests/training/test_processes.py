@@ -141,7 +141,15 @@ def test_all_trainings_of_a_run_by_two_processes(discs: Path, tiny: Settings, tm
     rows = [f"{line},{'val' if line[0] in '23' else 'train'}" for line in lines]
     (data / "tags.csv").write_text("\n".join([f"{header},split", *rows]) + "\n")
     segment = dataclasses.replace(
-        tiny.segment, epochs=1, batch=4, crop=32, max_side=64, predict_scales=(1.0,), predict_flip=False, rounds=2
+        tiny.segment,
+        start="classifier",
+        epochs=1,
+        batch=4,
+        crop=32,
+        max_side=64,
+        predict_scales=(1.0,),
+        predict_flip=False,
+        rounds=2,
     )
     titles: list[str] = []
 
