@@ -126,16 +126,19 @@ def test_a_full_disk_while_it_learns_is_logged_in_words(
     assert record.getMessage().endswith("failed: 0.png: cannot be written: the disk is full") and not record.exc_info
 
 
-def test_it_learns_from_a_run_with_rounds_of_self_training(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", [{"rounds": 2}, {"start": "classifier"}])
+def test_it_learns_from_any_run_in_one_training_from_weights(
+    changed: dict[str, Any], backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = backend.run.settings()
-    rounds = dataclasses.replace(settings, segment=dataclasses.replace(settings.segment, rounds=2))
-    backend.run.settings_file.write_text(rounds.to_toml())
+    other = dataclasses.replace(settings, segment=dataclasses.replace(settings.segment, **changed))
+    backend.run.settings_file.write_text(other.to_toml())
     learned: list[Any] = []
     monkeypatch.setattr("tagseg.live.labelstudio._add_own_masks", lambda *_: None)
     monkeypatch.setattr("tagseg.live.labelstudio.run_stage", lambda *given, **_: learned.append(given[2]))
     monkeypatch.setattr("tagseg.live.labelstudio.load", lambda *_: backend.predictor)
     backend._learn()
-    assert [one.segment.rounds for one in learned] == [1]
+    assert [(one.segment.rounds, one.segment.start) for one in learned] == [(1, "weights")]
 
 
 def test_the_second_learning_keeps_the_masks_that_self_training_had_improved(
