@@ -63,6 +63,10 @@ def command() -> str:
     return " ".join(["python -m", ".".join(script.parts), *given])
 
 
+KEPT = "Rows that the command below did not measure are from earlier calls, on other machines."
+"""What a table says of figures that `measured` returned."""
+
+
 def measured(result: str) -> dict[str, Any]:
     """Return the figures of an earlier result; none if there is no such result."""
     file = RESULTS / f"{result}.json"

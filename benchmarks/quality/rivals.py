@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks import harness
-from benchmarks.harness import RUNS, SHARED, record
+from benchmarks.harness import KEPT, RUNS, SHARED, record
 from benchmarks.quality import domains
 from PIL import Image
 
@@ -101,9 +101,6 @@ NAMED_CLUSTERS = (
     "the same scored images of street_clothing."
 )
 """The rival that needs a person."""
-
-KEPT = "Rows that the command below did not measure are from earlier calls, on other machines."
-"""What a table says of the figures of earlier results."""
 
 COLUMNS = {"own": "own rule", "chosen": "chosen rule", "crf": "own rule and dense CRF"}
 

@@ -23,7 +23,7 @@ from tagseg.rca.train import load_network
 from tagseg.run.decisions import MaskPair
 from tagseg.run.estimate import JUDGED_SIDE
 from tagseg.run.folder import Run
-from tagseg.segment.infer import MAX_PIXELS_WITH_MIRROR, view_probabilities
+from tagseg.segment.infer import calls, view_probabilities
 from tagseg.segment.predictor import Predictor
 from tagseg.segment.read_network import read_predictor
 from tagseg.settings.localise import LocaliseSettings
@@ -176,8 +176,7 @@ def tag_scores(network: RcaNetwork, image: Image.Image, settings: LocaliseSettin
     """
     (view,) = views(network.backbone, image, dataclasses.replace(settings, scales=(1.0,))).pictures
     picture = to_tensor(view)[None].to(network.prototypes.device)
-    both = (picture, picture.flip(-1))
-    calls = (torch.cat(both),) if picture.shape[2] * picture.shape[3] <= MAX_PIXELS_WITH_MIRROR else both
-    found = [head.sigmoid() for maps in map(network, calls) for head in (maps.coarse_scores, maps.refined_scores)]
+    seen = [network(given) for _, given in calls(picture, [False, True])]
+    found = [head.sigmoid() for maps in seen for head in (maps.coarse_scores, maps.refined_scores)]
     scores: Float32[np.ndarray, " c"] = torch.cat(found).float().mean(0).cpu().numpy()
     return scores

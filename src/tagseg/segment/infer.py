@@ -25,12 +25,16 @@ def picture_probabilities(
     precision: Precision = "fp32",
 ) -> Float32[np.ndarray, "b ids h w"]:
     """Return the class probabilities of pictures, computed on the network's device."""
-    # Sent to the device as bytes, a quarter of the size of floats.
-    sent = torch.from_numpy(pictures).to(next(network.parameters()).device).permute(0, 3, 1, 2)
     found: Float32[np.ndarray, "b ids h w"] = (
-        probabilities(network, sent.float().div_(255), scales, flip, precision).cpu().numpy()
+        probabilities(network, _sent(network, pictures), scales, flip, precision).cpu().numpy()
     )
     return found
+
+
+def _sent(network: Segmenter, pictures: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """Return pictures as 0..1 on the network's device; they go there as bytes, a quarter of the size of floats."""
+    sent = torch.from_numpy(pictures).to(next(network.parameters()).device)
+    return sent.permute(0, 3, 1, 2).float().div_(255)
 
 
 @torch.inference_mode()
@@ -55,10 +59,8 @@ def view_probabilities(
     network: Segmenter, picture: UInt8[np.ndarray, "h w 3"], views: Sequence[tuple[float, bool]]
 ) -> Float32[np.ndarray, "v ids h w"]:
     """Return the class probabilities of a picture as each of its views (scale, mirrored) shows it, upright."""
-    sent = torch.from_numpy(picture[None]).to(next(network.parameters()).device).permute(0, 3, 1, 2)
-    found: Float32[np.ndarray, "v ids h w"] = (
-        torch.cat(list(_by_view(network, sent.float().div_(255), views, "fp32"))).cpu().numpy()
-    )
+    shares = torch.cat(list(_by_view(network, _sent(network, picture[None]), views, "fp32")))
+    found: Float32[np.ndarray, "v ids h w"] = shares.cpu().numpy()
     return found
 
 
@@ -70,8 +72,7 @@ def _by_view(
     for scale, group in itertools.groupby(views, key=lambda view: view[0]):
         size = network.fitting_size(h * scale, w * scale)
         scaled = resized(pictures, size, antialias=scale < 1)
-        for call in _calls(scaled, [mirrored for _, mirrored in group]):
-            given = torch.cat([scaled.flip(-1) if mirrored else scaled for mirrored in call])
+        for call, given in calls(scaled, [mirrored for _, mirrored in group]):
             with torch.autocast(given.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 scores = network(given)
             shares = resized(scores.float(), (h, w)).softmax(1).chunk(len(call))
@@ -79,10 +80,15 @@ def _by_view(
                 yield share.flip(-1) if mirrored else share
 
 
-def _calls(pictures: Float[Tensor, "b 3 h w"], mirrored: list[bool]) -> list[list[bool]]:
-    """Return, for each call of the network, the views that it gets: as they are (False) or mirrored (True)."""
+def calls(
+    pictures: Float[Tensor, "b 3 h w"], mirrored: list[bool]
+) -> Iterator[tuple[list[bool], Float[Tensor, "n 3 h w"]]]:
+    """Yield, for each call of a network, which views of the pictures it gets, as they are (False) or mirrored (True),
+    and the views."""
     small = len(pictures) * pictures.shape[2] * pictures.shape[3] <= MAX_PIXELS_WITH_MIRROR
-    return [mirrored] if small or pictures.device.type != "cpu" else [[each] for each in mirrored]
+    together = small or pictures.device.type != "cpu"
+    for call in [mirrored] if together else [[each] for each in mirrored]:
+        yield call, torch.cat([pictures.flip(-1) if each else pictures for each in call])
 
 
 def resized(
